@@ -1,0 +1,105 @@
+"""Projected ascent: the one loop under every gradient attack. It knows a ball and a function to ascend, no images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from deformreg import _checks
+from deformreg.balls import Ball, Radius
+
+Params = Any
+Keep = Literal["last", "best"]
+
+
+class Ascent(NamedTuple):
+    """What an ascent found.
+
+    Attributes:
+        params: the kept parameters, inside the ball.
+        values: float[n], the objective there.
+    """
+
+    params: Params
+    values: Float[Array, " n"]
+
+
+def spread(values: Array, leaf: Array) -> Array:
+    """Gives per-example values trailing axes, so that they broadcast against a leaf."""
+    return values.reshape(values.shape + (1,) * (leaf.ndim - values.ndim))
+
+
+def choose(take: Array, ours: Params, theirs: Params) -> Params:
+    """Per example, `ours` where `take` is true, else `theirs`."""
+    return jax.tree.map(lambda a, b: jnp.where(spread(take, a), a, b), ours, theirs)
+
+
+def projected_ascent(
+    objective: Callable[[Params], Array],
+    params: Params,
+    *,
+    ball: Ball,
+    step_size: Radius,
+    num_steps: int,
+    keep: Keep = "last",
+    constrain: Callable[[Params], Params] = lambda params: params,
+) -> Ascent:
+    """Ascends a function per example: steps along the ball's steepest direction, each projected back.
+
+    Args:
+        objective: ``params -> float[n]``, one value per example that depends on that example's parameters alone.
+        params: the start, a pytree of arrays whose first axis is the example.
+        ball: norm and radius; its steepest direction decides between sign and normalized steps.
+        step_size: in the ball's norm, or an array that broadcasts against the parameters.
+        num_steps: at least 0; a Python integer.
+        keep: ``"last"`` returns the last point, ``"best"`` the one of the highest objective, the start included.
+        constrain: a further projection after the ball's, for example onto valid images.
+
+    Returns:
+        The kept points with their values. `num_steps` gradients and one more value are computed; the latter is
+        dropped by the compiler where nobody reads it.
+
+    Raises:
+        TypeError: `num_steps` is not an integer.
+        ValueError: a negative `step_size` or `num_steps`, or an unknown `keep`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from deformreg import linf
+        >>> hill = lambda x: -jnp.sum((x - 1.0) ** 2, axis=1)
+        >>> projected_ascent(hill, jnp.zeros((1, 2)), ball=linf(0.5), step_size=0.1, num_steps=9).params.tolist()
+        [[0.5, 0.5]]
+
+    References:
+        Madry et al., "Towards Deep Learning Models Resistant to Adversarial Attacks", ICLR 2018.
+    """
+    _checks.non_negative("step_size", step_size)
+    num_steps = _checks.count("num_steps", num_steps, minimum=0)
+    _checks.choice("keep", keep, get_args(Keep))
+
+    def total(params: Params) -> tuple[Array, Array]:
+        values = objective(params)
+        return jnp.sum(values), values
+
+    def step(_: Any, state: tuple[Params, Ascent]) -> tuple[Params, Ascent]:
+        params, best = state
+        (_, values), gradient = jax.value_and_grad(total, has_aux=True)(params)
+        if keep == "best":
+            better = values > best.values
+            best = Ascent(choose(better, params, best.params), jnp.where(better, values, best.values))
+        direction = ball.steepest(gradient)
+        moved = jax.tree.map(lambda leaf, d: leaf + jnp.asarray(step_size, leaf.dtype) * d, params, direction)
+        return constrain(ball.project(moved)), best
+
+    values = jax.eval_shape(objective, params)
+    worst = jnp.full(values.shape, -jnp.inf, values.dtype)
+    params, best = jax.lax.fori_loop(0, num_steps, step, (params, Ascent(params, worst)))
+    values = objective(params)
+    if keep == "last":
+        return Ascent(params, values)
+    better = values > best.values
+    return Ascent(choose(better, params, best.params), jnp.where(better, values, best.values))

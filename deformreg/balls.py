@@ -1,0 +1,202 @@
+"""Norm balls around the identity: where a perturbation's parameters may lie, and which way is steepest inside.
+
+A ball is a value of pure functions over parameters whose first axis is the example. Its radius is in the unit of the
+parameters it is used with: pixels for a flow, the images' unit for an additive perturbation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from deformreg import _checks
+
+Params = Any
+Radius = float | Float[Array, "..."]
+
+
+class Ball(NamedTuple):
+    """A norm ball around zero.
+
+    Attributes:
+        radius: in the unit of the parameters; a number, or an array that broadcasts against them.
+        norm: ``params -> float[n]``.
+        project: ``params -> params``: the nearest point of the ball, per example.
+        steepest: ``gradient -> params``: the point of the *unit* ball that ascends fastest; zero where the gradient
+            is zero. A step of size s moves the parameters by s in the ball's norm.
+        sample: ``(key, params) -> params``: a random point of the ball, shaped like `params`.
+    """
+
+    radius: Radius
+    norm: Callable[[Params], Array]
+    project: Callable[[Params], Params]
+    steepest: Callable[[Params], Params]
+    sample: Callable[[Array, Params], Params]
+
+
+def _keys(key: Array, params: Params) -> Params:
+    leaves, structure = jax.tree.flatten(params)
+    return jax.tree.unflatten(structure, list(jax.random.split(key, len(leaves))))
+
+
+def _safe_root(squared: Array) -> Array:
+    """The square root, with slope zero instead of infinity at zero."""
+    return jnp.where(squared > 0, jnp.sqrt(jnp.where(squared > 0, squared, 1)), 0)
+
+
+def _scale(params: Array, lengths: Array, limit: Any) -> Array:
+    """Shortens vectors of the given lengths to the limit."""
+    return params * jnp.where(lengths > limit, limit / jnp.where(lengths > limit, lengths, 1), 1)
+
+
+def _unit(gradient: Array, lengths: Array) -> Array:
+    return jnp.where(lengths > 0, gradient / jnp.where(lengths > 0, lengths, 1), 0)
+
+
+def linf(radius: Radius) -> Ball:
+    """The cube: every component at most `radius` in size.
+
+    Args:
+        radius: in the unit of the parameters; an array gives every component its own, for example
+            ``jnp.array([0.5, 3.0, 3.0])`` (radians, pixels, pixels) for `deformreg.affine()`.
+
+    Returns:
+        The ball. Its norm is the largest component's size; where the radius is an array, the largest share of the
+        component's own radius (1 on the boundary).
+
+    Raises:
+        ValueError: the radius is negative.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> linf(0.5).project(jnp.array([[2.0, -0.25]])).tolist()
+        [[0.5, -0.25]]
+    """
+    _checks.non_negative("radius", radius)
+    shares = jnp.ndim(radius) > 0
+
+    def norm(params: Params) -> Array:
+        def largest(leaf: Array) -> Array:
+            sizes = jnp.abs(leaf)
+            if shares:
+                sizes = jnp.where(sizes > 0, sizes / radius, 0)
+            return jnp.max(sizes, axis=tuple(range(1, leaf.ndim)), initial=0)
+
+        return jnp.max(jnp.stack([largest(leaf) for leaf in jax.tree.leaves(params)]), axis=0)
+
+    def clip(leaf: Array) -> Array:
+        limit = jnp.asarray(radius, leaf.dtype)
+        return jnp.clip(leaf, -limit, limit)
+
+    def sample(key: Array, params: Params) -> Params:
+        def draw(key: Array, leaf: Array) -> Array:
+            uniform = jax.random.uniform(key, leaf.shape, leaf.dtype, -1, 1)
+            return uniform * jnp.asarray(radius, leaf.dtype)
+
+        return jax.tree.map(draw, _keys(key, params), params)
+
+    def steepest(gradient: Params) -> Params:
+        return jax.tree.map(jnp.sign, gradient)
+
+    return Ball(radius, norm, lambda params: jax.tree.map(clip, params), steepest, sample)
+
+
+def l2(radius: Radius) -> Ball:
+    """The Euclidean ball over all of an example's parameters.
+
+    Args:
+        radius: in the unit of the parameters; a number, or float[n], one per example.
+
+    Returns:
+        The ball.
+
+    Raises:
+        ValueError: the radius is negative.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> l2(2.5).project(jnp.array([[3.0, 4.0], [0.25, 0.5]])).tolist()
+        [[1.5, 2.0], [0.25, 0.5]]
+    """
+    _checks.non_negative("radius", radius)
+
+    def norm(params: Params) -> Array:
+        squares = [jnp.sum(leaf**2, axis=tuple(range(1, leaf.ndim))) for leaf in jax.tree.leaves(params)]
+        return _safe_root(sum(squares[1:], squares[0]))
+
+    def spread(values: Any, leaf: Array) -> Array:
+        array: Array = jnp.asarray(values, leaf.dtype)
+        return array.reshape(array.shape + (1,) * (leaf.ndim - 1)) if array.ndim else array
+
+    def project(params: Params) -> Params:
+        lengths = norm(params)
+        return jax.tree.map(lambda leaf: _scale(leaf, spread(lengths, leaf), spread(radius, leaf)), params)
+
+    def steepest(gradient: Params) -> Params:
+        lengths = norm(gradient)
+        return jax.tree.map(lambda leaf: _unit(leaf, spread(lengths, leaf)), gradient)
+
+    def sample(key: Array, params: Params) -> Params:
+        # A Gaussian's direction is uniform; the radius' law u^(1/d) makes the point uniform in the ball.
+        direction_key, radius_key = jax.random.split(key)
+        direction = jax.tree.map(
+            lambda key, leaf: jax.random.normal(key, leaf.shape, leaf.dtype), _keys(direction_key, params), params
+        )
+        lengths = norm(direction)
+        dimension = sum(leaf[0].size for leaf in jax.tree.leaves(params))
+        shares = jax.random.uniform(radius_key, lengths.shape, lengths.dtype) ** (1 / dimension)
+        return jax.tree.map(
+            lambda leaf: _unit(leaf, spread(lengths, leaf)) * spread(shares, leaf) * spread(radius, leaf), direction
+        )
+
+    return Ball(radius, norm, project, steepest, sample)
+
+
+def pixelwise_l2(radius: Radius) -> Ball:
+    """Every pixel's displacement at most `radius` long: ADef's norm ``max_p |flow[p]|`` as a ball.
+
+    Unlike the cube it does not favour the diagonals.
+
+    Args:
+        radius: in the unit of the parameters, pixels for a flow.
+
+    Returns:
+        The ball; the last axis of the parameters holds the vectors whose lengths are bounded.
+
+    Raises:
+        ValueError: the radius is negative.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> pixelwise_l2(1.0).norm(jnp.array([[[[3.0, 4.0]]]])).tolist()
+        [5.0]
+    """
+    _checks.non_negative("radius", radius)
+
+    def lengths(leaf: Array) -> Array:
+        return _safe_root(jnp.sum(leaf**2, axis=-1, keepdims=True))
+
+    def norm(params: Params) -> Array:
+        longest = [jnp.max(lengths(leaf), axis=tuple(range(1, leaf.ndim))) for leaf in jax.tree.leaves(params)]
+        return jnp.max(jnp.stack(longest), axis=0)
+
+    def project(params: Params) -> Params:
+        return jax.tree.map(lambda leaf: _scale(leaf, lengths(leaf), jnp.asarray(radius, leaf.dtype)), params)
+
+    def steepest(gradient: Params) -> Params:
+        return jax.tree.map(lambda leaf: _unit(leaf, lengths(leaf)), gradient)
+
+    def sample(key: Array, params: Params) -> Params:
+        def draw(key: Array, leaf: Array) -> Array:
+            direction_key, radius_key = jax.random.split(key)
+            direction = jax.random.normal(direction_key, leaf.shape, leaf.dtype)
+            shares = jax.random.uniform(radius_key, (*leaf.shape[:-1], 1), leaf.dtype) ** (1 / leaf.shape[-1])
+            return _unit(direction, lengths(direction)) * shares * jnp.asarray(radius, leaf.dtype)
+
+        return jax.tree.map(draw, _keys(key, params), params)
+
+    return Ball(radius, norm, project, steepest, sample)

@@ -1,0 +1,294 @@
+"""Flow fields: units, generators, smoothing and norms.
+
+A flow is ``float[n, h, w, 2]``: a displacement in pixels for every pixel, last axis (dy, dx) like NumPy indices. It
+says where an output pixel *reads from*, so the picture's content moves the opposite way.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from deformreg import _checks
+
+AFFINE_PARAMETERS = ("rotation", "dy", "dx", "log_scale_y", "log_scale_x", "shear")
+
+
+def _flow(flow: Any, name: str = "flow") -> Array:
+    array = _checks.floating(name, flow, rank=4, axes="[n, h, w, 2]")
+    if array.shape[-1] != 2:
+        raise ValueError(f"{name} must have shape [n, h, w, 2], got {array.shape}")
+    return array
+
+
+def pixels_from_normalized(flow: Float[Array, "n h w 2"]) -> Float[Array, "n h w 2"]:
+    """Converts a flow from PyTorch's normalized (x, y) units to pixels (dy, dx).
+
+    In normalized units, `grid_sample`'s with ``align_corners=True``, an image spans [-1, 1]: one pixel is
+    ``2 / (size - 1)``.
+
+    Args:
+        flow: normalized units, last axis (x, y).
+
+    Returns:
+        The same flow in pixels, last axis (dy, dx).
+
+    Raises:
+        ValueError: the shape is not [n, h, w, 2].
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> to_the_right = jnp.zeros((1, 5, 9, 2)).at[..., 0].set(0.5)
+        >>> pixels_from_normalized(to_the_right)[0, 0, 0].tolist()
+        [0.0, 2.0]
+    """
+    flow = _flow(flow)
+    height, width = flow.shape[1:3]
+    return flow[..., ::-1] * jnp.array([(height - 1) / 2, (width - 1) / 2], flow.dtype)
+
+
+def normalized_from_pixels(flow: Float[Array, "n h w 2"]) -> Float[Array, "n h w 2"]:
+    """Converts a flow from pixels (dy, dx) to PyTorch's normalized (x, y) units.
+
+    Args:
+        flow: pixels, last axis (dy, dx); both sides of the image at least two pixels long.
+
+    Returns:
+        The same flow in normalized units, last axis (x, y).
+
+    Raises:
+        ValueError: the shape is not [n, h, w, 2], or a side is one pixel long: it has no normalized unit.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> normalized_from_pixels(jnp.ones((1, 5, 9, 2)))[0, 0, 0].tolist()
+        [0.25, 0.5]
+    """
+    flow = _flow(flow)
+    height, width = flow.shape[1:3]
+    if min(height, width) < 2:
+        raise ValueError(f"flow must be at least 2 pixels high and wide, got {flow.shape}")
+    return flow[..., ::-1] * jnp.array([2 / (width - 1), 2 / (height - 1)], flow.dtype)
+
+
+def affine_flow(params: Float[Array, "n 6"], height: int, width: int) -> Float[Array, "n h w 2"]:
+    """The flow of affine maps about the image's centre.
+
+    A pixel at offset ``p`` from the centre reads from ``R(rotation) S H p + (dy, dx)``, with the shear
+    ``H = [[1, 0], [shear, 1]]`` in (y, x) order, the scaling ``S = diag(exp(log_scale_y), exp(log_scale_x))``, and
+    ``R`` the rotation that takes the direction of x (right) towards the direction of y (down). Zeros are the
+    identity. The picture's content moves the opposite way: a positive rotation turns it counterclockwise on a screen.
+
+    Args:
+        params: one row per example, the columns named by `AFFINE_PARAMETERS`: rotation in radians, dy and dx in
+            pixels, natural logarithms of the two scales, shear in pixels of x per pixel of y.
+        height: of the image, in pixels.
+        width: of the image, in pixels.
+
+    Returns:
+        The flow in pixels.
+
+    Raises:
+        ValueError: `params` is not [n, 6], or a size is not positive.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> quarter_turn = jnp.zeros((1, 6)).at[0, 0].set(jnp.pi / 2)
+        >>> flow = affine_flow(quarter_turn, 3, 3)  # the upper left corner reads the upper right one
+        >>> jnp.abs(jnp.round(flow[0, 0, 0], 3)).tolist()
+        [0.0, 2.0]
+    """
+    params = _checks.floating("params", params, rank=2, axes="[n, 6]")
+    if params.shape[1] != len(AFFINE_PARAMETERS):
+        raise ValueError(f"params must have shape [n, 6], columns {AFFINE_PARAMETERS}, got {params.shape}")
+    height, width = _checks.count("height", height), _checks.count("width", width)
+    angle, dy, dx, log_y, log_x, shear = (params[:, i, None, None] for i in range(6))
+    y = (jnp.arange(height, dtype=params.dtype) - (height - 1) / 2)[None, :, None]
+    x = (jnp.arange(width, dtype=params.dtype) - (width - 1) / 2)[None, None, :]
+    # Displacements are summed from terms that vanish with the parameters, so that zeros give exactly zero.
+    stretched_y = jnp.expm1(log_y) * y
+    stretched_x = jnp.expm1(log_x) * (x + shear * y) + shear * y
+    turn, lean = jnp.sin(angle), -2 * jnp.sin(angle / 2) ** 2  # sin, cos - 1
+    moved_y = stretched_y + lean * (y + stretched_y) + turn * (x + stretched_x) + dy
+    moved_x = stretched_x + lean * (x + stretched_x) - turn * (y + stretched_y) + dx
+    return jnp.stack([moved_y, moved_x], axis=-1)
+
+
+def upsample(flow: Float[Array, "n a b 2"], height: int, width: int) -> Float[Array, "n h w 2"]:
+    """Interpolates a coarse flow bilinearly to full resolution; displacements keep their length in pixels.
+
+    Args:
+        flow: coarse field, in pixels of the full resolution.
+        height: of the result, in pixels.
+        width: of the result, in pixels.
+
+    Returns:
+        The full field; no value lies outside the range of the coarse ones.
+
+    Raises:
+        ValueError: the shape is not [n, a, b, 2], or a size is not positive.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> upsample(jnp.ones((1, 2, 2, 2)), 8, 6).shape
+        (1, 8, 6, 2)
+    """
+    flow = _flow(flow)
+    shape = (flow.shape[0], _checks.count("height", height), _checks.count("width", width), 2)
+    full: Array = jax.image.resize(flow, shape, "linear", antialias=False)
+    return full
+
+
+def smooth(flow: Float[Array, "n h w 2"], sigma: float) -> Float[Array, "n h w 2"]:
+    """Gaussian smoothing of a flow, with edge padding and a kernel cut at four standard deviations.
+
+    The kernel is normalized: a constant flow stays as it is and no component grows beyond its maximum.
+
+    Args:
+        flow: in pixels.
+        sigma: standard deviation in pixels, a Python number; 0 returns the flow unchanged.
+
+    Returns:
+        The smoothed flow.
+
+    Raises:
+        ValueError: the shape is not [n, h, w, 2], or `sigma` is negative.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> spike = jnp.zeros((1, 9, 9, 2)).at[0, 4, 4].set(1.0)
+        >>> round(float(smooth(spike, 1.0).sum()), 5)
+        2.0
+    """
+    flow = _flow(flow)
+    _checks.non_negative("sigma", sigma)
+    if sigma == 0:
+        return flow
+    reach = max(1, math.ceil(4 * sigma))
+    weights = [math.exp(-0.5 * (i / sigma) ** 2) for i in range(-reach, reach + 1)]
+    total = sum(weights)
+    for axis in (1, 2):
+        padding = [(reach, reach) if i == axis else (0, 0) for i in range(4)]
+        padded = jnp.pad(flow, padding, mode="edge")
+        size = flow.shape[axis]
+        flow = sum(
+            (weight / total) * jax.lax.slice_in_dim(padded, i, i + size, axis=axis) for i, weight in enumerate(weights)
+        )  # type: ignore[assignment]
+    return flow
+
+
+def total_variation(
+    flow: Float[Array, "n h w 2"], *, diagonal: bool = False, epsilon: float = 1e-8
+) -> Float[Array, " n"]:
+    """stAdv's local distortion: the lengths of the differences between neighbouring displacements, summed.
+
+    ``sum over p and its neighbours q of sqrt(|flow[p] - flow[q]|^2 + epsilon)``, every pair of neighbours counted
+    once from either side; a neighbour outside the image is taken equal.
+
+    Args:
+        flow: in pixels.
+        diagonal: the paper's neighbourhood is read in two ways: the four adjacent pixels (the default), or the four
+            diagonal ones as in the code by rakutentech.
+        epsilon: pixels squared; keeps the root differentiable where neighbours agree.
+
+    Returns:
+        One sum per example, in pixels.
+
+    Raises:
+        ValueError: the shape is not [n, h, w, 2], or `epsilon` is negative.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> step = jnp.zeros((1, 1, 2, 2)).at[0, 0, 1].set(jnp.array([3.0, 4.0]))
+        >>> total_variation(step, epsilon=0.0).tolist()  # 5 pixels, seen from both sides
+        [10.0]
+
+    References:
+        Xiao et al., "Spatially Transformed Adversarial Examples", ICLR 2018, equation 4.
+    """
+    flow = _flow(flow)
+    _checks.non_negative("epsilon", epsilon)
+    offsets = [(1, 1), (1, -1)] if diagonal else [(1, 0), (0, 1)]
+    height, width = flow.shape[1:3]
+    padded = jnp.pad(flow, [(0, 0), (1, 1), (1, 1), (0, 0)], mode="edge")
+    total = jnp.zeros(flow.shape[0], flow.dtype)
+    for down, right in [*offsets, *((-down, -right) for down, right in offsets)]:
+        neighbour = jax.lax.slice(
+            padded,
+            (0, 1 + down, 1 + right, 0),
+            (flow.shape[0], 1 + down + height, 1 + right + width, 2),
+        )
+        squared = jnp.sum((flow - neighbour) ** 2, axis=-1) + epsilon
+        # A zero under the root has an infinite slope: take the root of one there and drop it.
+        root = jnp.where(squared > 0, jnp.sqrt(jnp.where(squared > 0, squared, 1)), 0)
+        total = total + root.sum(axis=(1, 2))
+    return total
+
+
+def max_component(flow: Float[Array, "n h w 2"]) -> Float[Array, " n"]:
+    """The l-infinity norm: the largest |dy| or |dx| of each example, in pixels.
+
+    Args:
+        flow: in pixels.
+
+    Returns:
+        One number per example.
+
+    Raises:
+        ValueError: the shape is not [n, h, w, 2].
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> max_component(jnp.zeros((1, 4, 4, 2)).at[0, 1, 2].set(jnp.array([3.0, -4.0]))).tolist()
+        [4.0]
+    """
+    return jnp.max(jnp.abs(_flow(flow)), axis=(1, 2, 3))
+
+
+def _lengths(flow: Array) -> Array:
+    squared = jnp.sum(flow**2, axis=-1)
+    return jnp.where(squared > 0, jnp.sqrt(jnp.where(squared > 0, squared, 1)), 0)
+
+
+def max_displacement(flow: Float[Array, "n h w 2"]) -> Float[Array, " n"]:
+    """ADef's norm: the length of the longest displacement of each example, in pixels.
+
+    Args:
+        flow: in pixels.
+
+    Returns:
+        One number per example.
+
+    Raises:
+        ValueError: the shape is not [n, h, w, 2].
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> max_displacement(jnp.zeros((1, 4, 4, 2)).at[0, 1, 2].set(jnp.array([3.0, -4.0]))).tolist()
+        [5.0]
+    """
+    return jnp.max(_lengths(_flow(flow)), axis=(1, 2))
+
+
+def mean_displacement(flow: Float[Array, "n h w 2"]) -> Float[Array, " n"]:
+    """The mean length of the displacements of each example, in pixels.
+
+    Args:
+        flow: in pixels.
+
+    Returns:
+        One number per example.
+
+    Raises:
+        ValueError: the shape is not [n, h, w, 2].
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> mean_displacement(jnp.ones((1, 4, 4, 2)) * jnp.array([3.0, 4.0])).tolist()
+        [5.0]
+    """
+    return jnp.mean(_lengths(_flow(flow)), axis=(1, 2))

@@ -1,0 +1,115 @@
+"""Classification losses, one value per example, never reduced: higher is worse for the model.
+
+Attacks ascend them and penalties differentiate them. Labels are integers in [0, classes).
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from deformreg import _checks
+
+
+def _arguments(logits: Array, labels: Array, *, classes: int = 2) -> tuple[Array, Array]:
+    logits = _checks.floating("logits", logits, rank=2, axes="[n, classes]")
+    labels = jnp.asarray(labels)
+    if not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise TypeError(f"labels must be integers, got {labels.dtype}")
+    if labels.shape != logits.shape[:1]:
+        raise ValueError(f"labels must have shape {logits.shape[:1]} to match the logits, got {labels.shape}")
+    if logits.shape[1] < classes:
+        raise ValueError(f"logits must have at least {classes} classes here, got {logits.shape[1]}")
+    return logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), labels
+
+
+def _picked(logits: Array, labels: Array) -> Array:
+    # A product with a one-hot row has no gather, whose second derivatives would scatter.
+    hot = labels[:, None] == jnp.arange(logits.shape[1])
+    return jnp.sum(jnp.where(hot, logits, 0), axis=1)
+
+
+def _others(logits: Array, labels: Array) -> Array:
+    hot = labels[:, None] == jnp.arange(logits.shape[1])
+    return jnp.where(hot, -jnp.inf, logits)
+
+
+def cross_entropy(logits: Float[Array, "n classes"], labels: Int[Array, " n"]) -> Float[Array, " n"]:
+    """The negative log-likelihood of the labels.
+
+    Args:
+        logits: unnormalized log-probabilities.
+        labels: the right classes.
+
+    Returns:
+        One loss per example, at least 0, in nats; float32 or wider.
+
+    Raises:
+        TypeError: floating labels or integer logits.
+        ValueError: shapes that do not fit.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> round(cross_entropy(jnp.zeros((1, 10)), jnp.array([3])).item(), 4)
+        2.3026
+    """
+    logits, labels = _arguments(logits, labels, classes=1)
+    return jax.nn.logsumexp(logits, axis=1) - _picked(logits, labels)
+
+
+def margin(logits: Float[Array, "n classes"], labels: Int[Array, " n"]) -> Float[Array, " n"]:
+    """The best wrong logit minus the right one: positive exactly where the prediction is wrong.
+
+    Args:
+        logits: unnormalized log-probabilities, two classes or more.
+        labels: the right classes.
+
+    Returns:
+        One value per example; float32 or wider.
+
+    Raises:
+        TypeError: floating labels or integer logits.
+        ValueError: shapes that do not fit, or fewer than two classes.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> margin(jnp.array([[3.0, 1.0, 2.0]]), jnp.array([0])).tolist()
+        [-1.0]
+
+    References:
+        Carlini and Wagner, "Towards Evaluating the Robustness of Neural Networks", S&P 2017.
+    """
+    logits, labels = _arguments(logits, labels)
+    return jnp.max(_others(logits, labels), axis=1) - _picked(logits, labels)
+
+
+def difference_of_logits_ratio(logits: Float[Array, "n classes"], labels: Int[Array, " n"]) -> Float[Array, " n"]:
+    """DLR: the margin over the gap between the largest and the third largest logit.
+
+    Unlike the cross-entropy it does not change when all logits are scaled or shifted, so a model cannot hide behind a
+    large scale.
+
+    Args:
+        logits: unnormalized log-probabilities, three classes or more.
+        labels: the right classes.
+
+    Returns:
+        One value per example, positive exactly where the prediction is wrong; float32 or wider.
+
+    Raises:
+        TypeError: floating labels or integer logits.
+        ValueError: shapes that do not fit, or fewer than three classes.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> difference_of_logits_ratio(jnp.array([[3.0, 1.0, 2.0]]), jnp.array([0])).tolist()
+        [-0.5]
+
+    References:
+        Croce and Hein, "Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse Parameter-free
+        Attacks", ICML 2020, equation 6.
+    """
+    logits, labels = _arguments(logits, labels, classes=3)
+    ordered = jnp.sort(logits, axis=1)
+    return margin(logits, labels) / (ordered[:, -1] - ordered[:, -3] + 1e-12)

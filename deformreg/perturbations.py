@@ -1,0 +1,261 @@
+"""Perturbation families ``T(params, images)`` as values, like an Optax transformation: pairs of pure functions.
+
+A family knows how images are perturbed and nothing of losses, balls or noise. Zero parameters are always the
+identity. Writing one takes two functions::
+
+    brightness = Perturbation(
+        init=lambda images: jnp.zeros(images.shape[0]),
+        apply=lambda params, images: images + params[:, None, None, None],
+    )
+
+References:
+    Xia and Li, "Improving Resistance to Adversarial Deformations by Regularizing Gradients", Neurocomputing 455,
+    2021: additive and location perturbations in one form.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from deformreg import _checks, flows
+from deformreg.warping import Boundary, forward_differences, warp
+
+Params = Any
+"""A pytree of arrays whose first axis is the example; one array for every family of this module."""
+
+Units = Literal["pixels", "normalized"]
+
+
+def _unconstrained(params: Params, images: Array) -> Params:
+    del images
+    return params
+
+
+class Perturbation(NamedTuple):
+    """A family of image perturbations.
+
+    Attributes:
+        init: ``images -> params``: the identity's parameters, zeros, first axis the example.
+        apply: ``(params, images) -> images`` of the same shape; ``apply(init(images), images)`` equals `images`.
+        pullback: ``(image_gradients, images) -> gradients`` with respect to the parameters at the identity, in
+            closed form; None has it derived from `apply`.
+        constrain: ``(params, images) -> params``: the nearest parameters whose result is valid.
+        field: ``(params, images) -> flow`` in pixels, for the families that move pixels; None for the others.
+    """
+
+    init: Callable[[Array], Params]
+    apply: Callable[[Params, Array], Array]
+    pullback: Callable[[Array, Array], Params] | None = None
+    constrain: Callable[[Params, Array], Params] = _unconstrained
+    field: Callable[[Params, Array], Array] | None = None
+
+
+def pull_back(
+    perturbation: Perturbation,
+    image_gradients: Float[Array, "n h w c"],
+    images: Float[Array, "n h w c"],
+) -> Params:
+    """Turns gradients with respect to images into gradients with respect to a family's parameters at the identity.
+
+    This is what lets several families share one pass through the model.
+
+    Args:
+        perturbation: the family.
+        image_gradients: of one loss per example, with respect to `images`.
+        images: where the gradients were taken, any range.
+
+    Returns:
+        The gradients, a pytree like ``perturbation.init(images)``.
+
+    Raises:
+        ValueError: the two arrays differ in shape.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> image = jnp.array([0.0, 1.0, 4.0]).reshape(1, 1, 3, 1)
+        >>> pull_back(flow(), jnp.ones_like(image), image)[0, 0, :, 1].tolist()
+        [1.0, 3.0, 0.0]
+    """
+    images = _checks.images(images)
+    image_gradients = _checks.images(image_gradients, "image_gradients")
+    if image_gradients.shape != images.shape:
+        raise ValueError(f"image_gradients must have the images' shape {images.shape}, got {image_gradients.shape}")
+    if perturbation.pullback is not None:
+        return perturbation.pullback(image_gradients, images)
+    _, vjp = jax.vjp(lambda params: perturbation.apply(params, images), perturbation.init(images))
+    return vjp(image_gradients.astype(images.dtype))[0]
+
+
+def additive(*, image_range: tuple[float, float] | None = None) -> Perturbation:
+    """Adds a value to every pixel and channel: the classic adversarial perturbation.
+
+    Args:
+        image_range: keeps ``images + params`` inside this range when parameters are constrained (attacks do so after
+            every step); None leaves them free.
+
+    Returns:
+        The family; parameters float[n, h, w, c] in the images' own unit.
+
+    Raises:
+        ValueError: the range is empty.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> family = additive(image_range=(0.0, 1.0))
+        >>> image = jnp.full((1, 1, 1, 1), 0.75)
+        >>> family.constrain(jnp.full((1, 1, 1, 1), 0.5), image).item()
+        0.25
+    """
+    if image_range is not None and not image_range[0] < image_range[1]:
+        raise ValueError(f"image_range must be (low, high) with low < high, got {image_range}")
+
+    def constrain(params: Array, images: Array) -> Array:
+        if image_range is None:
+            return params
+        # Bounds on the parameters, not a clipped sum minus the images: the latter rounds out of a ball.
+        return jnp.clip(params, image_range[0] - images, image_range[1] - images)
+
+    return Perturbation(
+        init=jnp.zeros_like,
+        apply=lambda params, images: images + params.astype(images.dtype),
+        pullback=lambda image_gradients, images: image_gradients,
+        constrain=constrain,
+    )
+
+
+def flow(*, boundary: Boundary = "edge", units: Units = "pixels") -> Perturbation:
+    """Moves every pixel on its own: the paper's adversarial deformation.
+
+    The gradient at the zero flow has a closed form: the image gradient times the images' forward differences, summed
+    over the channels. No warp, no gather, no scatter.
+
+    Args:
+        boundary: what lies outside the image, see `deformreg.warp`.
+        units: ``"pixels"``, last axis (dy, dx); or ``"normalized"``, PyTorch's [-1, 1] units, last axis (x, y).
+
+    Returns:
+        The family; parameters float[n, h, w, 2] in `units`.
+
+    Raises:
+        ValueError: unknown `boundary` or `units`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> image = jnp.array([0.0, 1.0, 4.0]).reshape(1, 1, 3, 1)
+        >>> family = flow()
+        >>> family.apply(family.init(image) + 1.0, image).ravel().tolist()
+        [1.0, 4.0, 4.0]
+    """
+    _checks.choice("boundary", boundary, get_args(Boundary))
+    _checks.choice("units", units, get_args(Units))
+
+    def in_pixels(params: Array) -> Array:
+        return params if units == "pixels" else flows.pixels_from_normalized(params)
+
+    def pullback(image_gradients: Array, images: Array) -> Array:
+        slopes = forward_differences(images, boundary=boundary)
+        gradient = jnp.stack([jnp.sum(image_gradients * slope, axis=-1) for slope in slopes], axis=-1)
+        if units == "pixels":
+            return gradient
+        height, width = images.shape[1:3]
+        return gradient[..., ::-1] * jnp.array([(width - 1) / 2, (height - 1) / 2], gradient.dtype)
+
+    return Perturbation(
+        init=lambda images: jnp.zeros((*images.shape[:3], 2), images.dtype),
+        apply=lambda params, images: warp(images, in_pixels(params), boundary=boundary),
+        pullback=pullback,
+        field=lambda params, images: in_pixels(params),
+    )
+
+
+def affine(
+    *,
+    parameters: tuple[str, ...] = ("rotation", "dy", "dx"),
+    boundary: Boundary = "edge",
+) -> Perturbation:
+    """Moves all pixels of an image by one affine map about its centre.
+
+    Args:
+        parameters: which of `deformreg.flows.AFFINE_PARAMETERS` are free, in this order; the others stay at zero.
+        boundary: what lies outside the image, see `deformreg.warp`.
+
+    Returns:
+        The family; parameters float[n, len(parameters)]: radians, pixels, log scales, pixels per pixel.
+
+    Raises:
+        ValueError: an unknown, repeated or missing parameter name, or an unknown `boundary`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> image = jnp.arange(9.0).reshape(1, 3, 3, 1)
+        >>> quarter_turn = jnp.array([[jnp.pi / 2]])
+        >>> jnp.round(affine(parameters=("rotation",)).apply(quarter_turn, image)[0, 0, :, 0]).tolist()
+        [2.0, 5.0, 8.0]
+    """
+    _checks.choice("boundary", boundary, get_args(Boundary))
+    for name in parameters:
+        _checks.choice("parameters", name, flows.AFFINE_PARAMETERS)
+    if not parameters or len(set(parameters)) != len(parameters):
+        raise ValueError(f"parameters must be one or more different names, got {parameters}")
+    columns = [flows.AFFINE_PARAMETERS.index(name) for name in parameters]
+
+    def field(params: Array, images: Array) -> Array:
+        # Positions are computed in float32 at least: a 16-bit type cannot hold them.
+        params = params.astype(jnp.promote_types(params.dtype, jnp.float32))
+        full = jnp.zeros((images.shape[0], len(flows.AFFINE_PARAMETERS)), params.dtype)
+        full = full.at[:, jnp.array(columns)].set(params)
+        return flows.affine_flow(full, images.shape[1], images.shape[2])
+
+    return Perturbation(
+        init=lambda images: jnp.zeros((images.shape[0], len(columns)), images.dtype),
+        apply=lambda params, images: warp(images, field(params, images), boundary=boundary),
+        field=field,
+    )
+
+
+def lowres_flow(stride: int, *, sigma: float = 0.0, boundary: Boundary = "edge") -> Perturbation:
+    """Moves pixels along a smooth field: a coarse flow, interpolated to full resolution and optionally blurred.
+
+    Args:
+        stride: pixels between the coarse field's nodes; 1 is a full-resolution field.
+        sigma: standard deviation in pixels of a Gaussian blur of the full field; 0 for none. ``stride=1`` with a
+            blur is the elastic perturbation of Kang et al.
+        boundary: what lies outside the image, see `deformreg.warp`.
+
+    Returns:
+        The family; parameters float[n, ceil(h / stride), ceil(w / stride), 2] in pixels. Neither step lengthens a
+        component beyond the coarse field's maximum.
+
+    Raises:
+        TypeError: `stride` is not an integer.
+        ValueError: `stride` is below 1, `sigma` negative, or `boundary` unknown.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> lowres_flow(4).init(jnp.zeros((2, 28, 30, 1))).shape
+        (2, 7, 8, 2)
+
+    References:
+        Kang et al., "Testing Robustness Against Unforeseen Adversaries", arXiv 1908.08016 (elastic attack).
+    """
+    stride = _checks.count("stride", stride)
+    _checks.non_negative("sigma", sigma)
+    _checks.choice("boundary", boundary, get_args(Boundary))
+
+    def init(images: Array) -> Array:
+        count, height, width, _ = images.shape
+        return jnp.zeros((count, -(-height // stride), -(-width // stride), 2), images.dtype)
+
+    def field(params: Array, images: Array) -> Array:
+        return flows.smooth(flows.upsample(params, images.shape[1], images.shape[2]), sigma)
+
+    return Perturbation(
+        init=init,
+        apply=lambda params, images: warp(images, field(params, images), boundary=boundary),
+        field=field,
+    )
