@@ -1,0 +1,297 @@
+"""What a training run is: frozen values, read from the command line, written into the run folder.
+
+Attribute docstrings are the command line's help. A config is data: `from_json` checks every field and never executes
+anything.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import types
+import typing
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from train.data.augment import Augmentation
+
+MethodName = Literal[
+    "standard",
+    "input-gradient",
+    "flow-gradient",
+    "adversarial",
+    "deformation",
+    "flow-gradient+deformation",
+]
+
+
+class ConfigError(ValueError):
+    """A config that cannot be used; the message is one line with the culprit and the remedy."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """Which images."""
+
+    name: str = "mnist5k"
+    """`mnist5k` or `digits` (embedded), a prepared TFDS set by name (cifar10, ...), `folder:PATH` with
+    train|test/<class>/*, or an .npz file."""
+    data_dir: Annotated[str | None, tyro.conf.arg(prefix_name=False)] = None
+    """Where prepared data sets lie; by default $DEFORMREG_DATA, then the user's cache folder."""
+    holdout: float = 0.0
+    """Fraction of the training images, in [0, 1), kept aside as validation set."""
+    image_size: int | None = None
+    """Side in pixels to which images of different sizes are resized when they are read."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """Which network."""
+
+    name: Literal["small-cnn", "vgg11", "vgg13", "vgg16", "vgg19", "resnet18"] = "small-cnn"
+    """Architecture; VGG and ResNet in their CIFAR form."""
+    width: float = 1.0
+    """Multiplier of every channel count."""
+    norm: Literal["batch", "group"] = "batch"
+    """Normalization layer."""
+    synchronize: bool = True
+    """Batch statistics over all devices (pmap only; sharded jit always does that)."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of the network's arithmetic; parameters and penalty stay float32."""
+    remat: bool = False
+    """Recompute activations in the backward pass: less memory, more time."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """How the network is made robust."""
+
+    name: MethodName = "standard"
+    """standard; input-gradient or flow-gradient (a penalty); adversarial (PGD on pixels); deformation (PGD on flows);
+    flow-gradient+deformation (the penalty on deformed images)."""
+    weight: float = 0.0
+    """Weight of the mean penalty: losses squared times it times pixels squared (flow) or image units squared
+    (input)."""
+    penalty: Literal["exact", "finite-difference"] = "exact"
+    """Double backpropagation, or a finite difference along each example's own gradient."""
+    difference: float = 0.01
+    """Step of the finite difference, in the Euclidean norm over a whole example: pixels (flow) or image units."""
+    every: int = 1
+    """Take the penalty on every k-th step only, with k times the weight."""
+    random_start: float = 0.0
+    """Standard deviation of a random deformation before the flow penalty, in pixels (0.155 is the paper's 0.01
+    normalized units at 32x32); 0 for none."""
+    statistics: Literal["batch", "running"] = "batch"
+    """Batch-normalization statistics seen by penalties and attacks: the batch's (as the released code; examples then
+    interact) or the running ones (a true per-image penalty, one more forward pass)."""
+    radius: float = 0.0
+    """Budget of the training attack per component: pixels (deformation) or image units in [0, 1] (adversarial)."""
+    steps: int = 7
+    """Gradient steps of the training attack."""
+    step_size: float = 0.0
+    """Step of the training attack, in the budget's unit; 0 is 2.5 * radius / steps."""
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """SGD with momentum."""
+
+    learning_rate: float = 0.01
+    """Peak learning rate."""
+    momentum: float = 0.9
+    """Momentum, in [0, 1)."""
+    nesterov: bool = False
+    """Nesterov's momentum."""
+    weight_decay: float = 5e-4
+    """Added to the gradient times the parameters, as PyTorch's SGD does; on every parameter."""
+    schedule: Literal["constant", "step", "cosine"] = "cosine"
+    """How the learning rate falls over the run."""
+    decay_epochs: tuple[int, ...] = ()
+    """Epochs after which the step schedule multiplies the rate by `decay_factor`."""
+    decay_factor: float = 0.1
+    """Factor of the step schedule."""
+    warmup_epochs: float = 0.0
+    """Epochs of linear warm-up from zero."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The multi-step flow attack that closes a run: zero start, sign steps of radius / steps, last iterate."""
+
+    radius: float = 0.675
+    """Largest displacement per component in pixels; 0.675 is 0.05 normalized units at 28x28."""
+    steps: int = 50
+    """Gradient steps."""
+    examples: int = 0
+    """Test images to attack, from the first; 0 for all."""
+    batch_size: int = 250
+    """Images attacked at a time."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """One training run."""
+
+    data: Data = field(default_factory=Data)
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    model: Model = field(default_factory=Model)
+    method: Method = field(default_factory=Method)
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    evaluation: Evaluation = field(default_factory=Evaluation)
+    epochs: int = 10
+    """Passes over the training images."""
+    batch_size: int = 128
+    """Images per step over all devices."""
+    seed: int = 0
+    """Seed of parameters, order, augmentation and noise."""
+    parallel: Literal["pmap", "jit"] = "pmap"
+    """Data parallelism over devices: replicated pmap, or jit over sharded batches."""
+    devices: int = 0
+    """Devices to use; 0 for all."""
+    select: Literal["last", "best"] = "last"
+    """Which checkpoint is evaluated: the last, or the one of best clean validation accuracy (the released code's
+    choice; needs `--data.holdout`, else it selects on the test set as that code does)."""
+    checkpoint_every: int = 0
+    """Steps between checkpoints; 0 for one per epoch."""
+    log_every: int = 20
+    """Steps between lines of the metric log."""
+
+
+def check(config: Config) -> Config:
+    """Returns a config whose numbers make sense, or raises a `ConfigError` that names the option."""
+    method, optimizer = config.method, config.optimizer
+    rules = [
+        (config.epochs >= 1, "--epochs", config.epochs, "at least 1"),
+        (config.batch_size >= 1, "--batch-size", config.batch_size, "at least 1"),
+        (config.seed >= 0, "--seed", config.seed, "at least 0"),
+        (config.devices >= 0, "--devices", config.devices, "at least 0"),
+        (config.log_every >= 1, "--log-every", config.log_every, "at least 1"),
+        (config.checkpoint_every >= 0, "--checkpoint-every", config.checkpoint_every, "at least 0"),
+        (0 <= config.data.holdout < 1, "--data.holdout", config.data.holdout, "in [0, 1)"),
+        (config.model.width > 0, "--model.width", config.model.width, "above 0"),
+        (method.weight >= 0, "--method.weight", method.weight, "at least 0"),
+        (method.every >= 1, "--method.every", method.every, "at least 1"),
+        (method.difference > 0, "--method.difference", method.difference, "above 0"),
+        (method.random_start >= 0, "--method.random-start", method.random_start, "at least 0"),
+        (method.radius >= 0, "--method.radius", method.radius, "at least 0"),
+        (method.step_size >= 0, "--method.step-size", method.step_size, "at least 0"),
+        (method.steps >= 1, "--method.steps", method.steps, "at least 1"),
+        (
+            optimizer.learning_rate > 0,
+            "--optimizer.learning-rate",
+            optimizer.learning_rate,
+            "above 0",
+        ),
+        (0 <= optimizer.momentum < 1, "--optimizer.momentum", optimizer.momentum, "in [0, 1)"),
+        (
+            optimizer.weight_decay >= 0,
+            "--optimizer.weight-decay",
+            optimizer.weight_decay,
+            "at least 0",
+        ),
+        (
+            config.evaluation.radius >= 0,
+            "--evaluation.radius",
+            config.evaluation.radius,
+            "at least 0",
+        ),
+        (config.evaluation.steps >= 1, "--evaluation.steps", config.evaluation.steps, "at least 1"),
+        (
+            config.evaluation.examples >= 0,
+            "--evaluation.examples",
+            config.evaluation.examples,
+            "at least 0",
+        ),
+        (
+            config.evaluation.batch_size >= 1,
+            "--evaluation.batch-size",
+            config.evaluation.batch_size,
+            "at least 1",
+        ),
+    ]
+    for holds, option, value, expected in rules:
+        if not holds:
+            raise ConfigError(f"{option} must be {expected}, got {value}")
+    if "gradient" in method.name and method.weight == 0:
+        raise ConfigError(f"--method.weight must be above 0 for the method {method.name}, got 0")
+    if (
+        method.name in ("adversarial", "deformation", "flow-gradient+deformation")
+        and method.radius == 0
+    ):
+        raise ConfigError(f"--method.radius must be above 0 for the method {method.name}, got 0")
+    if method.random_start and not method.name.startswith("flow-gradient"):
+        raise ConfigError(
+            f"--method.random-start belongs to the flow-gradient methods, not to {method.name}"
+        )
+    return config
+
+
+def to_json(config: Config) -> str:
+    """The config as JSON text, fields in order."""
+    return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
+
+
+def from_json(text: str) -> Config:
+    """Reads what `to_json` wrote.
+
+    Raises:
+        ConfigError: not JSON, an unknown field (with the nearest known one), or a value of the wrong type.
+    """
+    try:
+        tree = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"the config is not JSON: {error}") from error
+    return check(_build(Config, tree, ""))
+
+
+def differences(ours: Config, theirs: Config) -> list[str]:
+    """The fields in which two configs differ, as ``name: ours, theirs``."""
+    return _compare(dataclasses.asdict(ours), dataclasses.asdict(theirs), "")
+
+
+def _compare(ours: Any, theirs: Any, path: str) -> list[str]:
+    if isinstance(ours, dict):
+        return [
+            line
+            for name in ours
+            for line in _compare(ours[name], theirs[name], f"{path}.{name}".lstrip("."))
+        ]
+    return [] if ours == theirs else [f"{path}: {ours!r}, {theirs!r}"]
+
+
+def _build(kind: Any, value: Any, path: str) -> Any:
+    """A value of the annotated type from parsed JSON; never coerces, never calls what the text names."""
+    if dataclasses.is_dataclass(kind):
+        if not isinstance(value, dict):
+            raise ConfigError(f"the config's {path or 'root'} must be an object, got {value!r}")
+        hints = typing.get_type_hints(kind)
+        for name in value:
+            if name not in hints:
+                near = difflib.get_close_matches(name, hints, 1)
+                raise ConfigError(
+                    f"the config has no field {path + name!r}" + (f": {near[0]}?" if near else "")
+                )
+        return kind(
+            **{name: _build(hints[name], item, f"{path}{name}.") for name, item in value.items()}
+        )
+    if _fits(kind, value):
+        return tuple(value) if isinstance(value, list) else value
+    raise ConfigError(f"the config's {path.rstrip('.')} must be of type {kind}, got {value!r}")
+
+
+def _fits(kind: Any, value: Any) -> bool:
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Literal:
+        return value in arguments
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(option, value) for option in arguments)
+    if origin is tuple:
+        return isinstance(value, (list, tuple)) and all(_fits(arguments[0], item) for item in value)
+    if kind is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, kind)

@@ -1,0 +1,122 @@
+"""Augmentation inside the compiled step: pure functions of a key and ``uint8`` images.
+
+A random draw belongs to an example's position in the global batch, so a step gives the same
+images on 1, 2, 4 or 8 devices::
+
+    key = jax.random.fold_in(run_key, step)
+    positions = jnp.arange(n) + jax.lax.axis_index("data") * n  # under pmap; else the default
+    images = augment(key, batch["image"], options, positions=positions)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What happens to training images: resize, pad, random crop, random flip, in this order.
+
+    Evaluation resizes likewise and crops the centre. The paper's recipe for CIFAR-10 is
+    ``Augmentation(resize=36, crop=32, flip=True)``.
+    """
+
+    resize: int = 0
+    """Height and width, in pixels, to which images are resized (bilinear); 0 keeps their size."""
+    crop: int = 0
+    """Height and width, in pixels, of the crop, random in training and central in evaluation; 0
+    keeps the size."""
+    shift: int = 0
+    """Largest random shift in training, in pixels, along each axis; zeros move in at the border."""
+    flip: bool = False
+    """Mirrors each training image left to right with probability 1/2."""
+
+
+def output_shape(options: Augmentation, image_shape: tuple[int, int, int]) -> tuple[int, int, int]:
+    """The shape ``(h, w, c)`` that images of ``image_shape`` come out with.
+
+    Raises:
+        ValueError: a negative option, or a crop larger than the image it is taken from.
+    """
+    height, width, channels = image_shape
+    if min(options.resize, options.crop, options.shift) < 0:
+        raise ValueError(f"resize, crop and shift must be 0 or more pixels, got {options}")
+    if options.resize:
+        height = width = options.resize
+    if options.crop > min(height, width):
+        raise ValueError(f"crop {options.crop} is larger than the images of {height} x {width}")
+    return options.crop or height, options.crop or width, channels
+
+
+def to_float(images: Array) -> Array:
+    """``uint8`` images in 0..255 as ``float32`` in [0, 1]; float images pass unchanged."""
+    if images.dtype == jnp.uint8:
+        return images.astype(jnp.float32) / 255
+    return images
+
+
+def example_keys(key: Array, positions: Array) -> Array:
+    """One key for each position ``int[n]`` of the global batch."""
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, positions)
+
+
+def augment(key: Array, images: Array, options: Augmentation, *, positions: Array | None = None) -> Array:
+    """Augments training images.
+
+    Args:
+        key: a key for this step, the same on every device.
+        images: ``uint8[n, h, w, c]``.
+        options: what to do; a compile-time constant.
+        positions: ``int[n]``, where the examples are in the global batch; None means that the
+            images are the global batch.
+
+    Returns:
+        ``float32[n, *output_shape]`` in [0, 1]. An example's result depends on the key and on its
+        position, not on the other examples (resizing may round the last bit apart in batches of
+        another size).
+    """
+    height, width, _ = output_shape(options, images.shape[1:])
+    positions = jnp.arange(len(images)) if positions is None else positions
+    images = _resize(images, options.resize)
+    pad = options.shift
+    rows, columns = images.shape[1] + 2 * pad - height, images.shape[2] + 2 * pad - width
+    limits = jnp.array([rows + 1, columns + 1, 2])
+    draws = jax.vmap(lambda key: jax.random.randint(key, (3,), 0, limits))(example_keys(key, positions))
+    if rows or columns:
+        padded = jnp.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+        images = jax.vmap(
+            lambda image, corner: jax.lax.dynamic_slice(
+                image, (corner[0], corner[1], 0), (height, width, image.shape[-1])
+            )
+        )(padded, draws)
+    if options.flip:
+        images = jnp.where(draws[:, 2, None, None, None] == 1, images[:, :, ::-1], images)
+    return to_float(images)
+
+
+def center_view(images: Array, options: Augmentation) -> Array:
+    """The images that evaluation sees: resized likewise, cropped at the centre, never random.
+
+    Args:
+        images: ``uint8[n, h, w, c]``.
+        options: the training options; ``shift`` and ``flip`` have no part in it.
+
+    Returns:
+        ``float32[n, *output_shape]`` in [0, 1].
+    """
+    height, width, _ = output_shape(options, images.shape[1:])
+    images = _resize(images, options.resize)
+    top, left = (images.shape[1] - height) // 2, (images.shape[2] - width) // 2
+    return to_float(images[:, top : top + height, left : left + width])
+
+
+def _resize(images: Array, size: int) -> Array:
+    """Bilinear, as float; images that have the size stay ``uint8``: exact and smaller."""
+    if not size or images.shape[1:3] == (size, size):
+        return images
+    shape = (len(images), size, size, images.shape[-1])
+    return jax.image.resize(to_float(images), shape, "bilinear")

@@ -1,0 +1,128 @@
+"""Batches for training and evaluation, read ahead in a thread and sent ahead to the device."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
+
+import numpy as np
+
+from train.data.errors import DataError
+from train.data.order import batch_indices
+from train.data.sources import Source
+
+Batch = dict[str, np.ndarray]
+_Host = TypeVar("_Host")
+_Device = TypeVar("_Device")
+
+
+def train_batches(
+    source: Source,
+    *,
+    batch_size: int,
+    seed: int,
+    start_step: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Iterator[Batch]:
+    """Shuffled batches without end; the step number is the whole position.
+
+    Starting at step ``s`` gives exactly what an uninterrupted run sees from ``s`` on, so a
+    checkpoint needs no state of the input. The global batch of a step depends on the seed only;
+    each process reads its contiguous slice of it.
+
+    Args:
+        source: the training examples.
+        batch_size: examples in a global batch, over all processes.
+        seed: gives the order, which differs in every epoch.
+        start_step: the first step to give, from 0.
+        process_index: which slice of every global batch to give.
+        process_count: the number of slices.
+
+    Yields:
+        ``{"image": uint8[n, h, w, c], "label": int32[n]}``, ``n = batch_size / process_count``.
+
+    Raises:
+        DataError: ``batch_size`` does not divide among the processes, or the seed is negative.
+    """
+    part = _process_slice(batch_size, process_index, process_count)
+    if seed < 0 or start_step < 0:
+        raise DataError(f"seed {seed} and start step {start_step} must be 0 or more")
+
+    def read(step: int) -> Batch:
+        # NumPy orders a whole batch in microseconds. Grain's own shuffle calls Python for every
+        # example, a millisecond a batch of 128 that the training step would wait for.
+        indices = batch_indices(step, size=len(source), batch_size=batch_size, seed=seed)
+        images, labels = source.read(indices[part])
+        return {"image": images, "label": labels}
+
+    return _read_ahead(read, range(start_step, sys.maxsize))
+
+
+def eval_batches(source: Source, *, batch_size: int, process_index: int = 0, process_count: int = 1) -> Iterator[Batch]:
+    """Every example once, in order; the last batch is filled up, so that all have one shape.
+
+    Args:
+        source: the examples.
+        batch_size: examples in a global batch, over all processes.
+        process_index: which slice of every global batch to give.
+        process_count: the number of slices.
+
+    Yields:
+        ``{"image": uint8[n, h, w, c], "label": int32[n], "valid": bool[n]}``; where ``valid`` is
+        False the example is a repetition of the last one and must not be counted. All processes
+        yield the same number of batches.
+
+    Raises:
+        DataError: ``batch_size`` does not divide among the processes.
+    """
+    part = _process_slice(batch_size, process_index, process_count)
+
+    def read(step: int) -> Batch:
+        indices = np.arange(step * batch_size, (step + 1) * batch_size)[part]
+        images, labels = source.read(np.minimum(indices, len(source) - 1))
+        return {"image": images, "label": labels, "valid": indices < len(source)}
+
+    return _read_ahead(read, range(-(-len(source) // batch_size)))
+
+
+def device_prefetch(batches: Iterable[_Host], put: Callable[[_Host], _Device], depth: int = 2) -> Iterator[_Device]:
+    """Keeps ``depth`` batches on their way to the device while the current one is used.
+
+    Args:
+        batches: host batches.
+        put: starts the transfer of one batch, for example ``jax.device_put``; must not wait.
+        depth: batches in flight, at least 1.
+
+    Yields:
+        What ``put`` returned, in order.
+    """
+    iterator = iter(batches)
+    queue = deque(put(batch) for batch in itertools.islice(iterator, depth))
+    while queue:
+        yield queue.popleft()
+        # After the yield: the step that uses the batch was dispatched before the next transfer.
+        queue.extend(put(batch) for batch in itertools.islice(iterator, 1))
+
+
+def _process_slice(batch_size: int, process_index: int, process_count: int) -> slice:
+    if batch_size < 1 or batch_size % process_count:
+        raise DataError(
+            f"batch size {batch_size} does not divide among {process_count} processes; choose a "
+            f"multiple of {process_count}"
+        )
+    size = batch_size // process_count
+    return slice(process_index * size, (process_index + 1) * size)
+
+
+def _read_ahead(read: Callable[[int], Batch], steps: range) -> Iterator[Batch]:
+    """Maps ``read`` over the steps in Grain's prefetch threads, in order."""
+    import grain
+
+    # One thread is enough for arrays in memory; sets decoded per batch use more inside `read`.
+    options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
+    dataset = grain.MapDataset.range(steps.start, steps.stop).map(read)
+    return iter(dataset.to_iter_dataset(options))

@@ -1,0 +1,135 @@
+"""Where decoded images live: in one array with a copy on disk, or decoded batch by batch."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from train.data.errors import DataError
+
+Arrays = tuple[np.ndarray, np.ndarray]
+"""``(images uint8[n, h, w, c], labels int32[n])``."""
+
+Fetch = Callable[[np.ndarray], Arrays]
+"""Reads the examples at ``indices int[n]``."""
+
+_CHUNK = 64  # examples a thread decodes at a time: enough to hide the cost of handing them out
+
+
+def from_arrays(images: np.ndarray, labels: np.ndarray) -> Fetch:
+    """Random access to arrays: one gather of rows a batch."""
+
+    def fetch(indices: np.ndarray) -> Arrays:
+        return np.take(images, indices, axis=0), np.take(labels, indices)
+
+    return fetch
+
+
+def per_batch(decode: Fetch, num_classes: int, where: str) -> Fetch:
+    """Decodes every batch anew, in threads: for sets that do not fit in memory."""
+
+    def fetch(indices: np.ndarray) -> Arrays:
+        parts = min(_num_threads(), len(indices)) or 1
+        pieces = list(_pool().map(decode, np.array_split(indices, parts)))
+        images, labels = (np.concatenate(arrays) for arrays in zip(*pieces, strict=True))
+        check_labels(labels, num_classes, where, indices)
+        return images, labels
+
+    return fetch
+
+
+def decode_all(decode: Fetch, size: int, shape: tuple[int, int, int], title: str) -> Arrays:
+    """Decodes a whole split into memory, with a progress bar on a terminal.
+
+    The single place through which a split is decoded: the first example that fails ends it, with
+    the example's own ``DataError``.
+    """
+    from tqdm import tqdm
+
+    images, labels = np.empty((size, *shape), np.uint8), np.empty(size, np.int32)
+
+    def fill(start: int) -> int:
+        stop = min(start + _CHUNK, size)
+        images[start:stop], labels[start:stop] = decode(np.arange(start, stop))
+        return stop - start
+
+    bar = tqdm(total=size, desc=title, unit="img", disable=not sys.stderr.isatty(), leave=False)
+    with bar:
+        for done in _pool().map(fill, range(0, size, _CHUNK)):
+            bar.update(done)
+    return images, labels
+
+
+def check_labels(labels: np.ndarray, num_classes: int, where: str, indices: np.ndarray | None = None) -> None:
+    """Raises ``DataError`` on the first label outside ``[0, num_classes)``."""
+    wrong = np.flatnonzero((labels < 0) | (labels >= num_classes))
+    if wrong.size:
+        index = wrong[0] if indices is None else indices[wrong[0]]
+        raise DataError(
+            f"{where}: label {labels[wrong[0]]} of example {index} is not in 0..{num_classes - 1} "
+            f"({wrong.size} such labels); correct the labels or use a labelled split"
+        )
+
+
+def fingerprint(parts: Iterable[object]) -> str:
+    """A short hash that changes when any of the parts does."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(repr(part).encode() + b"\0")
+    return digest.hexdigest()[:16]
+
+
+def read_cache(folder: Path) -> Arrays | None:
+    """Opens a decoded copy, memory-mapped; None where there is none that can be read."""
+    try:
+        images = np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False)
+        labels = np.load(folder / "labels.npy", allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    sound = images.ndim == 4 and images.dtype == np.uint8 and labels.shape == images.shape[:1]
+    return (images, labels) if sound else None
+
+
+def write_cache(folder: Path, arrays: Arrays) -> None:
+    """Keeps a decoded copy for the next start, and drops older copies of the same split.
+
+    The folder's name is ``SPLIT-FINGERPRINT``. It appears complete or not at all, so processes
+    may write it at the same time. Where it cannot be written, the next start decodes again.
+    """
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".writing-") as temporary:
+            copy = Path(temporary, "copy")
+            copy.mkdir()
+            for name, array in zip(("images", "labels"), arrays, strict=True):
+                with open(copy / f"{name}.npy", "wb") as file:
+                    np.save(file, array)
+                    file.flush()
+                    os.fsync(file.fileno())  # a crash must not leave a folder of zeros behind
+            if folder.exists():  # only reached if what is there cannot be read
+                shutil.rmtree(folder, ignore_errors=True)
+            copy.rename(folder)
+    except OSError:
+        return
+    stem = folder.name.rpartition("-")[0]
+    for other in folder.parent.glob(f"{stem}-*"):
+        if other != folder and len(other.name) == len(folder.name):
+            shutil.rmtree(other, ignore_errors=True)
+
+
+def _num_threads() -> int:
+    return min(32, os.cpu_count() or 1)
+
+
+@functools.cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(_num_threads(), thread_name_prefix="decode")

@@ -1,0 +1,148 @@
+"""Convolution and max pooling in two formulations that agree: XLA's own operations, and matrix multiplications.
+
+XLA's CPU backend runs small convolutions, and the scatter in the gradient of ``lax.reduce_window``, many times slower
+than the hardware allows. There a convolution is written as one matrix multiplication of shifted slices, and pooling
+as a selection. Accelerators keep ``lax``.
+
+Both formulations have the same values, the same first derivatives and the same second ones, which the exact gradient
+penalty needs. In particular a tie in a pooling window gives all of its gradient to the first maximum in row-major
+order, as ``lax.reduce_window`` and PyTorch do; splitting it instead changes training on images with flat regions.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+Implementation = Literal["auto", "lax", "matmul"]
+
+
+def resolve_implementation(implementation: Implementation) -> Literal["lax", "matmul"]:
+    """Returns ``"matmul"`` or ``"lax"``; ``"auto"`` decides by the default backend, at trace time.
+
+    A program compiled on a CPU host for another device must name its implementation: ``"auto"`` sees the host.
+
+    Raises:
+        ValueError: the implementation is unknown.
+    """
+    if implementation not in get_args(Implementation):
+        expected = ", ".join(get_args(Implementation))
+        raise ValueError(f"implementation must be one of {expected}, got {implementation!r}")
+    if implementation == "auto":
+        return "matmul" if jax.default_backend() == "cpu" else "lax"
+    return implementation
+
+
+def conv(
+    images: Float[Array, "n h w c"],
+    kernel: Float[Array, "rows columns c features"],
+    *,
+    stride: int = 1,
+    implementation: Implementation = "auto",
+) -> Float[Array, "n h_out w_out features"]:
+    """Cross-correlates images with a kernel, padded with zeros so that stride 1 keeps the size.
+
+    An odd kernel size is padded equally on both sides for every stride, as PyTorch does; XLA's ``"SAME"`` would
+    shift the strided grid by a pixel on even sizes.
+
+    Args:
+        images: Input maps.
+        kernel: Weights, in the images' dtype.
+        stride: Step between output pixels; ``h_out = ceil(h / stride)``, likewise for the width.
+        implementation: ``"lax"``, ``"matmul"``, or ``"auto"`` for the one that is fast on the default backend.
+
+    Returns:
+        The output maps.
+
+    Raises:
+        ValueError: the implementation is unknown.
+    """
+    rows, columns = kernel.shape[:2]
+    padding = [((size - 1) // 2, size // 2) for size in (rows, columns)]
+    if resolve_implementation(implementation) == "lax":
+        return lax.conv_general_dilated(
+            images, kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+    if _covers_the_map(images.shape[1:3], padding):
+        return _conv_of_whole_map(images, kernel, padding, stride)
+    return _conv_of_patches(images, kernel, padding, stride)
+
+
+def max_pool_2x2(
+    images: Float[Array, "n h w c"], *, implementation: Implementation = "auto"
+) -> Float[Array, "n h//2 w//2 c"]:
+    """Takes the maximum of each 2x2 window; an odd last row or column is dropped.
+
+    All derivatives go to the first maximum of a window in row-major order; a NaN in a window makes it NaN.
+
+    Args:
+        images: Input maps.
+        implementation: ``"lax"``, ``"matmul"`` (here: selections), or ``"auto"`` for the one that is fast on the
+            default backend.
+
+    Returns:
+        The pooled maps.
+
+    Raises:
+        ValueError: the implementation is unknown.
+    """
+    if resolve_implementation(implementation) == "lax":
+        window = (1, 2, 2, 1)
+        pooled: Array = lax.reduce_window(images, -jnp.inf, lax.max, window, window, "VALID")
+        return pooled
+    n, h, w, c = images.shape
+    even = lax.slice(images, (0, 0, 0, 0), (n, h // 2 * 2, w // 2 * 2, c))
+    windows = even.reshape(n, h // 2, 2, w // 2, 2, c)
+
+    def row_maximum(row: int) -> Array:
+        pair = lax.index_in_dim(windows, row, axis=2, keepdims=False)
+        left, right = (lax.index_in_dim(pair, i, axis=3, keepdims=False) for i in (0, 1))
+        return _first_maximum(left, right)
+
+    return _first_maximum(row_maximum(0), row_maximum(1))
+
+
+def _first_maximum(first: Array, second: Array) -> Array:
+    """The larger one; `first` and its derivative on a tie; NaN where either is, as ``lax.max`` has it."""
+    return jnp.where((second > first) | jnp.isnan(second), second, first)
+
+
+def _conv_of_patches(images: Array, kernel: Array, padding: list[tuple[int, int]], stride: int) -> Array:
+    """One matrix multiplication: every output pixel's neighbourhood times the kernel."""
+    n, h, w, channels = images.shape
+    rows, columns, _, features = kernel.shape
+    padded = jnp.pad(images, ((0, 0), *padding, (0, 0)))
+    shifted = [
+        lax.slice(padded, (0, row, column, 0), (n, row + h, column + w, channels), (1, stride, stride, 1))
+        for row in range(rows)
+        for column in range(columns)
+    ]
+    h_out, w_out = shifted[0].shape[1:3]
+    patches = lax.concatenate(shifted, dimension=3).reshape(-1, rows * columns * channels)
+    return (patches @ kernel.reshape(-1, features)).reshape(n, h_out, w_out, features)
+
+
+def _covers_the_map(size: tuple[int, ...], padding: list[tuple[int, int]]) -> bool:
+    """Whether a kernel at any output pixel covers every input pixel, as 3x3 does on maps of up to 2x2."""
+    return all(length - 1 <= min(sides) for length, sides in zip(size, padding, strict=True))
+
+
+def _conv_of_whole_map(images: Array, kernel: Array, padding: list[tuple[int, int]], stride: int) -> Array:
+    """One multiplication per output pixel, by the part of the kernel that is on the map.
+
+    On a 2x2 map more than half of a 3x3 neighbourhood is padding; this leaves it out.
+    """
+    n, h, w, channels = images.shape
+    features = kernel.shape[3]
+    (top, _), (left, _) = padding
+    flat = images.reshape(n, h * w * channels)
+    pixels = [
+        flat @ kernel[top - y : top - y + h, left - x : left - x + w].reshape(-1, features)
+        for y in range(0, h, stride)
+        for x in range(0, w, stride)
+    ]
+    return jnp.stack(pixels, axis=1).reshape(n, -(-h // stride), -(-w // stride), features)

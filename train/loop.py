@@ -1,0 +1,228 @@
+"""The training loop: batches in, steps, metrics and checkpoints out."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from tqdm import tqdm
+
+from train import checkpoints, parallel, runs
+from train.config import Config
+from train.data import (
+    Augmentation,
+    Source,
+    center_view,
+    device_prefetch,
+    eval_batches,
+    load,
+    output_shape,
+    train_batches,
+)
+from train.models import create_model
+from train.optimizers import learning_rate, make_optimizer
+from train.steps import State, init_state, make_step, predict
+
+
+class NonFiniteLoss(RuntimeError):
+    """The loss became NaN or infinite; the message names the step and the last good checkpoint."""
+
+
+class Task(NamedTuple):
+    """A config made concrete: its data and everything built from it.
+
+    Attributes:
+        train: training images.
+        validation: held-out images, or the test images where none are held out.
+        test: test images.
+        model: the network.
+        state: before the first step.
+        step: the training step, not compiled.
+        rate: the learning rate by step.
+        steps_per_epoch: optimizer steps.
+    """
+
+    train: Source
+    validation: Source
+    test: Source
+    model: nn.Module
+    state: State
+    step: Callable[..., Any]
+    rate: Callable[[Any], Any]
+    steps_per_epoch: int
+
+
+def prepare(config: Config) -> Task:
+    """Opens the data and builds network, optimizer and step.
+
+    Raises:
+        DataError: the data cannot be used.
+        ConfigError: network or batch do not fit the data.
+    """
+    data = config.data
+    options = {"data_dir": data.data_dir, "image_size": data.image_size}
+    train = load(data.name, split="train", holdout=data.holdout, **options)
+    test = load(data.name, split="test", **options)
+    validation = load(data.name, split="validation", holdout=data.holdout, **options) if data.holdout else test
+    model = make_model(config, train.num_classes)
+    steps_per_epoch = max(len(train) // config.batch_size, 1)
+    rate = learning_rate(config.optimizer, epochs=config.epochs, steps_per_epoch=steps_per_epoch)
+    optimizer = make_optimizer(config.optimizer, rate)
+    shape = output_shape(config.augmentation, train.image_shape)
+    state = init_state(model, optimizer, shape, config.seed)
+    return Task(train, validation, test, model, state, make_step(config, model, optimizer), rate, steps_per_epoch)
+
+
+def make_model(config: Config, num_classes: int) -> nn.Module:
+    """The network of a config."""
+    mapped = config.parallel == "pmap" and config.model.synchronize
+    return create_model(
+        config.model.name,
+        num_classes=num_classes,
+        width=config.model.width,
+        norm=config.model.norm,
+        dtype=jnp.dtype(config.model.dtype),
+        axis_name=parallel.AXIS if mapped else None,
+        remat=config.model.remat,
+    )
+
+
+def fit(config: Config, folder: Path, *, resume: bool = False) -> State:
+    """Trains a config in a run folder, or continues it from its newest intact checkpoint.
+
+    Args:
+        config: what to train.
+        folder: the run folder, created.
+        resume: continue a run that is there.
+
+    Returns:
+        The trained state.
+
+    Raises:
+        ConfigError, DataError, RunError, CheckpointError: something cannot be used; one line says what.
+        NonFiniteLoss: the loss became NaN or infinite; checkpoints from before remain.
+    """
+    engine = parallel.make_engine(config.parallel, devices=config.devices, batch_size=config.batch_size)
+    task = prepare(config)
+    run = runs.create(folder, config, resume=resume)
+    manager = checkpoints.open_manager(run.checkpoints)
+    state = task.state
+    if resume and manager.all_steps():
+        _, state, skipped = checkpoints.restore(manager, state)
+        for line in skipped:
+            print(f"skipped a damaged checkpoint: {line}", file=sys.stderr)
+    log = runs.MetricLog(run, after_step=int(state.step))
+    try:
+        state = _train(config, task, engine, manager, log, engine.put_state(state))
+    finally:
+        manager.wait_until_finished()
+        manager.close()
+        log.close()
+    return state
+
+
+def _train(
+    config: Config,
+    task: Task,
+    engine: parallel.Engine,
+    manager: Any,
+    log: runs.MetricLog,
+    state: State,
+) -> State:
+    first, last = int(state.step), config.epochs * task.steps_per_epoch
+    interval = config.checkpoint_every or task.steps_per_epoch
+    compiled = engine.compile(task.step)
+    count_right = jax.jit(correct, static_argnums=(0, 3))
+    began = time.perf_counter() - log.seconds
+    watch = _Watch(log, task.rate, config.log_every, began)
+    batches = _batches(config, task.train, engine, first)
+    progress = tqdm(
+        total=last, initial=first, desc=f"{config.method.name}", unit="step", disable=not sys.stderr.isatty()
+    )
+    for step in range(first + 1, last + 1):
+        state, metrics = compiled(state, next(batches))
+        watch.push(step, metrics)
+        progress.update()
+        if step % interval == 0 or step == last:
+            watch.drain()
+            accuracy = validate(config, task, state, count_right)
+            log.write(step, {"validation_accuracy": accuracy, "seconds": time.perf_counter() - began})
+            progress.set_postfix(accuracy=f"{accuracy:.3f}", loss=f"{watch.loss:.3f}")
+            checkpoints.save(manager, step, state, {"accuracy": accuracy})
+    progress.close()
+    return state
+
+
+class _Watch:
+    """Reads metrics a few steps late, so that the device never waits, and stops at the first non-finite loss."""
+
+    def __init__(self, log: runs.MetricLog, rate: Callable[[Any], Any], interval: int, began: float) -> None:
+        self.log, self.rate, self.interval, self.began = log, rate, interval, began
+        self.pending: deque[tuple[int, dict[str, Array]]] = deque()
+        self.window: list[dict[str, float]] = []
+        self.loss = math.nan
+
+    def push(self, step: int, metrics: dict[str, Array]) -> None:
+        self.pending.append((step, metrics))
+        while len(self.pending) > 2:
+            self._read()
+
+    def drain(self) -> None:
+        while self.pending:
+            self._read()
+
+    def _read(self) -> None:
+        step, metrics = self.pending.popleft()
+        values = {name: float(np.asarray(value)) for name, value in metrics.items()}
+        if not (math.isfinite(values["loss"]) and math.isfinite(values["gradient_norm"])):
+            raise NonFiniteLoss(
+                f"step {step}: loss {values['loss']}, gradient norm {values['gradient_norm']}; the checkpoints from "
+                "before are kept. Lower --optimizer.learning-rate or --method.weight"
+            )
+        self.loss = values["loss"]
+        self.window.append(values)
+        if step % self.interval == 0:
+            means = {name: float(np.mean([values[name] for values in self.window])) for name in values}
+            seconds = time.perf_counter() - self.began
+            self.log.write(step, {**means, "learning_rate": float(self.rate(step - 1)), "seconds": seconds})
+            self.window.clear()
+
+
+def _batches(config: Config, source: Source, engine: parallel.Engine, first: int) -> Iterator[Any]:
+    share = config.batch_size // jax.process_count()
+    positions = np.arange(share, dtype=np.int32) + share * jax.process_index()
+    host = train_batches(
+        source,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        start_step=first,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    return device_prefetch(({**batch, "position": positions} for batch in host), engine.put_batch)
+
+
+def correct(model: nn.Module, state: State, batch: dict[str, Array], options: Augmentation) -> Array:
+    """How many valid examples of a batch are classified right, clean."""
+    logits = predict(model, state.params, state.batch_stats, center_view(batch["image"], options))
+    return jnp.sum((jnp.argmax(logits, axis=-1) == batch["label"]) & batch["valid"])
+
+
+def validate(config: Config, task: Task, state: State, count_right: Callable[..., Array]) -> float:
+    """Clean accuracy on the validation images."""
+    size = min(len(task.validation), 500)
+    right = [
+        count_right(task.model, state, batch, config.augmentation)
+        for batch in eval_batches(task.validation, batch_size=size)
+    ]
+    return float(sum(int(np.asarray(count)) for count in right)) / len(task.validation)

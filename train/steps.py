@@ -1,0 +1,233 @@
+"""The training step of every method, as a pure function of state and batch.
+
+``make_step(config, model, optimizer)`` returns ``step(state, batch, *, axis=None)``. Random numbers come from the
+run's key, the step and an example's position in the global batch, so that a step does not depend on how the batch is
+divided over devices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+import deformreg
+from deformreg.losses import cross_entropy
+from train.config import Config, Method
+from train.data.augment import augment, example_keys
+
+Tree = Any
+
+
+class State(NamedTuple):
+    """All that a run carries from step to step; the input's position is the step.
+
+    Attributes:
+        step: int32[], steps taken.
+        params: the network's parameters.
+        batch_stats: running statistics of batch normalization; empty with group normalization.
+        opt_state: the optimizer's.
+        key: uint32[2], the data of the run's random key, never changed.
+    """
+
+    step: Array
+    params: Tree
+    batch_stats: Tree
+    opt_state: Tree
+    key: Array
+
+
+class Outcome(NamedTuple):
+    """What a method's objective returns beside its value."""
+
+    loss: Array
+    penalty: Array
+    accuracy: Array
+    batch_stats: Tree
+
+
+def init_state(
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    image_shape: tuple[int, int, int],
+    seed: int,
+) -> State:
+    """The state before the first step."""
+    key = jax.random.key(seed)
+    init_key, run_key = jax.random.split(key)
+    variables = jax.jit(lambda key: model.init(key, jnp.zeros((1, *image_shape)), train=False))(
+        init_key
+    )
+    params = variables["params"]
+    return State(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        batch_stats=variables.get("batch_stats", {}),
+        opt_state=optimizer.init(params),
+        key=jax.random.key_data(run_key),
+    )
+
+
+def predict(model: nn.Module, params: Tree, batch_stats: Tree, images: Array) -> Array:
+    """Logits on the running statistics."""
+    return model.apply({"params": params, "batch_stats": batch_stats}, images, train=False)
+
+
+def make_step(
+    config: Config, model: nn.Module, optimizer: optax.GradientTransformation
+) -> Callable[..., tuple[State, dict[str, Array]]]:
+    """Builds the step of a config's method.
+
+    Args:
+        config: method, augmentation and batch size.
+        model: the network.
+        optimizer: from `train.optimizers`.
+
+    Returns:
+        ``step(state, batch, *, axis=None) -> (state, metrics)``. A batch is ``{"image": uint8[n, h, w, c], "label":
+        int32[n], "position": int32[n]}``, the latter the examples' places in the global batch. With `axis`, gradients,
+        statistics and metrics are averaged over that mapped axis. Metrics are scalars: loss, penalty, accuracy and
+        gradient_norm, of the whole batch.
+    """
+    method = config.method
+
+    def step(
+        state: State, batch: dict[str, Array], *, axis: str | None = None
+    ) -> tuple[State, dict[str, Array]]:
+        step_key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+        keys = example_keys(jax.random.fold_in(step_key, 1), batch["position"])
+        images = augment(step_key, batch["image"], config.augmentation, positions=batch["position"])
+        labels = batch["label"]
+
+        def gradient(weight: float) -> tuple[Outcome, Tree]:
+            def objective(params: Tree) -> tuple[Array, Outcome]:
+                network = _Network(model, params, state.batch_stats, labels)
+                outcome = _outcome(method, network, images, keys, weight)
+                return outcome.loss + weight * outcome.penalty, outcome
+
+            gradients, outcome = jax.grad(objective, has_aux=True)(state.params)
+            return outcome, gradients
+
+        if method.every > 1:
+            outcome, gradients = jax.lax.cond(
+                state.step % method.every == 0,
+                lambda: gradient(method.weight * method.every),
+                lambda: gradient(0.0),
+            )
+        else:
+            outcome, gradients = gradient(method.weight)
+        if axis is not None:
+            outcome, gradients = jax.lax.pmean((outcome, gradients), axis)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics = {
+            "loss": outcome.loss,
+            "penalty": outcome.penalty,
+            "accuracy": outcome.accuracy,
+            "gradient_norm": optax.tree.norm(gradients),
+        }
+        return State(state.step + 1, params, outcome.batch_stats, opt_state, state.key), metrics
+
+    return step
+
+
+class _Network(NamedTuple):
+    """A network at fixed parameters, with the labels of its batch."""
+
+    model: nn.Module
+    params: Tree
+    batch_stats: Tree
+    labels: Array
+
+    def on_batch(self, images: Array) -> tuple[Array, tuple[Array, Tree]]:
+        """Losses on batch statistics, with logits and the updated running statistics."""
+        variables = {"params": self.params, "batch_stats": self.batch_stats}
+        logits, updated = self.model.apply(variables, images, train=True, mutable=["batch_stats"])
+        return cross_entropy(logits, self.labels), (logits, updated.get("batch_stats", {}))
+
+    def on_running(self, images: Array) -> Array:
+        """Losses on running statistics: every example for itself."""
+        return cross_entropy(
+            predict(self.model, self.params, self.batch_stats, images), self.labels
+        )
+
+    def losses(self, method: Method) -> Callable[[Array], Array]:
+        """Losses on the statistics that a method's penalties and attacks see; never updates them."""
+        return (
+            self.on_running
+            if method.statistics == "running"
+            else lambda images: self.on_batch(images)[0]
+        )
+
+
+def _outcome(
+    method: Method, network: _Network, images: Array, keys: Array, weight: float
+) -> Outcome:
+    """Clean loss and penalty of a method, from as few passes through the network as it takes."""
+    images = _training_images(method, network, images, keys)
+    if weight == 0 or "gradient" not in method.name:
+        losses, (logits, batch_stats) = network.on_batch(images)
+        penalties = jnp.zeros_like(losses)
+    elif method.statistics == "batch":
+        penalties, (losses, (logits, batch_stats)) = _penalty(
+            method, network.on_batch, images, has_aux=True
+        )
+    else:
+        losses, (logits, batch_stats) = network.on_batch(images)
+        penalties, _ = _penalty(method, network.on_running, images, has_aux=False)
+    right = jnp.argmax(logits, axis=-1) == network.labels
+    return Outcome(
+        jnp.mean(losses), jnp.mean(penalties), jnp.mean(right.astype(jnp.float32)), batch_stats
+    )
+
+
+def _penalty(
+    method: Method, loss_fn: Callable[[Array], Any], images: Array, *, has_aux: bool
+) -> tuple[Array, Any]:
+    family = deformreg.additive() if method.name == "input-gradient" else deformreg.flow()
+    if method.penalty == "exact":
+        return deformreg.gradient_penalty(loss_fn, images, family, has_aux=has_aux)
+    return deformreg.finite_difference_penalty(
+        loss_fn, images, family, step_size=method.difference, has_aux=has_aux
+    )
+
+
+def _training_images(method: Method, network: _Network, images: Array, keys: Array) -> Array:
+    """The images that a method trains on: clean, randomly deformed, or attacked."""
+    if method.radius and method.name in ("adversarial", "deformation", "flow-gradient+deformation"):
+        images = _attacked(method, network, images, keys)
+    if method.random_start:
+        images = jax.vmap(
+            lambda key, image: deformreg.random_start(key, image[None], noise=method.random_start)[
+                0
+            ]
+        )(keys, images)
+    return images
+
+
+def _attacked(method: Method, network: _Network, images: Array, keys: Array) -> Array:
+    ball = deformreg.linf(method.radius)
+
+    def draw(_: Array, params: Array) -> Array:
+        return jax.vmap(lambda key, leaf: ball.sample(key, leaf[None])[0])(keys, params)
+
+    if method.name == "adversarial":
+        family = deformreg.additive(image_range=(0.0, 1.0))
+    else:
+        family = deformreg.flow()
+    fixed = network._replace(params=jax.lax.stop_gradient(network.params))
+    return deformreg.multi_step(
+        fixed.losses(method),
+        images,
+        ball=ball,
+        perturbation=family,
+        num_steps=method.steps,
+        step_size=method.step_size or 2.5 * method.radius / method.steps,
+        start=draw,
+        key=keys[0],
+    ).images
