@@ -51,7 +51,7 @@ class Data:
 class Model:
     """Which network."""
 
-    name: Literal["small-cnn", "vgg11", "vgg13", "vgg16", "vgg19", "resnet18"] = "small-cnn"
+    name: Literal["small-cnn", "vgg-11", "vgg-13", "vgg-16", "vgg-19", "resnet-18"] = "small-cnn"
     """Architecture; VGG and ResNet in their CIFAR form."""
     width: float = 1.0
     """Multiplier of every channel count."""

@@ -18,7 +18,7 @@ from jax import Array
 from tqdm import tqdm
 
 from train import checkpoints, parallel, runs
-from train.config import Config
+from train.config import Config, ConfigError
 from train.data import (
     Augmentation,
     Source,
@@ -38,49 +38,70 @@ class NonFiniteLoss(RuntimeError):
     """The loss became NaN or infinite; the message names the step and the last good checkpoint."""
 
 
+class Network(NamedTuple):
+    """A config's network and everything that trains it.
+
+    Attributes:
+        model: the Flax module.
+        state: before the first step.
+        step: the training step, not compiled.
+        rate: the learning rate by step.
+    """
+
+    model: nn.Module
+    state: State
+    step: Callable[..., Any]
+    rate: Callable[[Any], Any]
+
+
 class Task(NamedTuple):
-    """A config made concrete: its data and everything built from it.
+    """A config made concrete.
 
     Attributes:
         train: training images.
         validation: held-out images, or the test images where none are held out.
-        test: test images.
-        model: the network.
-        state: before the first step.
-        step: the training step, not compiled.
-        rate: the learning rate by step.
+        network: what is trained.
         steps_per_epoch: optimizer steps.
     """
 
     train: Source
     validation: Source
-    test: Source
-    model: nn.Module
-    state: State
-    step: Callable[..., Any]
-    rate: Callable[[Any], Any]
+    network: Network
     steps_per_epoch: int
 
 
 def prepare(config: Config) -> Task:
-    """Opens the data and builds network, optimizer and step.
+    """Opens the data and builds the network.
 
     Raises:
         DataError: the data cannot be used.
         ConfigError: network or batch do not fit the data.
     """
     data = config.data
-    options = {"data_dir": data.data_dir, "image_size": data.image_size}
-    train = load(data.name, split="train", holdout=data.holdout, **options)
-    test = load(data.name, split="test", **options)
-    validation = load(data.name, split="validation", holdout=data.holdout, **options) if data.holdout else test
-    model = make_model(config, train.num_classes)
-    steps_per_epoch = max(len(train) // config.batch_size, 1)
+    options = {"data_dir": data.data_dir, "image_size": data.image_size, "holdout": data.holdout}
+    train = load(data.name, split="train", **options)
+    validation = load(data.name, split="validation" if data.holdout else "test", **options)
+    if config.batch_size > len(train):
+        raise ConfigError(f"--batch-size must be at most {len(train)}, the training images, got {config.batch_size}")
+    steps_per_epoch = len(train) // config.batch_size
+    return Task(train, validation, build(config, train, steps_per_epoch), steps_per_epoch)
+
+
+def build(config: Config, source: Source, steps_per_epoch: int = 1) -> Network:
+    """The network of a config for the images of a source, freshly initialized.
+
+    Raises:
+        ConfigError: network, augmentation and images do not fit together.
+    """
     rate = learning_rate(config.optimizer, epochs=config.epochs, steps_per_epoch=steps_per_epoch)
     optimizer = make_optimizer(config.optimizer, rate)
-    shape = output_shape(config.augmentation, train.image_shape)
-    state = init_state(model, optimizer, shape, config.seed)
-    return Task(train, validation, test, model, state, make_step(config, model, optimizer), rate, steps_per_epoch)
+    model = make_model(config, source.num_classes)
+    try:
+        shape = output_shape(config.augmentation, source.image_shape)
+        state = init_state(model, optimizer, shape, config.seed)
+    except ValueError as error:
+        raise ConfigError(f"{config.model.name} on {source.name}: {error}") from error
+    return Network(model, state, make_step(config, model, optimizer), rate)
 
 
 def make_model(config: Config, num_classes: int) -> nn.Module:
@@ -116,7 +137,7 @@ def fit(config: Config, folder: Path, *, resume: bool = False) -> State:
     task = prepare(config)
     run = runs.create(folder, config, resume=resume)
     manager = checkpoints.open_manager(run.checkpoints)
-    state = task.state
+    state = task.network.state
     if resume and manager.all_steps():
         _, state, skipped = checkpoints.restore(manager, state)
         for line in skipped:
@@ -141,10 +162,10 @@ def _train(
 ) -> State:
     first, last = int(state.step), config.epochs * task.steps_per_epoch
     interval = config.checkpoint_every or task.steps_per_epoch
-    compiled = engine.compile(task.step)
+    compiled = engine.compile(task.network.step)
     count_right = jax.jit(correct, static_argnums=(0, 3))
     began = time.perf_counter() - log.seconds
-    watch = _Watch(log, task.rate, config.log_every, began)
+    watch = _Watch(log, task.network.rate, config.log_every, began)
     batches = _batches(config, task.train, engine, first)
     progress = tqdm(
         total=last, initial=first, desc=f"{config.method.name}", unit="step", disable=not sys.stderr.isatty()
@@ -222,7 +243,7 @@ def validate(config: Config, task: Task, state: State, count_right: Callable[...
     """Clean accuracy on the validation images."""
     size = min(len(task.validation), 500)
     right = [
-        count_right(task.model, state, batch, config.augmentation)
+        count_right(task.network.model, state, batch, config.augmentation)
         for batch in eval_batches(task.validation, batch_size=size)
     ]
     return float(sum(int(np.asarray(count)) for count in right)) / len(task.validation)

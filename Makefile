@@ -1,0 +1,37 @@
+# Everything sets itself up: `make demo` and `make test` need Python 3.11 or newer and nothing else.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/installed
+
+.PHONY: help demo test test-all lint clean
+
+help:  ## this text
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
+
+$(STAMP): requirements.txt setup.cfg pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	touch $(STAMP)
+
+demo: $(STAMP)  ## train a standard and a regularized model, attack both, show what regularization bought
+	rm -rf runs/demo
+	$(BIN)/python -m train fit mnist5k-standard --run-dir runs/demo/standard --no-evaluate
+	$(BIN)/python -m train fit mnist5k-flow --run-dir runs/demo/flow-gradient --no-evaluate
+	$(BIN)/python -m train evaluate runs/demo/standard runs/demo/flow-gradient --output runs/demo
+
+test: $(STAMP)  ## the tests, without those that start processes of their own
+	$(BIN)/python -m pytest -n 2 -m "not process"
+
+test-all: $(STAMP)  ## all tests
+	$(BIN)/python -m pytest -n 2
+
+lint: $(STAMP)  ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:  ## remove the environment and caches, not the runs
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,161 @@
+"""The command line: ``python -m train {fit,evaluate,presets}``."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from train.config import Config, ConfigError, check
+from train.presets import find, table
+
+USAGE = """\
+usage: python -m train COMMAND [options]
+
+  fit PRESET [options]    train a preset, evaluate it, write a report; `fit PRESET --help` explains every option
+  evaluate RUN [RUN ...]  attack trained runs and compare them; `evaluate --help`
+  presets                 what each preset trains, how long it takes, what to expect
+
+Exit codes: 0 done, 2 something given cannot be used (one line says what), 3 the loss became NaN or infinite.
+"""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Trains a preset; every option overrides one of its values."""
+
+    config: Annotated[Config, tyro.conf.arg(name="")]
+    run_dir: Path | None = None
+    """The run folder; by default runs/PRESET."""
+    resume: bool = False
+    """Continue the run in that folder from its newest intact checkpoint; starts it where there is none."""
+    evaluate: bool = True
+    """Attack the trained network at the end and write report and pictures."""
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Attacks trained runs on their test images and compares them."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Run folders."""
+    suite: Literal["released", "quick", "standard", "full"] = "released"
+    """released: the paper's multi-step attack (zero start, last iterate); quick, standard, full: any iterate counts,
+    more attacks, restarts."""
+    radius: float | None = None
+    """Largest displacement per component in pixels; by default the first run's `evaluation.radius`."""
+    examples: int = 0
+    """Test images, from the first; 0 for the run's own choice."""
+    data_dir: str | None = None
+    """Where the data lies, if it has moved since training."""
+    output: Path | None = None
+    """Folder for comparison.json, comparison.md and comparison.png; by default the run folder itself for one run and
+    the folder above the first one for several."""
+    json: Path | None = None
+    """Also write the comparison (for a single run: its evaluation) to this file, for scripts."""
+    seed: int = 0
+    """Seed of the attacks' random numbers."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command and returns the exit code; errors that a user can mend are one line on standard error."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE, end="")
+        return 0 if arguments else 2
+    commands: dict[str, Callable[[list[str]], int]] = {
+        "fit": _fit,
+        "evaluate": _evaluate,
+        "presets": lambda _: print(table()) or 0,
+    }
+    command, *rest = arguments
+    if command not in commands:
+        near = difflib.get_close_matches(command, commands, 1)
+        return _fail(f"there is no command {command!r}: " + (f"did you mean {near[0]}?" if near else "see --help"))
+    try:
+        return commands[command](rest)
+    except KeyboardInterrupt:
+        return _fail("interrupted; --resume continues from the last checkpoint", 130)
+    except (ValueError, OSError) as error:
+        if not _is_ours(error):
+            raise
+        return _fail(str(error))
+
+
+def _is_ours(error: Exception) -> bool:
+    """Whether an error's message was written for the user: ours, or the operating system's."""
+    from train.checkpoints import CheckpointError
+    from train.data import DataError
+    from train.runs import RunError
+
+    return isinstance(error, (ConfigError, DataError, RunError, CheckpointError, OSError))
+
+
+def _fail(message: str, code: int = 2) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return code
+
+
+def _fit(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print("usage: python -m train fit PRESET [options]; `fit PRESET --help` explains every option\n")
+        print(table())
+        return 0 if arguments else 2
+    name, *rest = arguments
+    preset = find(name)
+    options = tyro.cli(
+        Fit, prog=f"python -m train fit {name}", args=rest, default=Fit(preset.config), description=preset.summary
+    )
+    config = check(options.config)
+    folder = options.run_dir or Path("runs") / name
+    from train import loop
+
+    try:
+        loop.fit(config, folder, resume=options.resume)
+    except loop.NonFiniteLoss as error:
+        return _fail(str(error), 3)
+    print(f"trained: {folder}")
+    if options.evaluate:
+        _compare(Evaluate((folder,)))
+    return 0
+
+
+def _evaluate(arguments: list[str]) -> int:
+    options = tyro.cli(Evaluate, prog="python -m train evaluate", args=arguments)
+    if not options.runs:
+        return _fail("evaluate needs at least one run folder, for example runs/mnist5k-flow")
+    if options.radius is not None and options.radius < 0:
+        return _fail(f"--radius must be at least 0 pixels, got {options.radius}")
+    if options.examples < 0:
+        return _fail(f"--examples must be at least 0, got {options.examples}")
+    return _compare(options)
+
+
+def _compare(options: Evaluate) -> int:
+    from train import evaluation, reports
+
+    names = reports.short_names(options.runs)
+    trained = [
+        evaluation.open_run(folder, data_dir=options.data_dir, examples=options.examples) for folder in options.runs
+    ]
+    radius = trained[0].config.evaluation.radius if options.radius is None else options.radius
+    rows = {
+        name: evaluation.evaluate_run(folder, run, suite=options.suite, radius=radius, seed=options.seed)
+        for name, folder, run in zip(names, options.runs, trained, strict=True)
+    }
+    for folder, row, run in zip(options.runs, rows.values(), trained, strict=True):
+        reports.write_run_report(folder, row, run)
+    if len(rows) > 1 or options.output:
+        reports.write_comparison(options.output or options.runs[0].parent, rows, dict(zip(names, trained, strict=True)))
+    if options.json:
+        from train.runs import write_json
+
+        write_json(options.json, next(iter(rows.values())) if len(rows) == 1 else rows)
+    return 0
+
+

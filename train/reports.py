@@ -1,0 +1,90 @@
+"""Reports: Markdown tables, the comparison of several runs, and where their pictures go. JSON is the truth."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from train import pictures, runs
+from train.evaluation import Trained
+
+Row = Mapping[str, Any]
+
+
+def short_names(folders: Sequence[Path]) -> list[str]:
+    """The folders' own names where they differ, else as much of the paths as it takes."""
+    names = [folder.name or str(folder) for folder in folders]
+    return names if len(set(names)) == len(names) else [str(folder) for folder in folders]
+
+
+def table(rows: Mapping[str, Row]) -> str:
+    """The runs side by side as a Markdown table, accuracies in percent."""
+    attacks = list(dict.fromkeys(name for row in rows.values() for name in row["attacks"]))
+    header = ["run", "clean", *attacks, "all attacks", "training"]
+    lines = [header, [":--", *["--:"] * (len(header) - 1)]]
+    for name, row in rows.items():
+        under = [_percent(row["attacks"][attack]["robust_accuracy"]) for attack in attacks]
+        overall = f"{_percent(row['robust_accuracy'])} [{', '.join(_percent(end) for end in row['robust_interval'])}]"
+        lines.append([name, _percent(row["clean_accuracy"]), *under, overall, f"{row['train_seconds']:.0f} s"])
+    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+    # The terminal shows the same text: pad the columns, keep the rule's colons at its ends.
+    padded = [[cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines]
+    padded[1] = [_rule(cell, width) for cell, width in zip(lines[1], widths, strict=True)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in padded)
+
+
+def _rule(cell: str, width: int) -> str:
+    return ":" + "-" * (width - 1) if cell.startswith(":") else "-" * (width - 1) + ":"
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f}"
+
+
+def _caption(row: Row) -> str:
+    return (
+        f"Accuracy in percent of {row['examples']} test images; suite `{row['suite']}`, displacements of at most "
+        f"{row['radius_pixels']:g} px per component; in brackets Wilson's 95 % interval."
+    )
+
+
+def write_run_report(folder: Path, row: Row, trained: Trained) -> None:
+    """Writes a run's ``evaluation.md`` and pictures beside its ``evaluation.json``, and prints where they are."""
+    text = f"# {folder.name}\n\n{_caption(row)}\n\n{table({folder.name: row})}\n\n{_flags(row)}"
+    runs.write_text(folder / "evaluation.md", text + "\n![examples](examples.png)\n\n![curve](curve.png)\n")
+    pictures.save_examples(folder / "examples.png", trained, row["radius_pixels"])
+    pictures.save_curves(folder / "curve.png", {folder.name: row})
+    print(f"\n{table({folder.name: row})}\n{_flags(row)}report: {folder / 'evaluation.md'}")
+
+
+def _flags(row: Row) -> str:
+    return "".join(f"Red flag `{flag['name']}`: {flag['explanation']}\n" for flag in row["flags"])
+
+
+def write_comparison(folder: Path, rows: Mapping[str, Row], trained: Mapping[str, Trained]) -> None:
+    """Writes ``comparison.json``, ``.md`` and ``.png`` for several runs and prints the table and their paths."""
+    first = next(iter(rows.values()))
+    runs.write_json(folder / "comparison.json", {name: _summary(row) for name, row in rows.items()})
+    runs.write_text(
+        folder / "comparison.md",
+        f"# Comparison\n\n{_caption(first)}\n\n{table(rows)}\n\n![comparison](comparison.png)\n",
+    )
+    pictures.save_comparison(folder / "comparison.png", rows, trained)
+    print(f"\n{_caption(first)}\n\n{table(rows)}\n\ntable:   {folder / 'comparison.md'}")
+    print(f"picture: {folder / 'comparison.png'}")
+
+
+def _summary(row: Row) -> dict[str, Any]:
+    summary = {
+        "method": row["method"],
+        "clean_accuracy": row["clean_accuracy"],
+        "robust_accuracy": row["robust_accuracy"],
+        "radius_pixels": row["radius_pixels"],
+        "examples": row["examples"],
+        "train_seconds": row["train_seconds"],
+        "attacks": row["attacks"],
+    }
+    if "released" in row["attacks"]:
+        summary["multi_step_accuracy"] = row["attacks"]["released"]["robust_accuracy"]
+    return summary
