@@ -22,8 +22,8 @@ demo: $(STAMP)  ## train a standard and a regularized model, attack both, show w
 	$(BIN)/python -m train fit mnist5k-flow --run-dir runs/demo/flow-gradient --no-evaluate
 	$(BIN)/python -m train evaluate runs/demo/standard runs/demo/flow-gradient --output runs/demo
 
-test: $(STAMP)  ## the tests, without those that start processes of their own
-	$(BIN)/python -m pytest -n 2 -m "not process"
+test: $(STAMP)  ## the tests, without the slow ones
+	$(BIN)/python -m pytest -n 2 -m "not slow"
 
 test-all: $(STAMP)  ## all tests
 	$(BIN)/python -m pytest -n 2

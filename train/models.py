@@ -40,7 +40,7 @@ Norm = Literal["batch", "group"]
 
 # Each stage: (features, convolutions), then a halving of the map; for the ResNet (features, blocks).
 _CHAINS = {
-    "small-cnn": ((32, 2), (64, 2), (128, 1)),
+    "small-cnn": ((32, 1), (64, 2), (128, 1)),
     "vgg-11": ((64, 1), (128, 1), (256, 2), (512, 2), (512, 2)),
     "vgg-13": ((64, 2), (128, 2), (256, 2), (512, 2), (512, 2)),
     "vgg-16": ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3)),

@@ -104,7 +104,7 @@ _DIGITS = replace(
     evaluation=Evaluation(radius=0.175, steps=50, batch_size=50),
     epochs=20,
 )
-_EMBEDDED_METHODS = {"standard": Method(), "flow": Method(name="flow-gradient", weight=4.0)}
+_EMBEDDED_METHODS = {"standard": Method(), "flow": Method(name="flow-gradient", weight=12.0)}
 
 PRESETS: dict[str, Preset] = {
     **{

@@ -1,0 +1,108 @@
+"""The command line, in process: help, spelling, and one line for everything a user can mend."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from train.cli import main
+from train.presets import PRESETS
+
+
+def run(capsys, *arguments):
+    """Exit code, standard output and standard error of a command."""
+    try:
+        code = main(list(arguments))
+    except SystemExit as exit_:
+        code = exit_.code
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_help_names_every_command(capsys):
+    code, out, _ = run(capsys, "--help")
+    assert code == 0
+    assert all(command in out for command in ("fit", "evaluate", "presets"))
+
+
+def test_no_command_is_an_error(capsys):
+    assert run(capsys)[0] == 2
+
+
+def test_presets_lists_them_all(capsys):
+    code, out, _ = run(capsys, "presets")
+    assert code == 0
+    assert all(name in out for name in PRESETS)
+
+
+def test_every_option_has_a_help_text(capsys):
+    code, out, _ = run(capsys, "fit", "digits-flow", "--help")
+    assert code == 0
+    for option in ("--method.weight", "--data-dir", "--run-dir", "--resume", "--optimizer.learning-rate"):
+        assert option in out
+    assert "pixels" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "culprit"),
+    [
+        (["fitt"], "'fitt': did you mean fit?"),
+        (["fit", "digits-flwo"], "did you mean digits-flow?"),
+        (["fit", "digits-flow", "--method.wieght", "3"], "--method.weight"),
+        (["fit", "digits-flow", "--method.name", "magic"], "magic"),
+        (["fit", "digits-flow", "--batch-size", "-3"], "--batch-size must be at least 1, got -3"),
+        (["fit", "digits-flow", "--method.weight", "-1"], "--method.weight must be at least 0"),
+        (["fit", "digits-flow", "--method.weight", "nan"], "--method.weight must be at least 0, got nan"),
+        (["fit", "digits-flow", "--batch-size", "5000"], "--batch-size"),
+        (["fit", "digits-flow", "--data.name", "no-such-set", "--data-dir", "."], "no-such-set"),
+        (["fit", "cifar10-vgg11-flow", "--data.name", "digits", "--augmentation.resize", "20"], "crop"),
+        (["evaluate"], "evaluate"),
+        (["evaluate", "no/such/run"], "no/such/run"),
+        (["evaluate", "no/such/run", "--radius", "-1"], "--radius"),
+        (["evaluate", "no/such/run", "--suite", "easy"], "easy"),
+    ],
+)
+def test_what_cannot_be_used_is_named(capsys, tmp_path, arguments, culprit):
+    if arguments[0] == "fit":
+        arguments = [*arguments, "--run-dir", str(tmp_path / "run")]
+        if "--data-dir" not in arguments:
+            arguments += ["--data-dir", str(tmp_path / "data")]
+    code, _, err = run(capsys, *arguments)
+    assert code == 2
+    # tyro boxes its own messages and breaks their lines.
+    assert culprit in " ".join(err.replace("│", " ").split())
+    assert "Traceback" not in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_fit_evaluate_and_compare(capsys, tmp_path):
+    options = ["--data-dir", str(tmp_path / "data"), "--epochs", "2", "--model.width", "0.25", "--devices", "1"]
+    options += ["--evaluation.steps", "3", "--evaluation.examples", "100"]
+    for name in ("standard", "flow"):
+        code, out, err = run(
+            capsys, "fit", f"digits-{name}", "--run-dir", str(tmp_path / name), "--no-evaluate", *options
+        )
+        assert code == 0, err
+        assert str(tmp_path / name) in out
+    folders = [str(tmp_path / name) for name in ("standard", "flow")]
+    code, out, err = run(
+        capsys, "evaluate", *folders, "--output", str(tmp_path / "both"), "--json", str(tmp_path / "out.json")
+    )
+    assert code == 0, err
+    comparison = json.loads((tmp_path / "both" / "comparison.json").read_text())
+    assert set(comparison) == {"standard", "flow"}
+    for row in comparison.values():
+        assert 0 <= row["multi_step_accuracy"] <= row["clean_accuracy"] <= 1
+        assert row["train_seconds"] > 0
+    assert "standard" in out
+    for path in ("both/comparison.png", "both/comparison.md", "flow/examples.png", "flow/curve.png"):
+        assert (tmp_path / path).stat().st_size > 100
+    rows = json.loads((tmp_path / "out.json").read_text())
+    assert rows["flow"]["attacks"]
+    accuracies = [point["accuracy"] for point in rows["flow"]["curve"]]
+    assert all(np.isfinite(accuracies))
+    code, _, err = run(capsys, "fit", "digits-flow", "--run-dir", folders[1], *options)
+    assert code == 2
+    assert "already holds a run" in err
