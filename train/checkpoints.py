@@ -52,10 +52,7 @@ def checksums(tree: Tree) -> dict[str, int]:
         data = leaf.addressable_shards[0].data if isinstance(leaf, jax.Array) else leaf
         return zlib.crc32(np.ascontiguousarray(data).tobytes())
 
-    return {
-        jax.tree_util.keystr(path): crc(leaf)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }
+    return {jax.tree_util.keystr(path): crc(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def save(manager: ocp.CheckpointManager, step: int, state: Tree, metrics: dict[str, float]) -> None:
@@ -77,9 +74,7 @@ def _plain(state: Tree) -> Tree:
     return ocp.utils.to_state_dict(state) if hasattr(ocp.utils, "to_state_dict") else state
 
 
-def restore(
-    manager: ocp.CheckpointManager, state: Tree, *, step: int | None = None
-) -> tuple[int, Tree, list[str]]:
+def restore(manager: ocp.CheckpointManager, state: Tree, *, step: int | None = None) -> tuple[int, Tree, list[str]]:
     """Reads the newest checkpoint that is whole.
 
     Args:
@@ -99,9 +94,7 @@ def restore(
         try:
             read = manager.restore(
                 candidate,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardRestore(abstract), checksums=ocp.args.JsonRestore()
-                ),
+                args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract), checksums=ocp.args.JsonRestore()),
             )
         except Exception as error:  # Orbax and TensorStore raise many kinds for damage
             lines = str(error).strip().splitlines()
@@ -111,8 +104,6 @@ def restore(
         damaged = [path for path in expected if found.get(path) != expected[path]]
         if not damaged and found.keys() == expected.keys():
             return candidate, read.state, skipped
-        skipped.append(
-            f"step {candidate}: the checksum of {(damaged or ['a missing leaf'])[0]} does not match"
-        )
+        skipped.append(f"step {candidate}: the checksum of {(damaged or ['a missing leaf'])[0]} does not match")
     detail = "; ".join(skipped) if skipped else "there is none"
     raise CheckpointError(f"{manager.directory}: no intact checkpoint ({detail})")

@@ -157,5 +157,3 @@ def _compare(options: Evaluate) -> int:
 
         write_json(options.json, next(iter(rows.values())) if len(rows) == 1 else rows)
     return 0
-
-

@@ -217,15 +217,10 @@ def check(config: Config) -> Config:
             raise ConfigError(f"{option} must be {expected}, got {value}")
     if "gradient" in method.name and method.weight == 0:
         raise ConfigError(f"--method.weight must be above 0 for the method {method.name}, got 0")
-    if (
-        method.name in ("adversarial", "deformation", "flow-gradient+deformation")
-        and method.radius == 0
-    ):
+    if method.name in ("adversarial", "deformation", "flow-gradient+deformation") and method.radius == 0:
         raise ConfigError(f"--method.radius must be above 0 for the method {method.name}, got 0")
     if method.random_start and not method.name.startswith("flow-gradient"):
-        raise ConfigError(
-            f"--method.random-start belongs to the flow-gradient methods, not to {method.name}"
-        )
+        raise ConfigError(f"--method.random-start belongs to the flow-gradient methods, not to {method.name}")
     return config
 
 
@@ -254,11 +249,7 @@ def differences(ours: Config, theirs: Config) -> list[str]:
 
 def _compare(ours: Any, theirs: Any, path: str) -> list[str]:
     if isinstance(ours, dict):
-        return [
-            line
-            for name in ours
-            for line in _compare(ours[name], theirs[name], f"{path}.{name}".lstrip("."))
-        ]
+        return [line for name in ours for line in _compare(ours[name], theirs[name], f"{path}.{name}".lstrip("."))]
     return [] if ours == theirs else [f"{path}: {ours!r}, {theirs!r}"]
 
 
@@ -271,12 +262,8 @@ def _build(kind: Any, value: Any, path: str) -> Any:
         for name in value:
             if name not in hints:
                 near = difflib.get_close_matches(name, hints, 1)
-                raise ConfigError(
-                    f"the config has no field {path + name!r}" + (f": {near[0]}?" if near else "")
-                )
-        return kind(
-            **{name: _build(hints[name], item, f"{path}{name}.") for name, item in value.items()}
-        )
+                raise ConfigError(f"the config has no field {path + name!r}" + (f": {near[0]}?" if near else ""))
+        return kind(**{name: _build(hints[name], item, f"{path}{name}.") for name, item in value.items()})
     if _fits(kind, value):
         return tuple(value) if isinstance(value, list) else value
     raise ConfigError(f"the config's {path.rstrip('.')} must be of type {kind}, got {value!r}")

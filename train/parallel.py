@@ -50,13 +50,9 @@ def make_engine(kind: Literal["pmap", "jit"], *, devices: int = 0, batch_size: i
     """
     visible = jax.devices()
     if devices > len(visible):
-        raise ConfigError(
-            f"--devices must be at most {len(visible)}, the visible devices, got {devices}"
-        )
+        raise ConfigError(f"--devices must be at most {len(visible)}, the visible devices, got {devices}")
     if devices and jax.process_count() > 1 and devices != len(visible):
-        raise ConfigError(
-            f"--devices must be 0 or {len(visible)} with several processes, got {devices}"
-        )
+        raise ConfigError(f"--devices must be 0 or {len(visible)} with several processes, got {devices}")
     used = visible[: devices or len(visible)]
     if batch_size % len(used):
         raise ConfigError(f"--batch-size must divide among {len(used)} devices, got {batch_size}")
@@ -65,23 +61,17 @@ def make_engine(kind: Literal["pmap", "jit"], *, devices: int = 0, batch_size: i
 
     def put_state(tree: Any) -> Any:
         return jax.tree.map(
-            lambda leaf: jax.make_array_from_process_local_data(
-                replicated, np.array(leaf, copy=True)
-            ),
+            lambda leaf: jax.make_array_from_process_local_data(replicated, np.array(leaf, copy=True)),
             tree,
         )
 
     if kind == "jit":
 
         def compile_sharded(step: Callable[..., Any]) -> Callable[..., Any]:
-            return jax.jit(
-                step, in_shardings=(replicated, divided), out_shardings=replicated, donate_argnums=0
-            )
+            return jax.jit(step, in_shardings=(replicated, divided), out_shardings=replicated, donate_argnums=0)
 
         def put_shares(tree: Any) -> Any:
-            return jax.tree.map(
-                lambda leaf: jax.make_array_from_process_local_data(divided, leaf), tree
-            )
+            return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(divided, leaf), tree)
 
         return Engine(len(used), compile_sharded, put_state, put_shares)
 

@@ -60,9 +60,7 @@ def init_state(
     """The state before the first step."""
     key = jax.random.key(seed)
     init_key, run_key = jax.random.split(key)
-    variables = jax.jit(lambda key: model.init(key, jnp.zeros((1, *image_shape)), train=False))(
-        init_key
-    )
+    variables = jax.jit(lambda key: model.init(key, jnp.zeros((1, *image_shape)), train=False))(init_key)
     params = variables["params"]
     return State(
         step=jnp.zeros((), jnp.int32),
@@ -96,9 +94,7 @@ def make_step(
     """
     method = config.method
 
-    def step(
-        state: State, batch: dict[str, Array], *, axis: str | None = None
-    ) -> tuple[State, dict[str, Array]]:
+    def step(state: State, batch: dict[str, Array], *, axis: str | None = None) -> tuple[State, dict[str, Array]]:
         step_key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
         keys = example_keys(jax.random.fold_in(step_key, 1), batch["position"])
         images = augment(step_key, batch["image"], config.augmentation, positions=batch["position"])
@@ -152,49 +148,33 @@ class _Network(NamedTuple):
 
     def on_running(self, images: Array) -> Array:
         """Losses on running statistics: every example for itself."""
-        return cross_entropy(
-            predict(self.model, self.params, self.batch_stats, images), self.labels
-        )
+        return cross_entropy(predict(self.model, self.params, self.batch_stats, images), self.labels)
 
     def losses(self, method: Method) -> Callable[[Array], Array]:
         """Losses on the statistics that a method's penalties and attacks see; never updates them."""
-        return (
-            self.on_running
-            if method.statistics == "running"
-            else lambda images: self.on_batch(images)[0]
-        )
+        return self.on_running if method.statistics == "running" else lambda images: self.on_batch(images)[0]
 
 
-def _outcome(
-    method: Method, network: _Network, images: Array, keys: Array, weight: float
-) -> Outcome:
+def _outcome(method: Method, network: _Network, images: Array, keys: Array, weight: float) -> Outcome:
     """Clean loss and penalty of a method, from as few passes through the network as it takes."""
     images = _training_images(method, network, images, keys)
     if weight == 0 or "gradient" not in method.name:
         losses, (logits, batch_stats) = network.on_batch(images)
         penalties = jnp.zeros_like(losses)
     elif method.statistics == "batch":
-        penalties, (losses, (logits, batch_stats)) = _penalty(
-            method, network.on_batch, images, has_aux=True
-        )
+        penalties, (losses, (logits, batch_stats)) = _penalty(method, network.on_batch, images, has_aux=True)
     else:
         losses, (logits, batch_stats) = network.on_batch(images)
         penalties, _ = _penalty(method, network.on_running, images, has_aux=False)
     right = jnp.argmax(logits, axis=-1) == network.labels
-    return Outcome(
-        jnp.mean(losses), jnp.mean(penalties), jnp.mean(right.astype(jnp.float32)), batch_stats
-    )
+    return Outcome(jnp.mean(losses), jnp.mean(penalties), jnp.mean(right.astype(jnp.float32)), batch_stats)
 
 
-def _penalty(
-    method: Method, loss_fn: Callable[[Array], Any], images: Array, *, has_aux: bool
-) -> tuple[Array, Any]:
+def _penalty(method: Method, loss_fn: Callable[[Array], Any], images: Array, *, has_aux: bool) -> tuple[Array, Any]:
     family = deformreg.additive() if method.name == "input-gradient" else deformreg.flow()
     if method.penalty == "exact":
         return deformreg.gradient_penalty(loss_fn, images, family, has_aux=has_aux)
-    return deformreg.finite_difference_penalty(
-        loss_fn, images, family, step_size=method.difference, has_aux=has_aux
-    )
+    return deformreg.finite_difference_penalty(loss_fn, images, family, step_size=method.difference, has_aux=has_aux)
 
 
 def _training_images(method: Method, network: _Network, images: Array, keys: Array) -> Array:
@@ -202,11 +182,9 @@ def _training_images(method: Method, network: _Network, images: Array, keys: Arr
     if method.radius and method.name in ("adversarial", "deformation", "flow-gradient+deformation"):
         images = _attacked(method, network, images, keys)
     if method.random_start:
-        images = jax.vmap(
-            lambda key, image: deformreg.random_start(key, image[None], noise=method.random_start)[
-                0
-            ]
-        )(keys, images)
+        images = jax.vmap(lambda key, image: deformreg.random_start(key, image[None], noise=method.random_start)[0])(
+            keys, images
+        )
     return images
 
 
@@ -216,10 +194,7 @@ def _attacked(method: Method, network: _Network, images: Array, keys: Array) -> 
     def draw(_: Array, params: Array) -> Array:
         return jax.vmap(lambda key, leaf: ball.sample(key, leaf[None])[0])(keys, params)
 
-    if method.name == "adversarial":
-        family = deformreg.additive(image_range=(0.0, 1.0))
-    else:
-        family = deformreg.flow()
+    family = deformreg.additive(image_range=(0.0, 1.0)) if method.name == "adversarial" else deformreg.flow()
     fixed = network._replace(params=jax.lax.stop_gradient(network.params))
     return deformreg.multi_step(
         fixed.losses(method),

@@ -1,0 +1,6 @@
+"""Runs the command line: ``python -m benchmarks``."""
+
+from benchmarks.cli import main
+
+if __name__ == "__main__":
+    raise SystemExit(main())
