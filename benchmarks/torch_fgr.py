@@ -88,7 +88,7 @@ def objective(model: Any, images: Any, labels: Any, method: str, weight: float) 
     if method == "standard":
         return functional.cross_entropy(model(images), labels)
     n, _, h, w = images.shape
-    flow = torch.zeros(n, 2, h, w, device=images.device, requires_grad=True)
+    flow = torch.zeros(n, 2, h, w, dtype=images.dtype, device=images.device, requires_grad=True)
     losses = functional.cross_entropy(model(bilinear_warp(images, flow)), labels, reduction="none")
     (gradient,) = torch.autograd.grad(losses.sum(), flow, create_graph=True)
     return losses.mean() + weight * gradient.square().sum(dim=(1, 2, 3)).mean()

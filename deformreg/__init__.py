@@ -4,9 +4,22 @@ Conventions: images ``float[n, h, w, c]``; a flow ``float[n, h, w, 2]`` in pixel
 (``out[p] = images(p + flow[p])``); a ``loss_fn`` maps images to *unreduced* losses ``[n]``.
 """
 
-from deformreg import attacks, balls, flows, losses, noise, penalties, perturbations
-from deformreg.attacks import Perturbed, multi_step, one_step, projected_ascent
+from deformreg import (
+    attacks,
+    balls,
+    flows,
+    losses,
+    noise,
+    penalties,
+    perturbations,
+    redflags,
+    reports,
+    statistics,
+    suites,
+)
+from deformreg.attacks import Attack, AttackResult, Perturbed, multi_step, one_step, projected_ascent
 from deformreg.balls import Ball, l2, linf, pixelwise_l2
+from deformreg.evaluation import Evaluation, evaluate, evaluator
 from deformreg.penalties import (
     finite_difference_penalty,
     flow_gradient_penalty,
@@ -23,13 +36,18 @@ from deformreg.warping import forward_differences, warp
 __version__ = "0.1.0"
 
 __all__ = [
+    "Attack",
+    "AttackResult",
     "Ball",
+    "Evaluation",
     "Perturbation",
     "Perturbed",
     "additive",
     "affine",
     "attacks",
     "balls",
+    "evaluate",
+    "evaluator",
     "finite_difference_penalty",
     "flow",
     "flow_gradient_penalty",
@@ -52,6 +70,10 @@ __all__ = [
     "projected_ascent",
     "pull_back",
     "random_start",
+    "redflags",
+    "reports",
     "squared_norm",
+    "statistics",
+    "suites",
     "warp",
 ]

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def floating(name: str, value: Any, *, rank: int | None = None, axes: str = "") -> jax.Array:
@@ -57,7 +58,7 @@ def non_negative(name: str, value: Any) -> None:
     """Raises if a concrete number is negative or NaN; traced values pass."""
     if isinstance(value, jax.core.Tracer):
         return
-    if not (jnp.asarray(value) >= 0).all():
+    if not np.all(np.asarray(value) >= 0):  # NumPy, because inside a trace jax.numpy would trace the comparison
         raise ValueError(f"{name} must be at least 0, got {value}")
 
 
@@ -65,7 +66,7 @@ def positive(name: str, value: Any) -> None:
     """Raises if a concrete number is not above zero; traced values pass."""
     if isinstance(value, jax.core.Tracer):
         return
-    if not (jnp.asarray(value) > 0).all():
+    if not np.all(np.asarray(value) > 0):
         raise ValueError(f"{name} must be above 0, got {value}")
 
 

@@ -6,7 +6,9 @@ parameters it is used with: pixels for a flow, the images' unit for an additive 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -23,12 +25,14 @@ class Ball(NamedTuple):
     """A norm ball around zero.
 
     Attributes:
-        radius: in the unit of the parameters; a number, or an array that broadcasts against them.
+        radius: in the unit of the parameters; a number, or an array, see `per_example`.
         norm: ``params -> float[n]``.
         project: ``params -> params``: the nearest point of the ball, per example.
         steepest: ``gradient -> params``: the point of the *unit* ball that ascends fastest; zero where the gradient
             is zero. A step of size s moves the parameters by s in the ball's norm.
         sample: ``(key, params) -> params``: a random point of the ball, shaped like `params`.
+        per_example: whether an array for a radius or a step size holds one number per example (the first axis of the
+            parameters) instead of broadcasting against the parameters.
     """
 
     radius: Radius
@@ -36,6 +40,29 @@ class Ball(NamedTuple):
     project: Callable[[Params], Params]
     steepest: Callable[[Params], Params]
     sample: Callable[[Array, Params], Params]
+    per_example: bool = False
+
+
+def against(values: Radius, leaf: Array, *, per_example: bool = False) -> Array:
+    """Brings radii, lengths or step sizes to the shape of a leaf of the parameters.
+
+    Args:
+        values: a number or an array.
+        leaf: an array of the parameters, first axis the example.
+        per_example: whether an array's first axis is the example, rather than its last the leaf's last.
+
+    Returns:
+        The values in the leaf's shape and type.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> against(jnp.array([1.0, 2.0]), jnp.zeros((2, 3)), per_example=True).tolist()
+        [[1.0, 1.0, 1.0], [2.0, 2.0, 2.0]]
+    """
+    array = jnp.asarray(values, leaf.dtype)
+    if per_example and array.ndim:
+        array = array.reshape(array.shape + (1,) * (leaf.ndim - array.ndim))
+    return jnp.broadcast_to(array, leaf.shape)
 
 
 def _keys(key: Array, params: Params) -> Params:
@@ -83,19 +110,19 @@ def linf(radius: Radius) -> Ball:
         def largest(leaf: Array) -> Array:
             sizes = jnp.abs(leaf)
             if shares:
-                sizes = jnp.where(sizes > 0, sizes / radius, 0)
+                sizes = jnp.where(sizes > 0, sizes / against(radius, leaf), 0)
             return jnp.max(sizes, axis=tuple(range(1, leaf.ndim)), initial=0)
 
         return jnp.max(jnp.stack([largest(leaf) for leaf in jax.tree.leaves(params)]), axis=0)
 
     def clip(leaf: Array) -> Array:
-        limit = jnp.asarray(radius, leaf.dtype)
+        limit = against(radius, leaf)
         return jnp.clip(leaf, -limit, limit)
 
     def sample(key: Array, params: Params) -> Params:
         def draw(key: Array, leaf: Array) -> Array:
             uniform = jax.random.uniform(key, leaf.shape, leaf.dtype, -1, 1)
-            return uniform * jnp.asarray(radius, leaf.dtype)
+            return uniform * against(radius, leaf)
 
         return jax.tree.map(draw, _keys(key, params), params)
 
@@ -128,9 +155,7 @@ def l2(radius: Radius) -> Ball:
         squares = [jnp.sum(leaf**2, axis=tuple(range(1, leaf.ndim))) for leaf in jax.tree.leaves(params)]
         return _safe_root(sum(squares[1:], squares[0]))
 
-    def spread(values: Any, leaf: Array) -> Array:
-        array: Array = jnp.asarray(values, leaf.dtype)
-        return array.reshape(array.shape + (1,) * (leaf.ndim - 1)) if array.ndim else array
+    spread = partial(against, per_example=True)
 
     def project(params: Params) -> Params:
         lengths = norm(params)
@@ -147,13 +172,13 @@ def l2(radius: Radius) -> Ball:
             lambda key, leaf: jax.random.normal(key, leaf.shape, leaf.dtype), _keys(direction_key, params), params
         )
         lengths = norm(direction)
-        dimension = sum(leaf[0].size for leaf in jax.tree.leaves(params))
+        dimension = sum(math.prod(leaf.shape[1:]) for leaf in jax.tree.leaves(params))
         shares = jax.random.uniform(radius_key, lengths.shape, lengths.dtype) ** (1 / dimension)
         return jax.tree.map(
             lambda leaf: _unit(leaf, spread(lengths, leaf)) * spread(shares, leaf) * spread(radius, leaf), direction
         )
 
-    return Ball(radius, norm, project, steepest, sample)
+    return Ball(radius, norm, project, steepest, sample, per_example=True)
 
 
 def pixelwise_l2(radius: Radius) -> Ball:
@@ -184,8 +209,11 @@ def pixelwise_l2(radius: Radius) -> Ball:
         longest = [jnp.max(lengths(leaf), axis=tuple(range(1, leaf.ndim))) for leaf in jax.tree.leaves(params)]
         return jnp.max(jnp.stack(longest), axis=0)
 
+    def limits(leaf: Array) -> Array:
+        return against(radius, leaf[..., :1])
+
     def project(params: Params) -> Params:
-        return jax.tree.map(lambda leaf: _scale(leaf, lengths(leaf), jnp.asarray(radius, leaf.dtype)), params)
+        return jax.tree.map(lambda leaf: _scale(leaf, lengths(leaf), limits(leaf)), params)
 
     def steepest(gradient: Params) -> Params:
         return jax.tree.map(lambda leaf: _unit(leaf, lengths(leaf)), gradient)
@@ -195,7 +223,7 @@ def pixelwise_l2(radius: Radius) -> Ball:
             direction_key, radius_key = jax.random.split(key)
             direction = jax.random.normal(direction_key, leaf.shape, leaf.dtype)
             shares = jax.random.uniform(radius_key, (*leaf.shape[:-1], 1), leaf.dtype) ** (1 / leaf.shape[-1])
-            return _unit(direction, lengths(direction)) * shares * jnp.asarray(radius, leaf.dtype)
+            return _unit(direction, lengths(direction)) * shares * limits(leaf)
 
         return jax.tree.map(draw, _keys(key, params), params)
 

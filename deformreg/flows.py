@@ -48,7 +48,7 @@ def pixels_from_normalized(flow: Float[Array, "n h w 2"]) -> Float[Array, "n h w
     """
     flow = _flow(flow)
     height, width = flow.shape[1:3]
-    return flow[..., ::-1] * jnp.array([(height - 1) / 2, (width - 1) / 2], flow.dtype)
+    return flow[..., ::-1] * jnp.array([(height - 1) / 2, (width - 1) / 2], flow.dtype).reshape(1, 1, 1, 2)
 
 
 def normalized_from_pixels(flow: Float[Array, "n h w 2"]) -> Float[Array, "n h w 2"]:
@@ -72,7 +72,7 @@ def normalized_from_pixels(flow: Float[Array, "n h w 2"]) -> Float[Array, "n h w
     height, width = flow.shape[1:3]
     if min(height, width) < 2:
         raise ValueError(f"flow must be at least 2 pixels high and wide, got {flow.shape}")
-    return flow[..., ::-1] * jnp.array([2 / (width - 1), 2 / (height - 1)], flow.dtype)
+    return flow[..., ::-1] * jnp.array([2 / (width - 1), 2 / (height - 1)], flow.dtype).reshape(1, 1, 1, 2)
 
 
 def affine_flow(params: Float[Array, "n 6"], height: int, width: int) -> Float[Array, "n h w 2"]:
@@ -187,7 +187,7 @@ def total_variation(
     """stAdv's local distortion: the lengths of the differences between neighbouring displacements, summed.
 
     ``sum over p and its neighbours q of sqrt(|flow[p] - flow[q]|^2 + epsilon)``, every pair of neighbours counted
-    once from either side; a neighbour outside the image is taken equal.
+    once from either side; outside the image the displacements of its edge pixels go on.
 
     Args:
         flow: in pixels.

@@ -24,15 +24,17 @@ def _arguments(logits: Array, labels: Array, *, classes: int = 2) -> tuple[Array
     return logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), labels
 
 
+def _hot(logits: Array, labels: Array) -> Array:
+    return labels[:, None] == jnp.arange(logits.shape[1])[None, :]
+
+
 def _picked(logits: Array, labels: Array) -> Array:
     # A product with a one-hot row has no gather, whose second derivatives would scatter.
-    hot = labels[:, None] == jnp.arange(logits.shape[1])
-    return jnp.sum(jnp.where(hot, logits, 0), axis=1)
+    return jnp.sum(jnp.where(_hot(logits, labels), logits, 0), axis=1)
 
 
 def _others(logits: Array, labels: Array) -> Array:
-    hot = labels[:, None] == jnp.arange(logits.shape[1])
-    return jnp.where(hot, -jnp.inf, logits)
+    return jnp.where(_hot(logits, labels), -jnp.inf, logits)
 
 
 def cross_entropy(logits: Float[Array, "n classes"], labels: Int[Array, " n"]) -> Float[Array, " n"]:

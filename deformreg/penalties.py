@@ -159,8 +159,10 @@ def finite_difference_penalty(
 ) -> tuple[Float[Array, " n"], Any]:
     """The penalty from a finite difference along each example's own gradient: no double backpropagation.
 
-    With ``v`` the normalized gradient, held constant, the penalty is ``((loss(T(h v)) - loss(images)) / h)^2``: the
-    squared norm of the gradient up to O(h). Training differentiates first-order quantities only.
+    With ``v`` the normalized gradient, held constant, and ``dT`` the derivative of the family at the identity, the
+    penalty is ``((loss(images + h dT v) - loss(images)) / h)^2``: the squared norm of the gradient up to O(h).
+    Training differentiates first-order quantities only. The images move along the family's tangent and not by the
+    family itself: a warp has a kink at the identity, and behind it another slope.
 
     Args:
         loss_fn: ``images -> losses[n]``, unreduced; called on the images and on the perturbed ones.
@@ -197,7 +199,10 @@ def finite_difference_penalty(
     # Where the gradient vanishes so does the difference: any finite direction will do, zero is one.
     scale = jnp.where(squared > 0, step_size * jax.lax.rsqrt(jnp.where(squared > 0, squared, 1)), 0)
     step = jax.tree.map(lambda leaf: leaf * scale.astype(leaf.dtype).reshape((-1,) + (1,) * (leaf.ndim - 1)), gradients)
-    moved = perturbation.apply(jax.lax.stop_gradient(step), images)
+    _, along = jax.jvp(
+        lambda params: perturbation.apply(params, images), (perturbation.init(images),), (jax.lax.stop_gradient(step),)
+    )
+    moved = images + along
     losses = result[0] if has_aux else result
     ahead = _checked(loss_fn, has_aux)(moved)
     ahead = ahead[0] if has_aux else ahead

@@ -163,7 +163,8 @@ def flow(*, boundary: Boundary = "edge", units: Units = "pixels") -> Perturbatio
         if units == "pixels":
             return gradient
         height, width = images.shape[1:3]
-        return gradient[..., ::-1] * jnp.array([(width - 1) / 2, (height - 1) / 2], gradient.dtype)
+        scales = jnp.array([(width - 1) / 2, (height - 1) / 2], gradient.dtype)
+        return gradient[..., ::-1] * scales.reshape(1, 1, 1, 2)
 
     return Perturbation(
         init=lambda images: jnp.zeros((*images.shape[:3], 2), images.dtype),

@@ -1,6 +1,43 @@
 """Attacks: one file each, all of them per example, compiled and batched."""
 
+from deformreg.attacks.adef import adef
+from deformreg.attacks.apgd import apgd
 from deformreg.attacks.ascent import Ascent, projected_ascent
+from deformreg.attacks.attack import Attack, Budget, Examples, Search
+from deformreg.attacks.elastic import elastic
+from deformreg.attacks.estimated import nes, spsa
 from deformreg.attacks.gradient import Perturbed, multi_step, one_step
+from deformreg.attacks.pgd import pgd
+from deformreg.attacks.random_fields import random_fields
+from deformreg.attacks.result import AttackResult, DifferenceNorms, FlowNorms, measure
+from deformreg.attacks.spatial import rotation_translation
+from deformreg.attacks.square import square
+from deformreg.attacks.stadv import stadv
+from deformreg.attacks.transfer import transfer
 
-__all__ = ["Ascent", "Perturbed", "multi_step", "one_step", "projected_ascent"]
+__all__ = [
+    "Ascent",
+    "Attack",
+    "AttackResult",
+    "Budget",
+    "DifferenceNorms",
+    "Examples",
+    "FlowNorms",
+    "Perturbed",
+    "Search",
+    "adef",
+    "apgd",
+    "elastic",
+    "measure",
+    "multi_step",
+    "nes",
+    "one_step",
+    "pgd",
+    "projected_ascent",
+    "random_fields",
+    "rotation_translation",
+    "spsa",
+    "square",
+    "stadv",
+    "transfer",
+]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from deformreg import _checks
-from deformreg.balls import Ball, Radius
+from deformreg.balls import Ball, Radius, against
 
 Params = Any
 Keep = Literal["last", "best"]
@@ -38,6 +39,16 @@ def choose(take: Array, ours: Params, theirs: Params) -> Params:
     return jax.tree.map(lambda a, b: jnp.where(spread(take, a), a, b), ours, theirs)
 
 
+def uphill(
+    params: Params, gradient: Params, ball: Ball, step_size: Radius, constrain: Callable[[Params], Params]
+) -> Params:
+    """One step along the ball's steepest direction, projected back."""
+    sizes = partial(against, step_size, per_example=ball.per_example)
+    direction = ball.steepest(gradient)
+    moved = jax.tree.map(lambda leaf, d: leaf + sizes(leaf) * d, params, direction)
+    return constrain(ball.project(moved))
+
+
 def projected_ascent(
     objective: Callable[[Params], Array],
     params: Params,
@@ -54,7 +65,8 @@ def projected_ascent(
         objective: ``params -> float[n]``, one value per example that depends on that example's parameters alone.
         params: the start, a pytree of arrays whose first axis is the example.
         ball: norm and radius; its steepest direction decides between sign and normalized steps.
-        step_size: in the ball's norm, or an array that broadcasts against the parameters.
+        step_size: in the ball's norm; an array broadcasts against the parameters, or holds one number per example
+            where the ball's does (`l2`).
         num_steps: at least 0; a Python integer.
         keep: ``"last"`` returns the last point, ``"best"`` the one of the highest objective, the start included.
         constrain: a further projection after the ball's, for example onto valid images.
@@ -91,9 +103,7 @@ def projected_ascent(
         if keep == "best":
             better = values > best.values
             best = Ascent(choose(better, params, best.params), jnp.where(better, values, best.values))
-        direction = ball.steepest(gradient)
-        moved = jax.tree.map(lambda leaf, d: leaf + jnp.asarray(step_size, leaf.dtype) * d, params, direction)
-        return constrain(ball.project(moved)), best
+        return uphill(params, gradient, ball, step_size, constrain), best
 
     values = jax.eval_shape(objective, params)
     worst = jnp.full(values.shape, -jnp.inf, values.dtype)

@@ -1,0 +1,182 @@
+"""ADef: the deformation that just crosses a linearized decision boundary, again and again.
+
+References:
+    Alaifari, Alberti and Gauksson, "ADef: an Iterative Algorithm to Construct Adversarial Deformations", ICLR 2019.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from deformreg import _checks, flows
+from deformreg.attacks.ascent import choose, spread
+from deformreg.attacks.attack import (
+    Attack,
+    Budget,
+    Examples,
+    LogitsFn,
+    Search,
+    fresh,
+    is_broken,
+    record,
+    used_share,
+)
+from deformreg.balls import pixelwise_l2
+from deformreg.losses import margin
+from deformreg.perturbations import flow
+from deformreg.warping import Boundary
+
+
+class Memory(NamedTuple):
+    """An ADef row's candidate classes, and whether it is at its last, overshooting try."""
+
+    candidates: Array
+    last_try: Array
+
+
+def adef(
+    *,
+    max_norm: float = math.inf,
+    num_steps: int = 50,
+    candidates: int = 1,
+    sigma: float = 0.0,
+    overshoot: float = 1.2,
+    boundary: Boundary = "edge",
+    name: str | None = None,
+) -> Attack:
+    """Adds the smallest flow that, to first order, makes a candidate class win; repeats on the deformed image.
+
+    The flow's size is ``max_p |flow[p]|`` in pixels (`deformreg.flows.max_displacement`): nearly minimal, so ADef also
+    says how far an example is from being broken. A step that would exceed `max_norm` ends the search; a search that
+    ended in failure tries its flow once more, lengthened.
+
+    Args:
+        max_norm: in pixels; infinite for no bound.
+        num_steps: flow updates at most, at least 1.
+        candidates: how many runner-up classes of the clean image are aimed at; the shortest step is taken. With
+            targets, the target alone.
+        sigma: of the Gaussian smoothing of the steps, in pixels; 0 for none.
+        overshoot: at least 1: the last try's factor, as far as `max_norm` allows.
+        boundary: see `deformreg.warp`.
+        name: for reports; None makes one.
+
+    Returns:
+        The attack. A step counts one model call per candidate: a forward pass they share, a backward pass each.
+
+    Raises:
+        TypeError: a count that is not an integer.
+        ValueError: a number out of range. When run: more candidates than other classes.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> edge = lambda x: jnp.stack([x[:, 0, 1, 0], 0.75 - x[:, 0, 1, 0]], axis=1)  # class 0 where bright
+        >>> ramp = jnp.arange(4.0).reshape(1, 1, 4, 1) / 2
+        >>> result = adef().run(edge, ramp, jnp.array([0]), jax.random.key(0))
+        >>> result.success.tolist(), round(float(result.norms.max_displacement[0]), 3)  # 0.25 pixels cross, 1.2 times
+        ([True], 0.3)
+
+    References:
+        Alaifari, Alberti and Gauksson, ICLR 2019, see the module.
+    """
+    num_steps, candidates = _checks.count("num_steps", num_steps), _checks.count("candidates", candidates)
+    _checks.positive("max_norm", max_norm)
+    _checks.non_negative("sigma", sigma)
+    if not overshoot >= 1:
+        raise ValueError(f"overshoot must be at least 1, got {overshoot}")
+    family = flow(boundary=boundary)
+
+    def begin(examples: Examples) -> Search:
+        search = fresh(examples, family.init(examples.images))
+        count = examples.labels.shape[0]
+        number = 1 if examples.targets is not None else candidates
+        memory = Memory(jnp.zeros((count, number), jnp.int32), jnp.zeros(count, bool))
+        return search._replace(memory=memory)
+
+    def step(logits_fn: LogitsFn, examples: Examples, search: Search) -> Search:
+        params, memory = search.params, search.memory
+        images = family.apply(params, examples.images)
+        logits, vjp = jax.vjp(logits_fn, images)
+        aimed = jnp.where((search.calls == 0)[:, None], _rank(logits, examples, candidates), memory.candidates)
+        search = record(search, _closeness(logits, examples), is_broken(logits, examples), keep="any", calls=candidates)
+        steps = [_crossing(logits, vjp, images, examples.labels, aimed[:, k], sigma) for k in range(aimed.shape[1])]
+        sizes = jnp.stack([flows.max_displacement(params + each) for each in steps], axis=1)
+        best = jnp.argmin(sizes, axis=1)
+        moved = params
+        for k, each in enumerate(steps):
+            moved = choose(best == k, params + each, moved)
+        old, new = flows.max_displacement(params), jnp.min(sizes, axis=1)
+        stuck = ~(new < max_norm) | (jnp.abs(new - old) <= 1e-10) | (search.calls > num_steps * candidates)
+        # The lengthened last try: not beyond the bound, by a hair for rounding.
+        limit = jnp.where(old > 0, max_norm * (1 - 1e-6) / jnp.where(old > 0, old, 1), 1)
+        lengthened = params * spread(jnp.minimum(overshoot, jnp.maximum(limit, 1e-6)), params).astype(params.dtype)
+        moved = choose(stuck, lengthened, moved)
+        return search._replace(
+            params=moved, done=search.done | memory.last_try, memory=Memory(aimed, memory.last_try | stuck)
+        )
+
+    bound = math.isfinite(max_norm)
+    return Attack(
+        name or "adef",
+        family,
+        Budget(max_norm if bound else None, "pixelwise_l2", "pixels"),
+        used_share(pixelwise_l2(max_norm)) if bound else None,
+        begin,
+        step,
+        calls_per_step=candidates,
+        max_steps=num_steps + 2,
+        uses_gradients=True,
+        settings={"num_steps": num_steps, "candidates": candidates, "sigma": sigma, "overshoot": overshoot},
+    )
+
+
+def _rank(logits: Array, examples: Examples, candidates: int) -> Array:
+    if examples.targets is not None:
+        return examples.targets[:, None].astype(jnp.int32)
+    if candidates > logits.shape[1] - 1:
+        raise ValueError(f"candidates must be at most {logits.shape[1] - 1}, the other classes, got {candidates}")
+    right = jnp.arange(logits.shape[1])[None, :] == examples.labels[:, None]
+    order = jnp.argsort(jnp.where(right, -jnp.inf, logits), axis=1, descending=True)
+    return order[:, :candidates].astype(jnp.int32)
+
+
+def _closeness(logits: Array, examples: Examples) -> Array:
+    return margin(logits, examples.labels) if examples.targets is None else -margin(logits, examples.targets)
+
+
+def _crossing(logits: Array, vjp: Any, images: Array, labels: Array, towards: Array, sigma: float) -> Array:
+    """The smoothed flow of least length that brings class `towards` level with the label, to first order."""
+    classes = jnp.arange(logits.shape[1])[None, :]
+    sign = (classes == towards[:, None]).astype(logits.dtype) - (classes == labels[:, None]).astype(logits.dtype)
+    gap = jnp.sum(jnp.where(sign != 0, sign * logits, 0), axis=1)
+    (gradient,) = vjp(sign)
+    slopes = _central_differences(images)
+    along = jnp.stack([jnp.sum(gradient * slope, axis=-1) for slope in slopes], axis=-1)
+    smooth = _smooth(along, sigma)
+    squared = jnp.sum(smooth**2, axis=(1, 2, 3))
+    factor = jnp.where(squared > 0, -gap / jnp.where(squared > 0, squared, 1), 0)
+    return spread(factor, along).astype(along.dtype) * _smooth(smooth, sigma)
+
+
+def _central_differences(images: Array) -> tuple[Array, Array]:
+    """Slopes along rows and columns; one-sided at the ends."""
+
+    def along(axis: int) -> Array:
+        if images.shape[axis] < 2:
+            return jnp.zeros_like(images)
+        return jnp.asarray(jnp.gradient(images, axis=axis))
+
+    return along(1), along(2)
+
+
+def _smooth(field: Array, sigma: float) -> Array:
+    """Gaussian smoothing with zeros outside: unlike with edges repeated its matrix is symmetric, as the step needs."""
+    if sigma == 0:
+        return field
+    reach = math.ceil(4 * sigma) + 1
+    padded = jnp.pad(field, [(0, 0), (reach, reach), (reach, reach), (0, 0)])
+    return flows.smooth(padded, sigma)[:, reach:-reach, reach:-reach]

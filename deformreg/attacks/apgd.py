@@ -1,0 +1,257 @@
+"""APGD, AutoAttack's parameter-free gradient attack, in any perturbation family.
+
+References:
+    Croce and Hein, "Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse Parameter-free Attacks",
+    ICML 2020, algorithm 1 and section 3.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from deformreg import _checks
+from deformreg.attacks.ascent import choose, spread
+from deformreg.attacks.attack import (
+    Attack,
+    Examples,
+    Keep,
+    LogitsFn,
+    Loss,
+    Search,
+    budget_of,
+    differentiate,
+    fresh,
+    is_broken,
+    record,
+    sample_rows,
+    used_share,
+)
+from deformreg.balls import Ball
+from deformreg.perturbations import Perturbation, flow
+
+MOMENTUM = 0.75  # the share of the new step in the sum of the new and the last
+RISES = 0.75  # the share of steps since the last checkpoint that must have risen
+
+
+class Schedule(NamedTuple):
+    """Where APGD looks back: per iterate, whether it is a checkpoint, and how many steps since the one before.
+
+    The initial step is in radii.
+    """
+
+    checkpoint: Array
+    window: Array
+    initial_step: float = 2.0
+
+
+class Memory(NamedTuple):
+    """What an APGD row carries besides its candidate; the step size is in radii."""
+
+    previous: Any
+    best: Any
+    best_gradient: Any
+    best_loss: Array
+    last_loss: Array
+    checkpoint_loss: Array
+    rises: Array
+    step_size: Array
+    reduced: Array
+    ranking: Array
+
+
+def schedule(num_steps: int) -> Schedule:
+    """The checkpoints: first after 22 % of the steps, then windows shrinking by 3 % down to 6 %."""
+    window, shrink = max(int(0.22 * num_steps), 1), max(int(0.03 * num_steps), 1)
+    smallest = max(int(0.06 * num_steps), 1)
+    checkpoint, windows = np.zeros(num_steps + 1, bool), np.ones(num_steps + 1)
+    at = window
+    while at <= num_steps:
+        checkpoint[at], windows[at] = True, window
+        window = max(window - shrink, smallest)
+        at += window
+    return Schedule(jnp.asarray(checkpoint), jnp.asarray(windows))
+
+
+def apgd(
+    *,
+    ball: Ball,
+    num_steps: int = 100,
+    perturbation: Perturbation | None = None,
+    restarts: int = 1,
+    start: Literal["zero", "random"] = "random",
+    loss: Loss = "cross_entropy",
+    num_targets: int = 0,
+    initial_step: float = 0.5,
+    keep: Keep = "any",
+    name: str | None = None,
+) -> Attack:
+    """Projected ascent with momentum whose step halves, and jumps back to the best point, when progress stalls.
+
+    Args:
+        ball: see `deformreg.attacks.pgd`.
+        num_steps: per restart, at least 1.
+        perturbation: the family; None is ``flow()``.
+        restarts: at least 1, per target.
+        start: ``"random"`` in the ball, or the first of them ``"zero"``.
+        loss: ``"cross_entropy"``, ``"margin"``, ``"dlr"`` or a function.
+        num_targets: 0 ascends the loss at the label (or descends it at the targets given to the run); k > 0 ascends
+            the targeted form of the loss towards each of the k classes ranked next on the clean image, one after the
+            other. 9 for ten classes.
+        initial_step: the first step, in radii. Published for pixels: 2. A flow bends the loss within a fraction of a
+            pixel, and the shorter default breaks more.
+        keep: ``"any"`` broken iterate ends the search, ``"best"`` goes on to the end, ``"last"`` answers with the
+            last iterate alone.
+        name: for reports; None makes one.
+
+    Returns:
+        The attack. It spends at most ``max(num_targets, 1) * restarts * (num_steps + 1)`` model calls on an example,
+        with `num_targets` one more for the ranking.
+
+    Raises:
+        TypeError: a count that is not an integer.
+        ValueError: a number out of range, or an unknown `start`, `loss` or `keep`. When run: `num_targets` with a
+            function for a loss, with targets, or with more targets than other classes.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from deformreg import linf
+        >>> edge = lambda x: jnp.stack([x[:, 0, 1, 0], 0.75 - x[:, 0, 1, 0]], axis=1)  # class 0 where bright
+        >>> ramp = jnp.arange(4.0).reshape(1, 1, 4, 1) / 2
+        >>> attack = apgd(ball=linf(0.5), num_steps=10)
+        >>> attack.run(edge, ramp, jnp.array([0]), jax.random.key(0)).success.tolist()
+        [True]
+
+    References:
+        Croce and Hein, ICML 2020, see the module.
+    """
+    family = flow() if perturbation is None else perturbation
+    num_steps, restarts = _checks.count("num_steps", num_steps), _checks.count("restarts", restarts)
+    num_targets = _checks.count("num_targets", num_targets, minimum=0)
+    _checks.choice("start", start, get_args(Literal["zero", "random"]))
+    _checks.choice("keep", keep, get_args(Keep))
+    _checks.positive("initial_step", initial_step)
+    runs, ranked = max(num_targets, 1) * restarts, int(num_targets > 0)
+    plan = schedule(num_steps)._replace(initial_step=initial_step)
+
+    def draw(examples: Examples, zeros: Any, run: Array) -> Any:
+        keys = jax.vmap(jax.random.fold_in)(examples.keys, run)
+        params = family.constrain(ball.project(sample_rows(ball.sample, keys, zeros)), examples.images)
+        return choose(run % restarts == 0, zeros, params) if start == "zero" else params
+
+    def begin(examples: Examples) -> Search:
+        zeros = family.init(examples.images)
+        count = examples.labels.shape[0]
+        first = zeros if ranked else draw(examples, zeros, jnp.zeros(count, jnp.int32))
+        search = fresh(examples, first)
+        none = search.losses
+        memory = Memory(
+            zeros, zeros, zeros, none, none, none, jnp.zeros_like(none), jnp.full_like(none, initial_step),
+            jnp.ones(count, bool), jnp.zeros((count, max(num_targets, 1)), jnp.int32),
+        )  # fmt: skip
+        return search._replace(memory=memory)
+
+    def step(logits_fn: LogitsFn, examples: Examples, search: Search) -> Search:
+        before, params, memory = search.calls - ranked, search.params, search.memory
+        run, iterate = before // (num_steps + 1), before % (num_steps + 1)
+        aimed = examples
+        if ranked:
+            at = jnp.clip(run // restarts, 0, num_targets - 1)
+            aimed = examples._replace(targets=jnp.take_along_axis(memory.ranking, at[:, None], axis=1)[:, 0])
+        losses, gradient, logits = differentiate(logits_fn, family, loss, aimed, params)
+        over = iterate == num_steps
+        eligible = (before >= 0) & (over | (keep != "last"))
+        search = record(search, losses, is_broken(logits, examples), keep=keep, eligible=eligible)
+        memory = look_back(memory, params, losses.astype(memory.last_loss.dtype), gradient, iterate, plan)
+        moved, memory = move(
+            memory, params, gradient, iterate, plan, ball, lambda p: family.constrain(p, examples.images)
+        )
+        if ranked:
+            memory = memory._replace(ranking=jnp.where((before < 0)[:, None], rank(logits, examples), memory.ranking))
+        if runs > 1 or ranked:
+            begins = over | (before < 0)
+            restart = jnp.where(before < 0, 0, run + 1)
+            zeros = jax.tree.map(jnp.zeros_like, params)
+            moved = jax.lax.cond(
+                begins.any(), lambda: choose(begins, draw(examples, zeros, restart), moved), lambda: moved
+            )
+        return search._replace(params=moved, memory=memory, done=search.done | (over & (run == runs - 1)))
+
+    def rank(logits: Array, examples: Examples) -> Array:
+        if examples.targets is not None or callable(loss) or num_targets > logits.shape[1] - 1:
+            raise ValueError(
+                f"num_targets must be at most {logits.shape[1] - 1} for {logits.shape[1]} classes, with a named loss "
+                f"and without targets for the run, got {num_targets}"
+            )
+        right = jnp.arange(logits.shape[1])[None, :] == examples.labels[:, None]
+        order = jnp.argsort(jnp.where(right, -jnp.inf, logits), axis=1, descending=True)
+        return order[:, :num_targets].astype(jnp.int32)
+
+    label = loss if isinstance(loss, str) else "function"
+    return Attack(
+        name or f"apgd-{label}" + (f"-t{num_targets}" if num_targets else ""),
+        family,
+        budget_of(ball, family),
+        used_share(ball),
+        begin,
+        step,
+        calls_per_step=1,
+        max_steps=runs * (num_steps + 1) + ranked,
+        uses_gradients=True,
+        settings={
+            "num_steps": num_steps, "start": start, "restarts": restarts, "loss": label, "num_targets": num_targets,
+            "initial_step": initial_step,
+            "keep": keep,
+        },
+    )  # fmt: skip
+
+
+def look_back(memory: Memory, params: Any, losses: Array, gradient: Any, iterate: Array, plan: Schedule) -> Memory:
+    """Updates the best point, and at a checkpoint decides whether the step is halved."""
+    first = iterate == 0
+    better = first | (losses > memory.best_loss)
+    best_loss = jnp.where(better, losses, memory.best_loss)
+    rises = jnp.where(first, 0, memory.rises + (losses > memory.last_loss))
+    at = plan.checkpoint[iterate]
+    stalled = rises <= RISES * plan.window[iterate]
+    stuck = ~memory.reduced & (memory.checkpoint_loss >= best_loss)
+    reduce = at & (stalled | stuck)
+    return memory._replace(
+        best=choose(better, params, memory.best),
+        best_gradient=choose(better, gradient, memory.best_gradient),
+        best_loss=best_loss,
+        last_loss=losses,
+        checkpoint_loss=jnp.where(first | at, best_loss, memory.checkpoint_loss),
+        rises=jnp.where(at, 0, rises),
+        step_size=jnp.where(first, plan.initial_step, jnp.where(reduce, memory.step_size / 2, memory.step_size)),
+        reduced=jnp.where(first, True, jnp.where(at, reduce, memory.reduced)),
+    )
+
+
+def move(
+    memory: Memory, params: Any, gradient: Any, iterate: Array, plan: Schedule, ball: Ball, constrain: Any
+) -> tuple[Any, Memory]:
+    """The next iterate: a projected step, from the best point if the step was just halved, plus momentum."""
+    jump = plan.checkpoint[iterate] & memory.reduced
+    at, gradient = choose(jump, memory.best, params), choose(jump, memory.best_gradient, gradient)
+    previous = choose(iterate == 0, params, memory.previous)
+    share = jnp.where(iterate == 0, 1.0, MOMENTUM)
+    lengths = jax.tree.map(lambda leaf: spread(memory.step_size, leaf) * jnp.asarray(ball.radius, leaf.dtype), at)
+    stepped = jax.tree.map(
+        lambda leaf, length, direction: leaf + (length * direction).astype(leaf.dtype),
+        at,
+        lengths,
+        ball.steepest(gradient),
+    )
+    stepped = constrain(ball.project(stepped))
+
+    def blend(leaf: Array, new: Array, old: Array) -> Array:
+        a = spread(share, leaf).astype(leaf.dtype)
+        return leaf + a * (new - leaf) + (1 - a) * (leaf - old)
+
+    blended = jax.tree.map(blend, at, stepped, previous)
+    return constrain(ball.project(blended)), memory._replace(previous=at)

@@ -1,0 +1,220 @@
+"""SPSA and NES: ascent along gradients estimated from queries alone.
+
+References:
+    Uesato et al., "Adversarial Risk and the Dangers of Evaluating Against Weak Attacks", ICML 2018 (SPSA).
+    Ilyas et al., "Black-box Adversarial Attacks with Limited Queries and Information", ICML 2018 (NES).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from deformreg import _checks
+from deformreg.attacks.ascent import spread, uphill
+from deformreg.attacks.attack import (
+    Attack,
+    Examples,
+    Keep,
+    LogitsFn,
+    Loss,
+    Search,
+    budget_of,
+    fresh,
+    record,
+    sample_rows,
+    try_out,
+    used_share,
+)
+from deformreg.balls import Ball
+from deformreg.perturbations import Perturbation, flow
+
+Draw = Callable[[Array, Array], Array]
+
+
+def spsa(
+    *,
+    ball: Ball,
+    num_steps: int = 20,
+    num_samples: int = 64,
+    probe: float | None = None,
+    step_size: float | None = None,
+    perturbation: Perturbation | None = None,
+    loss: Loss = "margin",
+    keep: Keep = "any",
+    name: str | None = None,
+) -> Attack:
+    """Ascent by Adam on simultaneous perturbations: differences along random signs, averaged.
+
+    Args:
+        ball: see `deformreg.attacks.pgd`; with a single number for a radius.
+        num_steps: at least 1.
+        num_samples: pairs of queries per step.
+        probe: how far a query looks, in the parameters' unit; None is a tenth of the radius.
+        step_size: Adam's; None is a tenth of the radius.
+        perturbation: the family; None is ``flow()``.
+        loss: see `deformreg.attacks.pgd`; the published attack's is the margin.
+        keep: see `deformreg.attacks.pgd`.
+        name: for reports; None makes one.
+
+    Returns:
+        The attack; a step costs ``2 * num_samples + 1`` queries, and it uses no gradients.
+
+    Raises:
+        TypeError: a count that is not an integer.
+        ValueError: a number out of range.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from deformreg import linf
+        >>> edge = lambda x: jnp.stack([x[:, 0, 1, 0], 0.75 - x[:, 0, 1, 0]], axis=1)  # class 0 where bright
+        >>> ramp = jnp.arange(4.0).reshape(1, 1, 4, 1) / 2
+        >>> spsa(ball=linf(0.5), num_samples=8).run(edge, ramp, jnp.array([0]), jax.random.key(0)).success.tolist()
+        [True]
+
+    References:
+        Uesato et al., ICML 2018, see the module.
+    """
+    _checks.non_negative("radius", ball.radius)
+    size = ball.radius / 10 if step_size is None else step_size
+
+    def move(params: Any, gradient: Any, memory: Any, constrain: Callable[[Any], Any]) -> tuple[Any, Any]:
+        mean, square, count = memory
+        count = count + 1
+        mean = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g, mean, gradient)
+        square = jax.tree.map(lambda s, g: 0.999 * s + 0.001 * g**2, square, gradient)
+
+        def adam(leaf: Array, m: Array, s: Array) -> Array:
+            t = spread(count, leaf)
+            step = (m / (1 - 0.9**t)) / (jnp.sqrt(s / (1 - 0.999**t)) + 1e-8)
+            return leaf + (size * step).astype(leaf.dtype)
+
+        return constrain(ball.project(jax.tree.map(adam, params, mean, square))), (mean, square, count)
+
+    def remember(zeros: Any, count: int) -> Any:
+        return zeros, zeros, jnp.zeros(count)
+
+    return _estimated(
+        name or f"spsa-{num_steps}", ball, num_steps, num_samples, probe, perturbation, loss, keep,
+        lambda key, leaf: jax.random.rademacher(key, leaf.shape, leaf.dtype), remember, move,
+    )  # fmt: skip
+
+
+def nes(
+    *,
+    ball: Ball,
+    num_steps: int = 40,
+    num_samples: int = 50,
+    probe: float | None = None,
+    step_size: float | None = None,
+    perturbation: Perturbation | None = None,
+    loss: Loss = "cross_entropy",
+    keep: Keep = "any",
+    name: str | None = None,
+) -> Attack:
+    """Steepest ascent in the ball's norm on natural evolution strategies' estimate: antithetic Gaussian queries.
+
+    Args:
+        ball: see `deformreg.attacks.pgd`; with a single number for a radius.
+        num_steps: at least 1.
+        num_samples: antithetic pairs of queries per step.
+        probe: the Gaussian's standard deviation, in the parameters' unit; None is a tenth of the radius.
+        step_size: in the ball's norm; None is a tenth of the radius.
+        perturbation: the family; None is ``flow()``.
+        loss: see `deformreg.attacks.pgd`.
+        keep: see `deformreg.attacks.pgd`.
+        name: for reports; None makes one.
+
+    Returns:
+        The attack; a step costs ``2 * num_samples + 1`` queries, and it uses no gradients.
+
+    Raises:
+        TypeError: a count that is not an integer.
+        ValueError: a number out of range.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from deformreg import linf
+        >>> edge = lambda x: jnp.stack([x[:, 0, 1, 0], 0.75 - x[:, 0, 1, 0]], axis=1)  # class 0 where bright
+        >>> ramp = jnp.arange(4.0).reshape(1, 1, 4, 1) / 2
+        >>> nes(ball=linf(0.5), num_samples=8).run(edge, ramp, jnp.array([0]), jax.random.key(0)).success.tolist()
+        [True]
+
+    References:
+        Ilyas et al., ICML 2018, see the module.
+    """
+    _checks.non_negative("radius", ball.radius)
+    size = ball.radius / 10 if step_size is None else step_size
+
+    def move(params: Any, gradient: Any, memory: Any, constrain: Callable[[Any], Any]) -> tuple[Any, Any]:
+        return uphill(params, gradient, ball, size, constrain), memory
+
+    return _estimated(
+        name or f"nes-{num_steps}", ball, num_steps, num_samples, probe, perturbation, loss, keep,
+        lambda key, leaf: jax.random.normal(key, leaf.shape, leaf.dtype), lambda zeros, count: (), move,
+    )  # fmt: skip
+
+
+def _estimated(
+    name: str, ball: Ball, num_steps: int, num_samples: int, probe: float | None, perturbation: Perturbation | None,
+    loss: Loss, keep: Keep, draw: Draw, remember: Any, move: Any,
+) -> Attack:  # fmt: skip
+    """Ascent along the average of ``(f(p + d) - f(p - d)) / (2 probe) * d / probe`` over random directions d."""
+    family = flow() if perturbation is None else perturbation
+    num_steps, num_samples = _checks.count("num_steps", num_steps), _checks.count("num_samples", num_samples)
+    _checks.choice("keep", keep, ("last", "best", "any"))
+    reach = ball.radius / 10 if probe is None else probe
+    _checks.positive("probe", reach)
+    calls = 2 * num_samples + 1
+
+    def draw_rows(keys: Array, params: Any) -> Any:
+        def whole(key: Array, params: Any) -> Any:
+            leaves, structure = jax.tree.flatten(params)
+            parts = jax.random.split(key, len(leaves))
+            return jax.tree.unflatten(structure, [draw(k, leaf) for k, leaf in zip(parts, leaves, strict=True)])
+
+        return sample_rows(whole, keys, params)
+
+    def estimate(logits_fn: LogitsFn, examples: Examples, params: Any, keys: Array) -> Any:
+        def add(sample: Array, total: Any) -> Any:
+            directions = draw_rows(jax.vmap(lambda key: jax.random.fold_in(key, sample))(keys), params)
+
+            def probed(sign: int) -> Array:
+                at = jax.tree.map(lambda p, d: p + jnp.asarray(sign * reach, p.dtype) * d, params, directions)
+                return try_out(logits_fn, family, loss, examples, at)[0]
+
+            slope = (probed(1) - probed(-1)) / (2 * reach * num_samples)
+            return jax.tree.map(lambda t, d: t + spread(slope, d).astype(d.dtype) * d, total, directions)
+
+        return jax.lax.fori_loop(0, num_samples, add, jax.tree.map(jnp.zeros_like, params))
+
+    def begin(examples: Examples) -> Search:
+        zeros = family.init(examples.images)
+        return fresh(examples, zeros, remember(zeros, examples.labels.shape[0]))
+
+    def step(logits_fn: LogitsFn, examples: Examples, search: Search) -> Search:
+        params = search.params
+        losses, broken = try_out(logits_fn, family, loss, examples, params)
+        last = search.calls >= num_steps * calls
+        search = record(search, losses, broken, keep=keep, eligible=last | (keep != "last"), calls=calls)
+        keys = jax.vmap(jax.random.fold_in)(examples.keys, search.calls)
+        gradient = estimate(logits_fn, examples, params, keys)
+        moved, memory = move(params, gradient, search.memory, lambda p: family.constrain(p, examples.images))
+        return search._replace(params=moved, memory=memory, done=search.done | last)
+
+    return Attack(
+        name,
+        family,
+        budget_of(ball, family),
+        used_share(ball),
+        begin,
+        step,
+        calls_per_step=calls,
+        max_steps=num_steps + 1,
+        uses_gradients=False,
+        settings={"num_steps": num_steps, "num_samples": num_samples, "keep": keep},
+    )

@@ -1,0 +1,145 @@
+"""Projected gradient ascent as an attack value: the released protocol by default, any iterate and restarts on request.
+
+References:
+    Xia and Li, "Improving Resistance to Adversarial Deformations by Regularizing Gradients", Neurocomputing 455, 2021.
+    Madry et al., "Towards Deep Learning Models Resistant to Adversarial Attacks", ICLR 2018.
+"""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from deformreg import _checks
+from deformreg.attacks.ascent import choose, uphill
+from deformreg.attacks.attack import (
+    Attack,
+    Examples,
+    Keep,
+    LogitsFn,
+    Loss,
+    Search,
+    budget_of,
+    differentiate,
+    fresh,
+    is_broken,
+    record,
+    sample_rows,
+    used_share,
+)
+from deformreg.attacks.gradient import Start
+from deformreg.balls import Ball, Radius
+from deformreg.perturbations import Perturbation, flow
+
+
+def pgd(
+    *,
+    ball: Ball,
+    num_steps: int,
+    step_size: Radius | None = None,
+    perturbation: Perturbation | None = None,
+    start: Start = "zero",
+    restarts: int = 1,
+    loss: Loss = "cross_entropy",
+    keep: Keep = "last",
+    name: str | None = None,
+) -> Attack:
+    """Multi-step projected gradient ascent; with ``perturbation=additive(...)`` the classic pixel attack.
+
+    The defaults are the protocol of the released code of flow gradient regularization: zero start, steps of
+    ``radius / num_steps``, the last iterate counts. Stricter: ``start="random", restarts=5, keep="any"``.
+
+    Args:
+        ball: `deformreg.linf`, `deformreg.l2` or `deformreg.pixelwise_l2`, its radius in the family's unit (pixels
+            for flows), the same for every example.
+        num_steps: gradient steps per restart, at least 0.
+        step_size: in the ball's norm; None is ``radius / num_steps`` from the zero start, 2.5 times that where a
+            start is random, so that the ball can be crossed.
+        perturbation: the family; None is ``flow()``.
+        start: ``"zero"``, ``"random"`` (uniform in the ball) or a law of `deformreg.noise`.
+        restarts: starts, at least 1; after a zero start the others are random in the ball.
+        loss: ``"cross_entropy"``, ``"margin"``, ``"dlr"`` or a function ``(logits, labels) -> losses[n]``.
+        keep: ``"last"`` iterate of each start, the ``"best"``, or ``"any"`` iterate that breaks the model, which ends
+            the example's search.
+        name: for reports; None makes one.
+
+    Returns:
+        The attack. It spends at most ``restarts * (num_steps + 1)`` model calls on an example.
+
+    Raises:
+        TypeError: `num_steps` or `restarts` is not an integer.
+        ValueError: a number out of range, or an unknown `start` or `keep`.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from deformreg import linf
+        >>> edge = lambda x: jnp.stack([x[:, 0, 1, 0], 0.75 - x[:, 0, 1, 0]], axis=1)  # class 0 where bright
+        >>> ramp = jnp.arange(4.0).reshape(1, 1, 4, 1) / 2
+        >>> attack = pgd(ball=linf(0.5), num_steps=5)
+        >>> attack.run(edge, ramp, jnp.array([0]), jax.random.key(0)).success.tolist()
+        [True]
+    """
+    family = flow() if perturbation is None else perturbation
+    num_steps = _checks.count("num_steps", num_steps, minimum=0)
+    restarts = _checks.count("restarts", restarts)
+    _checks.choice("keep", keep, get_args(Keep))
+    if not callable(start):
+        _checks.choice("start", start, ("zero", "random"))
+    if step_size is None:
+        crossing = 1.0 if start == "zero" and restarts == 1 else 2.5
+        length: Radius = ball.radius * (crossing / max(num_steps, 1))
+    else:
+        length = step_size
+    _checks.non_negative("step_size", length)
+
+    def draw(examples: Examples, zeros: Any, restart: Array, first: bool) -> Any:
+        if first and start == "zero":
+            return zeros
+        keys = jax.vmap(jax.random.fold_in)(examples.keys, restart)
+        law = start if callable(start) else ball.sample
+        return family.constrain(ball.project(sample_rows(law, keys, zeros)), examples.images)
+
+    def begin(examples: Examples) -> Search:
+        zeros = family.init(examples.images)
+        return fresh(examples, draw(examples, zeros, jnp.zeros(examples.labels.shape, jnp.int32), True))
+
+    def step(logits_fn: LogitsFn, examples: Examples, search: Search) -> Search:
+        losses, gradient, logits = differentiate(logits_fn, family, loss, examples, search.params)
+        restart, iterate = search.calls // (num_steps + 1), search.calls % (num_steps + 1)
+        over = iterate == num_steps
+        eligible = over if keep == "last" else True
+        params = search.params
+        search = record(search, losses, is_broken(logits, examples), keep=keep, eligible=eligible)
+        moved = uphill(params, gradient, ball, length, lambda params: family.constrain(params, examples.images))
+        if restarts > 1:
+            zeros = jax.tree.map(jnp.zeros_like, params)
+            moved = jax.lax.cond(
+                over.any(),
+                lambda: choose(over, draw(examples, zeros, restart + 1, False), moved),
+                lambda: moved,
+            )
+        return search._replace(params=moved, done=search.done | (over & (restart == restarts - 1)))
+
+    return Attack(
+        name or f"pgd-{num_steps}" + (f"x{restarts}" if restarts > 1 else ""),
+        family,
+        budget_of(ball, family),
+        used_share(ball),
+        begin,
+        step,
+        calls_per_step=1,
+        max_steps=restarts * (num_steps + 1),
+        uses_gradients=True,
+        settings={
+            "num_steps": num_steps,
+            "step_size": np.asarray(length).tolist(),
+            "start": start if isinstance(start, str) else "law",
+            "restarts": restarts,
+            "loss": loss if isinstance(loss, str) else "function",
+            "keep": keep,
+        },
+    )

@@ -1,0 +1,111 @@
+"""Random smooth fields on the budget's boundary: the baseline that every other attack must beat."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from deformreg import _checks, flows
+from deformreg.attacks.attack import (
+    Attack,
+    Examples,
+    Keep,
+    LogitsFn,
+    Loss,
+    Search,
+    budget_of,
+    fresh,
+    record,
+    sample_rows,
+    try_out,
+    used_share,
+)
+from deformreg.balls import Ball
+from deformreg.perturbations import Perturbation, flow
+
+
+def random_fields(
+    *,
+    ball: Ball,
+    num_fields: int = 100,
+    sigma: float = 2.0,
+    perturbation: Perturbation | None = None,
+    loss: Loss = "margin",
+    keep: Keep = "any",
+    name: str | None = None,
+) -> Attack:
+    """Tries independent Gaussian fields, smoothed and scaled to the ball's boundary; keeps the worst.
+
+    Args:
+        ball: see `deformreg.attacks.pgd`; with a single number for a radius.
+        num_fields: draws per example, each one forward pass.
+        sigma: standard deviation in pixels of the smoothing; 0 for white noise. Parameters that are not a field
+            ``[n, h, w, 2]`` stay white.
+        perturbation: the family; None is ``flow()``.
+        loss: what "worst" means, see `deformreg.attacks.pgd`.
+        keep: ``"any"`` stops at the first draw that breaks the model, ``"best"`` tries them all.
+        name: for reports; None makes one.
+
+    Returns:
+        The attack; it uses no gradients.
+
+    Raises:
+        TypeError: `num_fields` is not an integer.
+        ValueError: a number out of range, or another `keep`.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from deformreg import linf
+        >>> attack = random_fields(ball=linf(0.5), num_fields=10, keep="best")
+        >>> total = lambda images: jnp.stack([images.sum((1, 2, 3)), jnp.zeros(len(images))], axis=1)
+        >>> result = attack.run(total, jnp.ones((2, 8, 8, 1)), jnp.array([0, 0]), jax.random.key(0))
+        >>> result.success.tolist(), result.model_calls.tolist()  # a constant image cannot be deformed
+        ([False, False], [10, 10])
+    """
+    family = flow() if perturbation is None else perturbation
+    num_fields = _checks.count("num_fields", num_fields)
+    _checks.non_negative("sigma", sigma)
+    _checks.choice("keep", keep, ("any", "best"))
+
+    def draw(key: Array, params: Any) -> Any:
+        leaves, structure = jax.tree.flatten(params)
+        keys = jax.random.split(key, len(leaves))
+        drawn = [jax.random.normal(k, leaf.shape, leaf.dtype) for k, leaf in zip(keys, leaves, strict=True)]
+        return jax.tree.unflatten(structure, drawn)
+
+    def to_boundary(params: Any) -> Any:
+        norms = ball.norm(params)
+        scale = jnp.where(norms > 0, ball.radius / jnp.where(norms > 0, norms, 1), 0)
+        return ball.project(jax.tree.map(lambda leaf: leaf * scale.reshape((-1,) + (1,) * (leaf.ndim - 1)), params))
+
+    def begin(examples: Examples) -> Search:
+        return fresh(examples, family.init(examples.images))
+
+    def step(logits_fn: LogitsFn, examples: Examples, search: Search) -> Search:
+        keys = jax.vmap(jax.random.fold_in)(examples.keys, search.calls)
+        fields = sample_rows(draw, keys, search.params)
+        fields = jax.tree.map(lambda leaf: flows.smooth(leaf, sigma) if _is_field(leaf) else leaf, fields)
+        search = search._replace(params=family.constrain(to_boundary(fields), examples.images))
+        losses, broken = try_out(logits_fn, family, loss, examples, search.params)
+        search = record(search, losses, broken, keep=keep)
+        return search._replace(done=search.done | (search.calls >= num_fields))
+
+    return Attack(
+        name or f"random-{num_fields}",
+        family,
+        budget_of(ball, family),
+        used_share(ball),
+        begin,
+        step,
+        calls_per_step=1,
+        max_steps=num_fields,
+        uses_gradients=False,
+        settings={"num_fields": num_fields, "sigma": sigma, "keep": keep},
+    )
+
+
+def _is_field(leaf: Array) -> bool:
+    return leaf.ndim == 4 and leaf.shape[-1] == 2

@@ -1,0 +1,172 @@
+"""Rotations and translations: the full grid, or the worst of k random ones.
+
+References:
+    Engstrom et al., "Exploring the Landscape of Spatial Robustness", ICML 2019 (grid, worst of k; gradients do not find
+    the worst rotation reliably, so neither method here uses any).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from deformreg import _checks, flows
+from deformreg.attacks.attack import (
+    Attack,
+    Budget,
+    Examples,
+    Keep,
+    LogitsFn,
+    Loss,
+    Search,
+    fresh,
+    record,
+    try_out,
+    used_share,
+)
+from deformreg.balls import linf
+from deformreg.perturbations import Perturbation, affine
+from deformreg.warping import Boundary
+
+
+def rotation_translation(
+    *,
+    max_degrees: float = 30.0,
+    max_pixels: float = 3.0,
+    grid: tuple[int, int, int] | None = (31, 5, 5),
+    num_draws: int = 10,
+    max_component: float | None = None,
+    boundary: Boundary = "zeros",
+    loss: Loss = "cross_entropy",
+    keep: Keep = "any",
+    name: str | None = None,
+) -> Attack:
+    """Rotates about the centre and translates; among what was tried, a wrong prediction beats a higher loss.
+
+    ``boundary="zeros"`` is the black canvas: black enters, and what leaves the image is cropped. To lose nothing, pad
+    the images with zeros beforehand, if the model takes them.
+
+    Args:
+        max_degrees: the largest rotation either way.
+        max_pixels: the largest translation along either axis.
+        grid: candidates along (rotation, dy, dx), evenly spaced, both ends included; a count of 1 is zero. The
+            default is the paper's 775. None tries `num_draws` uniform ones instead.
+        num_draws: random candidates, drawn for each example by itself; 10 in the paper.
+        max_component: additionally shrinks every candidate until no pixel moves further than this along either axis,
+            in pixels: the threat model of the flow attacks under `deformreg.linf`.
+        boundary: see `deformreg.warp`.
+        loss: the order among candidates that do not break the model.
+        keep: ``"any"`` stops at the first that does, ``"best"`` tries all and keeps the worst (for training).
+        name: for reports; None makes one.
+
+    Returns:
+        The attack; parameters float[n, 3]: rotation in radians, dy and dx in pixels. It uses no gradients.
+
+    Raises:
+        TypeError: a count that is not an integer.
+        ValueError: a number out of range, or another `keep`.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> attack = rotation_translation(grid=(1, 3, 3), max_pixels=1.0)
+        >>> corner = lambda images: jnp.stack([images[:, 0, 0, 0], jnp.full(len(images), 0.5)], axis=1)
+        >>> result = attack.run(corner, jnp.ones((1, 4, 4, 1)), jnp.array([0]), jax.random.key(0))
+        >>> result.params.tolist()  # the first that moves black into the corner
+        [[0.0, -1.0, -1.0]]
+
+    References:
+        Engstrom et al., ICML 2019, see the module.
+    """
+    _checks.non_negative("max_degrees", max_degrees)
+    _checks.non_negative("max_pixels", max_pixels)
+    _checks.choice("keep", keep, ("any", "best"))
+    num_draws = _checks.count("num_draws", num_draws)
+    limits = np.array([math.radians(max_degrees), max_pixels, max_pixels], np.float32)
+    family = affine(boundary=boundary)
+    if max_component is not None:
+        _checks.non_negative("max_component", max_component)
+        family = limit_displacement(family, max_component)
+    table = None if grid is None else _grid(limits, grid)
+    candidates = num_draws if table is None else len(table)
+
+    def begin(examples: Examples) -> Search:
+        return fresh(examples, family.init(examples.images))
+
+    def draw(key: Array) -> Array:
+        return jax.random.uniform(key, (3,), minval=-1, maxval=1) * limits
+
+    def step(logits_fn: LogitsFn, examples: Examples, search: Search) -> Search:
+        if table is None:
+            params = jax.vmap(draw)(jax.vmap(jax.random.fold_in)(examples.keys, search.calls))
+        else:
+            params = jnp.asarray(table)[jnp.minimum(search.calls, candidates - 1)]
+        params = family.constrain(params.astype(search.params.dtype), examples.images)
+        losses, broken = try_out(logits_fn, family, loss, examples, params)
+        search = record(search._replace(params=params), losses, broken, keep=keep)
+        return search._replace(done=search.done | (search.calls >= candidates))
+
+    if max_component is None:
+        budget = Budget((max_degrees, max_pixels, max_pixels), "linf", "degrees, pixels, pixels")
+        size = used_share(linf(jnp.asarray(limits)))
+    else:
+        budget, size = Budget(max_component, "linf", "pixels"), displacement_share(family, max_component)
+    return Attack(
+        name or (f"rotation-translation-{'grid' if grid else 'worst'}-{candidates}"),
+        family,
+        budget,
+        size,
+        begin,
+        step,
+        calls_per_step=1,
+        max_steps=candidates,
+        uses_gradients=False,
+        settings={
+            "max_degrees": max_degrees, "max_pixels": max_pixels, "grid": grid, "num_draws": num_draws,
+            "max_component": max_component, "boundary": boundary, "keep": keep,
+        },
+    )  # fmt: skip
+
+
+def _grid(limits: Any, counts: tuple[int, int, int]) -> Any:
+    counts = tuple(_checks.count("grid", count) for count in counts)  # type: ignore[assignment]
+    axes = [np.linspace(-limit, limit, n) if n > 1 else np.zeros(1) for limit, n in zip(limits, counts, strict=True)]
+    return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3).astype(np.float32)
+
+
+def displacement_share(family: Perturbation, radius: float) -> Any:
+    """``(params, images) -> float[n]``: the final field's largest component over `radius` pixels."""
+
+    def size(params: Any, images: Array) -> Array:
+        assert family.field is not None
+        largest = flows.max_component(family.field(params, images))
+        return jnp.where(largest > 0, largest / radius, 0)
+
+    return size
+
+
+def limit_displacement(family: Perturbation, radius: float, *, rounds: int = 6) -> Perturbation:
+    """The family with parameters shrunk towards zero until the final field's largest component is `radius` pixels.
+
+    A linear family needs one round. A rotation's field does not shrink in proportion, so several close in on the
+    radius; the last only shrinks.
+    """
+
+    def constrain(params: Any, images: Array) -> Any:
+        assert family.field is not None
+        over = flows.max_component(family.field(params, images)) > radius
+        for left in reversed(range(rounds)):
+            largest = flows.max_component(family.field(params, images))
+            change = (over if left else largest > radius) & (largest > 0)
+            scale = jnp.where(change, radius / jnp.where(change, largest, 1), 1)
+            params = jax.tree.map(
+                lambda leaf, scale=scale: leaf * scale.reshape((-1,) + (1,) * (leaf.ndim - 1)).astype(leaf.dtype),
+                params,
+            )
+        return family.constrain(params, images)
+
+    return family._replace(constrain=constrain)

@@ -1,0 +1,132 @@
+"""Square, the query-efficient random search, on flow fields or pixels.
+
+References:
+    Andriushchenko et al., "Square Attack: a Query-Efficient Black-Box Adversarial Attack via Random Search", ECCV 2020.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from deformreg import _checks
+from deformreg.attacks.attack import (
+    Attack,
+    Examples,
+    Keep,
+    LogitsFn,
+    Loss,
+    Search,
+    budget_of,
+    fresh,
+    record,
+    try_out,
+    used_share,
+)
+from deformreg.balls import Ball
+from deformreg.perturbations import Perturbation, flow
+
+HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # of 10 000 queries
+
+
+def window_sides(num_queries: int, height: int, width: int, share: float) -> np.ndarray[Any, Any]:
+    """The side of the changed square at each query: its area starts at `share` of the image and is halved."""
+    at = np.arange(num_queries) * 10_000 // num_queries
+    shares = share * 0.5 ** np.searchsorted(np.array(HALVINGS), at, side="left")
+    sides: np.ndarray[Any, Any] = np.clip(np.rint(np.sqrt(shares * height * width)), 1, min(height, width))
+    return sides.astype(np.int32)
+
+
+def square(
+    *,
+    ball: Ball,
+    num_queries: int = 1000,
+    share: float = 0.8,
+    perturbation: Perturbation | None = None,
+    loss: Loss = "margin",
+    keep: Keep = "any",
+    name: str | None = None,
+) -> Attack:
+    """Random search over squares: each query shifts one window of every channel to the boundary, kept if better.
+
+    The start is vertical stripes. Windows, signs and stripes are drawn for each example by itself.
+
+    Args:
+        ball: see `deformreg.attacks.pgd`; the published attack is `deformreg.linf`'s.
+        num_queries: forward passes per example, the start's included; the windows' schedule is scaled to it.
+        share: of the image, the first window's area.
+        perturbation: the family, parameters ``[n, h, w, k]``; None is ``flow()``, whose channels are dy and dx.
+        loss: see `deformreg.attacks.pgd`; the published attack's is ``"margin"``.
+        keep: ``"any"`` stops at success, ``"best"`` spends all queries.
+        name: for reports; None makes one.
+
+    Returns:
+        The attack; it uses no gradients.
+
+    Raises:
+        TypeError: `num_queries` is not an integer.
+        ValueError: a number out of range, or another `keep`.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from deformreg import linf
+        >>> edge = lambda x: jnp.stack([x[:, 0, 1, 0], 0.75 - x[:, 0, 1, 0]], axis=1)  # class 0 where bright
+        >>> ramp = jnp.arange(4.0).reshape(1, 1, 4, 1) / 2
+        >>> square(ball=linf(0.5)).run(edge, ramp, jnp.array([0]), jax.random.key(0)).success.tolist()
+        [True]
+
+    References:
+        Andriushchenko et al., ECCV 2020, see the module.
+    """
+    family = flow() if perturbation is None else perturbation
+    num_queries = _checks.count("num_queries", num_queries)
+    _checks.choice("keep", keep, ("any", "best"))
+    if not 0 < share <= 1:
+        raise ValueError(f"share must be in (0, 1], got {share}")
+
+    def begin(examples: Examples) -> Search:
+        zeros = family.init(examples.images)
+        _, _, width, channels = zeros.shape
+
+        def stripes(key: Array) -> Array:
+            return jax.random.rademacher(key, (1, width, channels), zeros.dtype)
+
+        start = zeros + ball.radius * jax.vmap(stripes)(examples.keys)
+        return fresh(examples, family.constrain(ball.project(start), examples.images))
+
+    def propose(key: Array, kept: Array, side: Array) -> Array:
+        height, width, channels = kept.shape
+        corner_key, sign_key = jax.random.split(key)
+        corner = jax.random.uniform(corner_key, (2,)) * (jnp.array([height, width]) - side + 1)
+        top, left = jnp.floor(corner).astype(jnp.int32)
+        rows, columns = jnp.arange(height)[:, None, None] - top, jnp.arange(width)[None, :, None] - left
+        inside = (rows >= 0) & (rows < side) & (columns >= 0) & (columns < side)
+        signs = jax.random.rademacher(sign_key, (1, 1, channels), kept.dtype)
+        return kept + jnp.where(inside, 2 * jnp.asarray(ball.radius, kept.dtype) * signs, 0)
+
+    def step(logits_fn: LogitsFn, examples: Examples, search: Search) -> Search:
+        losses, broken = try_out(logits_fn, family, loss, examples, search.params)
+        search = record(search, losses, broken, keep=keep)
+        _, height, width, _ = search.kept.shape
+        sides = jnp.asarray(window_sides(num_queries, height, width, share))
+        keys = jax.vmap(jax.random.fold_in)(examples.keys, search.calls)
+        proposed = jax.vmap(propose)(keys, search.kept, sides[jnp.minimum(search.calls, num_queries - 1)])
+        proposed = family.constrain(ball.project(proposed), examples.images)
+        return search._replace(params=proposed, done=search.done | (search.calls >= num_queries))
+
+    return Attack(
+        name or f"square-{num_queries}",
+        family,
+        budget_of(ball, family),
+        used_share(ball),
+        begin,
+        step,
+        calls_per_step=1,
+        max_steps=num_queries,
+        uses_gradients=False,
+        settings={"num_queries": num_queries, "share": share, "keep": keep},
+    )

@@ -1,0 +1,228 @@
+"""Robust accuracy of any logits function against a suite of attacks, worst case per example.
+
+Rules that make the number mean something: accuracies are over *all* examples, so a clean error counts as broken; an
+attack is run on the examples still standing; what it claims is checked by a fresh forward pass, and whether it kept
+its budget and the images' range; symptoms of a broken evaluation are reported as `flags` beside the number.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from deformreg import _checks
+from deformreg._outcomes import AttackOutcome, HostArray, Progress, Setting, face, padded, predict
+from deformreg._refill import as_argument, compile_attack
+from deformreg.attacks.attack import Attack, LogitsFn, class_indices
+from deformreg.redflags import Flag, diagnose, flags_from_outcomes
+from deformreg.statistics import wilson_interval
+
+
+class Evaluation(NamedTuple):
+    """The result of `evaluate`: plain data. `deformreg.reports.to_json` writes it.
+
+    Attributes:
+        examples: how many.
+        clean_accuracy: share of examples classified right.
+        robust_accuracy: share that is right and that no attack broke: the worst case per example.
+        robust_interval: Wilson's 95 % interval of it.
+        attacks: in the order run.
+        flags: the red flags raised.
+        model_calls: of everything, the clean pass and the diagnosis included.
+        seconds: of everything, compiling included.
+        independent: whether every attack faced every correct example.
+    """
+
+    examples: int
+    clean_accuracy: float
+    robust_accuracy: float
+    robust_interval: tuple[float, float]
+    attacks: tuple[AttackOutcome, ...]
+    flags: tuple[Flag, ...]
+    model_calls: int
+    seconds: float
+    independent: bool
+
+
+Evaluator = Callable[..., Evaluation]
+
+
+def evaluate(
+    logits_fn: LogitsFn,
+    images: Any,
+    labels: Any,
+    attacks: Iterable[Attack],
+    *,
+    batch_size: int = 128,
+    key: jax.Array,
+    targets: Any = None,
+    image_range: tuple[float, float] | None = None,
+    independent: bool = False,
+    diagnosis: bool = True,
+    refill: bool = True,
+    progress: Callable[[Progress], None] | None = None,
+) -> Evaluation:
+    """Attacks a model and says what stands.
+
+    Attacks run in the given order, each on the correctly classified examples that still stand; an example broken
+    without gradients is left to the gradient attacks after it all the same, for a gradient attack that fails there
+    is a red flag. Batches have one shape; the rows of examples that are through are given to waiting ones, and since
+    rows have keys of their own the result does not depend on it.
+
+    Args:
+        logits_fn: ``images -> logits[n, classes]`` in inference mode: logits, not probabilities, and every row
+            dependent on its own image alone. Give a ``jax.tree_util.Partial(apply, params)`` to have the weights
+            passed as arguments instead of compiled in.
+        images: float[n, h, w, c] in the range the model expects.
+        labels: int[n].
+        attacks: of different names, see `deformreg.suites`.
+        batch_size: rows per batch; best at most an eighth of the number of examples, since rows idle at the end.
+        key: a JAX random key. Attack k (in order) draws for example i from ``fold_in(fold_in(key, k), i)``.
+        targets: int[n], classes to reach; None for untargeted attacks. With targets, `robust_accuracy` counts the
+            examples that are right and did not reach their target.
+        image_range: what attacked images must lie in; None is the range of `images`, with zero.
+        independent: run every attack on every correctly classified example, so that their accuracies compare.
+        diagnosis: also look for red flags that need passes of their own, on up to 128 examples.
+        refill: False replaces a batch only as a whole.
+        progress: called with a `Progress` whenever examples are through.
+
+    Returns:
+        The evaluation.
+
+    Raises:
+        TypeError: integer images, floating labels, or a `batch_size` that is not an integer.
+        ValueError: no examples, no attack, two attacks of one name, or shapes that do not fit.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from deformreg import linf
+        >>> from deformreg.attacks import pgd
+        >>> edge = lambda x: jnp.stack([x[:, 0, 1, 0], 0.75 - x[:, 0, 1, 0]], axis=1)  # class 0 where bright
+        >>> ramp = jnp.arange(4.0).reshape(1, 1, 4, 1) / 4
+        >>> images, labels = jnp.concatenate([ramp, ramp + 2]), jnp.array([1, 0])
+        >>> attacks = [pgd(ball=linf(0.9), num_steps=5)]
+        >>> evaluate(edge, images, labels, attacks, key=jax.random.key(0), diagnosis=False).robust_accuracy
+        0.5
+
+    References:
+        Croce and Hein, "Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse Parameter-free
+        Attacks", ICML 2020 (sequence of attacks, fresh check, flags).
+        Carlini et al., "On Evaluating Adversarial Robustness", arXiv 1902.06705.
+    """
+    run = evaluator(
+        attacks,
+        batch_size=batch_size,
+        image_range=image_range,
+        independent=independent,
+        diagnosis=diagnosis,
+        refill=refill,
+    )
+    return run(logits_fn, images, labels, key=key, targets=targets, progress=progress)
+
+
+def evaluator(
+    attacks: Iterable[Attack],
+    *,
+    batch_size: int = 128,
+    image_range: tuple[float, float] | None = None,
+    independent: bool = False,
+    diagnosis: bool = True,
+    refill: bool = True,
+) -> Evaluator:
+    """`evaluate` with the attacks compiled once, for models that are evaluated again and again.
+
+    Args:
+        attacks: see `evaluate`, as are the others.
+        batch_size: rows per batch.
+        image_range: what attacked images must lie in.
+        independent: whether every attack faces every correct example.
+        diagnosis: whether to look for red flags that need passes of their own.
+        refill: whether rows are refilled.
+
+    Returns:
+        ``(logits_fn, images, labels, *, key, targets=None, progress=None) -> Evaluation``. Called with the same
+        function, or with ``Partial``s of the same function and new weights, it compiles nothing new.
+
+    Raises:
+        TypeError: `batch_size` is not an integer.
+        ValueError: no attack, or two of one name.
+
+    Example:
+        >>> from deformreg import linf
+        >>> from deformreg.attacks import pgd
+        >>> run = evaluator([pgd(ball=linf(0.5), num_steps=5)], batch_size=64)
+    """
+    suite = tuple(attacks)
+    batch_size = _checks.count("batch_size", batch_size)
+    names = [attack.name for attack in suite]
+    if not suite or len(set(names)) != len(names):
+        raise ValueError(f"attacks must be one or more of different names, got {names}")
+    compiled = [compile_attack(attack) for attack in suite]
+    forward = jax.jit(lambda function, images: function(images))
+
+    def run(
+        logits_fn: LogitsFn,
+        images: Any,
+        labels: Any,
+        *,
+        key: jax.Array,
+        targets: Any = None,
+        progress: Callable[[Progress], None] | None = None,
+    ) -> Evaluation:
+        started = time.perf_counter()
+        images = np.asarray(_checks.images(images))
+        count = images.shape[0]
+        if count == 0:
+            raise ValueError(f"images must hold at least one example, got shape {images.shape}")
+        labels = np.asarray(class_indices("labels", labels, count))
+        targets = None if targets is None else np.asarray(class_indices("targets", targets, count))
+        setting = Setting(
+            as_argument(logits_fn), forward, images, labels, targets, min(batch_size, count), refill, progress,
+            image_range or (min(0.0, float(images.min())), float(images.max())),
+        )  # fmt: skip
+        predicted = predict(setting, images)
+        correct = predicted == labels
+        if targets is not None:
+            correct &= predicted != targets
+        outcomes: list[AttackOutcome] = []
+        for number, (attack, functions) in enumerate(zip(suite, compiled, strict=True)):
+            attacked = correct & ~_fallen(outcomes, count, independent, attack.uses_gradients)
+            before = np.zeros(count, bool) if independent else _fallen(outcomes, count, False, False)
+            attack_key = jax.random.fold_in(key, number)
+            outcomes.append(face(setting, attack, functions, attacked, correct & ~before, attack_key))
+        standing = correct & ~_fallen(outcomes, count, False, False)
+        flags = flags_from_outcomes(outcomes)
+        calls = padded(count, setting.batch_size) + sum(outcome.model_calls for outcome in outcomes)
+        if diagnosis:
+            found, spent = diagnose(
+                logits_fn, images[:128], labels[:128], suite, key=jax.random.fold_in(key, len(suite))
+            )
+            flags, calls = (*flags, *found), calls + spent
+        return Evaluation(
+            count,
+            float(correct.mean()),
+            float(standing.mean()),
+            wilson_interval(int(standing.sum()), count),
+            tuple(outcomes),
+            flags,
+            calls,
+            time.perf_counter() - started,
+            independent,
+        )
+
+    return run
+
+
+def _fallen(outcomes: Sequence[AttackOutcome], count: int, independent: bool, uses_gradients: bool) -> HostArray:
+    """Who need not be attacked any more, by an attack that does or does not use gradients."""
+    fallen = np.zeros(count, bool)
+    if independent:
+        return fallen
+    for outcome in outcomes:
+        if outcome.uses_gradients or not uses_gradients:
+            fallen |= outcome.broken_mask
+    return fallen

@@ -1,0 +1,98 @@
+"""An evaluation as JSON (the truth), CSV and Markdown."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from typing import Any
+
+from deformreg.evaluation import Evaluation
+
+COLUMNS = ("robust_accuracy", "attacked", "broken", "model_calls", "seconds", "radius_pixels")
+
+
+def to_dict(evaluation: Evaluation) -> dict[str, Any]:
+    """Plain data: numbers, strings, lists and dictionaries; `attacks` by name, in the order run.
+
+    Args:
+        evaluation: from `deformreg.evaluate`.
+
+    Returns:
+        A dictionary that `json` writes; the masks over the examples are left out.
+    """
+    rows = {}
+    for outcome in evaluation.attacks:
+        row = outcome._asdict()
+        del row["name"], row["attacked_mask"], row["broken_mask"]
+        rows[outcome.name] = {**row, "budget": outcome.budget._asdict()}
+    data = {
+        **evaluation._asdict(),
+        "robust_interval": list(evaluation.robust_interval),
+        "attacks": rows,
+        "flags": [flag._asdict() for flag in evaluation.flags],
+    }
+    plain: dict[str, Any] = _plain(data)
+    return plain
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None  # JSON has no infinities
+    return value
+
+
+def to_json(evaluation: Evaluation) -> str:
+    """An evaluation as JSON.
+
+    Args:
+        evaluation: from `deformreg.evaluate`.
+
+    Returns:
+        The text, indented.
+    """
+    return json.dumps(to_dict(evaluation), indent=2, allow_nan=False) + "\n"
+
+
+def to_csv(evaluation: Evaluation) -> str:
+    """One line per attack.
+
+    Args:
+        evaluation: from `deformreg.evaluate`.
+
+    Returns:
+        The text, a header first; an empty field where there is no value.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("attack", *COLUMNS))
+    for outcome in evaluation.attacks:
+        writer.writerow((outcome.name, *(getattr(outcome, column) for column in COLUMNS)))
+    return text.getvalue()
+
+
+def to_markdown(evaluation: Evaluation) -> str:
+    """A table for people, the worst case last, red flags below.
+
+    Args:
+        evaluation: from `deformreg.evaluate`.
+
+    Returns:
+        The text.
+    """
+    lines = ["| attack | robust accuracy | attacked | broken | model calls | seconds |", "|---|---|---|---|---|---|"]
+    lines.append(f"| none | {evaluation.clean_accuracy:.1%} | | | | |")
+    lines += [
+        f"| {outcome.name} | {outcome.robust_accuracy:.1%} | {outcome.attacked} | {outcome.broken} "
+        f"| {outcome.model_calls} | {outcome.seconds:.1f} |"
+        for outcome in evaluation.attacks
+    ]
+    low, high = evaluation.robust_interval
+    lines.append(f"| **worst case** | **{evaluation.robust_accuracy:.1%}** ({low:.1%} to {high:.1%}) | | | | |")
+    flags = [f"- **{flag.name}**: {flag.explanation} {json.dumps(flag.evidence)}" for flag in evaluation.flags]
+    return "\n".join([*lines, "", *(["Red flags:", "", *flags] if flags else ["No red flags."])]) + "\n"

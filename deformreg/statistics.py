@@ -1,0 +1,102 @@
+"""Statistics of robustness: intervals for accuracies, curves against the budget, and their summaries."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from statistics import NormalDist
+
+from deformreg import _checks
+
+
+def wilson_interval(successes: int, trials: int, *, confidence: float = 0.95) -> tuple[float, float]:
+    """Wilson's score interval for a proportion.
+
+    Args:
+        successes: in [0, trials].
+        trials: at least 1.
+        confidence: in (0, 1), two-sided.
+
+    Returns:
+        ``(low, high)`` in [0, 1].
+
+    Raises:
+        ValueError: counts or confidence out of range.
+
+    Example:
+        >>> [round(end, 4) for end in wilson_interval(8, 10)]
+        [0.4902, 0.9433]
+
+    References:
+        Wilson, "Probable Inference, the Law of Succession, and Statistical Inference", JASA 22, 1927.
+    """
+    trials = _checks.count("trials", trials)
+    successes = _checks.count("successes", successes, minimum=0)
+    if successes > trials:
+        raise ValueError(f"successes must be at most trials = {trials}, got {successes}")
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must be in (0, 1), got {confidence}")
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    share = successes / trials
+    centre = (share + z * z / (2 * trials)) / (1 + z * z / trials)
+    half = z / (1 + z * z / trials) * math.sqrt(share * (1 - share) / trials + (z / (2 * trials)) ** 2)
+    # The ends are exactly 0 and 1 at the extremes; rounding would miss them.
+    return (0.0 if successes == 0 else centre - half), (1.0 if successes == trials else centre + half)
+
+
+def mean_minimal_displacement(radii: Sequence[float], accuracies: Sequence[float]) -> float:
+    """The mean over all examples of the smallest budget that breaks them, restricted to the largest budget tried.
+
+    It is the area under the curve of robust accuracy against the radius, by the trapezoid rule: an example that is
+    wrong already counts 0, one that nothing broke counts the largest radius.
+
+    Args:
+        radii: increasing, from 0 (where the accuracy is the clean one), in pixels for flows.
+        accuracies: robust accuracies there, in [0, 1].
+
+    Returns:
+        The mean in the radii's unit.
+
+    Raises:
+        ValueError: fewer than two points, different lengths, radii that do not increase from 0.
+
+    Example:
+        >>> mean_minimal_displacement([0.0, 1.0, 2.0], [1.0, 0.5, 0.0])
+        1.0
+    """
+    if len(radii) != len(accuracies) or len(radii) < 2:
+        raise ValueError(f"radii and accuracies must be of one length, at least 2, got {len(radii)}, {len(accuracies)}")
+    steps = [b - a for a, b in pairwise(radii)]
+    if radii[0] != 0 or min(steps) <= 0:
+        raise ValueError(f"radii must increase from 0, got {list(radii)}")
+    return sum(step * (a + b) / 2 for step, a, b in zip(steps, accuracies[:-1], accuracies[1:], strict=True))
+
+
+def unforeseen_robustness(accuracies: Sequence[float], trained_accuracies: Sequence[float]) -> float:
+    """UAR: accuracies under an attack at several budgets, relative to models trained against that very attack.
+
+    Args:
+        accuracies: of the model in question at increasing budgets (six, by convention), in [0, 1].
+        trained_accuracies: at each budget, the best of adversarially trained models.
+
+    Returns:
+        The score; 100 where the model is as robust as those trained for it.
+
+    Raises:
+        ValueError: different or zero lengths, or trained accuracies that sum to nothing.
+
+    Example:
+        >>> unforeseen_robustness([0.5, 0.25], [1.0, 0.5])
+        50.0
+
+    References:
+        Kang et al., "Testing Robustness Against Unforeseen Adversaries", arXiv 1908.08016.
+    """
+    if len(accuracies) != len(trained_accuracies) or not accuracies:
+        raise ValueError(
+            f"accuracies and trained_accuracies must be of one length, got {len(accuracies)}, {len(trained_accuracies)}"
+        )
+    if sum(trained_accuracies) <= 0:
+        raise ValueError(f"trained_accuracies must sum to more than 0, got {list(trained_accuracies)}")
+    return 100 * sum(accuracies) / sum(trained_accuracies)

@@ -1,0 +1,122 @@
+"""Suites: lists of attacks for `deformreg.evaluate`, all of one threat model, by how much time there is.
+
+The budget bounds every component of the final displacement field, in pixels, whatever the attack: the worst case over
+a suite is the robust accuracy at that radius.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from deformreg.attacks.adef import adef
+from deformreg.attacks.apgd import apgd
+from deformreg.attacks.attack import Attack
+from deformreg.attacks.elastic import elastic
+from deformreg.attacks.pgd import pgd
+from deformreg.attacks.random_fields import random_fields
+from deformreg.attacks.spatial import rotation_translation
+from deformreg.attacks.square import square
+from deformreg.balls import linf
+
+
+def released(radius_pixels: float, *, num_steps: int = 50) -> list[Attack]:
+    """The protocol of the released code of flow gradient regularization: lenient; to compare with its numbers only.
+
+    Zero start, `num_steps` sign steps of ``radius_pixels / num_steps``, the last iterate counts.
+
+    Args:
+        radius_pixels: the bound on every component of the flow.
+        num_steps: gradient steps.
+
+    Returns:
+        One attack.
+
+    Example:
+        >>> [attack.name for attack in released(0.675)]
+        ['released']
+
+    References:
+        Xia and Li, "Improving Resistance to Adversarial Deformations by Regularizing Gradients", Neurocomputing 455,
+        2021.
+    """
+    return [pgd(ball=linf(radius_pixels), num_steps=num_steps, name="released")]
+
+
+def quick(radius_pixels: float) -> list[Attack]:
+    """Seconds on small models: for looking at while training.
+
+    Args:
+        radius_pixels: the bound on every component of the displacement field.
+
+    Returns:
+        Ten random fields, then 20 steps that count any iterate.
+
+    Example:
+        >>> [attack.name for attack in quick(1.5)]
+        ['random', 'pgd']
+    """
+    ball = linf(radius_pixels)
+    return [
+        random_fields(ball=ball, num_fields=10, name="random"),
+        pgd(ball=ball, num_steps=20, step_size=radius_pixels / 8, keep="any", name="pgd"),
+    ]
+
+
+def standard(radius_pixels: float, *, classes: int = 10) -> list[Attack]:
+    """What a reported number should have withstood.
+
+    Args:
+        radius_pixels: the bound on every component of the displacement field.
+        classes: of the model; with fewer than three the margin stands in for the difference of logits ratio.
+
+    Returns:
+        Random fields, multi-step from zero and from random starts, APGD on two losses, small rotations with
+        translations, and Square.
+
+    Example:
+        >>> [attack.name for attack in standard(1.5)]
+        ['random', 'pgd', 'apgd-ce', 'apgd-dlr', 'rotation-translation', 'square']
+    """
+    ball, ratio = linf(radius_pixels), _ratio(classes)
+    return [
+        random_fields(ball=ball, num_fields=50, name="random"),
+        pgd(ball=ball, num_steps=50, restarts=2, keep="any", name="pgd"),
+        apgd(ball=ball, num_steps=100, name="apgd-ce"),
+        apgd(ball=ball, num_steps=100, loss=ratio, name="apgd-dlr"),
+        rotation_translation(grid=(5, 5, 5), max_component=radius_pixels, boundary="edge", name="rotation-translation"),
+        square(ball=ball, num_queries=500, name="square"),
+    ]
+
+
+def full(radius_pixels: float, *, classes: int = 10) -> list[Attack]:
+    """`standard` with more of everything, and every other kind of attack.
+
+    Args:
+        radius_pixels: the bound on every component of the displacement field.
+        classes: of the model, see `standard`; up to nine others are targeted.
+
+    Returns:
+        More restarts, targeted APGD, elastic fields and ADef, a denser grid, 5000 queries.
+
+    Example:
+        >>> [attack.name for attack in full(1.5)][:4]
+        ['random', 'pgd', 'apgd-ce', 'apgd-dlr']
+    """
+    ball, ratio = linf(radius_pixels), _ratio(classes)
+    return [
+        random_fields(ball=ball, num_fields=200, name="random"),
+        pgd(ball=ball, num_steps=100, restarts=5, keep="any", name="pgd"),
+        apgd(ball=ball, num_steps=100, restarts=5, name="apgd-ce"),
+        apgd(ball=ball, num_steps=100, loss=ratio, restarts=5, name="apgd-dlr"),
+        apgd(ball=ball, loss=_ratio(classes, 4), num_targets=min(9, classes - 1), name="apgd-targeted"),
+        adef(max_norm=radius_pixels, candidates=1, name="adef"),
+        elastic(radius_pixels, num_steps=100, restarts=2, name="elastic"),
+        rotation_translation(
+            grid=(31, 5, 5), max_component=radius_pixels, boundary="edge", name="rotation-translation"
+        ),
+        square(ball=ball, num_queries=5000, name="square"),
+    ]
+
+
+def _ratio(classes: int, needed: int = 3) -> Literal["dlr", "margin"]:
+    return "dlr" if classes >= needed else "margin"

@@ -1,0 +1,120 @@
+"""What every attack promises, whatever its method."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from closed_forms import perceptron
+
+from deformreg import attacks, balls
+from deformreg.attacks import DifferenceNorms, FlowNorms
+from deformreg.perturbations import additive
+
+pytestmark = pytest.mark.usefixtures("strict_promotion")
+
+SHAPE = (5, 6, 1)
+RADIUS = 0.4
+BALL = balls.linf(RADIUS)
+LOGITS = perceptron(30)
+
+ATTACKS = {
+    "released": attacks.pgd(ball=BALL, num_steps=4),
+    "restarts": attacks.pgd(ball=balls.pixelwise_l2(RADIUS), num_steps=3, restarts=2, start="random", keep="any"),
+    "pixels": attacks.pgd(ball=balls.l2(0.3), num_steps=4, perturbation=additive(image_range=(0.0, 1.0)), keep="best"),
+    "apgd": attacks.apgd(ball=BALL, num_steps=8),
+    "apgd-targets": attacks.apgd(ball=BALL, num_steps=4, loss="dlr", num_targets=2, restarts=2),
+    "random": attacks.random_fields(ball=BALL, num_fields=5),
+    "square": attacks.square(ball=BALL, num_queries=12),
+    "grid": attacks.rotation_translation(grid=(3, 2, 2), max_component=RADIUS),
+    "worst": attacks.rotation_translation(grid=None, num_draws=4, max_degrees=10, max_pixels=0.5, keep="best"),
+    "elastic": attacks.elastic(RADIUS, num_steps=4),
+    "elastic-raw": attacks.elastic(RADIUS, num_steps=4, bound="raw", stride=2),
+    "adef": attacks.adef(max_norm=RADIUS, num_steps=6, candidates=2, sigma=0.5),
+    "stadv": attacks.stadv(num_evaluations=8, ball=BALL, memory_size=3),
+    "spsa": attacks.spsa(ball=BALL, num_steps=2, num_samples=3),
+    "nes": attacks.nes(ball=BALL, num_steps=2, num_samples=3, keep="last"),
+    "transfer": attacks.transfer(attacks.pgd(ball=BALL, num_steps=3, keep="best"), perceptron(30, seed=3)),
+}
+TARGETED = ("released", "apgd", "square", "adef", "stadv", "transfer")
+
+
+def examples(count=6, seed=0):
+    images = np.random.default_rng(seed).random((count, *SHAPE)).astype(np.float32)
+    return jnp.asarray(images), jnp.argmax(LOGITS(images), axis=1)
+
+
+@functools.cache
+def compiled(name):
+    # Compiling is what these tests spend their time on; small programs need no optimizing.
+    return jax.jit(
+        lambda images, labels, key: ATTACKS[name].run(LOGITS, images, labels, key),
+        compiler_options={"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True},
+    )
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_the_result_is_what_it_says(name):
+    attack = ATTACKS[name]
+    images, labels = examples()
+    result = compiled(name)(images, labels, jax.random.key(0))
+    success = np.asarray(result.success)
+    found = np.asarray(jnp.argmax(LOGITS(result.images), axis=1) != labels)
+    np.testing.assert_array_equal(found, success)
+    np.testing.assert_array_equal(result.images[~success], images[~success])
+    expected = attack.perturbation.apply(result.params, images)
+    np.testing.assert_allclose(result.images[success], expected[success], atol=1e-5)
+    assert np.isfinite(result.losses).all()
+    assert (result.model_calls >= 1).all()
+    assert (result.model_calls <= attack.max_steps * attack.calls_per_step + 1).all()
+    if attack.size is not None:
+        assert (attack.size(result.params, images) <= 1 + 1e-4).all()
+    if name == "pixels":
+        assert isinstance(result.norms, DifferenceNorms)
+        assert (result.norms.l2 <= 0.3 + 1e-5).all()
+    else:
+        assert isinstance(result.norms, FlowNorms)
+        if attack.budget.unit == "pixels":
+            assert (result.norms.max_component <= RADIUS * (1 + 1e-4)).all()
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_rows_do_not_interact(name):
+    images, labels = examples()
+    run = compiled(name)
+    first = run(images, labels, jax.random.key(1))
+    # The same rows beside others: their results stay.
+    others = images.at[3:].set(0.5), labels.at[3:].set(0)
+    second = run(*others, jax.random.key(1))
+    for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
+        np.testing.assert_array_equal(a[:3], b[:3])
+
+
+@pytest.mark.parametrize("name", TARGETED)
+def test_a_targeted_success_reaches_the_target(name):
+    attack = ATTACKS[name]
+    images, labels = examples()
+    targets = jnp.argsort(LOGITS(images), axis=1)[:, -2]
+    result = jax.jit(lambda key: attack.run(LOGITS, images, labels, key, targets))(jax.random.key(0))
+    np.testing.assert_array_equal(jnp.argmax(LOGITS(result.images), axis=1) == targets, result.success)
+
+
+def test_arguments_are_checked_by_name():
+    images, labels = examples()
+    with pytest.raises(ValueError, match="labels must have shape"):
+        ATTACKS["released"].run(LOGITS, images, labels[:2], jax.random.key(0))
+    with pytest.raises(TypeError, match="targets must be integers"):
+        ATTACKS["released"].run(LOGITS, images, labels, jax.random.key(0), targets=jnp.ones(6))
+    with pytest.raises(ValueError, match="num_targets must be at most 4"):
+        attacks.apgd(ball=BALL, num_targets=5).run(LOGITS, images, labels, jax.random.key(0))
+    with pytest.raises(ValueError, match="keep must be one of"):
+        attacks.square(ball=BALL, keep="last")
+    with pytest.raises(ValueError, match="step_size must be at least 0"):
+        attacks.pgd(ball=BALL, num_steps=3, step_size=-1.0)
+
+
+def test_logits_that_are_not_finite_are_no_prediction():
+    images, labels = examples()
+    broken = jax.jit(lambda: ATTACKS["released"].run(lambda x: LOGITS(x) * jnp.nan, images, labels, jax.random.key(0)))
+    assert broken().success.all()

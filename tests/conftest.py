@@ -1,0 +1,25 @@
+"""Eight CPU devices and the strictness every core test runs under."""
+
+import jax
+import pytest
+
+jax.config.update("jax_num_cpu_devices", 8)
+
+
+@pytest.fixture
+def strict_promotion():
+    """Arrays of different ranks may not mix by accident."""
+    with jax.numpy_rank_promotion("raise"):
+        yield
+
+
+@pytest.fixture
+def float64():
+    """Double precision, for comparisons that single precision would blur."""
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture(scope="session")
+def cpus():
+    return jax.devices("cpu")

@@ -1,0 +1,159 @@
+"""What holds for every perturbation family: those of the package, and two a user might write."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from deformreg import (
+    Perturbation,
+    additive,
+    affine,
+    finite_difference_penalty,
+    flow,
+    gradient_penalty,
+    lowres_flow,
+    pull_back,
+    squared_norm,
+    warp,
+)
+from deformreg.flows import AFFINE_PARAMETERS
+
+pytestmark = pytest.mark.usefixtures("strict_promotion")
+
+
+def column(values):
+    return values[:, None, None, None]
+
+
+brightness = Perturbation(
+    init=lambda images: jnp.zeros(images.shape[0], images.dtype),
+    apply=lambda params, images: images + column(params),
+)
+
+shift_and_contrast = Perturbation(
+    init=lambda images: {
+        "contrast": jnp.zeros(images.shape[0], images.dtype),
+        "shift": jnp.zeros((images.shape[0], 2), images.dtype),
+    },
+    apply=lambda params, images: warp(
+        images * (1 + column(params["contrast"])),
+        jnp.broadcast_to(params["shift"][:, None, None], (*images.shape[:3], 2)),
+    ),
+)
+
+FAMILIES = {
+    "additive": additive(),
+    "additive in a range": additive(image_range=(0.0, 1.0)),
+    "flow": flow(),
+    "flow zeros": flow(boundary="zeros"),
+    "flow reflect normalized": flow(boundary="reflect", units="normalized"),
+    "flow zeros normalized": flow(boundary="zeros", units="normalized"),
+    "affine": affine(),
+    "affine full zeros": affine(parameters=AFFINE_PARAMETERS, boundary="zeros"),
+    "low resolution": lowres_flow(2, boundary="reflect"),
+    "elastic": lowres_flow(1, sigma=0.5),
+    "brightness": brightness,
+    "shift and contrast": shift_and_contrast,
+}
+families = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES.keys())
+
+SHAPE = (8, 4, 3, 2)
+IMAGES = np.random.default_rng(0).uniform(size=SHAPE).astype(np.float32)
+KERNEL = (np.random.default_rng(1).normal(size=(24, 3)) / 2).astype(np.float32)
+
+
+def loss_fn(images, kernel=KERNEL):
+    """A curved loss; every example's depends on its own image alone."""
+    logits = jnp.tanh(images.reshape(images.shape[0], -1) @ kernel.astype(images.dtype))
+    return jnp.sum(logits**2, axis=1) - logits[:, 0]
+
+
+@families
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_the_identity_returns_the_images_bit_for_bit(family, dtype):
+    images = IMAGES.astype(dtype)
+    params = family.init(images)
+    assert all(len(leaf) == 8 and not np.any(leaf) for leaf in jax.tree.leaves(params))
+    same = jax.jit(family.apply)(params, images)
+    assert same.dtype == images.dtype
+    np.testing.assert_array_equal(same, images)
+    jax.tree.map(np.testing.assert_array_equal, family.constrain(params, images), params)
+
+
+@families
+def test_a_closed_form_is_the_vjp_of_apply(family):
+    cotangents = np.random.default_rng(2).normal(size=SHAPE).astype(np.float32)
+
+    @jax.jit
+    def both(images):
+        return pull_back(family, cotangents, images), pull_back(family._replace(pullback=None), cotangents, images)
+
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), *both(IMAGES))
+
+
+@families
+def test_the_penalty_is_the_squared_gradient_of_loss_after_apply(family):
+    """Example by example, in any batch, compiled or not, on one device or eight; traced once."""
+
+    def alone(image):
+        def loss(params):
+            return loss_fn(family.apply(params, image[None]))[0]
+
+        return squared_norm(jax.grad(loss)(family.init(image[None])))[0]
+
+    expected = np.array([jax.jit(alone)(image) for image in IMAGES])
+    assert np.all(expected > 1e-4)
+    chex.clear_trace_counter()
+    penalty = jax.jit(chex.assert_max_traces(lambda images: gradient_penalty(loss_fn, images, family), n=1))
+    penalty(np.zeros_like(IMAGES))
+    penalties, losses = penalty(IMAGES)
+    np.testing.assert_allclose(penalties, expected, rtol=2e-5)
+    np.testing.assert_allclose(losses, loss_fn(IMAGES), rtol=1e-5)
+    np.testing.assert_allclose(gradient_penalty(loss_fn, IMAGES, family)[0], expected, rtol=2e-5)
+
+
+@families
+def test_eight_devices_return_what_one_does(family, cpus):
+    apart = jax.pmap(lambda images: gradient_penalty(loss_fn, images, family)[0], devices=cpus)(IMAGES[:, None])
+    together = jax.jit(lambda images: gradient_penalty(loss_fn, images, family)[0])(IMAGES)
+    np.testing.assert_allclose(apart[:, 0], together, rtol=2e-5)
+
+
+@families
+def test_second_order_gradients_are_finite_on_constant_images(family):
+    @jax.jit
+    def gradients(images, kernel):
+        def total(images, kernel, penalty):
+            return jnp.sum(penalty(lambda images: loss_fn(images, kernel), images, family)[0])
+
+        return [
+            jax.grad(total, (0, 1))(images, kernel, penalty)
+            for penalty in (gradient_penalty, finite_difference_penalty)
+        ]
+
+    for constant in (0.0, 0.5):
+        found = gradients(np.full(SHAPE, constant, np.float32), KERNEL)
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found))
+    assert any(np.any(leaf) for leaf in jax.tree.leaves(gradients(IMAGES, KERNEL)[0]))
+
+
+@families
+def test_sixteen_bit_images_give_float32_penalties(family):
+    penalty = jax.jit(lambda images: gradient_penalty(loss_fn, images, family)[0])
+    half = penalty(IMAGES.astype(jnp.bfloat16))
+    assert half.dtype == np.float32
+    full = np.asarray(penalty(IMAGES))
+    np.testing.assert_allclose(half, full, rtol=0.3, atol=0.05 * full.max())
+
+
+@pytest.mark.parametrize(
+    "family", [f for f in FAMILIES.values() if f.field], ids=[n for n, f in FAMILIES.items() if f.field]
+)
+def test_fields_say_where_apply_reads(family):
+    params = jax.tree.map(lambda leaf: leaf + 0.25, family.init(IMAGES))
+    field = family.field(params, IMAGES)
+    assert field.shape == (*SHAPE[:3], 2)
+    moved = family.apply(params, IMAGES)
+    assert any(np.allclose(warp(IMAGES, field, boundary=b), moved, atol=1e-6) for b in ("zeros", "edge", "reflect"))

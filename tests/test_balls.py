@@ -1,0 +1,166 @@
+"""Balls against theory: projections, steepest directions and samples, on arrays and pytrees."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from deformreg import l2, linf, pixelwise_l2
+
+pytestmark = pytest.mark.usefixtures("strict_promotion")
+
+RADII = np.array([0.5, 0.0, 3.0], np.float32)
+BALLS = {
+    "linf": linf(0.75),
+    "linf with a radius per component": linf(np.array([0.5, 2.0], np.float32)),
+    "l2": l2(1.5),
+    "l2 with a radius per example": l2(RADII),
+    "pixelwise_l2": pixelwise_l2(0.75),
+}
+SHAPES = {"flow": (3, 2, 4, 2), "vector": (3, 2)}
+SHARES = ("linf with a radius per component",)
+
+
+def compiled(ball):
+    return ball._replace(**{name: jax.jit(getattr(ball, name)) for name in ("norm", "project", "steepest", "sample")})
+
+
+COMPILED = {name: compiled(ball) for name, ball in BALLS.items()}
+balls = pytest.mark.parametrize("name", BALLS)
+
+
+def size_by_hand(name, params):
+    """The norm in float64 NumPy, from the definition."""
+    leaves = [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(params)]
+    if name.startswith("linf"):
+        radius = BALLS[name].radius if name in SHARES else 1.0
+        return np.max([np.abs(leaf / radius).reshape(len(leaf), -1).max(1) for leaf in leaves], axis=0)
+    if name == "pixelwise_l2":
+        return np.max([np.linalg.norm(leaf, axis=-1).reshape(len(leaf), -1).max(1) for leaf in leaves], axis=0)
+    return np.sqrt(sum((leaf**2).reshape(len(leaf), -1).sum(1) for leaf in leaves))
+
+
+def limit(name):
+    return 1.0 if name in SHARES else np.asarray(BALLS[name].radius)
+
+
+def random_params(seed=0, scale=2.0):
+    rng = np.random.default_rng(seed)
+    return {key: (scale * rng.normal(size=shape)).astype(np.float32) for key, shape in SHAPES.items()}
+
+
+def inner(a, b):
+    """Inner products per example, in float64."""
+    products = jax.tree.map(lambda x, y: (np.float64(x) * np.float64(y)).reshape(len(x), -1).sum(1), a, b)
+    return sum(jax.tree.leaves(products))
+
+
+def minus(a, b):
+    return jax.tree.map(lambda x, y: np.float64(x) - np.float64(y), a, b)
+
+
+finite = st.floats(-1e3, 1e3, width=32, allow_subnormal=False)
+params_strategy = st.fixed_dictionaries(
+    {key: hnp.arrays(np.float32, shape, elements=finite) for key, shape in SHAPES.items()}
+)
+
+
+@balls
+def test_norms_match_numpy(name):
+    params = random_params()
+    np.testing.assert_allclose(COMPILED[name].norm(params), size_by_hand(name, params), rtol=1e-6)
+
+
+@balls
+@settings(deadline=None, max_examples=25, derandomize=True)
+@given(params=params_strategy)
+def test_a_projection_is_the_nearest_point_of_the_ball(name, params):
+    ball = COMPILED[name]
+    projected = ball.project(params)
+    assert np.all(size_by_hand(name, projected) <= limit(name) * (1 + 1e-5))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), ball.project(projected), projected)
+    # Optimality: no point q of the ball lies further along the residual, <params - projected, q - projected> <= 0.
+    residual = minus(params, projected)
+    slack = 1e-4 * np.sqrt(inner(params, params)) * (1 + np.sqrt(inner(projected, projected)))
+    for seed in range(3):
+        other = ball.project(random_params(seed, scale=10.0))
+        assert np.all(inner(residual, minus(other, projected)) <= slack)
+
+
+@balls
+def test_points_inside_stay_where_they_are(name):
+    params = jax.tree.map(
+        lambda leaf: leaf * (RADII > 0).reshape((3,) + (1,) * (leaf.ndim - 1)), random_params(scale=0.01)
+    )
+    jax.tree.map(np.testing.assert_array_equal, COMPILED[name].project(params), params)
+
+
+@balls
+def test_the_steepest_direction_beats_every_point_of_the_unit_ball(name):
+    gradient = random_params(1)
+    ball = COMPILED[name]
+    best = ball.steepest(gradient)
+    unit = {"linf": linf, "l2": l2, "pixelwise_l2": pixelwise_l2}[name.split()[0]](1.0)
+    np.testing.assert_allclose(unit.norm(best), 1.0, rtol=1e-5)
+    for seed in range(20):
+        other = unit.project(random_params(seed, scale=3.0))
+        assert np.all(inner(gradient, other) <= inner(gradient, best) * (1 + 1e-5))
+
+
+@balls
+def test_a_zero_gradient_gives_no_direction(name):
+    zeros = jax.tree.map(np.zeros_like, random_params())
+    ball = COMPILED[name]
+    for points in (ball.steepest(zeros), ball.project(zeros)):
+        assert not any(np.any(leaf) for leaf in jax.tree.leaves(points))
+    slopes = jax.grad(lambda params: jnp.sum(ball.norm(params)))(zeros)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(slopes))
+
+
+@balls
+def test_samples_lie_in_the_ball_fill_it_and_follow_their_key(name):
+    ball, params = COMPILED[name], random_params()
+    draws = [ball.sample(jax.random.key(seed), params) for seed in range(30)]
+    sizes = np.stack([size_by_hand(name, draw) for draw in draws])
+    assert np.all(sizes <= limit(name) * (1 + 1e-5))
+    assert np.all(sizes.max(0) >= 0.8 * limit(name))
+    assert jax.tree.map(np.shape, draws[0]) == jax.tree.map(np.shape, params)
+    again = ball.sample(jax.random.key(0), params)
+    jax.tree.map(np.testing.assert_array_equal, draws[0], again)
+    assert not np.array_equal(draws[0]["flow"], draws[1]["flow"])
+    assert not np.array_equal(draws[0]["flow"][0], draws[0]["flow"][2])
+
+
+def test_euclidean_samples_are_uniform():
+    """In d dimensions a share s^d of a uniform law lies within s times the radius."""
+    for ball, shape, dimension in ((l2(2.0), (4000, 3), 3), (pixelwise_l2(2.0), (1, 40, 100, 2), 2)):
+        draw = np.asarray(ball.sample(jax.random.key(0), np.zeros(shape, np.float32))).reshape(4000, -1)
+        lengths = np.linalg.norm(draw, axis=1)
+        for share in (0.5, 0.8):
+            assert abs((lengths < 2 * share).mean() - share**dimension) < 0.04
+        assert np.abs(draw.mean(0)).max() < 0.1
+
+
+@pytest.mark.parametrize("factory", [linf, l2, pixelwise_l2])
+def test_a_ball_of_radius_zero_is_a_point(factory):
+    ball, params = factory(0.0), random_params()
+    for points in (ball.project(params), ball.sample(jax.random.key(0), params)):
+        assert not any(np.any(leaf) for leaf in jax.tree.leaves(points))
+
+
+@pytest.mark.parametrize("factory", [linf, l2, pixelwise_l2])
+def test_balls_handle_an_empty_batch(factory):
+    ball, empty = factory(1.0), np.zeros((0, 2, 2, 2), np.float32)
+    assert ball.norm(empty).shape == (0,)
+    for points in (ball.project(empty), ball.steepest(empty), ball.sample(jax.random.key(0), empty)):
+        assert points.shape == empty.shape
+
+
+@pytest.mark.parametrize("factory", [linf, l2, pixelwise_l2])
+def test_negative_radii_are_named(factory):
+    for radius, words in ((-1.0, "-1.0"), (np.array([1.0, -2.0]), "-2"), (float("nan"), "nan")):
+        with pytest.raises(ValueError, match=rf"radius must be at least 0, got .*{words}"):
+            factory(radius)

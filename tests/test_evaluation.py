@@ -1,0 +1,201 @@
+"""The evaluation: denominators, refilling, checks of what attacks claim."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from closed_forms import perceptron
+from jax.tree_util import Partial
+
+import deformreg
+from deformreg import attacks, balls, reports
+from deformreg.evaluation import evaluate, evaluator
+from deformreg.perturbations import additive
+from deformreg.statistics import mean_minimal_displacement, unforeseen_robustness, wilson_interval
+
+SHAPE = (5, 6, 1)
+LOGITS = perceptron(30)
+COUNT = 200
+KEY = jax.random.key(7)
+
+
+def data(wrong=20):
+    images = np.random.default_rng(0).random((COUNT, *SHAPE)).astype(np.float32)
+    labels = np.array(jnp.argmax(LOGITS(images), axis=1))
+    labels[:wrong] = (labels[:wrong] + 1) % 5
+    return images, labels
+
+
+def any_iterate(num_steps=100, radius=0.1):
+    return attacks.pgd(ball=balls.linf(radius), num_steps=num_steps, start="random", keep="any", name="pgd")
+
+
+def test_refilling_changes_no_result_and_saves_the_calls_of_the_dead():
+    images, labels = data()
+    attack = any_iterate()
+    both = [
+        evaluate(LOGITS, images, labels, [attack], batch_size=16, key=KEY, refill=refill, diagnosis=False)
+        for refill in (True, False)
+    ]
+    refilled, plain = (evaluation.attacks[0] for evaluation in both)
+    np.testing.assert_array_equal(refilled.broken_mask, plain.broken_mask)
+    whole = jax.jit(lambda key: attack.run(LOGITS, images, labels, key))(jax.random.fold_in(KEY, 0))
+    np.testing.assert_array_equal(refilled.broken_mask, np.asarray(whole.success) & refilled.attacked_mask)
+    assert 0.1 < refilled.robust_accuracy < 0.6
+    assert refilled.model_calls <= (refilled.robust_accuracy + 0.2) * COUNT * 101
+    assert refilled.model_calls < plain.model_calls
+    assert refilled.mean_calls == plain.mean_calls
+
+
+def test_clean_errors_count_as_broken_and_are_not_attacked():
+    images, labels = data(wrong=50)
+    weak = attacks.random_fields(ball=balls.linf(1e-6), num_fields=1, name="weak")
+    result = evaluate(LOGITS, images, labels, [weak], batch_size=64, key=KEY, diagnosis=False)
+    assert result.clean_accuracy == 0.75
+    assert result.robust_accuracy == result.attacks[0].robust_accuracy == 0.75
+    assert (result.attacks[0].attacked, result.attacks[0].broken, result.attacks[0].success_rate) == (150, 0, 0.0)
+    assert result.robust_interval == wilson_interval(150, 200)
+
+
+def test_attacks_run_on_the_standing_and_gradients_also_where_none_were_needed():
+    images, labels = data()
+    free = attacks.random_fields(ball=balls.linf(1.0), num_fields=5, name="random")
+    strong, more = any_iterate(20, 0.3), any_iterate(5, 0.3)._replace(name="more")
+    sequence = [free, strong, more, free._replace(name="again")]
+    result = evaluate(LOGITS, images, labels, sequence, batch_size=32, key=KEY, diagnosis=False)
+    first, second, third, fourth = result.attacks
+    assert first.broken > 0
+    np.testing.assert_array_equal(second.attacked_mask, first.attacked_mask)
+    np.testing.assert_array_equal(third.attacked_mask, second.attacked_mask & ~second.broken_mask)
+    np.testing.assert_array_equal(
+        fourth.attacked_mask, ~(first.broken_mask | second.broken_mask | third.broken_mask) & first.attacked_mask
+    )
+    accuracies = [outcome.robust_accuracy for outcome in result.attacks]
+    assert accuracies == sorted(accuracies, reverse=True)
+    assert result.robust_accuracy == accuracies[-1]
+    alone = evaluate(LOGITS, images, labels, sequence[:2], batch_size=32, key=KEY, diagnosis=False, independent=True)
+    assert all(outcome.attacked == first.attacked for outcome in alone.attacks)
+    np.testing.assert_array_equal(alone.attacks[1].broken_mask, second.broken_mask)
+
+
+def test_an_attack_without_examples_costs_nothing():
+    images, labels = data(wrong=0)
+    everything = attacks.pgd(ball=balls.linf(9.0), num_steps=20, perturbation=additive(), keep="any", name="all")
+    result = evaluate(
+        LOGITS, images, labels, [everything, any_iterate()], batch_size=64, key=KEY, diagnosis=False,
+        image_range=(-10, 10),
+    )  # fmt: skip
+    assert result.attacks[0].robust_accuracy == 0
+    assert (result.attacks[1].attacked, result.attacks[1].model_calls, result.attacks[1].success_rate) == (0, 0, None)
+
+
+@pytest.mark.parametrize("lie", ["claim", "range", "budget", "nan"])
+def test_claims_are_checked(lie):
+    images, labels = data()
+    honest = attacks.pgd(ball=balls.linf(0.5), num_steps=2, perturbation=additive(), keep="best", name="liar")
+    attack, image_range = honest, (-1.0, 2.0)
+    if lie == "claim":
+        attack = attacks.pgd(ball=balls.linf(1e-6), num_steps=1, keep="best", name="liar")
+        step = attack.step
+        attack = attack._replace(step=lambda *arguments: _always_broken(step(*arguments)))
+    elif lie == "range":
+        image_range = None
+    elif lie == "budget":
+        attack = honest._replace(size=lambda params, images: jnp.full(len(images), 1.01))
+    else:
+        family = honest.perturbation._replace(apply=lambda params, images: images + params * jnp.nan)
+        attack = honest._replace(perturbation=family)
+    result = evaluate(
+        LOGITS, images, labels, [attack], batch_size=64, key=KEY, image_range=image_range, diagnosis=False
+    )
+    outcome = result.attacks[0]
+    assert outcome.rejected > 0
+    if lie != "range":
+        assert outcome.broken == 0
+        assert outcome.robust_accuracy == result.clean_accuracy
+    assert [flag.name for flag in result.flags] == ["success_not_confirmed"]
+
+
+def _always_broken(search):
+    return search._replace(broken=jnp.ones_like(search.broken))
+
+
+def test_new_weights_and_new_data_compile_nothing_new():
+    images, labels = data()
+    traces = []
+
+    def apply(scale, images):
+        traces.append(images.shape)
+        return scale * LOGITS(images)
+
+    run = evaluator([any_iterate(5)], batch_size=32, diagnosis=False)
+    first = run(Partial(apply, jnp.float32(1)), images, labels, key=KEY)
+    count = len(traces)
+    assert count <= 4  # predictions, and a loop whose body and its shapes are traced
+    assert set(traces) == {(32, *SHAPE)}
+    second = run(Partial(apply, jnp.float32(2)), images[:150], labels[:150], key=KEY)
+    assert len(traces) == count
+    assert first.examples == 200
+    assert second.examples == 150
+
+
+def test_progress_tells_the_running_accuracy():
+    images, labels = data()
+    told = []
+    result = evaluate(
+        LOGITS, images, labels, [any_iterate(5)], batch_size=32, key=KEY, diagnosis=False, progress=told.append
+    )
+    assert told[-1] == ("pgd", 180, 180, result.robust_accuracy)
+    assert [entry.finished for entry in told] == sorted(entry.finished for entry in told)
+
+
+def test_targets():
+    images, labels = data()
+    targets = (labels + 2) % 5
+    result = evaluate(
+        LOGITS, images, labels, [any_iterate(10, 0.5)], batch_size=32, key=KEY, targets=targets, diagnosis=False
+    )
+    broken = evaluate(LOGITS, images, labels, [any_iterate(10, 0.5)], batch_size=32, key=KEY, diagnosis=False)
+    assert broken.robust_accuracy < result.robust_accuracy < result.clean_accuracy
+
+
+def test_arguments_are_checked_by_name():
+    images, labels = data()
+    with pytest.raises(ValueError, match="different names"):
+        evaluate(LOGITS, images, labels, [any_iterate(), any_iterate()], key=KEY)
+    with pytest.raises(ValueError, match="labels must have shape"):
+        evaluate(LOGITS, images, labels[:3], [any_iterate()], key=KEY)
+    with pytest.raises(ValueError, match="at least one example"):
+        evaluate(LOGITS, images[:0], labels[:0], [any_iterate()], key=KEY)
+    with pytest.raises(TypeError, match="images must be floating point"):
+        evaluate(LOGITS, np.zeros((2, 4, 4, 1), int), labels[:2], [any_iterate()], key=KEY)
+
+
+def test_reports_are_plain_data():
+    images, labels = data()
+    result = evaluate(LOGITS, images, labels, [any_iterate(5)], batch_size=32, key=KEY, diagnosis=False)
+    written = json.loads(reports.to_json(result))
+    assert written["clean_accuracy"] == 0.9
+    row = written["attacks"]["pgd"]
+    assert row["robust_accuracy"] == result.robust_accuracy == written["robust_accuracy"]
+    assert row["radius_pixels"] == 0.1
+    assert row["model_calls"] == result.attacks[0].model_calls
+    assert written["flags"] == []
+    assert reports.to_csv(result).splitlines()[0].startswith("attack,robust_accuracy")
+    assert "| pgd |" in reports.to_markdown(result)
+
+
+def test_statistics():
+    low, high = wilson_interval(0, 10)
+    assert low == 0
+    np.testing.assert_allclose(high, 0.27753, atol=1e-5)
+    assert wilson_interval(10, 10)[1] == 1
+    with pytest.raises(ValueError, match="successes must be at most"):
+        wilson_interval(3, 2)
+    assert mean_minimal_displacement([0, 0.5, 1.5], [0.9, 0.5, 0.1]) == pytest.approx(0.35 + 0.3)
+    with pytest.raises(ValueError, match="increase from 0"):
+        mean_minimal_displacement([0.5, 1.0], [1, 1])
+    assert unforeseen_robustness([0.1, 0.2], [0.6, 0.6]) == pytest.approx(25)
+    assert deformreg.evaluate is evaluate

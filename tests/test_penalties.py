@@ -1,0 +1,302 @@
+"""Gradient penalties: closed forms, double backpropagation, the finite difference, and the plumbing."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from deformreg import (
+    Perturbation,
+    additive,
+    affine,
+    finite_difference_penalty,
+    flow,
+    flow_gradient_penalty,
+    gradient_penalty,
+    image_gradients,
+    input_gradient_penalty,
+    lowres_flow,
+    paper_weight,
+    pull_back,
+    random_start,
+    squared_norm,
+)
+from deformreg.losses import cross_entropy
+
+pytestmark = pytest.mark.usefixtures("strict_promotion")
+
+SHAPE = (3, 5, 4, 2)
+
+
+def random_images(seed=0, shape=SHAPE, dtype=np.float32):
+    return np.random.default_rng(seed).uniform(size=shape).astype(dtype)
+
+
+def tiny_model(params, images):
+    """Two smooth layers, so that finite differences converge."""
+    hidden = jnp.tanh(images.reshape(images.shape[0], -1) @ params["in"])
+    return hidden @ params["out"]
+
+
+def tiny_params(seed=1, dtype=np.float32):
+    rng = np.random.default_rng(seed)
+    return {"in": rng.normal(size=(40, 6)).astype(dtype) / 3, "out": rng.normal(size=(6, 4)).astype(dtype)}
+
+
+LABELS = np.array([0, 3, 1])
+
+
+def tiny_loss(params):
+    return lambda images: cross_entropy(tiny_model(params, images), LABELS)
+
+
+def test_linear_models_have_closed_forms():
+    images, weights = random_images(), random_images(1).astype(np.float64)
+
+    def loss_fn(images):
+        return jnp.sum(images * weights.astype(np.float32), axis=(1, 2, 3))
+
+    @jax.jit
+    def penalties(images):
+        families = flow(), flow(units="normalized"), affine(parameters=("dy", "dx"))
+        named = input_gradient_penalty(loss_fn, images), flow_gradient_penalty(loss_fn, images)
+        return *named, *(gradient_penalty(loss_fn, images, family)[0] for family in families)
+
+    (by_input, losses), (by_flow, _), default, normalized, shift = penalties(images)
+    np.testing.assert_allclose(by_input, (weights**2).sum((1, 2, 3)), rtol=1e-6)
+    np.testing.assert_allclose(losses, (weights * images).sum((1, 2, 3)), rtol=1e-6)
+
+    down = np.diff(images, axis=1, append=images[:, -1:])
+    right = np.diff(images, axis=2, append=images[:, :, -1:])
+    along_y, along_x = (weights * down).sum(-1), (weights * right).sum(-1)
+    expected = (along_y**2 + along_x**2).sum((1, 2))
+    np.testing.assert_allclose(by_flow, expected, rtol=1e-5)
+    np.testing.assert_allclose(default, expected, rtol=1e-5)
+    expected = ((along_y * 2.0) ** 2 + (along_x * 1.5) ** 2).sum((1, 2))  # (size - 1) / 2 of 5 rows and 4 columns
+    np.testing.assert_allclose(normalized, expected, rtol=1e-5)
+    np.testing.assert_allclose(shift, along_y.sum((1, 2)) ** 2 + along_x.sum((1, 2)) ** 2, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "family", [additive(), flow(), flow(boundary="zeros", units="normalized"), affine(), lowres_flow(2, sigma=0.5)]
+)
+def test_double_backpropagation_matches_finite_differences(family, float64):
+    params, images = tiny_params(dtype=np.float64), random_images(dtype=np.float64)
+
+    @jax.jit
+    def penalty(params):
+        return jnp.mean(gradient_penalty(tiny_loss(params), images, family)[0])
+
+    gradient = jax.jit(jax.grad(penalty))(params)
+    for seed in (2, 3):
+        line, step = tiny_params(seed, np.float64), 1e-5
+        ahead, behind = (penalty(jax.tree.map(lambda p, d, s=s: p + s * d, params, line)) for s in (step, -step))
+        along = sum(np.vdot(gradient[name], line[name]) for name in line)
+        np.testing.assert_allclose(along, (ahead - behind) / (2 * step), rtol=1e-6)
+
+
+@pytest.mark.parametrize("family", [additive(), flow(), affine(), lowres_flow(2)], ids=["add", "flow", "affine", "low"])
+def test_the_finite_difference_converges_to_the_exact_penalty_at_first_order(family, float64):
+    """With its parameter gradient; on images whose slopes differ on the two sides of every grid point."""
+    params, images = tiny_params(dtype=np.float64), random_images(dtype=np.float64)
+
+    def both(function):
+        def penalties(params):
+            values = function(tiny_loss(params), images)[0]
+            return jnp.sum(values * np.array([1.0, 2.0, 3.0])), values
+
+        (_, values), gradient = jax.jit(jax.value_and_grad(penalties, has_aux=True))(params)
+        return np.concatenate([np.ravel(values), *(np.ravel(leaf) for leaf in jax.tree.leaves(gradient))])
+
+    exact = both(lambda loss_fn, images: gradient_penalty(loss_fn, images, family))
+    errors = [
+        np.linalg.norm(both(lambda f, x, h=h: finite_difference_penalty(f, x, family, step_size=h)) - exact)
+        for h in (1e-3, 5e-4)
+    ]
+    assert errors[0] < 0.02 * np.linalg.norm(exact)
+    assert 1.9 < errors[0] / errors[1] < 2.1
+
+
+def test_the_finite_difference_of_a_flat_loss_is_zero_with_finite_gradients():
+    images = np.full(SHAPE, 0.5, np.float32)
+
+    def scale(weight):
+        return finite_difference_penalty(lambda x: weight * jnp.sum(x, axis=(1, 2, 3)), images)[0].sum()
+
+    value, slope = jax.value_and_grad(scale)(1.0)
+    assert (value, slope) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize("penalty", [gradient_penalty, finite_difference_penalty])
+def test_auxiliary_outputs_come_from_the_clean_images(penalty):
+    params, images = tiny_params(), random_images()
+
+    def loss_fn(images):
+        logits = tiny_model(params, images)
+        return cross_entropy(logits, LABELS), {"logits": logits, "mean": images.mean()}
+
+    penalties, (losses, aux) = penalty(loss_fn, images, has_aux=True)
+    plain, plain_losses = penalty(tiny_loss(params), images)
+    np.testing.assert_allclose(penalties, plain, rtol=1e-6)
+    np.testing.assert_allclose(losses, plain_losses, rtol=1e-6)
+    np.testing.assert_allclose(aux["logits"], tiny_model(params, images), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(aux["mean"], images.mean(), rtol=1e-6)
+
+
+@pytest.mark.parametrize(("penalty", "calls"), [(gradient_penalty, 1), (finite_difference_penalty, 2)])
+def test_the_model_runs_no_more_often_than_promised(penalty, calls):
+    counted = []
+
+    def loss_fn(images):
+        counted.append(images.shape)
+        return jnp.sum(images**2, axis=(1, 2, 3))
+
+    jax.jit(functools.partial(penalty, loss_fn)).lower(random_images())
+    assert counted == [SHAPE] * calls
+
+
+def test_families_share_one_pass_through_the_model():
+    counted = []
+
+    def loss_fn(images):
+        counted.append(1)
+        return tiny_loss(tiny_params())(images)
+
+    images = random_images()
+    gradients, losses = image_gradients(loss_fn, images)
+    shared = [squared_norm(pull_back(family, gradients, images)) for family in (additive(), flow(), affine())]
+    assert len(counted) == 1
+    for family, penalties in zip((additive(), flow(), affine()), shared, strict=True):
+        alone, alone_losses = gradient_penalty(tiny_loss(tiny_params()), images, family)
+        np.testing.assert_allclose(penalties, alone, rtol=1e-5)
+        np.testing.assert_allclose(losses, alone_losses, rtol=1e-6)
+
+
+def test_the_squared_norm_sums_the_leaves_in_float32():
+    gradients = {"a": np.full((2, 3), 2, jnp.bfloat16), "b": np.full((2,), 256, np.float16)}
+    squares = squared_norm(gradients)
+    assert squares.dtype == np.float32
+    assert squares.tolist() == [12 + 65536.0] * 2  # 65536 does not fit into float16
+
+
+def test_a_random_start_is_noise_in_the_family_then_clipping():
+    images = random_images()
+
+    def always_up(key, params):
+        return jnp.full_like(params, 0.25)
+
+    started = random_start(jax.random.key(0), images, additive(), always_up)
+    np.testing.assert_allclose(started, np.clip(images + 0.25, 0, 1), rtol=1e-6)
+    free = random_start(jax.random.key(0), images, additive(), always_up, image_range=None)
+    np.testing.assert_allclose(free, images + 0.25, rtol=1e-6)
+
+
+def test_a_random_start_is_a_function_of_its_key():
+    images = random_images()
+    one, again, other = (random_start(jax.random.key(seed), images) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(one, again)
+    assert not np.allclose(one, other)
+    assert not np.allclose(one, images)
+
+
+def test_the_papers_weight():
+    assert paper_weight(300, batch_size=128, image_size=32) == pytest.approx(4.40, abs=0.005)
+    assert paper_weight(300, batch_size=128, image_size=32, units="normalized") == pytest.approx(0.0183, abs=5e-5)
+    assert paper_weight(1, batch_size=1, image_size=(3, 9), units="normalized") == 1.0
+
+
+def test_the_papers_weight_times_our_penalty_is_the_papers_term():
+    images = random_images(shape=(3, 5, 5, 2))
+
+    def loss_fn(images):
+        return jnp.sum(images**3, axis=(1, 2, 3))
+
+    def mean_loss(params):
+        return jnp.mean(loss_fn(flow(units="normalized").apply(params, images)))
+
+    theirs = 300 * squared_norm(jax.grad(mean_loss)(np.zeros((3, 5, 5, 2), np.float32))).mean()
+    for units in ("pixels", "normalized"):
+        weight = paper_weight(300, batch_size=3, image_size=5, units=units)
+        ours = weight * gradient_penalty(loss_fn, images, flow(units=units))[0].mean()
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+
+
+def test_an_empty_batch_has_no_penalties():
+    for penalty in (gradient_penalty, finite_difference_penalty):
+        penalties, losses = penalty(lambda x: jnp.sum(x, axis=(1, 2, 3)), np.zeros((0, 3, 3, 1), np.float32))
+        assert penalties.shape == losses.shape == (0,)
+
+
+IMAGES = random_images()
+PENALTIES = (
+    image_gradients,
+    gradient_penalty,
+    finite_difference_penalty,
+    input_gradient_penalty,
+    flow_gradient_penalty,
+)
+
+
+@pytest.mark.parametrize("penalty", PENALTIES)
+@pytest.mark.parametrize(
+    ("loss_fn", "images", "has_aux", "error", "words"),
+    [
+        (jnp.sum, IMAGES, False, ValueError, ["loss_fn", "(3,)", "()", "leave out the mean"]),
+        (lambda x: x.mean((1, 2)), IMAGES, False, ValueError, ["loss_fn", "(3,)", "(3, 2)"]),
+        (lambda x: jnp.zeros(3, int), IMAGES, False, TypeError, ["loss_fn", "int"]),
+        (lambda x: (x.sum((1, 2, 3)), 1), IMAGES, False, TypeError, ["loss_fn", "tuple", "has_aux=True"]),
+        (lambda x: x.sum((1, 2, 3)), IMAGES, True, TypeError, ["loss_fn", "(losses, aux)", "has_aux=True"]),
+        (jnp.sum, (IMAGES * 255).astype(np.uint8), False, TypeError, ["images", "uint8", "floating"]),
+        (jnp.sum, IMAGES[0], False, ValueError, ["images", "[n, h, w, c]", "(5, 4, 2)"]),
+    ],
+)
+def test_what_does_not_fit_is_named_under_jit_too(penalty, loss_fn, images, has_aux, error, words):
+    for call in (penalty, jax.jit(penalty, static_argnums=0, static_argnames="has_aux")):
+        with pytest.raises(error) as caught:
+            call(loss_fn, images, has_aux=has_aux)
+        assert all(word in str(caught.value) for word in words)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "words"),
+    [
+        (
+            lambda: finite_difference_penalty(jnp.sum, IMAGES, step_size=0.0),
+            ValueError,
+            ["step_size", "above 0", "0.0"],
+        ),
+        (
+            lambda: pull_back(flow(), IMAGES[:1], IMAGES),
+            ValueError,
+            ["image_gradients", "(3, 5, 4, 2)", "(1, 5, 4, 2)"],
+        ),
+        (lambda: random_start(jax.random.key(0), IMAGES, noise=-1.0), ValueError, ["stddev", "-1.0"]),
+        (lambda: random_start(jax.random.key(0), IMAGES.astype(int)), TypeError, ["images", "int"]),
+        (lambda: paper_weight(-1, batch_size=1, image_size=2), ValueError, ["weight", "at least 0", "-1"]),
+        (lambda: paper_weight(1, batch_size=0, image_size=2), ValueError, ["batch_size", "at least 1", "0"]),
+        (lambda: paper_weight(1, batch_size=1.5, image_size=2), TypeError, ["batch_size", "integer", "1.5"]),
+        (lambda: paper_weight(1, batch_size=1, image_size=1), ValueError, ["image_size", "at least 2", "1"]),
+        (lambda: paper_weight(1, batch_size=1, image_size=(4, 5)), ValueError, ["image_size", "square", "4x5"]),
+        (
+            lambda: paper_weight(1, batch_size=1, image_size=4, units="metres"),
+            ValueError,
+            ["units", "metres", "pixels"],
+        ),
+    ],
+)
+def test_other_arguments_that_do_not_fit_are_named(call, error, words):
+    with pytest.raises(error) as caught:
+        call()
+    assert all(word in str(caught.value) for word in words)
+
+
+def test_a_family_of_two_functions_is_enough():
+    brightness = Perturbation(
+        init=lambda images: jnp.zeros(images.shape[0]),
+        apply=lambda params, images: images + params[:, None, None, None],
+    )
+    weights = random_images(1)
+    penalties, _ = gradient_penalty(lambda x: jnp.sum(x * weights, axis=(1, 2, 3)), IMAGES, brightness)
+    np.testing.assert_allclose(penalties, weights.sum((1, 2, 3)) ** 2, rtol=1e-5)

@@ -1,0 +1,115 @@
+"""Every red flag on a model that has the fault, and none on a healthy one."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from closed_forms import perceptron
+
+from deformreg import attacks, balls, redflags
+from deformreg.evaluation import evaluate
+from deformreg.perturbations import flow
+
+KEY = jax.random.key(0)
+HEALTHY = perceptron(64)
+RADIUS = 0.5
+IMAGES = np.random.default_rng(0).random((64, 8, 8, 1)).astype(np.float32)
+SUITE = [
+    attacks.random_fields(ball=balls.linf(RADIUS), num_fields=5, name="random"),
+    attacks.pgd(ball=balls.linf(RADIUS), num_steps=10, keep="any", name="pgd"),
+]
+
+
+def names(logits_fn, suite=SUITE):
+    labels = np.asarray(jnp.argmax(logits_fn(jnp.asarray(IMAGES)), axis=1))
+    found, calls = redflags.diagnose(logits_fn, IMAGES, labels, suite, key=KEY)
+    assert calls > 0
+    for flag in found:
+        assert flag.explanation
+        assert flag.evidence
+    return {flag.name for flag in found}
+
+
+def test_a_healthy_model_raises_none():
+    labels = np.asarray(jnp.argmax(HEALTHY(IMAGES), axis=1))
+    assert evaluate(HEALTHY, IMAGES, labels, SUITE, batch_size=16, key=KEY).flags == ()
+
+
+def test_a_quantizing_layer_is_caught():
+    def masked(images):
+        return HEALTHY(jnp.round(images * 4) / 4)
+
+    labels = np.asarray(jnp.argmax(masked(IMAGES), axis=1))
+    flags = {flag.name for flag in evaluate(masked, IMAGES, labels, SUITE, batch_size=16, key=KEY).flags}
+    assert flags >= {redflags.ZERO_GRADIENTS, redflags.UNBOUNDED, redflags.BUDGET, redflags.GRADIENT_FREE_WINS}
+
+
+def test_a_huge_logit_scale_is_caught():
+    assert redflags.ZERO_GRADIENTS in names(lambda images: 1e4 * HEALTHY(images))
+
+
+def test_probabilities_are_caught():
+    assert redflags.PROBABILITIES in names(lambda images: jax.nn.softmax(HEALTHY(images)))
+
+
+def test_a_random_model_is_caught():
+    calls = []
+
+    def noisy(images):
+        calls.append(0)
+        return HEALTHY(images) + 0.1 * jax.random.normal(jax.random.key(len(calls)), (len(images), 5))
+
+    assert redflags.RANDOMNESS in names(noisy)
+
+
+def test_statistics_of_the_batch_are_caught():
+    def normalized(images):
+        logits = HEALTHY(images)
+        return logits - logits.mean(axis=0)
+
+    assert names(normalized) >= {redflags.BATCH}
+
+
+def test_logits_that_are_not_finite_are_caught():
+    assert redflags.NOT_FINITE in names(lambda images: HEALTHY(images).at[0].set(jnp.nan))
+
+
+def test_a_zero_perturbation_that_changes_the_images_is_caught():
+    shrinking = flow()._replace(apply=lambda params, images: flow().apply(params, 0.99 * images))
+    suite = [attacks.pgd(ball=balls.linf(RADIUS), num_steps=3, perturbation=shrinking)]
+    assert redflags.IDENTITY in names(HEALTHY, suite)
+
+
+def test_iterations_that_are_stuck_are_caught():
+    # The gradient points the right way at the undeformed images alone.
+    reference = jnp.asarray(IMAGES)
+
+    @jax.custom_vjp
+    def turned(images, away):
+        return images
+
+    turned.defvjp(lambda images, away: (images, away), lambda away, g: (jnp.where(away, -g, g), None))
+
+    def masked(images):
+        distance = jnp.abs(images[:, None] - reference[None]).max((2, 3, 4)).min(1)
+        return HEALTHY(turned(images, (distance > 1e-6)[:, None, None, None]))
+
+    rows = redflags.Rows(reference, jnp.argmax(HEALTHY(reference), axis=1), jax.random.split(KEY, 64))
+    found, _ = redflags.check_monotone(masked, rows, np.ones(64, bool), flow(), 0.1, KEY)
+    assert redflags.STEPS in {flag.name for flag in found}
+
+
+@pytest.mark.parametrize(("missed", "raised"), [(1, False), (3, True)])
+def test_gradient_free_attacks_that_win_are_counted(missed, raised):
+    labels = np.asarray(jnp.argmax(HEALTHY(IMAGES), axis=1))
+    gradients, free = (
+        evaluate(HEALTHY, IMAGES, labels, [attack], batch_size=64, key=KEY, diagnosis=False).attacks[0]
+        for attack in (SUITE[1]._replace(name="none"), SUITE[0])
+    )
+    nobody, some = np.zeros(64, bool), np.arange(64) < missed
+    outcomes = [free._replace(broken_mask=some), gradients._replace(broken_mask=nobody)]
+    flags = redflags.flags_from_outcomes(outcomes)
+    assert [flag.name for flag in flags if flag.name == redflags.GRADIENT_FREE_WINS] == (
+        [redflags.GRADIENT_FREE_WINS] if raised else []
+    )
+    assert redflags.gradient_free_beats_gradients([outcomes[0], gradients._replace(broken_mask=some)]) == ()
