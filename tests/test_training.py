@@ -146,11 +146,9 @@ def test_running_statistics_are_updated_once_and_on_the_training_images_only(nam
     model, state, step = network(config)
     batch = next(batches(1))
     after, _ = jax.jit(step)(state, batch)
-    if "deformation" in method.name or method.name == "adversarial":
-        # The attacked images are not known here; their statistics stay within one update of the clean ones.
-        tolerance = 0.05
-    else:
-        tolerance = 1e-5
+    # Attacked images are not known here; their statistics stay within one update of the clean ones.
+    attacked = "deformation" in method.name or method.name == "adversarial"
+    tolerance = 0.05 if attacked else 1e-5
     images = batch["image"].astype(np.float32) / 255
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     _, once = model.apply(variables, images, train=True, mutable=["batch_stats"])

@@ -144,16 +144,18 @@ def _compare(options: Evaluate) -> int:
         evaluation.open_run(folder, data_dir=options.data_dir, examples=options.examples) for folder in options.runs
     ]
     radius = trained[0].config.evaluation.radius if options.radius is None else options.radius
-    rows = {
+    studies = {
         name: evaluation.evaluate_run(folder, run, suite=options.suite, radius=radius, seed=options.seed)
         for name, folder, run in zip(names, options.runs, trained, strict=True)
     }
-    for folder, row, run in zip(options.runs, rows.values(), trained, strict=True):
-        reports.write_run_report(folder, row, run)
-    if len(rows) > 1 or options.output:
-        reports.write_comparison(options.output or options.runs[0].parent, rows, dict(zip(names, trained, strict=True)))
+    class_names = trained[0].class_names
+    for folder, study in zip(options.runs, studies.values(), strict=True):
+        reports.write_run_report(folder, study, class_names)
+    if len(studies) > 1 or options.output:
+        reports.write_comparison(options.output or options.runs[0].parent, studies, class_names)
     if options.json:
         from train.runs import write_json
 
+        rows = {name: study.row for name, study in studies.items()}
         write_json(options.json, next(iter(rows.values())) if len(rows) == 1 else rows)
     return 0

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from train.evaluation import Trained, deform
+from train.evaluation import Study
 
 RIGHT, WRONG = "#1a7f37", "#cf222e"
 COLORS = ("#0969da", "#bc4c00", "#8250df", "#1a7f37", "#bf3989", "#6e7781")
@@ -26,22 +24,23 @@ def save_curves(path: Path, rows: Mapping[str, Mapping[str, Any]]) -> None:
     figure.savefig(path, dpi=160)
 
 
-def save_examples(path: Path, trained: Trained, radius: float, *, count: int = 5) -> None:
+def save_examples(path: Path, study: Study, class_names: Sequence[str], *, count: int = 5) -> None:
     """A grid of clean image, flow, deformed image and difference, with the predicted labels.
 
     Shows images that the attack breaks where there are any: the first `count`, filled up with others.
     """
-    images, labels, flows, deformed, before, after = _attack_some(trained, radius)
+    images, labels, flows, deformed, before, after = study.sample
+    radius = study.row["radius_pixels"]
     order = np.argsort((after == labels).astype(int) + (before != labels), kind="stable")[:count]
     figure = Figure(figsize=(7.2, 1.75 * len(order) + 0.5), layout="constrained")
     axes = figure.subplots(len(order), 4, squeeze=False)
     gain = 1 / max(float(np.abs(deformed[order] - images[order]).max()), 1e-6)
     for row, index in zip(axes, order, strict=True):
         _show(row[0], images[index])
-        _label(row[0], trained, before[index], labels[index])
+        _label(row[0], class_names, before[index], labels[index])
         _show_flow(row[1], flows[index], radius)
         _show(row[2], deformed[index])
-        _label(row[2], trained, after[index], labels[index])
+        _label(row[2], class_names, after[index], labels[index])
         _show(row[3], np.clip(0.5 + 0.5 * gain * (deformed[index] - images[index]), 0, 1))
     titles = ("clean", f"flow, at most {radius:g} px", "deformed", f"difference (gain {gain:.1f})")
     for axis, title in zip(axes[0], titles, strict=True):
@@ -49,28 +48,25 @@ def save_examples(path: Path, trained: Trained, radius: float, *, count: int = 5
     figure.savefig(path, dpi=160)
 
 
-def save_comparison(
-    path: Path, rows: Mapping[str, Mapping[str, Any]], trained: Mapping[str, Trained], *, count: int = 6
-) -> None:
+def save_comparison(path: Path, studies: Mapping[str, Study], class_names: Sequence[str], *, count: int = 6) -> None:
     """Accuracy curves of several runs above the same test images, deformed against each of them."""
-    radius = next(iter(rows.values()))["radius_pixels"]
-    found = {name: _attack_some(run, radius) for name, run in trained.items()}
-    right = np.all([entry[4] == entry[1] for entry in found.values()], axis=0)
-    survived = np.sum([entry[5] == entry[1] for entry in found.values()], axis=0)
+    found = {name: study.sample for name, study in studies.items()}
+    first, radius = next(iter(found.values())), next(iter(studies.values())).row["radius_pixels"]
+    right = np.all([sample.before == sample.labels for sample in found.values()], axis=0)
+    survived = np.sum([sample.after == sample.labels for sample in found.values()], axis=0)
     # Telling images first: right on every run when clean, and attacked with different outcomes.
     telling = right & (survived > 0) & (survived < len(found))
     order = np.argsort(~telling, kind="stable")[:count]
     figure = Figure(figsize=(1.35 * (count + 1), 3.4 + 1.55 * (1 + len(found))), layout="constrained")
     upper, lower = figure.subfigures(2, 1, height_ratios=[3.2, 1.55 * (1 + len(found))])
-    _draw_curves(upper.add_subplot(), rows)
+    _draw_curves(upper.add_subplot(), {name: study.row for name, study in studies.items()})
     axes = lower.subplots(1 + len(found), len(order), squeeze=False)
-    first = next(iter(trained.values()))
     for column, index in enumerate(order):
         _show(axes[0, column], first.images[index])
-        axes[0, column].set_xlabel(first.class_names[first.labels[index]], fontsize=9)
-        for line, (name, (_, labels, _, deformed, _, after)) in enumerate(found.items(), 1):
-            _show(axes[line, column], deformed[index])
-            _label(axes[line, column], trained[name], after[index], labels[index])
+        axes[0, column].set_xlabel(class_names[first.labels[index]], fontsize=9)
+        for line, sample in enumerate(found.values(), 1):
+            _show(axes[line, column], sample.deformed[index])
+            _label(axes[line, column], class_names, sample.after[index], sample.labels[index])
     for axis, name in zip(axes[:, 0], ("clean", *(f"against\n{name}" for name in found)), strict=True):
         axis.set_ylabel(name, fontsize=9)
     lower.suptitle(f"deformed by at most {radius:g} px; predictions below, green where right", fontsize=10)
@@ -89,19 +85,6 @@ def _draw_curves(axis: Axes, rows: Mapping[str, Mapping[str, Any]]) -> None:
     axis.grid(alpha=0.3)
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False, fontsize=9)
-
-
-def _attack_some(trained: Trained, radius: float, count: int = 64) -> tuple[np.ndarray, ...]:
-    """Attacks the first test images: images, labels, flows, deformed images, predictions before and after."""
-    images, labels = jnp.asarray(trained.images[:count]), jnp.asarray(trained.labels[:count])
-
-    @jax.jit
-    def run() -> tuple[Any, ...]:
-        found = deform(trained.logits_fn, images, labels, radius, num_steps=20)
-        before, after = (jnp.argmax(trained.logits_fn(batch), axis=1) for batch in (images, found.images))
-        return images, labels, found.params, found.images, before, after
-
-    return tuple(np.asarray(part) for part in run())
 
 
 def _show(axis: Axes, image: np.ndarray) -> None:
@@ -127,5 +110,5 @@ def _show_flow(axis: Axes, flow: np.ndarray, radius: float) -> None:
     axis.set_yticks([])
 
 
-def _label(axis: Axes, trained: Trained, predicted: int, label: int) -> None:
-    axis.set_xlabel(trained.class_names[predicted], fontsize=9, color=RIGHT if predicted == label else WRONG)
+def _label(axis: Axes, class_names: Sequence[str], predicted: int, label: int) -> None:
+    axis.set_xlabel(class_names[predicted], fontsize=9, color=RIGHT if predicted == label else WRONG)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from train import pictures, runs
-from train.evaluation import Trained
+from train.evaluation import Study
 
 Row = Mapping[str, Any]
 
@@ -49,11 +49,12 @@ def _caption(row: Row) -> str:
     )
 
 
-def write_run_report(folder: Path, row: Row, trained: Trained) -> None:
+def write_run_report(folder: Path, study: Study, class_names: Sequence[str]) -> None:
     """Writes a run's ``evaluation.md`` and pictures beside its ``evaluation.json``, and prints where they are."""
+    row = study.row
     text = f"# {folder.name}\n\n{_caption(row)}\n\n{table({folder.name: row})}\n\n{_flags(row)}"
     runs.write_text(folder / "evaluation.md", text + "\n![examples](examples.png)\n\n![curve](curve.png)\n")
-    pictures.save_examples(folder / "examples.png", trained, row["radius_pixels"])
+    pictures.save_examples(folder / "examples.png", study, class_names)
     pictures.save_curves(folder / "curve.png", {folder.name: row})
     print(f"\n{table({folder.name: row})}\n{_flags(row)}report: {folder / 'evaluation.md'}")
 
@@ -62,15 +63,16 @@ def _flags(row: Row) -> str:
     return "".join(f"Red flag `{flag['name']}`: {flag['explanation']}\n" for flag in row["flags"])
 
 
-def write_comparison(folder: Path, rows: Mapping[str, Row], trained: Mapping[str, Trained]) -> None:
+def write_comparison(folder: Path, studies: Mapping[str, Study], class_names: Sequence[str]) -> None:
     """Writes ``comparison.json``, ``.md`` and ``.png`` for several runs and prints the table and their paths."""
+    rows = {name: study.row for name, study in studies.items()}
     first = next(iter(rows.values()))
     runs.write_json(folder / "comparison.json", {name: _summary(row) for name, row in rows.items()})
     runs.write_text(
         folder / "comparison.md",
         f"# Comparison\n\n{_caption(first)}\n\n{table(rows)}\n\n![comparison](comparison.png)\n",
     )
-    pictures.save_comparison(folder / "comparison.png", rows, trained)
+    pictures.save_comparison(folder / "comparison.png", studies, class_names)
     print(f"\n{_caption(first)}\n\n{table(rows)}\n\ntable:   {folder / 'comparison.md'}")
     print(f"picture: {folder / 'comparison.png'}")
 
