@@ -150,14 +150,14 @@ def diagnose(
     chosen = np.resize(np.flatnonzero(correct), len(images))
     weights = correct[chosen] & (np.arange(len(chosen)) < correct.sum())
     rows = Rows(jnp.asarray(images[chosen]), jnp.asarray(labels[chosen]), row_keys(key, jnp.arange(len(chosen))))
-    family, radius = examined(attacks)
+    family, radius = _examined(attacks)
     more, spent = check_gradients(logits_fn, rows, weights, family)
     flags, calls = (*flags, *more), calls + spent
     more, spent = check_monotone(logits_fn, rows, weights, family, radius, key)
     return (*flags, *more), calls + spent
 
 
-def examined(attacks: Sequence[Attack]) -> tuple[Perturbation, float]:
+def _examined(attacks: Sequence[Attack]) -> tuple[Perturbation, float]:
     """The family and radius of the gradient attack with the largest plain budget; a pixel's flow if there is none."""
     plain = [
         (float(attack.budget.radius), attack.perturbation)

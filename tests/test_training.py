@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -50,6 +51,7 @@ def batches(count, size=16, seed=0):
         yield {"image": images.astype(np.uint8), "label": labels, "position": np.arange(size, dtype=np.int32)}
 
 
+@cache
 def network(config, axis_name=None):
     rate = learning_rate(config.optimizer, epochs=1, steps_per_epoch=10)
     optimizer = make_optimizer(config.optimizer, rate)
@@ -92,7 +94,7 @@ def test_standard_step_is_plain_sgd():
         logits = model.apply({"params": params}, images, train=True)
         return jnp.mean(cross_entropy(logits, batch["label"]))
 
-    gradients = jax.grad(loss)(state.params)
+    gradients = jax.jit(jax.grad(loss))(state.params)
     expected = jax.tree.map(lambda p, g: p - 0.1 * (g + 0.01 * p), state.params, gradients)
     after, _ = jax.jit(step)(state, batch)
     for a, b in zip(jax.tree.leaves(after.params), jax.tree.leaves(expected), strict=True):
@@ -117,7 +119,7 @@ def test_flow_step_descends_loss_plus_weighted_mean_penalty():
         flow = jnp.zeros((16, 8, 8, 2))
         return losses(flow) / 16 + 3.0 * jnp.sum(jax.grad(losses)(flow) ** 2) / 16
 
-    expected = jax.tree.map(lambda p, g: p - 0.1 * g, state.params, jax.grad(objective)(state.params))
+    expected = jax.tree.map(lambda p, g: p - 0.1 * g, state.params, jax.jit(jax.grad(objective))(state.params))
     after, metrics = jax.jit(step)(state, batch)
     for a, b in zip(jax.tree.leaves(after.params), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
@@ -151,7 +153,7 @@ def test_running_statistics_are_updated_once_and_on_the_training_images_only(nam
     tolerance = 0.05 if attacked else 1e-5
     images = batch["image"].astype(np.float32) / 255
     variables = {"params": state.params, "batch_stats": state.batch_stats}
-    _, once = model.apply(variables, images, train=True, mutable=["batch_stats"])
+    _, once = jax.jit(partial(model.apply, train=True, mutable=["batch_stats"]))(variables, images)
     for a, b in zip(jax.tree.leaves(after.batch_stats), jax.tree.leaves(once["batch_stats"]), strict=True):
         np.testing.assert_allclose(a, b, atol=tolerance)
 
@@ -323,6 +325,6 @@ def test_predict_does_not_depend_on_the_batch():
     config = replace(TINY, model=Model(width=0.25, norm="batch"))
     model, state, _ = network(config)
     images = next(batches(1))["image"].astype(np.float32) / 255
-    together = predict(model, state.params, state.batch_stats, images)
-    alone = predict(model, state.params, state.batch_stats, images[:1])
+    logits_fn = jax.jit(partial(predict, model, state.params, state.batch_stats))
+    together, alone = logits_fn(images), logits_fn(images[:1])
     np.testing.assert_allclose(together[:1], alone, atol=1e-5)
