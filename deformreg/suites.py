@@ -33,13 +33,13 @@ def released(radius_pixels: float, *, num_steps: int = 50) -> list[Attack]:
 
     Example:
         >>> [attack.name for attack in released(0.675)]
-        ['released']
+        ['multi-step']
 
     References:
         Xia and Li, "Improving Resistance to Adversarial Deformations by Regularizing Gradients", Neurocomputing 455,
         2021.
     """
-    return [pgd(ball=linf(radius_pixels), num_steps=num_steps, name="released")]
+    return [pgd(ball=linf(radius_pixels), num_steps=num_steps, name="multi-step")]
 
 
 def quick(radius_pixels: float) -> list[Attack]:

@@ -87,6 +87,6 @@ def _summary(row: Row) -> dict[str, Any]:
         "train_seconds": row["train_seconds"],
         "attacks": row["attacks"],
     }
-    if "released" in row["attacks"]:
-        summary["multi_step_accuracy"] = row["attacks"]["released"]["robust_accuracy"]
+    if "multi-step" in row["attacks"]:
+        summary["multi_step_accuracy"] = row["attacks"]["multi-step"]["robust_accuracy"]
     return summary
