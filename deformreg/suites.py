@@ -17,12 +17,13 @@ from deformreg.attacks.random_fields import random_fields
 from deformreg.attacks.spatial import rotation_translation
 from deformreg.attacks.square import square
 from deformreg.balls import linf
+from deformreg.perturbations import flow
 
 
 def released(radius_pixels: float, *, num_steps: int = 50) -> list[Attack]:
     """The protocol of the released code of flow gradient regularization: lenient; to compare with its numbers only.
 
-    Zero start, `num_steps` sign steps of ``radius_pixels / num_steps``, the last iterate counts.
+    Zero start, `num_steps` sign steps of ``radius_pixels / num_steps``, zero padding, the last iterate counts.
 
     Args:
         radius_pixels: the bound on every component of the flow.
@@ -39,7 +40,8 @@ def released(radius_pixels: float, *, num_steps: int = 50) -> list[Attack]:
         Xia and Li, "Improving Resistance to Adversarial Deformations by Regularizing Gradients", Neurocomputing 455,
         2021.
     """
-    return [pgd(ball=linf(radius_pixels), num_steps=num_steps, name="multi-step")]
+    perturbation = flow(boundary="zeros")
+    return [pgd(ball=linf(radius_pixels), num_steps=num_steps, perturbation=perturbation, name="multi-step")]
 
 
 def quick(radius_pixels: float) -> list[Attack]:

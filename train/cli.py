@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -129,7 +130,7 @@ def _evaluate(arguments: list[str]) -> int:
     options = tyro.cli(Evaluate, prog="python -m train evaluate", args=arguments)
     if not options.runs:
         return _fail("evaluate needs at least one run folder, for example runs/mnist5k-flow")
-    if options.radius is not None and options.radius < 0:
+    if options.radius is not None and not 0 <= options.radius < math.inf:
         return _fail(f"--radius must be at least 0 pixels, got {options.radius}")
     if options.examples < 0:
         return _fail(f"--examples must be at least 0, got {options.examples}")

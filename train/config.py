@@ -9,8 +9,10 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import math
 import types
 import typing
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -163,6 +165,9 @@ class Config:
 def check(config: Config) -> Config:
     """Returns a config whose numbers make sense, or raises a `ConfigError` that names the option."""
     method, optimizer = config.method, config.optimizer
+    for name, value in _numbers(dataclasses.asdict(config), "--"):
+        if not math.isfinite(value):
+            raise ConfigError(f"{name} must be a finite number, got {value}")
     rules = [
         (config.epochs >= 1, "--epochs", config.epochs, "at least 1"),
         (config.batch_size >= 1, "--batch-size", config.batch_size, "at least 1"),
@@ -171,7 +176,7 @@ def check(config: Config) -> Config:
         (config.log_every >= 1, "--log-every", config.log_every, "at least 1"),
         (config.checkpoint_every >= 0, "--checkpoint-every", config.checkpoint_every, "at least 0"),
         (0 <= config.data.holdout < 1, "--data.holdout", config.data.holdout, "in [0, 1)"),
-        (config.model.width > 0, "--model.width", config.model.width, "above 0"),
+        (0 < config.model.width <= 16, "--model.width", config.model.width, "above 0 and at most 16"),
         (method.weight >= 0, "--method.weight", method.weight, "at least 0"),
         (method.every >= 1, "--method.every", method.every, "at least 1"),
         (method.difference > 0, "--method.difference", method.difference, "above 0"),
@@ -212,6 +217,8 @@ def check(config: Config) -> Config:
             "at least 1",
         ),
     ]
+    decays = optimizer.decay_epochs
+    rules.append((all(epoch >= 1 for epoch in decays), "--optimizer.decay-epochs", decays, "at least 1 each"))
     for holds, option, value, expected in rules:
         if not holds:
             raise ConfigError(f"{option} must be {expected}, got {value}")
@@ -222,6 +229,15 @@ def check(config: Config) -> Config:
     if method.random_start and not method.name.startswith("flow-gradient"):
         raise ConfigError(f"--method.random-start belongs to the flow-gradient methods, not to {method.name}")
     return config
+
+
+def _numbers(tree: dict[str, Any], prefix: str) -> Iterator[tuple[str, float]]:
+    for name, value in tree.items():
+        option = f"{prefix}{name.replace('_', '-')}"
+        if isinstance(value, dict):
+            yield from _numbers(value, f"{option}.")
+        elif isinstance(value, float):
+            yield option, value
 
 
 def to_json(config: Config) -> str:
