@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -80,6 +81,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(f"there is no command {command!r}: " + (f"did you mean {near[0]}?" if near else "see --help"))
     try:
         return commands[command](rest)
+    except BrokenPipeError:
+        # The reader (`| head`) has seen enough; Python must not complain at exit either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except KeyboardInterrupt:
         return _fail("interrupted; --resume continues from the last checkpoint", 130)
     except (ValueError, OSError) as error:

@@ -65,6 +65,11 @@ _CIFAR_METHODS = {
     ),
 }
 
+_PUBLISHED = {
+    "standard": "published: 90.3 % clean, 6.4 % attacked (0.155 px)",
+    "flow": "published: 85.4 % clean, 55.2 % attacked (0.155 px)",
+}
+
 
 def _narrow(config: Config) -> Config:
     """An eighth of the width, a tenth of the epochs, a learning rate to match; otherwise the same recipe."""
@@ -82,7 +87,8 @@ def _cifar() -> dict[str, Preset]:
     for name, method in _CIFAR_METHODS.items():
         full = replace(_CIFAR, method=method)
         summary = f"CIFAR-10, VGG-11, {method.name}"
-        presets[f"cifar10-vgg11-{name}"] = Preset(full, summary + ", released recipe", "hours on a GPU", "see above")
+        expect = _PUBLISHED.get(name, "no published figure")
+        presets[f"cifar10-vgg11-{name}"] = Preset(full, summary + ", released recipe", "for an accelerator", expect)
         presets[f"cifar10-vgg11-{name}-narrow"] = Preset(
             _narrow(full), summary + ", 1/8 width", "minutes on two cores", "a trend, not the paper's numbers"
         )
@@ -109,11 +115,21 @@ _EMBEDDED_METHODS = {"standard": Method(), "flow": Method(name="flow-gradient", 
 PRESETS: dict[str, Preset] = {
     **{
         f"{config.data.name}-{name}": Preset(
-            replace(config, method=method), f"{text}, small CNN, {method.name}", duration, ""
+            replace(config, method=method), f"{text}, small CNN, {method.name}", duration, expect[name]
         )
-        for config, text, duration in (
-            (_MNIST, "5,000 MNIST images", "20 s on two cores"),
-            (_DIGITS, "1,797 digits of 8x8", "10 s on two cores"),
+        for config, text, duration, expect in (
+            (
+                _MNIST,
+                "5,000 MNIST images",
+                "half a minute on two cores",
+                {"standard": "97 % clean, 3 % attacked", "flow": "97 % clean, 32 % attacked (0.675 px)"},
+            ),
+            (
+                _DIGITS,
+                "1,797 digits of 8x8",
+                "10 s on two cores",
+                {"standard": "99 % clean", "flow": "less clean, more attacked (0.175 px)"},
+            ),
         )
         for name, method in _EMBEDDED_METHODS.items()
     },
