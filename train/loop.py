@@ -230,7 +230,8 @@ def _batches(config: Config, source: Source, engine: parallel.Engine, first: int
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
-    return device_prefetch(({**batch, "position": positions} for batch in host), engine.put_batch)
+    fixed = engine.put_batch({"position": positions})  # the same in every step: sent once
+    return device_prefetch(host, lambda batch: {**engine.put_batch(batch), **fixed})
 
 
 def correct(model: nn.Module, state: State, batch: dict[str, Array], options: Augmentation) -> Array:

@@ -107,10 +107,11 @@ _DIGITS = replace(
     _MNIST,
     data=Data(name="digits"),
     augmentation=Augmentation(),
+    model=Model(name="small-cnn"),
     evaluation=Evaluation(radius=0.175, steps=50, batch_size=50),
     epochs=20,
 )
-_EMBEDDED_METHODS = {"standard": Method(), "flow": Method(name="flow-gradient", weight=12.0)}
+_FLOW_WEIGHTS = {"mnist5k": 12.0, "digits": 1.0}  # coarser images have steeper losses per pixel
 
 PRESETS: dict[str, Preset] = {
     **{
@@ -128,10 +129,13 @@ PRESETS: dict[str, Preset] = {
                 _DIGITS,
                 "1,797 digits of 8x8",
                 "10 s on two cores",
-                {"standard": "99 % clean", "flow": "less clean, more attacked (0.175 px)"},
+                {"standard": "99 % clean, 58 % attacked", "flow": "99 % clean, 78 % attacked (0.175 px)"},
             ),
         )
-        for name, method in _EMBEDDED_METHODS.items()
+        for name, method in {
+            "standard": Method(),
+            "flow": Method(name="flow-gradient", weight=_FLOW_WEIGHTS[config.data.name]),
+        }.items()
     },
     **_cifar(),
 }
