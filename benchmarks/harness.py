@@ -87,7 +87,8 @@ def temporary_bytes(executable: Any) -> int:
 
 
 def setting(command: list[str]) -> dict[str, Any]:
-    """What must stand beside a figure: command, commit, versions, hardware."""
+    """What must stand beside a figure: command, commit, versions, hardware; no paths of the machine."""
+    command = [Path(word).name if Path(word).is_absolute() else word for word in command]
     return {"command": "python -m benchmarks " + " ".join(command), "commit": commit(), **environment()}
 
 
