@@ -48,20 +48,27 @@ def images_labels_params(size):
     return nhwc(data["images_nchw"]), data["labels"].astype(np.int32), params
 
 
-def logits_of(params, images, mode):
+def normalization(params, index, mean=None, variance=None):
+    """Batch normalization as PyTorch computes it, a factor and a summand per channel; on running statistics if none."""
+    if mean is None:
+        mean, variance = params[f"b{index}.running_mean"], params[f"b{index}.running_var"]
+    scale = params[f"b{index}.weight"] * (1 / jnp.sqrt(variance + 1e-5))
+    return scale, params[f"b{index}.bias"] - mean * scale
+
+
+def logits_of(params, images, mode, normalizations=None):
     def block(images, index):
         kernel = params[f"c{index}.weight"].transpose(2, 3, 1, 0)
         axes = ("NHWC", "HWIO", "NHWC")
         images = jax.lax.conv_general_dilated(images, kernel, (1, 1), "SAME", dimension_numbers=axes)
         images += params[f"c{index}.bias"].reshape(1, 1, 1, -1)
-        if mode == "train":
-            mean, variance = images.mean((0, 1, 2), keepdims=True), images.var((0, 1, 2), keepdims=True)
+        if normalizations is not None:
+            scale, shift = normalizations[index - 1]
+        elif mode == "train":
+            scale, shift = normalization(params, index, images.mean((0, 1, 2)), images.var((0, 1, 2)))
         else:
-            mean, variance = (params[f"b{index}.running_{name}"].reshape(1, 1, 1, -1) for name in ("mean", "var"))
-        images = (images - mean) / jnp.sqrt(variance + 1e-5)
-        images = images * params[f"b{index}.weight"].reshape(1, 1, 1, -1) + params[f"b{index}.bias"].reshape(
-            1, 1, 1, -1
-        )
+            scale, shift = normalization(params, index)
+        images = images * scale.reshape(1, 1, 1, -1) + shift.reshape(1, 1, 1, -1)
         # The windowed maximum gives the gradient of ties to the first, as PyTorch does.
         return jax.lax.reduce_window(jax.nn.relu(images), -jnp.inf, jax.lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
 
@@ -226,24 +233,24 @@ def test_the_forward_difference_moves_the_penalty_where_the_released_code_rounds
     assert 1e-4 < relative < 0.3
 
 
-@functools.cache
-def attacked(size, radius, num_steps, released=False):
+def attacked(size, radius, num_steps, released):
     """Images and mean loss of our attack, and of theirs."""
     data = reference(size)
     images, labels, params = images_labels_params(size)
+    normalizations = [normalization(params, index) for index in (1, 2)]  # compiled, the square root rounds otherwise
     family = released_flow("zeros") if released else flow(boundary="zeros", units="normalized")
 
     @jax.jit
     def attack(images):
         def loss_fn(images):
-            return cross_entropy(logits_of(params, images, "eval"), labels)
+            return cross_entropy(logits_of(params, images, "eval", normalizations), labels)
 
         found = multi_step(loss_fn, images, ball=linf(radius), num_steps=num_steps, perturbation=family)
         clipped = jnp.clip(found.images, 0, 1)
         return clipped, jnp.mean(loss_fn(clipped))
 
     prefix = f"attack/eps{radius}_steps{num_steps}"
-    return attack(images), (nhwc(data[f"{prefix}/images_nchw"]), data[f"{prefix}/mean_loss"])
+    return *attack(images), nhwc(data[f"{prefix}/images_nchw"]), data[f"{prefix}/mean_loss"]
 
 
 def equal_pixels(ours, theirs):
@@ -255,18 +262,12 @@ ATTACKS = [(0.01, 1), (0.01, 7), (0.05, 20), (0.1, 100)]
 
 
 @pytest.mark.parametrize(("radius", "num_steps"), ATTACKS)
-@pytest.mark.parametrize(("size", "released"), [("32x32", False), ("32x32", True), ("28x20", True)])
-def test_multi_step_attacks_reach_the_same_mean_loss(size, released, radius, num_steps):
-    """28x20 in the released code's arithmetic: that code steps along the backward difference in four lines there."""
-    (_, loss), (_, their_loss) = attacked(size, radius, num_steps, released)
+def test_multi_step_attacks_in_our_own_arithmetic(radius, num_steps):
+    """The same mean loss, and the same pixels while the path can be followed; the next test goes on."""
+    images, loss, their_images, their_loss = attacked("32x32", radius, num_steps, released=False)
     np.testing.assert_allclose(loss, their_loss, rtol=0, atol=1e-3)
-
-
-@pytest.mark.parametrize("num_steps", [1, 7])
-def test_multi_step_attacks_move_the_same_pixels(num_steps):
-    """Our own arithmetic, while the path can be followed; the next test goes on."""
-    (images, _), (their_images, _) = attacked("32x32", 0.01, num_steps)
-    assert equal_pixels(images, their_images).mean() >= 0.99
+    if num_steps <= 7:
+        assert equal_pixels(images, their_images).mean() >= 0.99
 
 
 @pytest.mark.parametrize(("radius", "num_steps"), ATTACKS)
@@ -274,9 +275,15 @@ def test_multi_step_attacks_move_the_same_pixels(num_steps):
 def test_multi_step_attacks_follow_the_released_path(size, radius, num_steps):
     """Wherever a pixel comes back to a kink, a last bit of its position decides the sign of its next step.
 
-    In the released code's arithmetic, operation by operation (the tests compile without fusing), a hundred steps go
-    the same way, but for at most one image of a file whose network gradient itself hangs on a last bit. In our own
-    arithmetic the long paths part, and reach the same loss.
+    In the released code's arithmetic, operation by operation (the tests compile without fusing), all paths go the
+    same way but one: an image whose hundred steps hang on a last bit of the convolution. PyTorch itself leaves the
+    file's path in that image, at the same 7 % of equal pixels, when it convolves without oneDNN. In our own
+    arithmetic the long paths part, and reach the same loss. At 28x20 that code steps along the backward difference
+    in four lines, so that only its own arithmetic can follow.
     """
-    (images, _), (their_images, _) = attacked(size, radius, num_steps, released=True)
-    assert np.sum(equal_pixels(images, their_images) < 0.99) <= 1
+    images, loss, their_images, their_loss = attacked(size, radius, num_steps, released=True)
+    np.testing.assert_allclose(loss, their_loss, rtol=0, atol=1e-3)
+    equal = equal_pixels(images, their_images)
+    if (size, num_steps) == ("32x32", 100):
+        equal = np.sort(equal)[1:]
+    assert equal.mean() >= 0.99
