@@ -277,16 +277,16 @@ def test_folder_corrupt_image_is_named(tmp_path, keep):
     fails([str(path), "cannot be decoded", "remove"], str(tmp_path), data_dir=tmp_path)
 
 
-def test_folder_link_out_of_it_is_refused(tmp_path):
+@pytest.mark.parametrize("place", ["train/cat/1.png", "train/bird", "validation"])
+def test_folder_links_and_pipes_are_refused(tmp_path, place):
     write_folder(tmp_path / "set")
-    secret = tmp_path / "secret.png"
-    Image.new("RGB", (5, 4)).save(secret)
-    link = tmp_path / "set" / "train" / "cat" / "1.png"
-    link.symlink_to(tmp_path / "set" / "train" / "cat" / "0.png")
-    assert len(data.load(str(tmp_path / "set"), data_dir=tmp_path)) == 3
+    link = tmp_path / "set" / place
+    link.symlink_to(tmp_path / "set" / "train" / ("cat/0.png" if place.endswith("png") else "cat"))
+    fails([str(link), "symbolic link"], str(tmp_path / "set"), data_dir=tmp_path)
     link.unlink()
-    link.symlink_to(secret)
-    fails([str(link), "outside the folder"], str(tmp_path / "set"), data_dir=tmp_path)
+    if place.endswith("png"):
+        os.mkfifo(link)
+        fails([str(link), "not a regular file"], str(tmp_path / "set"), data_dir=tmp_path)
 
 
 @pytest.mark.parametrize("edge", [8_000, 12_000, 20_000])

@@ -106,7 +106,11 @@ def open_run(folder: Path, *, data_dir: str | None = None, examples: int = 0) ->
     config = runs.load_config(folder)
     run = runs.Run(folder)
     test = load(
-        config.data.name, split="test", data_dir=data_dir or config.data.data_dir, image_size=config.data.image_size
+        config.data.name,
+        split="test",
+        data_dir=data_dir or config.data.data_dir,
+        image_size=config.data.image_size,
+        max_corrupt=config.data.max_corrupt,
     )
     manager = checkpoints.open_manager(run.checkpoints)
     try:
@@ -118,7 +122,10 @@ def open_run(folder: Path, *, data_dir: str | None = None, examples: int = 0) ->
     for line in skipped:
         print(f"skipped a damaged checkpoint: {line}", file=sys.stderr)
     count = min(examples or config.evaluation.examples or len(test), len(test))
-    images, labels = test.read(np.arange(count))
+    indices = np.arange(count)
+    images, labels = test.read(indices)
+    readable = ~test.corrupt(indices)
+    images, labels, count = images[readable], labels[readable], int(np.sum(readable))
     view = jax.jit(partial(center_view, options=config.augmentation))
     views = [np.asarray(view(images[i : i + 1000])) for i in range(0, count, 1000)]
     logits_fn = jax.tree_util.Partial(Predictor(network.model), state.params, state.batch_stats)

@@ -79,11 +79,14 @@ def prepare(config: Config) -> Task:
     """
     data = config.data
     options = {"data_dir": data.data_dir, "image_size": data.image_size, "holdout": data.holdout}
+    options["max_corrupt"] = data.max_corrupt
     train = load(data.name, split="train", **options)
     validation = load(data.name, split="validation" if data.holdout else "test", **options)
     if config.batch_size > len(train):
         raise ConfigError(f"--batch-size must be at most {len(train)}, the training images, got {config.batch_size}")
     steps_per_epoch = len(train) // config.batch_size
+    if config.epochs * steps_per_epoch >= 2**31:
+        raise ConfigError(f"--epochs must be at most {2**31 // steps_per_epoch}: steps are counted in 32 bits")
     return Task(train, validation, build(config, train, steps_per_epoch), steps_per_epoch)
 
 
@@ -134,6 +137,11 @@ def fit(config: Config, folder: Path, *, resume: bool = False) -> State:
         NonFiniteLoss: the loss became NaN or infinite; checkpoints from before remain.
     """
     engine = parallel.make_engine(config.parallel, devices=config.devices, batch_size=config.batch_size)
+    if config.batch_size % (engine.devices * config.accumulate):
+        raise ConfigError(
+            f"--batch-size must be a multiple of {engine.devices} devices times --accumulate {config.accumulate}, "
+            f"got {config.batch_size}"
+        )
     task = prepare(config)
     run = runs.create(folder, config, resume=resume)
     manager = checkpoints.open_manager(run.checkpoints)
@@ -241,10 +249,10 @@ def correct(model: nn.Module, state: State, batch: dict[str, Array], options: Au
 
 
 def validate(config: Config, task: Task, state: State, count_right: Callable[..., Array]) -> float:
-    """Clean accuracy on the validation images."""
+    """Clean accuracy on the validation images that can be read."""
     size = min(len(task.validation), 500)
-    right = [
-        count_right(task.network.model, state, batch, config.augmentation)
-        for batch in eval_batches(task.validation, batch_size=size)
-    ]
-    return float(sum(int(np.asarray(count)) for count in right)) / len(task.validation)
+    right, examples = [], 0
+    for batch in eval_batches(task.validation, batch_size=size):
+        right.append(count_right(task.network.model, state, batch, config.augmentation))
+        examples += int(np.sum(batch["valid"]))
+    return float(sum(int(np.asarray(count)) for count in right)) / examples

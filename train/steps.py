@@ -82,7 +82,7 @@ def make_step(
     """Builds the step of a config's method.
 
     Args:
-        config: method, augmentation and batch size.
+        config: method, augmentation and the number of micro-batches.
         model: the network.
         optimizer: from `train.optimizers`.
 
@@ -96,18 +96,21 @@ def make_step(
 
     def step(state: State, batch: dict[str, Array], *, axis: str | None = None) -> tuple[State, dict[str, Array]]:
         step_key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
-        keys = example_keys(jax.random.fold_in(step_key, 1), batch["position"])
-        images = augment(step_key, batch["image"], config.augmentation, positions=batch["position"])
-        labels = batch["label"]
 
         def gradient(weight: float) -> tuple[Outcome, Tree]:
-            def objective(params: Tree) -> tuple[Array, Outcome]:
-                network = _Network(model, params, state.batch_stats, labels)
-                outcome = _outcome(method, network, images, keys, weight)
-                return outcome.loss + weight * outcome.penalty, outcome
+            def of_part(part: dict[str, Array]) -> tuple[Outcome, Tree]:
+                keys = example_keys(jax.random.fold_in(step_key, 1), part["position"])
+                images = augment(step_key, part["image"], config.augmentation, positions=part["position"])
 
-            gradients, outcome = jax.grad(objective, has_aux=True)(state.params)
-            return outcome, gradients
+                def objective(params: Tree) -> tuple[Array, Outcome]:
+                    network = _Network(model, params, state.batch_stats, part["label"])
+                    outcome = _outcome(method, network, images, keys, weight)
+                    return outcome.loss + weight * outcome.penalty, outcome
+
+                gradients, outcome = jax.grad(objective, has_aux=True)(state.params)
+                return outcome, gradients
+
+            return _mean_over_parts(of_part, batch, config.accumulate)
 
         if method.every > 1:
             outcome, gradients = jax.lax.cond(
@@ -130,6 +133,23 @@ def make_step(
         return State(state.step + 1, params, outcome.batch_stats, opt_state, state.key), metrics
 
     return step
+
+
+def _mean_over_parts(function: Callable[[dict[str, Array]], Tree], batch: dict[str, Array], count: int) -> Tree:
+    """The mean of a function over `count` equal parts of a batch, one after the other.
+
+    A part takes every `count`-th example, so that each device's share of a batch is divided where it lies and the
+    parts are the same ones on any number of devices.
+    """
+    if count == 1:
+        return function(batch)
+    parts = jax.tree.map(lambda leaf: leaf.reshape(-1, count, *leaf.shape[1:]).swapaxes(0, 1), batch)
+    zeros = jax.tree.map(
+        lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
+        jax.eval_shape(function, jax.tree.map(lambda leaf: leaf[0], parts)),
+    )
+    total, _ = jax.lax.scan(lambda total, part: (jax.tree.map(jnp.add, total, function(part)), None), zeros, parts)
+    return jax.tree.map(lambda leaf: leaf / count, total)
 
 
 class _Network(NamedTuple):

@@ -45,7 +45,7 @@ def folder_records(root: Path, split: str, *, data_dir: Path | None, image_size:
         image_size: resizes to this height and width in pixels.
 
     Raises:
-        DataError: nothing there, unreadable, classes that disagree, or links out of the folder.
+        DataError: nothing there, unreadable, classes that disagree, or symbolic links.
     """
     if not is_image_folder(root):
         raise DataError(f"{root}: no image folder; it needs train/CLASS/ and test/CLASS/ with images")
@@ -60,12 +60,8 @@ def folder_records(root: Path, split: str, *, data_dir: Path | None, image_size:
     every = [file for found in splits.values() for file in found]
     labels = np.array([class_names.index(file.class_name) for file in files], np.int32)
 
-    @functools.cache
-    def probe() -> tuple[int, int, int]:
-        return _image_shape(root, every, image_size)
-
-    def decode(indices: np.ndarray) -> Arrays:
-        images = [_decode(root, files[index].path, probe(), image_size) for index in indices]
+    def decode(indices: np.ndarray, shape: tuple[int, int, int]) -> Arrays:
+        images = [_decode(root, files[index].path, shape, image_size) for index in indices]
         return np.stack(images), labels[indices]
 
     key = fingerprint([str(root.resolve()), image_size, split, *every])
@@ -74,7 +70,7 @@ def folder_records(root: Path, split: str, *, data_dir: Path | None, image_size:
         name=f"{root}, split {split}",
         size=len(files),
         class_names=class_names,
-        probe=probe,
+        probe=functools.partial(_image_shape, root, every, image_size),
         decode=decode,
         cache=(data_dir or default_data_dir()) / "decoded" / f"{root.name}-{place}-{split}-{key}",
     )
@@ -83,15 +79,19 @@ def folder_records(root: Path, split: str, *, data_dir: Path | None, image_size:
 def _scan(root: Path, split: str) -> list[_File]:
     """Lists a split's images by class and name; hidden and other files do not count."""
     files = []
+    with os.scandir(root) as entries:
+        _refuse_link(next(entry for entry in entries if entry.name == split))
     with os.scandir(root / split) as entries:
-        classes = sorted(entry.name for entry in entries if entry.is_dir() and _visible(entry))
-    for class_name in classes:
-        _refuse_escape(root, root / split / class_name)
+        folders = [entry for entry in entries if entry.is_dir() and _visible(entry)]
+    for folder in sorted(folders, key=lambda entry: entry.name):
+        _refuse_link(folder)
+        class_name = folder.name
         with os.scandir(root / split / class_name) as entries:
             images = [entry for entry in entries if _visible(entry) and _is_image(entry.name)]
         for entry in sorted(images, key=lambda entry: entry.name):
-            if entry.is_symlink():
-                _refuse_escape(root, Path(entry.path))
+            _refuse_link(entry)
+            if not entry.is_file(follow_symlinks=False):  # reading a pipe would wait for ever
+                raise DataError(f"{entry.path}: not a regular file; remove it")
             facts = entry.stat()
             path = f"{split}/{class_name}/{entry.name}"
             files.append(_File(path, class_name, facts.st_size, facts.st_mtime_ns))
@@ -108,12 +108,24 @@ def _class_names(root: Path, splits: dict[str, list[_File]]) -> tuple[str, ...]:
     return tuple(sorted(known))
 
 
-def _image_shape(root: Path, files: list[_File], image_size: int | None) -> tuple[int, int, int]:
+def _image_shape(root: Path, files: list[_File], image_size: int | None, max_corrupt: int) -> tuple[int, int, int]:
     """The first image's size, and three channels as soon as any image has colour."""
-    (height, width), _ = image_header(root / files[0].path, str(root / files[0].path))
-    headers = (image_header(root / file.path, str(root / file.path)) for file in files)
-    channels = 1 if all(grayscale for _, grayscale in headers) else 3
-    return image_size or height, image_size or width, channels
+    sizes, grayscale = [], True
+    for file in files:
+        try:
+            size, is_gray = image_header(root / file.path, str(root / file.path))
+        except DataError:  # decoding will name it; the splits of the folder count apart
+            if not max_corrupt:
+                raise
+            continue
+        sizes.append(size)
+        grayscale = grayscale and is_gray
+        if not grayscale:
+            break
+    if not sizes:
+        raise DataError(f"{root}: no image in it can be decoded; replace them")
+    height, width = sizes[0]
+    return image_size or height, image_size or width, 1 if grayscale else 3
 
 
 def _decode(root: Path, path: str, shape, image_size: int | None) -> np.ndarray:
@@ -127,10 +139,10 @@ def _decode(root: Path, path: str, shape, image_size: int | None) -> np.ndarray:
     return image
 
 
-def _refuse_escape(root: Path, path: Path) -> None:
-    """A link may point elsewhere in the folder, but a data set must not read outside it."""
-    if not path.resolve().is_relative_to(root.resolve()):
-        raise DataError(f"{path}: links to {path.resolve()}, outside the folder; copy it instead")
+def _refuse_link(entry: os.DirEntry) -> None:
+    """A data set must not read outside its folder, nor any file twice under two labels."""
+    if entry.is_symlink():
+        raise DataError(f"{entry.path}: a symbolic link; put what it points to in its place")
 
 
 def _visible(entry: os.DirEntry) -> bool:

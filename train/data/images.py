@@ -14,6 +14,12 @@ from train.data.errors import DataError, one_line, require
 MAX_PIXELS = 2**25
 """Larger images are refused before they are decompressed: a few bytes can claim gigabytes."""
 
+MAX_BYTES = 2**28
+"""Larger files are refused unread: no image of `MAX_PIXELS` needs so many."""
+
+FORMATS = ("PNG", "JPEG", "BMP", "WEBP")
+"""By content, whatever a file is called: of PIL's other decoders one runs Ghostscript."""
+
 CHANNEL_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _GRAYSCALE_MODES = {"1", "L", "LA"}
 _EIGHT_BIT_MODES = _GRAYSCALE_MODES | {"P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"}
@@ -64,7 +70,10 @@ def _opened(data: bytes | Path, where: str):
     """Opens an image and turns whatever a damaged file raises into a ``DataError``."""
     pil = require("PIL.Image", "pillow", "decoding images")
     try:
-        with pil.open(io.BytesIO(data) if isinstance(data, bytes) else data) as image:
+        size = len(data) if isinstance(data, bytes) else data.stat().st_size
+        if size > MAX_BYTES:
+            raise DataError(f"{where}: {size} bytes are over the limit of {MAX_BYTES}; remove the image or reduce it")
+        with pil.open(io.BytesIO(data) if isinstance(data, bytes) else data, formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise DataError(
                     f"{where}: {image.width} x {image.height} pixels are over the limit of "
@@ -75,6 +84,10 @@ def _opened(data: bytes | Path, where: str):
             yield image
     except DataError:
         raise
+    except pil.UnidentifiedImageError as error:
+        raise DataError(
+            f"{where}: the image cannot be decoded (it is none of {', '.join(FORMATS)}); replace or remove it"
+        ) from error
     except pil.DecompressionBombError as error:
         raise DataError(
             f"{where}: over the limit of {MAX_PIXELS} pixels ({one_line(error)}); remove the image or reduce it first"

@@ -73,7 +73,8 @@ def eval_batches(source: Source, *, batch_size: int, process_index: int = 0, pro
 
     Yields:
         ``{"image": uint8[n, h, w, c], "label": int32[n], "valid": bool[n]}``; where ``valid`` is
-        False the example is a repetition of the last one and must not be counted. All processes
+        False the example is a repetition of the last one, or stands for one that cannot be read, and must not be
+        counted. All processes
         yield the same number of batches.
 
     Raises:
@@ -84,7 +85,9 @@ def eval_batches(source: Source, *, batch_size: int, process_index: int = 0, pro
     def read(step: int) -> Batch:
         indices = np.arange(step * batch_size, (step + 1) * batch_size)[part]
         images, labels = source.read(np.minimum(indices, len(source) - 1))
-        return {"image": images, "label": labels, "valid": indices < len(source)}
+        valid = indices < len(source)
+        valid[valid] = ~source.corrupt(indices[valid])
+        return {"image": images, "label": labels, "valid": valid}
 
     return _read_ahead(read, range(-(-len(source) // batch_size)))
 

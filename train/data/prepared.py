@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import re
 from pathlib import Path
@@ -10,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from train.data.errors import DataError, no_split, one_line, require
-from train.data.images import decode_image, image_header
+from train.data.images import MAX_PIXELS, decode_image, image_header
+from train.data.metadata import MAX_CLASSES, check_metadata, check_shards
 from train.data.records import Records, default_data_dir
 from train.data.storage import Arrays, fingerprint
 
@@ -47,17 +47,23 @@ def tfds_records(name: str, split: str, *, data_dir: Path | None, image_size: in
                 f"copy or prepare the set again"
             ) from error
 
-    @functools.cache
-    def probe() -> tuple[int, int, int]:
+    def probe(max_corrupt: int) -> tuple[int, int, int]:
         if image_size is not None:
             return image_size, image_size, channels
-        if None in shape[:2]:
-            first, _ = image_header(read(np.array([0]))[0]["image"], f"{where}, example 0")
-            return *first, channels
-        return *shape[:2], channels
+        if None not in shape[:2]:
+            return *shape[:2], channels
+        for index in range(size):
+            try:
+                first, _ = image_header(read(np.array([index]))[0]["image"], f"{where}, example {index}")
+            except DataError:  # decoding will name it
+                if index >= max_corrupt:
+                    raise
+            else:
+                return *first, channels
+        raise DataError(f"{where}: no image can be decoded; {_how(name)}")
 
-    def decode(indices: np.ndarray) -> Arrays:
-        return _decode(read(indices), indices, where, probe(), image_size)
+    def decode(indices: np.ndarray, shape: tuple[int, int, int]) -> Arrays:
+        return _decode(read(indices), indices, where, shape, image_size)
 
     files = [*sorted(folder.glob(f"*-{split}.*")), folder / "dataset_info.json"]
     stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
@@ -81,6 +87,7 @@ def is_known(name: str, data_dir: Path | None) -> bool:
 
 def _open_split(tfds, name: str, folder: Path, split: str):
     """The number of examples, the features, and random access to the examples with encoded images."""
+    check_metadata(folder)
     try:
         builder = tfds.builder_from_directory(folder)
         splits, features = dict(builder.info.splits), builder.info.features
@@ -90,8 +97,11 @@ def _open_split(tfds, name: str, folder: Path, split: str):
     if not sizes.get(split):
         raise no_split(folder, split, [key for key, size in sizes.items() if size])
     _check_features(tfds, folder, features)
+    check_shards(folder, split, sizes[split])
+    # Nothing but the label is decoded here: other images and compressed tensors may be anything.
+    skipped = {key: tfds.decode.SkipDecoding() for key, _ in features.items() if key != "label"}
     try:
-        source = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
+        source = builder.as_data_source(split, decoders=skipped)
     except Exception as error:
         raise DataError(f"{folder}: no random access ({one_line(error)}); {_how(name)}") from error
     return sizes[split], features, source
@@ -109,7 +119,8 @@ def _decode(records, indices, where, shape, image_size) -> Arrays:
                 f"{shape[1]}; give an image size to resize to"
             )
         images[position] = image
-    return images, np.array([record["label"] for record in records], np.int32)
+    labels = np.array([record["label"] for record in records], np.int64)
+    return images, np.clip(labels, -1, MAX_CLASSES).astype(np.int32)
 
 
 def _check_features(tfds, folder: Path, features) -> None:
@@ -126,6 +137,10 @@ def _check_features(tfds, folder: Path, features) -> None:
             f"{folder}: images of {image.np_dtype.__name__} with shape {image.shape}; "
             "only uint8 with 1, 3 or 4 channels is supported"
         )
+    if not all(side is None or 1 <= side <= MAX_PIXELS for side in image.shape[:2]):
+        raise DataError(f"{folder}: images of shape {image.shape}; prepare the set again")
+    if not 1 <= (label.num_classes or 0) <= MAX_CLASSES:
+        raise DataError(f"{folder}: {label.num_classes} classes; the set must have 1 to {MAX_CLASSES}")
 
 
 def _prepared_folder(name: str, data_dir: Path | None) -> Path:

@@ -7,7 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from train.data.storage import Fetch
+import numpy as np
+
+from train.data.storage import Arrays
 
 
 class Records(NamedTuple):
@@ -17,8 +19,9 @@ class Records(NamedTuple):
         name: names the split in errors and progress bars.
         size: the number of examples.
         class_names: the name of every label.
-        probe: finds the image shape ``(h, w, c)``; may have to look into files.
-        decode: reads the examples at given indices, in the calling thread.
+        probe: finds the image shape ``(h, w, c)``; may have to look into files, and past as many unreadable ones as
+            its argument says.
+        decode: reads the examples at given indices as images of a given shape, in the calling thread.
         cache: the folder for a decoded copy, ``.../SPLIT-FINGERPRINT``: another fingerprint for
             other contents or options.
     """
@@ -26,8 +29,8 @@ class Records(NamedTuple):
     name: str
     size: int
     class_names: tuple[str, ...]
-    probe: Callable[[], tuple[int, int, int]]
-    decode: Fetch
+    probe: Callable[[int], tuple[int, int, int]]
+    decode: Callable[[np.ndarray, tuple[int, int, int]], Arrays]
     cache: Path
 
 

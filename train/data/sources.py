@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from train.data.archives import npz_arrays
+from train.data.corrupt import Corrupt, tolerant, with_substitutes
 from train.data.errors import DataError
 from train.data.folders import folder_records, is_image_folder
 from train.data.images import quiet_decoding
@@ -21,6 +24,7 @@ from train.data.storage import (
     check_labels,
     decode_all,
     from_arrays,
+    labelled,
     per_batch,
     read_cache,
     write_cache,
@@ -40,6 +44,8 @@ class Source:
         image_shape: ``(h, w, c)``.
         class_names: one name for every label.
         read: ``indices int[n] -> (images uint8[n, h, w, c], labels int32[n])``, thread-safe.
+        corrupt: ``indices int[n] -> bool[n]``, which examples were read before and could not be: `read` gave others
+            in their place. Evaluation leaves them out.
     """
 
     name: str
@@ -47,6 +53,7 @@ class Source:
     image_shape: tuple[int, int, int]
     class_names: tuple[str, ...]
     read: Fetch = field(repr=False)
+    corrupt: Callable[[np.ndarray], np.ndarray] = field(repr=False)
 
     def __len__(self) -> int:
         return self.size
@@ -64,6 +71,7 @@ def load(
     holdout: float = 0.0,
     image_size: int | None = None,
     memory_limit: int = MEMORY_LIMIT,
+    max_corrupt: int = 0,
 ) -> Source:
     """Opens one split of a data set.
 
@@ -87,6 +95,7 @@ def load(
             is always the same one, whatever the training seed, so that runs can be compared.
         image_size: resizes images to this height and width, in pixels, when they are decoded.
         memory_limit: the most bytes a decoded split may take in memory.
+        max_corrupt: unreadable examples that are skipped, each with a line on standard error, before one raises.
 
     Returns:
         The split as a ``Source``.
@@ -103,10 +112,14 @@ def load(
     if image_size is not None and image_size < 1:
         raise DataError(f"image_size {image_size} is not a number of pixels; give 1 or more")
     data_dir = None if data_dir is None else Path(data_dir).expanduser()
-    if not holdout or split not in ("train", "validation"):
-        return _open(name, data_dir, split, image_size, memory_limit)
-    train, validation = hold_out(_open(name, data_dir, "train", image_size, memory_limit), holdout)
-    return train if split == "train" else validation
+    cut = bool(holdout) and split in ("train", "validation")
+    source = _open(name, data_dir, "train" if cut else split, image_size, memory_limit, Corrupt(max_corrupt))
+    if cut:
+        source = hold_out(source, holdout)[split == "validation"]
+    if not max_corrupt:
+        return source
+    # Last, so that a substitute comes from the same side of the cut.
+    return replace(source, read=with_substitutes(source.read, source.corrupt, source.size, source.name))
 
 
 def hold_out(source: Source, fraction: float, seed: int = 0) -> tuple[Source, Source]:
@@ -130,23 +143,31 @@ def hold_out(source: Source, fraction: float, seed: int = 0) -> tuple[Source, So
 
 
 def _subset(source: Source, kept: np.ndarray, name: str) -> Source:
-    return replace(source, name=name, size=len(kept), read=lambda indices: source.read(kept[indices]))
+    return replace(
+        source,
+        name=name,
+        size=len(kept),
+        read=lambda indices: source.read(kept[indices]),
+        corrupt=lambda indices: source.corrupt(kept[indices]),
+    )
 
 
-def _open(name: str, data_dir: Path | None, split: str, image_size: int | None, memory_limit: int) -> Source:
+def _open(
+    name: str, data_dir: Path | None, split: str, image_size: int | None, memory_limit: int, corrupt: Corrupt
+) -> Source:
     """Finds out which kind of data set a name means."""
     path = Path(name.removeprefix("folder:")).expanduser()
     if path.suffix == ".npz" and not name.startswith("folder:"):
-        return _open_npz(path, split, image_size, memory_limit)
+        return _open_npz(path, split, image_size, memory_limit, corrupt)
     # A known set of that name wins over a folder that happens to lie here.
     if name.startswith("folder:") or (not is_known(name, data_dir) and is_image_folder(path)):
         records = folder_records(path, split, data_dir=data_dir, image_size=image_size)
     else:
         records = tfds_records(name, split, data_dir=data_dir, image_size=image_size)
-    return _from_records(records, memory_limit)
+    return _from_records(records, memory_limit, corrupt)
 
 
-def _open_npz(path: Path, split: str, image_size: int | None, memory_limit: int) -> Source:
+def _open_npz(path: Path, split: str, image_size: int | None, memory_limit: int, corrupt: Corrupt) -> Source:
     if not path.is_file():
         raise DataError(f"{path}: no such file; give the path of an .npz file")
     arrays, class_names = npz_arrays(path, split, memory_limit)
@@ -156,27 +177,34 @@ def _open_npz(path: Path, split: str, image_size: int | None, memory_limit: int)
             f"{path}: images are {height} x {width} and arrays are not resized to {image_size}; "
             "use the augmentation's resize"
         )
-    return _in_memory(f"{path}, split {split}", arrays, class_names)
+    return _in_memory(f"{path}, split {split}", arrays, class_names, corrupt)
 
 
-def _from_records(records: Records, memory_limit: int) -> Source:
+def _from_records(records: Records, memory_limit: int, corrupt: Corrupt) -> Source:
     """Decodes a split into memory, opens its decoded copy, or leaves it to be read per batch."""
     arrays = read_cache(records.cache)
     if arrays is None or len(arrays[1]) != records.size:
         with quiet_decoding():
-            shape = records.probe()
+            shape = records.probe(corrupt.limit)
+        decode = labelled(partial(records.decode, shape=shape), len(records.class_names), records.name)
+        decode = tolerant(decode, corrupt, shape)
         if records.size * math.prod(shape) > memory_limit:
-            num_classes = len(records.class_names)
-            read = per_batch(records.decode, num_classes, records.name)
-            return Source(records.name, records.size, shape, records.class_names, read)
+            read = per_batch(decode, shape, max(memory_limit, MEMORY_LIMIT), records.name)
+            return Source(records.name, records.size, shape, records.class_names, read, corrupt.mask)
         with quiet_decoding():
-            arrays = decode_all(records.decode, records.size, shape, records.name)
-        check_labels(arrays[1], len(records.class_names), records.name)
-        write_cache(records.cache, arrays)
-    return _in_memory(records.name, arrays, records.class_names)
+            arrays = decode_all(decode, records.size, shape, records.name)
+        if not len(corrupt):  # a copy would forget which examples are missing from it
+            write_cache(records.cache, arrays)
+    return _in_memory(records.name, arrays, records.class_names, corrupt)
 
 
-def _in_memory(name: str, arrays: Arrays, class_names: tuple[str, ...]) -> Source:
+def _in_memory(name: str, arrays: Arrays, class_names: tuple[str, ...], corrupt: Corrupt) -> Source:
     images, labels = arrays
-    check_labels(labels, len(class_names), name)
-    return Source(name, len(labels), images.shape[1:], class_names, from_arrays(images, labels))
+    if corrupt.limit:
+        for index in np.flatnonzero((labels < 0) | (labels >= len(class_names))):
+            message = f"{name}: label {labels[index]} of example {index} is not in 0..{len(class_names) - 1}"
+            corrupt.add(int(index), DataError(message))
+    else:
+        check_labels(labels, len(class_names), name)
+    read = from_arrays(images, labels)
+    return Source(name, len(labels), images.shape[1:], class_names, read, corrupt.mask)

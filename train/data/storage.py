@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import math
 import os
 import shutil
 import sys
@@ -34,13 +35,29 @@ def from_arrays(images: np.ndarray, labels: np.ndarray) -> Fetch:
     return fetch
 
 
-def per_batch(decode: Fetch, num_classes: int, where: str) -> Fetch:
+def per_batch(decode: Fetch, shape: tuple[int, int, int], memory_limit: int, where: str) -> Fetch:
     """Decodes every batch anew, in threads: for sets that do not fit in memory."""
 
     def fetch(indices: np.ndarray) -> Arrays:
+        if (taken := len(indices) * math.prod(shape)) > memory_limit:
+            raise DataError(
+                f"{where}: {len(indices)} images of {shape[0]} x {shape[1]} at once take {taken} bytes, over the limit "
+                f"of {memory_limit}; read fewer at once (--batch-size, --evaluation.examples) or smaller ones "
+                "(--data.image-size)"
+            )
         parts = min(_num_threads(), len(indices)) or 1
         pieces = list(_pool().map(decode, np.array_split(indices, parts)))
         images, labels = (np.concatenate(arrays) for arrays in zip(*pieces, strict=True))
+        return images, labels
+
+    return fetch
+
+
+def labelled(decode: Fetch, num_classes: int, where: str) -> Fetch:
+    """`decode` with its labels checked."""
+
+    def fetch(indices: np.ndarray) -> Arrays:
+        images, labels = decode(indices)
         check_labels(labels, num_classes, where, indices)
         return images, labels
 
@@ -50,8 +67,7 @@ def per_batch(decode: Fetch, num_classes: int, where: str) -> Fetch:
 def decode_all(decode: Fetch, size: int, shape: tuple[int, int, int], title: str) -> Arrays:
     """Decodes a whole split into memory, with a progress bar on a terminal.
 
-    The single place through which a split is decoded: the first example that fails ends it, with
-    the example's own ``DataError``.
+    The first example that fails ends it, with the example's own ``DataError``.
     """
     from tqdm import tqdm
 
@@ -90,12 +106,15 @@ def fingerprint(parts: Iterable[object]) -> str:
 
 def read_cache(folder: Path) -> Arrays | None:
     """Opens a decoded copy, memory-mapped; None where there is none that can be read."""
-    try:
-        images = np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False)
-        labels = np.load(folder / "labels.npy", allow_pickle=False)
-    except (OSError, ValueError, EOFError):
+    if any(path.is_symlink() for path in (folder.parent, folder, folder / "images.npy", folder / "labels.npy")):
         return None
-    sound = images.ndim == 4 and images.dtype == np.uint8 and labels.shape == images.shape[:1]
+    try:
+        # Mapped, an array cannot be larger than its file, whatever the header claims; objects are refused.
+        images, labels = (np.lib.format.open_memmap(folder / f"{name}.npy", mode="r") for name in ("images", "labels"))
+    except Exception:  # hostile headers raise nearly anything
+        return None
+    sound = images.ndim == 4 and images.dtype == np.uint8
+    sound = sound and labels.shape == images.shape[:1] and labels.dtype == np.int32
     return (images, labels) if sound else None
 
 
@@ -103,8 +122,11 @@ def write_cache(folder: Path, arrays: Arrays) -> None:
     """Keeps a decoded copy for the next start, and drops older copies of the same split.
 
     The folder's name is ``SPLIT-FINGERPRINT``. It appears complete or not at all, so processes
-    may write it at the same time. Where it cannot be written, the next start decodes again.
+    may write it at the same time. Where it cannot be written, or where it would be written through
+    a link that came with the data, the next start decodes again.
     """
+    if folder.parent.is_symlink():
+        return
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".writing-") as temporary:

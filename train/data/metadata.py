@@ -1,0 +1,84 @@
+"""What a prepared TFDS set says about itself, checked before TFDS acts on it.
+
+TFDS imports the Python modules that ``features.json`` names and opens the paths that ``dataset_info.json`` spells:
+from a stranger's folder, that is code and files of the stranger's choice.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from train.data.errors import DataError, one_line
+
+MAX_CLASSES = 2**16
+"""More classes than any data set has; a single number could otherwise claim billions."""
+
+_MAX_EXAMPLES = 2**28
+_MAX_BYTES = 2**24
+_FEATURE = re.compile(r"tensorflow_datasets\.core\.features\.(\w+\.)?(?P<kind>\w+)")
+# Not decoded at the top level; deeper TFDS would decode them, so only what is plain may be there.
+_PLAIN = {"BBoxFeature", "ClassLabel", "Dataset", "FeaturesDict", "Scalar", "Sequence", "Text"}
+_UNDECODED = {"Image", "Tensor"}
+_TEMPLATE = re.compile(r"(\{(DATASET|SPLIT|FILEFORMAT|SHARD_INDEX|NUM_SHARDS|SHARD_X_OF_Y)\}|[\w.@-])*")
+
+
+def check_metadata(folder: Path) -> None:
+    """Refuses metadata that name code, leave the folder, or are no plain files.
+
+    Raises:
+        DataError: one line with the file and what is wrong in it.
+    """
+    for entry in os.scandir(folder):
+        if entry.is_symlink():
+            raise DataError(f"{entry.path}: a symbolic link; put what it points to in its place")
+    features = _read_json(folder / "features.json")
+    _check_feature(folder / "features.json", features, depth=0)
+    info = _read_json(folder / "dataset_info.json")
+    splits = info.get("splits", [])
+    templates = [split.get("filepathTemplate", "") for split in splits if isinstance(split, dict)]
+    for name in [str(info.get("name", "")), *map(str, templates)]:
+        if not _TEMPLATE.fullmatch(name):
+            raise DataError(f"{folder / 'dataset_info.json'}: {name!r:.80} is no file name; prepare the set again")
+
+
+def check_shards(folder: Path, split: str, size: int) -> None:
+    """Refuses a split that claims more examples than its files have bytes."""
+    files = [path for path in folder.glob(f"*-{split}.*") if path.is_file()]
+    limit = min(sum(path.stat().st_size for path in files), _MAX_EXAMPLES)
+    if size > limit:
+        raise DataError(f"{folder}: split {split!r} claims {size} examples in files of {limit} bytes; copy it again")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        if path.stat().st_size > _MAX_BYTES:
+            raise ValueError(f"over {_MAX_BYTES} bytes")
+        tree = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(tree, dict):
+            raise ValueError("not an object")
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{path.parent}: not a TFDS set ({path.name}: {one_line(error)}); copy it again") from error
+    return tree
+
+
+def _check_feature(path: Path, tree: Any, depth: int) -> None:
+    """Walks a feature and those in it."""
+    if isinstance(tree, list):
+        for item in tree:
+            _check_feature(path, item, depth)
+    if not isinstance(tree, dict):
+        return
+    for key in ("pythonClassName", "python_class_name", "type"):
+        if key not in tree:
+            continue
+        match = _FEATURE.fullmatch(str(tree[key]))
+        # The set itself is a FeaturesDict, depth 1; its features are at depth 2.
+        depth += 1
+        if match is None or match["kind"] not in (_PLAIN | _UNDECODED if depth <= 2 else _PLAIN):
+            raise DataError(f"{path}: a feature of the kind {tree[key]!r:.120} is not read; leave it out of the set")
+    for item in tree.values():
+        _check_feature(path, item, depth)
