@@ -17,11 +17,12 @@ import numpy as np
 from jax import Array
 from tqdm import tqdm
 
-from train import checkpoints, parallel, runs
+from train import checkpoints, parallel, rollbacks, runs
 from train.config import Config, ConfigError
 from train.data import (
     Augmentation,
     Source,
+    batch_number,
     center_view,
     device_prefetch,
     eval_batches,
@@ -35,7 +36,16 @@ from train.steps import State, init_state, make_step, predict
 
 
 class NonFiniteLoss(RuntimeError):
-    """The loss became NaN or infinite; the message names the step and the last good checkpoint."""
+    """The loss became NaN or infinite; the message names the step.
+
+    Args:
+        message: one line.
+        step: the step whose loss it was, from 1.
+    """
+
+    def __init__(self, message: str, step: int) -> None:
+        super().__init__(message)
+        self.step = step
 
 
 class Network(NamedTuple):
@@ -62,12 +72,14 @@ class Task(NamedTuple):
         validation: held-out images, or the test images where none are held out.
         network: what is trained.
         steps_per_epoch: optimizer steps.
+        skipped: numbers of the batches left out after rollbacks.
     """
 
     train: Source
     validation: Source
     network: Network
     steps_per_epoch: int
+    skipped: tuple[int, ...] = ()
 
 
 def prepare(config: Config) -> Task:
@@ -134,15 +146,27 @@ def fit(config: Config, folder: Path, *, resume: bool = False) -> State:
 
     Raises:
         ConfigError, DataError, RunError, CheckpointError: something cannot be used; one line says what.
-        NonFiniteLoss: the loss became NaN or infinite; checkpoints from before remain.
+        NonFiniteLoss: the loss became NaN or infinite, once more than rollbacks are allowed; checkpoints from before
+            remain.
     """
+    skipped = rollbacks.read(folder)
+    while True:
+        try:
+            return _fit(config, folder, resume, skipped)
+        except NonFiniteLoss as error:
+            batch = batch_number(error.step - 1, skipped)
+            skipped, resume = rollbacks.skip(folder, skipped, batch, error, config.max_rollbacks), True
+
+
+def _fit(config: Config, folder: Path, resume: bool, skipped: tuple[int, ...]) -> State:
+    """`fit` up to the first non-finite loss."""
     engine = parallel.make_engine(config.parallel, devices=config.devices, batch_size=config.batch_size)
     if config.batch_size % (engine.devices * config.accumulate):
         raise ConfigError(
             f"--batch-size must be a multiple of {engine.devices} devices times --accumulate {config.accumulate}, "
             f"got {config.batch_size}"
         )
-    task = prepare(config)
+    task = prepare(config)._replace(skipped=skipped)
     run = runs.create(folder, config, resume=resume)
     manager = checkpoints.open_manager(run.checkpoints)
     state = task.network.state
@@ -174,7 +198,7 @@ def _train(
     count_right = jax.jit(correct, static_argnums=(0, 3))
     began = time.perf_counter() - log.seconds
     watch = _Watch(log, task.network.rate, config.log_every, began)
-    batches = _batches(config, task.train, engine, first)
+    batches = _batches(config, task, engine, first)
     progress = tqdm(
         total=last, initial=first, desc=f"{config.method.name}", unit="step", disable=not sys.stderr.isatty()
     )
@@ -213,10 +237,12 @@ class _Watch:
     def _read(self) -> None:
         step, metrics = self.pending.popleft()
         values = {name: float(np.asarray(value)) for name, value in metrics.items()}
-        if not (math.isfinite(values["loss"]) and math.isfinite(values["gradient_norm"])):
+        # The parameters too: a step of finite loss can leave some that no checkpoint must hold.
+        if not all(math.isfinite(values[name]) for name in ("loss", "gradient_norm", "parameter_norm")):
             raise NonFiniteLoss(
                 f"step {step}: loss {values['loss']}, gradient norm {values['gradient_norm']}; the checkpoints from "
-                "before are kept. Lower --optimizer.learning-rate or --method.weight"
+                "before are kept. Lower --optimizer.learning-rate or --method.weight, or allow --max-rollbacks",
+                step,
             )
         self.loss = values["loss"]
         self.window.append(values)
@@ -227,14 +253,15 @@ class _Watch:
             self.window.clear()
 
 
-def _batches(config: Config, source: Source, engine: parallel.Engine, first: int) -> Iterator[Any]:
+def _batches(config: Config, task: Task, engine: parallel.Engine, first: int) -> Iterator[Any]:
     share = config.batch_size // jax.process_count()
     positions = np.arange(share, dtype=np.int32) + share * jax.process_index()
     host = train_batches(
-        source,
+        task.train,
         batch_size=config.batch_size,
         seed=config.seed,
         start_step=first,
+        skipped=task.skipped,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
@@ -243,16 +270,18 @@ def _batches(config: Config, source: Source, engine: parallel.Engine, first: int
 
 
 def correct(model: nn.Module, state: State, batch: dict[str, Array], options: Augmentation) -> Array:
-    """How many valid examples of a batch are classified right, clean."""
+    """How many valid examples of a batch are classified right, clean, and how many there are: ``int[2]``."""
     logits = predict(model, state.params, state.batch_stats, center_view(batch["image"], options))
-    return jnp.sum((jnp.argmax(logits, axis=-1) == batch["label"]) & batch["valid"])
+    right = (jnp.argmax(logits, axis=-1) == batch["label"]) & batch["valid"]
+    return jnp.stack([jnp.sum(right), jnp.sum(batch["valid"])])
 
 
 def validate(config: Config, task: Task, state: State, count_right: Callable[..., Array]) -> float:
     """Clean accuracy on the validation images that can be read."""
     size = min(len(task.validation), 500)
-    right, examples = [], 0
-    for batch in eval_batches(task.validation, batch_size=size):
-        right.append(count_right(task.network.model, state, batch, config.augmentation))
-        examples += int(np.sum(batch["valid"]))
-    return float(sum(int(np.asarray(count)) for count in right)) / examples
+    counts = [
+        count_right(task.network.model, state, batch, config.augmentation)
+        for batch in eval_batches(task.validation, batch_size=size)
+    ]
+    right, examples = np.sum([np.asarray(count) for count in counts], axis=0)
+    return float(right) / float(examples)

@@ -90,7 +90,7 @@ def make_step(
         ``step(state, batch, *, axis=None) -> (state, metrics)``. A batch is ``{"image": uint8[n, h, w, c], "label":
         int32[n], "position": int32[n]}``, the latter the examples' places in the global batch. With `axis`, gradients,
         statistics and metrics are averaged over that mapped axis. Metrics are scalars: loss, penalty, accuracy and
-        gradient_norm, of the whole batch.
+        gradient_norm, of the whole batch, and the parameter_norm after the step.
     """
     method = config.method
 
@@ -129,6 +129,7 @@ def make_step(
             "penalty": outcome.penalty,
             "accuracy": outcome.accuracy,
             "gradient_norm": optax.tree.norm(gradients),
+            "parameter_norm": optax.tree.norm(params),
         }
         return State(state.step + 1, params, outcome.batch_stats, opt_state, state.key), metrics
 

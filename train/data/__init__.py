@@ -9,6 +9,7 @@ from train.data.augment import (
     to_float,
 )
 from train.data.errors import DataError
+from train.data.order import batch_number
 from train.data.pipeline import device_prefetch, eval_batches, train_batches
 from train.data.sources import MEMORY_LIMIT, Source, hold_out, load
 
@@ -18,6 +19,7 @@ __all__ = [
     "DataError",
     "Source",
     "augment",
+    "batch_number",
     "center_view",
     "device_prefetch",
     "eval_batches",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -50,3 +51,19 @@ def batch_indices(step: int, *, size: int, batch_size: int, seed: int) -> np.nda
         permutation(size, seed, int(epoch))[offsets[epochs == epoch]] for epoch in range(epochs[0], epochs[-1] + 1)
     ]
     return np.concatenate(parts)
+
+
+def batch_number(step: int, skipped: Iterable[int]) -> int:
+    """The batch of a step where some batches are left out: later ones move up.
+
+    Args:
+        step: from 0.
+        skipped: the numbers of batches that no step takes.
+
+    Returns:
+        The `step`-th number, from 0, that is not among them.
+    """
+    for batch in sorted(skipped):
+        if batch <= step:
+            step += 1
+    return step

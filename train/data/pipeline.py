@@ -11,7 +11,7 @@ from typing import TypeVar
 import numpy as np
 
 from train.data.errors import DataError
-from train.data.order import batch_indices
+from train.data.order import batch_indices, batch_number
 from train.data.sources import Source
 
 Batch = dict[str, np.ndarray]
@@ -25,6 +25,7 @@ def train_batches(
     batch_size: int,
     seed: int,
     start_step: int = 0,
+    skipped: tuple[int, ...] = (),
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[Batch]:
@@ -39,6 +40,7 @@ def train_batches(
         batch_size: examples in a global batch, over all processes.
         seed: gives the order, which differs in every epoch.
         start_step: the first step to give, from 0.
+        skipped: numbers of batches to leave out; those after them move up.
         process_index: which slice of every global batch to give.
         process_count: the number of slices.
 
@@ -55,7 +57,7 @@ def train_batches(
     def read(step: int) -> Batch:
         # NumPy orders a whole batch in microseconds. Grain's own shuffle calls Python for every
         # example, a millisecond a batch of 128 that the training step would wait for.
-        indices = batch_indices(step, size=len(source), batch_size=batch_size, seed=seed)
+        indices = batch_indices(batch_number(step, skipped), size=len(source), batch_size=batch_size, seed=seed)
         images, labels = source.read(indices[part])
         return {"image": images, "label": labels}
 

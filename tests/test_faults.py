@@ -1,0 +1,222 @@
+"""What goes wrong during a run: unreadable examples are skipped by rule, non-finite losses are rolled back by rule."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from itertools import islice
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from train import checkpoints, data, loop, rollbacks, runs
+from train.config import Config, Data, Optimizer
+from train.data import DataError, batch_number
+
+# Unreadable examples.
+
+
+def write_images(root, count=12, corrupt=(), split="train"):
+    """Images of two classes whose pixels tell their index; some cut off."""
+    for index in range(count):
+        path = root / split / ("cat", "dog")[index * 2 // count] / f"{index:03}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (3, 2), (index, index, index)).save(path)
+        if index in corrupt:
+            path.write_bytes(path.read_bytes()[:40])
+
+
+def indices_of(images):
+    return images[:, 0, 0, 0].tolist()
+
+
+@pytest.mark.parametrize("memory_limit", [data.MEMORY_LIMIT, 1])
+def test_the_next_example_takes_the_place_of_an_unreadable_one(tmp_path, capsys, memory_limit):
+    write_images(tmp_path, corrupt=(3, 4, 11))
+    options = {"data_dir": tmp_path / "cache", "memory_limit": memory_limit}
+    source = data.load(str(tmp_path), max_corrupt=3, **options)
+    for _ in range(2):
+        images, labels = source.read(np.arange(12))
+        assert indices_of(images) == [0, 1, 2, 5, 5, 5, 6, 7, 8, 9, 10, 0]
+        assert labels.tolist() == [0] * 6 + [1] * 5 + [0]
+        assert np.flatnonzero(source.corrupt(np.arange(12))).tolist() == [3, 4, 11]
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 3  # each once
+    assert all(f"({number} of at most 3)" in line for number, line in enumerate(lines, 1))
+    assert sorted(name for line in lines for name in ("003", "004", "011") if f"{name}.png" in line) == [
+        "003", "004", "011",
+    ]  # fmt: skip
+    alone = data.load(str(tmp_path), max_corrupt=3, **options).read(np.array([4]))[0]
+    assert indices_of(alone) == [5]  # whatever was read before
+    with pytest.raises(DataError, match=r"\.png: .*number 3, over --data.max-corrupt"):
+        data.load(str(tmp_path), max_corrupt=2, **options).read(np.arange(12))
+    with pytest.raises(DataError, match=r"\.png: the image cannot be decoded"):
+        data.load(str(tmp_path), **options).read(np.arange(12))
+
+
+def test_a_decoded_copy_does_not_hide_what_is_missing_from_it(tmp_path):
+    write_images(tmp_path, corrupt=(3,))
+    for _ in range(2):
+        source = data.load(str(tmp_path), max_corrupt=1, data_dir=tmp_path / "cache")
+        assert source.corrupt(np.array([3])).all()
+    with pytest.raises(DataError, match=r"003\.png"):
+        data.load(str(tmp_path), data_dir=tmp_path / "cache")
+
+
+def test_no_substitute_comes_from_the_held_out_part(tmp_path):
+    write_images(tmp_path, count=40, corrupt=range(0, 40, 3))
+    parts = {}
+    for split in ("train", "validation"):
+        source = data.load(str(tmp_path), split=split, holdout=0.4, max_corrupt=14, data_dir=tmp_path / "cache")
+        parts[split] = set(indices_of(source.read(np.arange(len(source)))[0]))
+    assert not parts["train"] & parts["validation"]
+    assert all(index % 3 for part in parts.values() for index in part)
+
+
+def test_evaluation_leaves_unreadable_examples_out(tmp_path):
+    write_images(tmp_path, corrupt=(3, 4))
+    source = data.load(str(tmp_path), max_corrupt=2, data_dir=tmp_path / "cache", memory_limit=1)
+    batches = list(data.eval_batches(source, batch_size=5))
+    seen = [index for batch in batches for index in indices_of(batch["image"][batch["valid"]])]
+    assert seen == [0, 1, 2, 5, 6, 7, 8, 9, 10, 11]
+    assert {batch["image"].shape for batch in batches} == {(5, 2, 3, 3)}
+
+
+def test_nothing_readable_is_an_error(tmp_path):
+    write_images(tmp_path, count=4, corrupt=range(4))
+    with pytest.raises(DataError, match="no image in it can be decoded"):
+        data.load(str(tmp_path), max_corrupt=9, data_dir=tmp_path / "cache")
+
+
+def test_labels_out_of_range_are_unreadable_examples(tmp_path):
+    path = str(tmp_path / "set.npz")
+    labels = np.array([0, 1, -1, 2**40, 1], np.int64)
+    images = np.arange(5, dtype=np.uint8)[:, None, None] * np.ones((1, 2, 2), np.uint8)
+    np.savez(path, images=images, labels=labels, class_names=np.array(["a", "b"]))
+    found, kept = data.load(path, max_corrupt=2).read(np.arange(5))
+    assert (indices_of(found), kept.tolist()) == ([0, 1, 4, 4, 4], [0, 1, 1, 1, 1])
+    with pytest.raises(DataError, match=r"example 3 .*number 2, over"):
+        data.load(path, max_corrupt=1)
+
+
+def test_a_flipped_bit_in_an_array_record_costs_its_examples_only(tmp_path):
+    source = data.load("digits", data_dir=tmp_path, split="test", memory_limit=1)
+    images, labels = source.read(np.arange(297))
+    (path,) = (tmp_path / "digits" / "1.0.0").glob("*-test.array_record*")
+    content = bytearray(path.read_bytes())
+    content[len(content) // 3] ^= 4
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"records .* cannot be read"):
+        data.load("digits", data_dir=tmp_path, split="test")
+    source = data.load("digits", data_dir=tmp_path, split="test", max_corrupt=5)
+    found, kept = source.read(np.arange(297))
+    lost = source.corrupt(np.arange(297))
+    assert 0 < lost.sum() <= 5
+    np.testing.assert_array_equal(found[~lost], images[~lost])
+    np.testing.assert_array_equal(kept[~lost], labels[~lost])
+
+
+# Rollbacks.
+
+
+@pytest.mark.parametrize("skipped", [(), (0,), (3,), (2, 3, 5), (5, 3, 2)])
+def test_batches_left_out_move_later_ones_up(skipped):
+    left = [number for number in range(20) if number not in skipped]
+    assert [batch_number(step, skipped) for step in range(10)] == left[:10]
+
+
+class Plain(nn.Module):
+    """Compiles in no time."""
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        return nn.Dense(10)(images.reshape(len(images), -1))
+
+
+CONFIG = Config(
+    data=Data(name="digits"), optimizer=Optimizer(schedule="constant"), batch_size=100, epochs=1, devices=1,
+    checkpoint_every=4, max_rollbacks=2,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture
+def poisoned(monkeypatch, data_dir):
+    """A trainer whose loss is NaN on the batches of the given numbers: told apart by their labels."""
+
+    def poison(*numbers):
+        source = data.load("digits", data_dir=data_dir)
+        batches = [batch["label"] for batch in islice(data.train_batches(source, batch_size=100, seed=0), 20)]
+        make_step = loop.make_step
+
+        def make_poisoned_step(config, model, optimizer):
+            step = make_step(config, model, optimizer)
+
+            def poisoned_step(state, batch, *, axis=None):
+                state, metrics = step(state, batch, axis=axis)
+                bad = jnp.any(jnp.array([jnp.all(batch["label"] == batches[number]) for number in numbers]))
+                poison = jnp.where(bad, jnp.nan, 1.0)
+                return state._replace(params=jax.tree.map(lambda leaf: leaf * poison, state.params)), {
+                    **metrics, "loss": metrics["loss"] * poison,
+                }  # fmt: skip
+
+            return poisoned_step
+
+        monkeypatch.setattr(loop, "make_step", make_poisoned_step)
+        monkeypatch.setattr(loop, "make_model", lambda config, num_classes: Plain())
+
+    return poison
+
+
+def assert_equal(tree, other):
+    for a, b in zip(jax.tree.leaves(tree), jax.tree.leaves(other), strict=True):
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+
+
+def test_a_rollback_goes_on_without_the_batch_and_resumes_exactly(tmp_path, data_dir, poisoned, capsys):
+    config = replace(CONFIG, data=Data(name="digits", data_dir=str(data_dir)))
+    poisoned(6, 9)
+    state = loop.fit(config, tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "rollbacks.json").read_text()) == {"skipped_batches": [6, 9]}
+    lines = [line for line in capsys.readouterr().err.splitlines() if "rolling back" in line]
+    assert [("without batch 6 (1 of at most 2): step 7:" in lines[0]), ("without batch 9 (2 of" in lines[1])] == [
+        True
+    ] * 2
+    assert int(state.step) == 15
+    # As if the batches had never been there.
+    (tmp_path / "other").mkdir()
+    rollbacks.skip(tmp_path / "other", (6,), 9, RuntimeError(), 2)
+    (tmp_path / "other" / "rollbacks.json").rename(tmp_path / "known.json")
+    (tmp_path / "other").rmdir()
+    runs.create(tmp_path / "other", config, resume=False)
+    (tmp_path / "known.json").rename(tmp_path / "other" / "rollbacks.json")
+    assert_equal(state, loop.fit(config, tmp_path / "other", resume=True))
+    # Interrupted after the rollbacks.
+    manager = checkpoints.open_manager(tmp_path / "run" / "checkpoints")
+    for step in sorted(manager.all_steps())[1:]:
+        manager.delete(step)
+    manager.close()
+    assert_equal(state, loop.fit(config, tmp_path / "run", resume=True))
+
+
+def test_rollbacks_end_at_their_limit(tmp_path, data_dir, poisoned):
+    config = replace(CONFIG, data=Data(name="digits", data_dir=str(data_dir)), max_rollbacks=1)
+    poisoned(1, 6)
+    with pytest.raises(loop.NonFiniteLoss, match="step 6: loss nan"):  # batch 6, one after another was left out
+        loop.fit(config, tmp_path / "run")
+    assert rollbacks.read(tmp_path / "run") == (1,)
+
+
+def test_a_damaged_list_of_rollbacks_is_refused(tmp_path):
+    for text in ("{", "{}", '{"skipped_batches": ["6"]}', '{"skipped_batches": 6}', "[" * 100_000):
+        (tmp_path / "rollbacks.json").write_text(text)
+        with pytest.raises(runs.RunError, match=r"rollbacks\.json cannot be used"):
+            rollbacks.read(tmp_path)
