@@ -10,10 +10,12 @@ import dataclasses
 import difflib
 import json
 import math
+import sys
 import types
 import typing
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
@@ -28,6 +30,9 @@ MethodName = Literal[
     "deformation",
     "flow-gradient+deformation",
 ]
+
+
+_MAX_FILE = 2**20  # bytes
 
 
 class ConfigError(ValueError):
@@ -302,9 +307,24 @@ def from_json(text: str) -> Config:
     """
     try:
         tree = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # long numbers and deep nesting, beside what is no JSON
         raise ConfigError(f"the config is not JSON: {error}") from error
     return check(_build(Config, tree, ""))
+
+
+def from_file(path: Path) -> Config:
+    """`from_json` of a file.
+
+    Raises:
+        ConfigError: as `from_json`, or it is no text of a config's size; the message names the file.
+    """
+    try:
+        size = path.stat().st_size
+        if size > _MAX_FILE:
+            raise ConfigError(f"{size} bytes are over the limit of {_MAX_FILE}")
+        return from_json(path.read_text(encoding="utf-8"))
+    except (ConfigError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: {error}") from error
 
 
 def differences(ours: Config, theirs: Config) -> list[str]:
@@ -322,16 +342,16 @@ def _build(kind: Any, value: Any, path: str) -> Any:
     """A value of the annotated type from parsed JSON; never coerces, never calls what the text names."""
     if dataclasses.is_dataclass(kind):
         if not isinstance(value, dict):
-            raise ConfigError(f"the config's {path or 'root'} must be an object, got {value!r}")
+            raise ConfigError(f"the config's {path.rstrip('.') or 'root'} must be an object, got {value!r:.80}")
         hints = typing.get_type_hints(kind)
         for name in value:
             if name not in hints:
                 near = difflib.get_close_matches(name, hints, 1)
-                raise ConfigError(f"the config has no field {path + name!r}" + (f": {near[0]}?" if near else ""))
+                raise ConfigError(f"the config has no field {path + name!r:.80}" + (f": {near[0]}?" if near else ""))
         return kind(**{name: _build(hints[name], item, f"{path}{name}.") for name, item in value.items()})
     if _fits(kind, value):
         return tuple(value) if isinstance(value, list) else value
-    raise ConfigError(f"the config's {path.rstrip('.')} must be of type {kind}, got {value!r}")
+    raise ConfigError(f"the config's {path.rstrip('.')} must be of type {kind}, got {value!r:.80}")
 
 
 def _fits(kind: Any, value: Any) -> bool:
@@ -343,7 +363,9 @@ def _fits(kind: Any, value: Any) -> bool:
     if origin is tuple:
         return isinstance(value, (list, tuple)) and all(_fits(arguments[0], item) for item in value)
     if kind is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
+        # Not an integer beyond all floats: it would overflow far from here.
+        limit = sys.float_info.max
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and -limit <= value <= limit
     if kind is int:
         return isinstance(value, int) and not isinstance(value, bool)
     return isinstance(value, kind)

@@ -99,7 +99,7 @@ def load_config(folder: Path) -> configs.Config:
     path = Run(folder).config
     if not path.is_file():
         raise RunError(f"{folder} holds no run: there is no {path.name} in it")
-    return configs.from_json(path.read_text(encoding="utf-8"))
+    return configs.from_file(path)
 
 
 def environment() -> dict[str, Any]:

@@ -7,7 +7,6 @@ from a stranger's folder, that is code and files of the stranger's choice.
 from __future__ import annotations
 
 import json
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -32,16 +31,17 @@ def check_metadata(folder: Path) -> None:
     Raises:
         DataError: one line with the file and what is wrong in it.
     """
-    for entry in os.scandir(folder):
-        if entry.is_symlink():
-            raise DataError(f"{entry.path}: a symbolic link; put what it points to in its place")
+    for path in folder.iterdir():
+        if path.is_symlink():
+            raise DataError(f"{path}: a symbolic link; put what it points to in its place")
     features = _read_json(folder / "features.json")
     _check_feature(folder / "features.json", features, depth=0)
     info = _read_json(folder / "dataset_info.json")
     splits = info.get("splits", [])
-    templates = [split.get("filepathTemplate", "") for split in splits if isinstance(split, dict)]
-    for name in [str(info.get("name", "")), *map(str, templates)]:
-        if not _TEMPLATE.fullmatch(name):
+    if not isinstance(splits, list) or not all(isinstance(split, dict) for split in splits):
+        raise DataError(f"{folder / 'dataset_info.json'}: has no list of splits; copy it again")
+    for name in [info.get("name", ""), *(split.get("filepathTemplate", "") for split in splits)]:
+        if not isinstance(name, str) or not _TEMPLATE.fullmatch(name):
             raise DataError(f"{folder / 'dataset_info.json'}: {name!r:.80} is no file name; prepare the set again")
 
 
