@@ -1,0 +1,341 @@
+"""Generated bad input: whatever is given, one line names the culprit, the exit code is 2, and nothing hangs.
+
+Every input is bad by construction, so each recipe below knows what a message must name. The default run takes a few of
+each kind, ``python -m pytest tests/test_bad_input.py -m slow`` a thousand, and 50 more as commands of their own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from train.cli import main
+from train.config import Config, to_json
+
+LIMIT = 60  # seconds, in process; a hang is an error
+
+OUT_OF_RANGE = {
+    "epochs": (0, -1, 10**7, 10**30),
+    "batch_size": (0, -5, 10**9),
+    "accumulate": (0, -1, 3, 10**12),
+    "seed": (-1, 2**32, 10**30),
+    "devices": (-1, 10**6),
+    "log_every": (0, -7, 10**12),
+    "checkpoint_every": (-1, 10**12),
+    "max_rollbacks": (-1, 10**12),
+    "data.max_corrupt": (-1, 10**12),
+    "data.holdout": (-0.1, 1.0, 7.5),
+    "data.image_size": (0, -3, 10**6),
+    "augmentation.resize": (-1, 10**6),
+    "augmentation.crop": (-1, 10**6),
+    "augmentation.shift": (-1, 10**6),
+    "model.width": (0.0, -1.0, 16.5, 1e300),
+    "method.weight": (-1.0, 1e10, 1e300),
+    "method.difference": (0.0, -1.0),
+    "method.every": (0, -2, 10**12),
+    "method.random_start": (-0.5, 1e10),
+    "method.radius": (-1.0, 1e10),
+    "method.steps": (0, 10**9),
+    "method.step_size": (-1.0,),
+    "optimizer.learning_rate": (0.0, -0.1, 1e10),
+    "optimizer.momentum": (-0.1, 1.0),
+    "optimizer.weight_decay": (-1.0, 1e10),
+    "optimizer.decay_factor": (0.0, -1.0, 2.0),
+    "optimizer.warmup_epochs": (-1.0, 1e8),
+    "evaluation.radius": (-1.0, 1e10),
+    "evaluation.steps": (0, 10**9),
+    "evaluation.examples": (-1, 10**12),
+    "evaluation.batch_size": (0, 10**9),
+}
+FLOATS = [path for path, values in OUT_OF_RANGE.items() if isinstance(values[0], float)]
+WORDS = st.text("abcdefghijklmnopqrstuvwxyz", min_size=3, max_size=12).filter(
+    lambda word: word not in str(asdict(Config()))
+)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+def option(path):
+    return "--" + path.replace("_", "-")
+
+
+def leaves(tree, prefix=""):
+    for name, value in tree.items():
+        yield from leaves(value, f"{prefix}{name}.") if isinstance(value, dict) else [f"{prefix}{name}"]
+
+
+def changed(path, value):
+    tree = json.loads(to_json(Config()))
+    inner = tree
+    *parents, name = path.split(".")
+    for parent in parents:
+        inner = inner[parent]
+    inner[name] = value
+    return json.dumps(tree)
+
+
+LEAVES = sorted(leaves(asdict(Config())))
+BAD_NUMBERS = st.sampled_from([(path, value) for path, values in OUT_OF_RANGE.items() for value in values]) | st.tuples(
+    st.sampled_from(FLOATS), st.sampled_from([float("nan"), float("inf"), float("-inf")])
+)
+
+
+# Recipes: a folder to write into -> the command's arguments and what its message must name.
+
+
+@st.composite
+def configs(draw):
+    """A run folder whose config is broken: wrong type, unknown field, number out of range, no JSON, no text."""
+    kind = draw(st.sampled_from(["type", "field", "number", "cut", "bytes", "deep"]))
+    culprit = "config.json"
+    if kind == "type":
+        # No field is a table or a list of lists, and none takes a text that is not one of its choices.
+        value = draw(st.dictionaries(st.text(max_size=5), JSON, max_size=3) | st.lists(st.lists(JSON), min_size=1))
+        culprit = draw(st.sampled_from(LEAVES))
+        content = changed(culprit, value)
+    elif kind == "field":
+        culprit = draw(WORDS)
+        parent = draw(st.sampled_from(["", "data.", "model.", "method.", "optimizer.", "evaluation."]))
+        content = changed(parent + culprit, draw(JSON))
+    elif kind == "number":
+        path, value = draw(BAD_NUMBERS)
+        culprit = path.split(".")[-1] if value != value or abs(value) == float("inf") else option(path)
+        content = changed(path, value)
+    elif kind == "cut":
+        content = to_json(Config())[: draw(st.integers(0, 1000))]
+    elif kind == "bytes":
+        content = draw(st.binary(max_size=100)) + b"\xff"
+    else:
+        content = draw(st.sampled_from(["[", '{"a":', '{"data":'])) * draw(st.sampled_from([100, 10_000, 200_000]))
+
+    def write(folder):
+        path = folder / "run" / "config.json"
+        path.parent.mkdir()
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return ["evaluate", str(path.parent)], [culprit]
+
+    return write
+
+
+@st.composite
+def arrays(draw):
+    """An ``.npz`` file that cannot be trained on."""
+    count = draw(st.integers(16, 24))
+    images, labels = np.zeros((count, 8, 8, 1), np.uint8), np.arange(count) % 3
+    members = {"images": images, "labels": labels}
+    culprit = "a.npz"
+    kind = draw(
+        st.sampled_from(["dtype", "shape", "keys", "count", "label", "names", "cut", "bit", "objects", "bytes"])
+    )
+    if kind == "dtype":
+        name = draw(st.sampled_from(sorted(members)))
+        members[name] = members[name].astype(draw(st.sampled_from(["f4", "f8", "U3", "c8", "m8", "?"])))
+    elif kind == "shape":
+        members["images"] = np.zeros(
+            draw(st.sampled_from([(0, 8, 8), (count, 64), (count,), (), (count, 8, 8, 2)])), "u1"
+        )
+    elif kind == "keys":
+        members[draw(WORDS)] = members.pop(draw(st.sampled_from(sorted(members))))
+    elif kind == "count":
+        members["labels"] = np.zeros(draw(st.integers(0, 40).filter(lambda number: number != count)), int)
+    elif kind == "label":
+        labels[draw(st.integers(0, count - 1))] = draw(st.integers(-(2**63), -1) | st.integers(2**16, 2**63 - 1))
+    elif kind == "names":
+        members["class_names"] = draw(st.sampled_from([np.array(["a"]), np.array([1, 2, 3]), np.array(["a", "b"])]))
+    elif kind == "objects":
+        members[draw(st.sampled_from(sorted(members)))] = np.array([None] * count)
+    position = draw(st.floats(0, 0.999))
+
+    def write(folder):
+        path = folder / "a.npz"
+        np.savez(path, **members)
+        content = bytearray(path.read_bytes())
+        if kind == "cut":
+            content = content[: int(position * len(content))]
+        elif kind == "bit":  # in the images: their checksum stands in the file
+            content[content.index(bytes(64)) + int(position * 64)] ^= 1
+        elif kind == "bytes":
+            content = bytearray(np.random.default_rng(count).bytes(int(position * 1000)))
+        path.write_bytes(content)
+        return fit(folder, "--data.name", str(path)), [culprit]
+
+    return write
+
+
+@st.composite
+def images(draw):
+    """A folder with one file in it that is no image of its kind."""
+    suffix = draw(st.sampled_from(["png", "jpg", "bmp", "webp"]))
+    kinds = ["noise", "cut", "size", "deep", "format", "folder", "pipe", "link", "bomb", "empty"]
+    kind = draw(st.sampled_from(kinds))
+    split, index = draw(st.sampled_from(["train", "test"])), draw(st.integers(0, 7))
+    noise, share = draw(st.binary(min_size=1, max_size=200)), draw(st.floats(0.05, 0.5))
+    format_ = draw(st.sampled_from(["EPS", "TIFF", "GIF", "PPM", "ICO", "PDF", "TGA"]))
+
+    def write(folder):
+        rng = np.random.default_rng(0)
+        for number in range(32):
+            path = folder / "set" / ("train", "test")[number % 2] / "ab"[number // 16] / f"{number:02}.{suffix}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)).save(path)
+        path = sorted((folder / "set" / split).rglob(f"*.{suffix}"))[index]
+        content = path.read_bytes()
+        path.unlink()
+        if kind in ("noise", "empty", "cut"):
+            path.write_bytes({"noise": b"\0" + noise, "empty": b"", "cut": content[: int(share * len(content))]}[kind])
+        elif kind == "size":
+            Image.new("RGB", (17, 16)).save(path)
+        elif kind == "deep":
+            Image.fromarray(np.full((16, 16), 40_000, np.uint16)).save(path.with_name("deep.png"))
+            path.with_name("deep.png").rename(path)
+        elif kind == "format":
+            Image.new("RGB", (16, 16)).save(path.with_name("tmp"), format=format_)
+            path.with_name("tmp").rename(path)
+        elif kind == "folder":
+            path.mkdir()
+        elif kind == "pipe":
+            os.mkfifo(path)
+        elif kind == "link":
+            path.symlink_to(next(path.parent.iterdir()))
+        else:
+            Image.new("1", (20_000, 20_000)).save(path.with_name("bomb.png"))
+            path.with_name("bomb.png").rename(path)
+        # The test images are decoded after the training images: both before the first step.
+        return fit(folder, "--data.name", f"folder:{folder / 'set'}"), [str(path)]
+
+    return write
+
+
+@st.composite
+def argument_lists(draw):
+    """A command line with a mistake in it."""
+    kind = draw(st.sampled_from(["number", "text", "choice", "option", "value", "preset", "command", "data", "run"]))
+    path, value = draw(BAD_NUMBERS)
+    word, text = draw(WORDS), draw(st.text(max_size=30))
+    choice = draw(
+        st.sampled_from(["model.name", "model.norm", "model.dtype", "method.name", "method.penalty", "parallel"])
+    )
+    name = draw(st.sampled_from([text, f"{word}.npz", f"folder:{word}", f"~{word}/x", "/" * 300 + word, word * 100]))
+    where = draw(st.sampled_from([f"{word}/x", text + "/" + word, f"~{word}/x", "\0" + word, word * 100]))
+
+    def write(folder):
+        recipes = {
+            "number": (fit(folder, option(path), str(value)), [option(path)]),
+            "text": (fit(folder, option(path), word), [word]),
+            "choice": (fit(folder, option(choice), word), [word]),
+            "option": (fit(folder, "--" + word, "1"), [word]),
+            "value": (fit(folder, option(path)), [option(path)]),
+            "preset": (["fit", word], [word]),
+            "command": ([word, "x"], [word]),
+            "data": (fit(folder, "--data.name", name), ["set", "folder", "file", "name"]),
+            "run": (["evaluate", where], ["holds no run", "name", "path"]),
+        }
+        return recipes[kind]
+
+    return write
+
+
+def fit(folder, *options):
+    """The arguments of a short training run in a folder."""
+    fixed = ["--run-dir", str(folder / "run"), "--data-dir", str(folder / "cache"), "--batch-size", "8"]
+    given_ = {option for option in options if option.startswith("--")}
+    pairs = [pair for pair in zip(fixed[::2], fixed[1::2], strict=True) if pair[0] not in given_]
+    return ["fit", "digits-flow", *(word for pair in pairs for word in pair), "--devices", "1", *options]
+
+
+KINDS = {"configs": configs, "arrays": arrays, "images": images, "argument lists": argument_lists}
+
+
+class Hang(BaseException):
+    """Not an `Exception`, so that nothing in the program catches it."""
+
+
+def in_process(arguments):
+    """Exit code and messages of a command in this process."""
+
+    def expire(*_):
+        raise Hang(arguments)
+
+    errors = io.StringIO()
+    before = signal.signal(signal.SIGALRM, expire)
+    signal.alarm(LIMIT)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(errors):
+            code = main(arguments)
+    except SystemExit as exit_:
+        code = exit_.code
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+    return code, errors.getvalue()
+
+
+def as_command(arguments):
+    """Exit code and messages of a command as it is typed."""
+    words = [word.replace("\0", "").encode(errors="ignore") for word in arguments]
+    command = [sys.executable, "-m", "train", *words]
+    done = subprocess.run(command, capture_output=True, timeout=10 * LIMIT, check=False, cwd=Path(__file__).parents[1])
+    return done.returncode, done.stderr.decode(errors="replace")
+
+
+def judge(run, write):
+    """Runs a recipe; raises if the outcome is not one line that names a culprit, with exit code 2."""
+    with tempfile.TemporaryDirectory() as folder:
+        arguments, culprits = write(Path(folder))
+        code, errors = run(arguments)
+        trained = list(Path(folder, "run").glob("checkpoints"))
+    # tyro boxes its own messages and breaks their lines.
+    message = " ".join(errors.replace("│", " ").split())
+    shown = f"{arguments}\n{errors[-3000:]}"
+    assert code == 2, shown
+    assert "Traceback" not in errors, shown
+    assert "Warning" not in errors, shown
+    assert any(culprit in message for culprit in culprits), f"{culprits}\n{shown}"
+    assert errors.startswith("error: ") <= (errors.count("\n") == 1), shown
+    assert not trained, shown
+
+
+def examine(run, kind, count):
+    """Judges so many inputs of a kind and returns how many there were."""
+    judged = 0
+
+    @seed(5)
+    @settings(max_examples=count, deadline=None, database=None, phases=[Phase.generate])
+    @settings(suppress_health_check=list(HealthCheck))
+    @given(KINDS[kind]())
+    def each(write):
+        nonlocal judged
+        judge(run, write)
+        judged += 1
+
+    each()
+    return judged
+
+
+@pytest.mark.parametrize("count", [15, pytest.param(250, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_bad_input_is_named(kind, count):
+    assert examine(in_process, kind, count) >= count
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "count"), zip(KINDS, (12, 12, 12, 14), strict=True))
+def test_bad_input_of_real_commands_is_named(kind, count):
+    assert examine(as_command, kind, count) >= count
