@@ -317,8 +317,13 @@ def examine(run, kind, count):
     judged = 0
 
     @seed(5)
-    @settings(max_examples=count, deadline=None, database=None, phases=[Phase.generate])
-    @settings(suppress_health_check=list(HealthCheck))
+    @settings(
+        max_examples=count,
+        deadline=None,
+        database=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
     @given(KINDS[kind]())
     def each(write):
         nonlocal judged
@@ -330,12 +335,12 @@ def examine(run, kind, count):
 
 
 @pytest.mark.parametrize("count", [15, pytest.param(250, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", list(KINDS))
 def test_bad_input_is_named(kind, count):
     assert examine(in_process, kind, count) >= count
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "count"), zip(KINDS, (12, 12, 12, 14), strict=True))
+@pytest.mark.parametrize(("kind", "count"), [*zip(KINDS, (12, 12, 12, 14), strict=True)])
 def test_bad_input_of_real_commands_is_named(kind, count):
     assert examine(as_command, kind, count) >= count
