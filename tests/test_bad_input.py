@@ -218,7 +218,7 @@ def images(draw):
             Image.new("1", (20_000, 20_000)).save(path.with_name("bomb.png"))
             path.with_name("bomb.png").rename(path)
         # The test images are decoded after the training images: both before the first step.
-        return fit(folder, "--data.name", f"folder:{folder / 'set'}"), [str(path)]
+        return fit(folder, "--data.name", f"folder:{folder / 'set'}"), [str(path), "has 16 x 17"]
 
     return write
 

@@ -181,6 +181,7 @@ _LARGEST = {
     "--epochs": 10**6,
     "--batch-size": 10**6,
     "--seed": 2**32 - 1,
+    "--devices": 10**5,
     "--data.image-size": 4096,
     "--augmentation.resize": 4096,
     "--augmentation.crop": 4096,

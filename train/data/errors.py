@@ -27,6 +27,20 @@ def require(module: str, package: str, why: str) -> ModuleType:
         raise DataError(f"{why} needs the package {package} ({one_line(error)}): pip install {package}") from error
 
 
+def user_path(path: str | Path) -> Path:
+    """The path with ``~`` and ``~user`` replaced.
+
+    Raises:
+        DataError: there is no such user, or a NUL in it.
+    """
+    if "\0" in str(path):
+        raise DataError(f"{str(path)!r}: no path contains a NUL; correct it")
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise DataError(f"{str(path)!r}: there is no such user; write ./~ for a folder of that name") from error
+
+
 def one_line(error: object) -> str:
     """The first line of an exception's text, or its type where the text is empty."""
     lines = str(error).strip().splitlines()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from train.data.errors import DataError, no_split, one_line, require
+from train.data.errors import DataError, no_split, one_line, require, user_path
 from train.data.images import MAX_PIXELS, decode_image, image_header
 from train.data.metadata import MAX_CLASSES, check_metadata, check_shards
 from train.data.records import Records, default_data_dir
@@ -175,7 +175,7 @@ def _roots(data_dir: Path | None) -> list[Path]:
     if data_dir is not None:
         return [data_dir]
     tfds_own = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    return [default_data_dir(), Path(tfds_own).expanduser()]
+    return [default_data_dir(), user_path(tfds_own)]
 
 
 def _how(name: str) -> str:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from train.data.errors import user_path
 from train.data.storage import Arrays
 
 
@@ -36,4 +37,4 @@ class Records(NamedTuple):
 
 def default_data_dir() -> Path:
     """``$DEFORMREG_DATA``, or a folder in the user's cache."""
-    return Path(os.environ.get("DEFORMREG_DATA") or "~/.cache/deformreg/data").expanduser()
+    return user_path(os.environ.get("DEFORMREG_DATA") or "~/.cache/deformreg/data")

@@ -12,7 +12,7 @@ import numpy as np
 
 from train.data.archives import npz_arrays
 from train.data.corrupt import Corrupt, tolerant, with_substitutes
-from train.data.errors import DataError
+from train.data.errors import DataError, user_path
 from train.data.folders import folder_records, is_image_folder
 from train.data.images import quiet_decoding
 from train.data.order import permutation
@@ -111,7 +111,7 @@ def load(
         raise DataError(f"holdout {holdout} is not a fraction in [0, 1); give for example 0.1")
     if image_size is not None and image_size < 1:
         raise DataError(f"image_size {image_size} is not a number of pixels; give 1 or more")
-    data_dir = None if data_dir is None else Path(data_dir).expanduser()
+    data_dir = None if data_dir is None else user_path(data_dir)
     cut = bool(holdout) and split in ("train", "validation")
     source = _open(name, data_dir, "train" if cut else split, image_size, memory_limit, Corrupt(max_corrupt))
     if cut:
@@ -156,7 +156,7 @@ def _open(
     name: str, data_dir: Path | None, split: str, image_size: int | None, memory_limit: int, corrupt: Corrupt
 ) -> Source:
     """Finds out which kind of data set a name means."""
-    path = Path(name.removeprefix("folder:")).expanduser()
+    path = user_path(name.removeprefix("folder:"))
     if path.suffix == ".npz" and not name.startswith("folder:"):
         return _open_npz(path, split, image_size, memory_limit, corrupt)
     # A known set of that name wins over a folder that happens to lie here.
