@@ -8,6 +8,10 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_disable_most_optimizations", True)
 
 
+def pytest_addoption(parser):
+    parser.addoption("--bad-commands", type=int, default=8, help="bad inputs that slow tests give to commands")
+
+
 @pytest.fixture
 def strict_promotion():
     """Arrays of different ranks may not mix by accident."""
