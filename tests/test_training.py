@@ -294,7 +294,7 @@ def test_no_intact_checkpoint_is_an_error(tmp_path):
 
 
 def test_non_finite_loss_names_the_step_and_keeps_checkpoints(tmp_path, data_dir):
-    optimizer = Optimizer(learning_rate=1e30, schedule="step", decay_epochs=(), warmup_epochs=0.0)
+    optimizer = Optimizer(learning_rate=1e9, schedule="step", decay_epochs=(), warmup_epochs=0.0)
     config = small(data_dir, optimizer=optimizer, batch_size=100)
     with pytest.raises(loop.NonFiniteLoss, match=r"step [1-9]\d*: loss"):
         loop.fit(config, tmp_path / "run")
