@@ -101,7 +101,7 @@ def _open_split(tfds, name: str, folder: Path, split: str):
     # Nothing but the label is decoded here: other images and compressed tensors may be anything.
     skipped = {key: tfds.decode.SkipDecoding() for key, _ in features.items() if key != "label"}
     try:
-        source = builder.as_data_source(split, decoders=skipped)
+        source = builder.as_data_source(split, decoders=skipped, file_format="array_record")
     except Exception as error:
         raise DataError(f"{folder}: no random access ({one_line(error)}); {_how(name)}") from error
     return sizes[split], features, source
