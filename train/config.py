@@ -72,7 +72,8 @@ class Model:
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the network's arithmetic; parameters and penalty stay float32."""
     remat: bool = False
-    """Recompute activations in the backward pass: less memory, more time."""
+    """Recompute activations in the backward pass, under the exact penalty too: less memory, more time. For
+    accelerators: on a CPU the compiler merges what is computed twice."""
 
 
 @dataclass(frozen=True)
