@@ -98,7 +98,9 @@ QUICK = ("random start", "every third")
 def test_every_method_accumulates(name):
     config, batch = Config(method=METHODS[name], augmentation=Augmentation(shift=1)), batch_of(128)
     whole = stepped(config, Plain(), batch)
-    assert_close(stepped(replace(config, accumulate=4), Plain(), batch), whole, atol=1e-5)
+    # A difference of losses, rounded to 1e-7, is divided by its step of 0.01.
+    atol = 1e-4 if name == "finite difference" else 1e-5
+    assert_close(stepped(replace(config, accumulate=4), Plain(), batch), whole, atol=atol)
 
 
 @pytest.mark.parametrize(
