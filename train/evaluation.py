@@ -108,15 +108,11 @@ def open_run(folder: Path, *, data_dir: str | None = None, examples: int = 0) ->
     test = load(
         config.data.name, split="test", data_dir=data_dir or config.data.data_dir, image_size=config.data.image_size
     )
-    manager = checkpoints.open_manager(run.checkpoints)
-    try:
-        chosen = manager.best_step() if config.select == "best" else None
-        network = build(config, test)
-        step, state, skipped = checkpoints.restore(manager, network.state, step=chosen)
-    finally:
-        manager.close()
-    for line in skipped:
-        print(f"skipped a damaged checkpoint: {line}", file=sys.stderr)
+    chosen = checkpoints.best_step(run.checkpoints) if config.select == "best" else None
+    network = build(config, test)
+    step, state, skipped = checkpoints.restore(run.checkpoints, network.state, config=config, step=chosen)
+    for damaged, reason in skipped.items():
+        print(f"skipped the damaged checkpoint of step {damaged}: {reason}", file=sys.stderr)
     count = min(examples or config.evaluation.examples or len(test), len(test))
     images, labels = test.read(np.arange(count))
     view = jax.jit(partial(center_view, options=config.augmentation))
