@@ -8,6 +8,11 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_disable_most_optimizations", True)
 
 
+def pytest_addoption(parser):
+    parser.addoption("--kills", type=int, default=5, help="SIGKILLs in tests/processes/test_kills.py")
+    parser.addoption("--flips", type=int, default=20, help="flipped bits in tests/test_checkpoints.py")
+
+
 @pytest.fixture
 def strict_promotion():
     """Arrays of different ranks may not mix by accident."""

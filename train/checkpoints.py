@@ -9,9 +9,12 @@ All processes write together, and process 0 chooses what is read.
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import shutil
+import sys
+import time
 import warnings
 import zlib
 from collections.abc import Iterator, Sequence
@@ -99,8 +102,7 @@ class Writer(NamedTuple):
             state=ocp.args.StandardSave(_nested(leaves)),
             manifest=ocp.args.JsonSave(_manifest(leaves, self.config, accuracy)),
         )
-        with _storing(self.run), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with _storing(self.run), _quiet():
             if not self.manager.save(step, args=items, force=True):
                 raise ValueError(f"step {step} was not accepted")
 
@@ -114,7 +116,12 @@ def open_writer(run: runs.Run, config: Config) -> Iterator[Writer]:
     """
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     keep = _Keep(accuracies(run.checkpoints))
-    options = ocp.CheckpointManagerOptions(preservation_policy=keep, cleanup_tmp_directories=True)
+    options = ocp.CheckpointManagerOptions(
+        preservation_policy=keep,
+        cleanup_tmp_directories=True,
+        # In the background, a folder that cannot be made leaves threads that hold up the exit for minutes.
+        async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
+    )
     with _storing(run):
         manager = ocp.CheckpointManager(run.checkpoints.resolve(), options=options)
     try:
@@ -141,6 +148,19 @@ def _storing(run: runs.Run) -> Iterator[None]:
             f"{run.checkpoints}: a checkpoint cannot be written ({_one_line(error)}); earlier ones are kept: make room "
             "or mend the disk, and --resume continues"
         ) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without Orbax's warnings, and without what reads beside a failed one have to say."""
+    hook = sys.unraisablehook
+    sys.unraisablehook = lambda event: None if "Event loop is closed" in str(event.exc_value) else hook(event)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        sys.unraisablehook = hook
 
 
 def _flat(tree: Tree) -> dict[str, Any]:
@@ -218,20 +238,30 @@ def read(folder: Path, step: int) -> Leaves:
     alone = ocp.options.MultiprocessingOptions(
         primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process_{me}"
     )
-    handler = ocp.StandardCheckpointHandler(multiprocessing_options=alone)
-    try:
-        with ocp.Checkpointer(handler, multiprocessing_options=alone) as reader, warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            tree = reader.restore((folder / str(step) / "state").resolve(), args=ocp.args.StandardRestore())
-        leaves = {path: np.asarray(leaf) for path, leaf in _flat(tree).items()}
-    except Exception as error:  # Orbax and TensorStore raise many kinds for damage
-        raise Damaged(_one_line(error)) from error
+    with _quiet():
+        leaves, reason = _read_arrays(folder / str(step) / "state", alone)
+    if reason is not None:
+        raise Damaged(reason)
     for path, (kind, crc) in expected.items():
         if path not in leaves:
             raise Damaged(f"{path} is missing")
         if _describe(leaves[path]) != kind or _crc(leaves[path]) != crc:
             raise Damaged(f"the checksum of {path} does not match")
     return {path: leaves[path] for path in expected}
+
+
+def _read_arrays(folder: Path, options: ocp.options.MultiprocessingOptions) -> tuple[Leaves, str | None]:
+    """The arrays by path, or what Orbax and TensorStore, which raise many kinds for damage, say against them."""
+    handler = ocp.StandardCheckpointHandler(multiprocessing_options=options)
+    try:
+        with ocp.Checkpointer(handler, multiprocessing_options=options) as reader:
+            tree = reader.restore(folder.resolve(), args=ocp.args.StandardRestore())
+        return {path: np.asarray(leaf) for path, leaf in _flat(tree).items()}, None
+    except Exception as error:
+        reason = _one_line(error)
+    time.sleep(0.1)  # other reads are under way and report to an event loop that is closed by now
+    gc.collect()
+    return {}, reason
 
 
 def accuracies(folder: Path) -> dict[int, float]:

@@ -1,0 +1,32 @@
+"""What starts training processes: marked slow, all of it."""
+
+from pathlib import Path
+
+import pytest
+from training import Trainer
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.slow)
+
+
+@pytest.fixture(scope="session")
+def trainer(tmp_path_factory):
+    return Trainer(tmp_path_factory.mktemp("trainer"))
+
+
+@pytest.fixture(scope="session")
+def whole(trainer, tmp_path_factory):
+    """Runs that nothing interrupted, one for each list of options, made when first asked for."""
+    runs = {}
+
+    def train(*more, epochs=2, devices=1):
+        key = (more, epochs, devices)
+        if key not in runs:
+            runs[key] = tmp_path_factory.mktemp("whole") / "run"
+            trainer.run(trainer.options(runs[key], *more, epochs=epochs), devices=devices)
+        return runs[key]
+
+    return train
