@@ -19,14 +19,13 @@ def trainer(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def whole(trainer, tmp_path_factory):
-    """Runs that nothing interrupted, one for each list of options, made when first asked for."""
+    """Runs that nothing interrupted, by their number of epochs, each made when first asked for."""
     runs = {}
 
-    def train(*more, epochs=2, devices=1):
-        key = (more, epochs, devices)
-        if key not in runs:
-            runs[key] = tmp_path_factory.mktemp("whole") / "run"
-            trainer.run(trainer.options(runs[key], *more, epochs=epochs), devices=devices)
-        return runs[key]
+    def train(epochs=20):
+        if epochs not in runs:
+            runs[epochs] = tmp_path_factory.mktemp("whole") / "run"
+            trainer.run(trainer.options(runs[epochs], epochs=epochs))
+        return runs[epochs]
 
     return train

@@ -5,8 +5,6 @@ import time
 
 from training import assert_same_to_the_bit, last_step, log, wait_for
 
-OPTIONS = ("--checkpoint-every", "10")
-
 
 def being_saved(folder):
     """The step of the checkpoint that is being written; 0 for none."""
@@ -16,7 +14,7 @@ def being_saved(folder):
 def test_a_run_killed_again_and_again_ends_to_the_bit_like_one_left_alone(pytestconfig, trainer, whole, tmp_path):
     kills = pytestconfig.getoption("kills")
     rng, epochs = random.Random(kills), 10 + 2 * kills
-    run, arguments = tmp_path / "run", trainer.options(tmp_path / "run", *OPTIONS, "--resume", epochs=epochs)
+    run, arguments = tmp_path / "run", trainer.options(tmp_path / "run", "--resume", epochs=epochs)
     folder = run / "checkpoints"
     while_saving, steps = 0, []
     for kill in range(kills):
@@ -38,7 +36,7 @@ def test_a_run_killed_again_and_again_ends_to_the_bit_like_one_left_alone(pytest
     assert while_saving >= kills // 4
     trainer.run(arguments)
     print(f"{kills} kills, {while_saving} while saving, after the checkpoints of steps {steps}")
-    reference = whole(*OPTIONS, epochs=epochs)
+    reference = whole(epochs)
     assert_same_to_the_bit(run, reference)
     assert log(run) == log(reference)
     out, _ = trainer.run(["verify", str(run)])

@@ -22,12 +22,13 @@ class Trainer(NamedTuple):
 
     folder: Path
 
-    def options(self, run: Path, *more: str, epochs: int = 2) -> list[str]:
-        """A flow-gradient run of 15 steps an epoch with random start and augmentation: all that is random."""
+    def options(self, run: Path, *more: str, epochs: int = 20) -> list[str]:
+        """A flow-gradient run of 15 steps an epoch, a checkpoint every 10, with all that is random."""
         return [
             *("fit", "digits-flow", "--run-dir", str(run), "--data-dir", str(self.folder / "data")),
             *("--batch-size", "100", "--epochs", str(epochs), "--model.width", "0.25", "--model.norm", "group"),
             *("--method.random-start", "0.1", "--augmentation.shift", "1", "--log-every", "5", "--no-evaluate"),
+            *("--checkpoint-every", "10"),
             *more,
         ]
 
