@@ -24,7 +24,7 @@ def run(capsys, *arguments):
 def test_help_names_every_command(capsys):
     code, out, _ = run(capsys, "--help")
     assert code == 0
-    assert all(command in out for command in ("fit", "evaluate", "presets"))
+    assert all(command in out for command in ("fit", "evaluate", "verify", "launch", "presets"))
 
 
 def test_no_command_is_an_error(capsys):
@@ -60,6 +60,13 @@ def test_every_option_has_a_help_text(capsys):
         (["fit", "digits-flow", "--optimizer.decay-epochs", "3", "-1"], "--optimizer.decay-epochs"),
         (["fit", "digits-flow", "--data.name", "no-such-set", "--data-dir", "."], "no-such-set"),
         (["fit", "cifar10-vgg11-flow", "--data.name", "digits", "--augmentation.resize", "20"], "crop"),
+        (["fit", "digits-flow", "--process-id", "1"], "belong to --distributed"),
+        (["fit", "digits-flow", "--distributed", "--coordinator", "host"], "--coordinator must be HOST:PORT, got host"),
+        (["launch"], "launch needs a command"),
+        (["launch", "--processes", "0", "fit", "digits-flow"], "--processes must be at least 1, got 0"),
+        (["launch", "--devices", "2", "fit", "digits-flow"], "--devices"),
+        (["verify"], "verify"),
+        (["verify", "no/such/run"], "no/such/run"),
         (["evaluate"], "evaluate"),
         (["evaluate", "no/such/run"], "no/such/run"),
         (["evaluate", "no/such/run", "--radius", "-1"], "--radius"),

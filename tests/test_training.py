@@ -310,10 +310,24 @@ def test_what_may_change_is_said(tmp_path, data_dir):
     assert changes == expected
 
 
+@pytest.mark.parametrize(
+    ("kind", "synchronize", "expected"),
+    [
+        ("pmap", True, "by pmap, batch statistics over all of them"),
+        ("pmap", False, "by pmap, batch statistics of each alone"),
+        ("jit", False, "by jit, batch statistics over all of them"),
+    ],
+)
+def test_the_first_line_says_what_batch_norm_sees(capsys, kind, synchronize, expected):
+    config = replace(TINY, model=Model(norm="batch", synchronize=synchronize), parallel=kind)
+    loop.announce(config, parallel.make_engine(kind, batch_size=16), None, [])
+    assert capsys.readouterr().out == f"training on 8 cpu devices {expected}\n"
+
+
 def test_writing_is_tried_again_where_that_may_help(tmp_path, monkeypatch):
     errors, pauses = [errno.ESTALE, errno.EIO, None], []
 
-    def write(path, text):
+    def write(path, data):
         if code := errors.pop(0):
             raise OSError(code, os.strerror(code))
 

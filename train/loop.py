@@ -144,7 +144,7 @@ def fit(
     restored = checkpoints.resume(run.checkpoints, task.network.state, config=config) if resume else None
     runs.create(run, config)
     if processes.is_lead():
-        _announce(config, engine, restored, changes)
+        announce(config, engine, restored, changes)
     state = restored.state if restored else task.network.state
     log = runs.MetricLog(run, after_step=int(state.step))
     try:
@@ -154,7 +154,7 @@ def fit(
         log.close()
 
 
-def _announce(
+def announce(
     config: Config, engine: parallel.Engine, restored: checkpoints.Restored | None, changes: list[str]
 ) -> None:
     """Says what runs where, and what is not as it was when the run was last continued."""

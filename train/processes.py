@@ -56,6 +56,7 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
             f"--distributed: {line} Give --coordinator HOST:PORT, --num-processes and --process-id where no cluster "
             "(SLURM, Open MPI, Kubernetes, TPU) is detected"
         ) from error
+    jax.devices()  # finds those of the others, which takes all processes, while all are known to be here
 
 
 def _from_environment(name: str) -> int | None:
@@ -83,9 +84,9 @@ def from_lead(number: int) -> int:
 def leave(code: int) -> None:
     """Ends a process that fails alone: at once, since the ordinary end waits for the others, which wait for this one.
 
-    Does nothing where there is only one.
+    Does nothing in a process that has not joined others.
     """
-    if not jax.distributed.is_initialized() or jax.process_count() == 1:
+    if not jax.distributed.is_initialized():
         return
     sys.stdout.flush()
     sys.stderr.flush()

@@ -67,25 +67,30 @@ class Run(NamedTuple):
 
 
 def write_text(path: Path, text: str) -> None:
+    """`write_bytes` of UTF-8."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, data: bytes) -> None:
     """Writes a file whole or not at all: a reader never sees half of it.
 
     Errors that a network file system may get over are met with four tries in three seconds.
     """
     for pause in (0.2, 0.6, 2.0, None):
         try:
-            return _write_whole(path, text)
+            return _write_whole(path, data)
         except OSError as error:
             if pause is None or error.errno not in _PASSING:
                 raise
             time.sleep(pause)
 
 
-def _write_whole(path: Path, text: str) -> None:
+def _write_whole(path: Path, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
         Path(temporary).chmod(0o644)
@@ -156,6 +161,8 @@ def claim(folder: Path, config: configs.Config, *, resume: bool) -> tuple[Run, l
 def _environment_differences(folder: Path) -> list[str]:
     try:
         there = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
+        if not isinstance(there, dict):
+            return []
     except (OSError, ValueError):
         return []  # it only informs
     here = environment()
@@ -209,7 +216,7 @@ def load_config(folder: Path) -> configs.Config:
     path = Run(folder).config
     if not path.is_file():
         raise RunError(f"{folder} holds no run: there is no {path.name} in it")
-    return configs.from_json(path.read_text(encoding="utf-8"))
+    return configs.from_json(path.read_text(encoding="utf-8", errors="replace"))
 
 
 def environment() -> dict[str, Any]:
@@ -234,15 +241,15 @@ def _version(name: str) -> str | None:
 
 
 def read_metrics(run: Run) -> list[dict[str, Any]]:
-    """The lines of the metric log; a line cut off by a crash is left out."""
+    """The lines of the metric log; one that a crash cut off or a disk damaged is left out."""
     if not run.metrics.is_file():
         return []
     lines = []
-    for line in run.metrics.read_text(encoding="utf-8").splitlines():
-        try:
-            lines.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
+    for text in run.metrics.read_text(encoding="utf-8", errors="replace").splitlines():
+        with suppress(ValueError):
+            line = json.loads(text)
+            if isinstance(line, dict) and isinstance(line.get("step"), int):
+                lines.append(line)
     return lines
 
 
