@@ -14,7 +14,12 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session")
 def trainer(tmp_path_factory):
-    return Trainer(tmp_path_factory.mktemp("trainer"))
+    trainer = Trainer(tmp_path_factory.mktemp("trainer"), [])
+    yield trainer
+    for process in trainer.started:  # no matter how the tests ended
+        if process.poll() is None:
+            process.terminate()  # a launcher passes it on
+            process.wait(timeout=60)
 
 
 @pytest.fixture(scope="session")

@@ -21,6 +21,7 @@ class Trainer(NamedTuple):
     """Starts commands of `python -m train`; compiled programs and the data set are shared through `folder`."""
 
     folder: Path
+    started: list[subprocess.Popen[str]]
 
     def options(self, run: Path, *more: str, epochs: int = 20) -> list[str]:
         """A flow-gradient run of 15 steps an epoch, a checkpoint every 10, with all that is random."""
@@ -43,7 +44,7 @@ class Trainer(NamedTuple):
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "PYTHONUNBUFFERED": "1",
         }
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, "-m", "train", *arguments],
             cwd=ROOT,
             env={**os.environ, **settings, **environment},
@@ -51,6 +52,8 @@ class Trainer(NamedTuple):
             stderr=subprocess.PIPE,
             text=True,
         )
+        self.started.append(process)
+        return process
 
     def run(self, arguments: list[str], *, devices: int = 1, code: int = 0) -> tuple[str, str]:
         """Runs a command to its end, which must have the given exit code; returns both outputs."""
