@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -18,6 +19,9 @@ from train.config import ConfigError
 
 PREEMPTED = 143
 """Exit code after SIGTERM: 128 + 15, what a shell reports for a process that the signal ends."""
+
+CONNECT_SECONDS = 300.0
+"""How long the other processes wait for process 0 to start."""
 
 _WEEK = 7 * 24 * 3600
 
@@ -43,8 +47,13 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
     """
     num_processes = _from_environment("JAX_NUM_PROCESSES") if num_processes is None else num_processes
     process_id = _from_environment("JAX_PROCESS_ID") if process_id is None else process_id
-    if coordinator is not None and not coordinator.rpartition(":")[2].isdigit():
-        raise ConfigError(f"--coordinator must be HOST:PORT, got {coordinator}")
+    coordinator = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS")
+    if coordinator is not None:
+        host, _, port = coordinator.rpartition(":")
+        if not (host and port.isdigit()):
+            raise ConfigError(f"--coordinator must be HOST:PORT, got {coordinator}")
+        if process_id:
+            _await_coordinator(host.strip("[]"), int(port))
     # `stop_on_sigterm` takes its place: it hears a second signal, and is the same for one process and for several.
     jax.config.update("jax_enable_preemption_service", False)
     try:
@@ -57,6 +66,21 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
             "(SLURM, Open MPI, Kubernetes, TPU) is detected"
         ) from error
     jax.devices()  # finds those of the others, which takes all processes, while all are known to be here
+
+
+def _await_coordinator(host: str, port: int) -> None:
+    """Waits until process 0 listens; JAX itself would abort with a stack trace where it never does."""
+    deadline = time.monotonic() + CONNECT_SECONDS
+    while True:
+        try:
+            return socket.create_connection((host, port), timeout=5).close()
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise ConfigError(
+                    f"--coordinator {host}:{port} has not answered for {CONNECT_SECONDS:.0f} s ({error}): is process 0 "
+                    "running there, and can this host reach it?"
+                ) from error
+        time.sleep(0.2)
 
 
 def _from_environment(name: str) -> int | None:
