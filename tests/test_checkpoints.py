@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from train import checkpoints, runs
+from train import checkpoints, manifests, runs
 from train.cli import main
 from train.config import Config, Model, from_json, to_json
 
@@ -70,9 +70,9 @@ def test_what_is_read_is_what_was_written(run):
 
 def test_the_last_two_and_the_best_are_kept(tmp_path):
     run = write(tmp_path / "run", [0.1, 0.8, 0.3, None, 0.8, 0.2, None])
-    assert checkpoints.steps(run.checkpoints) == [5, 6, 7]
-    assert checkpoints.best_step(run.checkpoints) == 5
-    assert checkpoints.best_step(write(tmp_path / "none", [None]).checkpoints) is None
+    assert manifests.steps(run.checkpoints) == [5, 6, 7]
+    assert checkpoints.best_step(run.checkpoints) == (5, {})
+    assert checkpoints.best_step(write(tmp_path / "none", [None]).checkpoints) == (None, {})
 
 
 def files(folder):
@@ -99,7 +99,7 @@ def test_flips_and_truncations_are_found_or_harmless(pytestconfig, tmp_path):
         outcomes["found" if restored is None else "harmless"] += 1
         if restored is not None:
             assert_is(restored, 1)
-            assert checkpoints.best_step(run.checkpoints) == 1
+            assert checkpoints.best_step(run.checkpoints)[0] == 1
         path.write_bytes(before)
     print(f"{flips} flipped bits, {flips // 5} truncations: {outcomes}")
     assert_is(restore(run), 1)

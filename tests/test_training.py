@@ -17,7 +17,7 @@ import pytest
 
 import deformreg
 from deformreg.losses import cross_entropy
-from train import checkpoints, loop, parallel, processes, runs
+from train import logs, loop, manifests, parallel, processes, runs
 from train.config import Config, ConfigError, Data, Method, Model, Optimizer, check, differences, from_json, to_json
 from train.data import Augmentation
 from train.models import create_model
@@ -258,13 +258,13 @@ def test_resume_is_exact_to_the_bit(tmp_path, data_dir, monkeypatch):
     asked = iter([False] * 9 + [True] * 15)
     with pytest.raises(processes.Preempted, match=r"saved step 12 of 15; --resume"):
         loop.fit(config, tmp_path / "cut", stop_requested=lambda: next(asked))
-    assert checkpoints.steps(tmp_path / "cut" / "checkpoints") == [7, 12]
+    assert manifests.steps(tmp_path / "cut" / "checkpoints") == [7, 12]
     # A clock that jumps, mostly backward, must not matter.
     monkeypatch.setattr(time, "time", itertools.cycle([2e9, 1e9, 1.5e9, 1.4e9]).__next__)
     resumed = loop.fit(config, tmp_path / "cut", resume=True)
     for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(resumed), strict=True):
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
-    lines = [line["step"] for line in runs.read_metrics(runs.Run(tmp_path / "cut"))]
+    lines = [line["step"] for line in logs.read_metrics(runs.Run(tmp_path / "cut"))]
     assert lines == sorted(lines)
     assert lines[-1] == 15
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
+import jax
 import tyro
 
 from train import processes
@@ -104,8 +105,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         code = _run(list(sys.argv[1:] if arguments is None else arguments))
     except Exception:
-        traceback.print_exc()
-        processes.leave(1)
+        if jax.distributed.is_initialized():
+            traceback.print_exc()
+            processes.leave(1)
         raise
     if code not in _TOGETHER:
         processes.leave(code)
@@ -133,6 +135,9 @@ def _run(arguments: list[str]) -> int:
         # The reader (`| head`) has seen enough; Python must not complain at exit either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except processes.Preempted as stop:
+        print(f"stopped: {stop}", file=sys.stderr)
+        return PREEMPTED
     except KeyboardInterrupt:
         return _fail("interrupted; --resume continues from the last checkpoint", 130)
     except (ValueError, OSError, RuntimeError) as error:
@@ -144,8 +149,6 @@ def _run(arguments: list[str]) -> int:
 
 def _explain(error: Exception) -> tuple[int, str]:
     """Exit code and message of an error that the user can mend; 0 for any other."""
-    import jax
-
     from train.checkpoints import CheckpointError
     from train.data import DataError
     from train.loop import NonFiniteLoss
@@ -153,8 +156,6 @@ def _explain(error: Exception) -> tuple[int, str]:
 
     if isinstance(error, NonFiniteLoss):
         return NON_FINITE, str(error)
-    if isinstance(error, processes.Preempted):
-        return PREEMPTED, str(error)
     if isinstance(error, StorageError) or is_storage_failure(error):
         return FAILED, str(error)
     if isinstance(error, (ConfigError, DataError, RunError, CheckpointError, OSError)):

@@ -22,7 +22,7 @@ from deformreg import reports, suites
 from deformreg.evaluation import Evaluator, Progress, evaluator
 from deformreg.losses import cross_entropy
 from deformreg.statistics import wilson_interval
-from train import checkpoints, runs
+from train import checkpoints, logs, runs
 from train.config import Config
 from train.data import center_view, load
 from train.loop import build
@@ -108,17 +108,17 @@ def open_run(folder: Path, *, data_dir: str | None = None, examples: int = 0) ->
     test = load(
         config.data.name, split="test", data_dir=data_dir or config.data.data_dir, image_size=config.data.image_size
     )
-    chosen = checkpoints.best_step(run.checkpoints) if config.select == "best" else None
+    chosen, damaged = checkpoints.best_step(run.checkpoints) if config.select == "best" else (None, {})
     network = build(config, test)
     step, state, skipped = checkpoints.restore(run.checkpoints, network.state, config=config, step=chosen)
-    for damaged, reason in skipped.items():
-        print(f"skipped the damaged checkpoint of step {damaged}: {reason}", file=sys.stderr)
+    for other, reason in {**damaged, **skipped}.items():
+        print(f"skipped the damaged checkpoint of step {other}: {reason}", file=sys.stderr)
     count = min(examples or config.evaluation.examples or len(test), len(test))
     images, labels = test.read(np.arange(count))
     view = jax.jit(partial(center_view, options=config.augmentation))
     views = [np.asarray(view(images[i : i + 1000])) for i in range(0, count, 1000)]
     logits_fn = jax.tree_util.Partial(Predictor(network.model), state.params, state.batch_stats)
-    seconds = max((line.get("seconds", 0.0) for line in runs.read_metrics(run)), default=0.0)
+    seconds = max((line.get("seconds", 0.0) for line in logs.read_metrics(run)), default=0.0)
     return Trained(config, logits_fn, np.concatenate(views), labels, test.class_names, step, seconds)
 
 

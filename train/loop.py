@@ -17,7 +17,7 @@ import numpy as np
 from jax import Array
 from tqdm import tqdm
 
-from train import checkpoints, parallel, processes, runs
+from train import checkpoints, logs, parallel, processes, runs
 from train.config import Config, ConfigError
 from train.data import (
     Augmentation,
@@ -146,7 +146,7 @@ def fit(
     if processes.is_lead():
         announce(config, engine, restored, changes)
     state = restored.state if restored else task.network.state
-    log = runs.MetricLog(run, after_step=int(state.step))
+    log = logs.MetricLog(run, after_step=int(state.step))
     try:
         with checkpoints.open_writer(run, config) as writer:
             return _train(config, task, engine, writer, log, engine.put_state(state), stop_requested)
@@ -182,7 +182,7 @@ def _train(
     task: Task,
     engine: parallel.Engine,
     writer: checkpoints.Writer,
-    log: runs.MetricLog,
+    log: logs.MetricLog,
     state: State,
     stop_requested: Callable[[], bool],
 ) -> State:
@@ -220,7 +220,7 @@ def _train(
 class _Watch:
     """Reads metrics a few steps late, so that the device never waits, and stops at the first non-finite loss."""
 
-    def __init__(self, log: runs.MetricLog, rate: Callable[[Any], Any], interval: int, began: float) -> None:
+    def __init__(self, log: logs.MetricLog, rate: Callable[[Any], Any], interval: int, began: float) -> None:
         self.log, self.rate, self.interval, self.began = log, rate, interval, began
         self.pending: deque[tuple[int, dict[str, Array]]] = deque()
         self.window: list[dict[str, float]] = []

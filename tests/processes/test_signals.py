@@ -12,7 +12,7 @@ def test_sigterm_saves_the_step_and_resuming_is_exact(trainer, whole, tmp_path):
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 143
-    assert f"error: saved step {last_step(run)} of 300; --resume continues from there" in err
+    assert f"stopped: saved step {last_step(run)} of 300; --resume continues from there" in err
     trainer.run(trainer.options(run, "--resume"))
     assert_same_to_the_bit(run, whole())
     steps = [line["step"] for line in log(run) if "loss" in line]

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from train import checkpoints
+from train import manifests
 
 ROOT = Path(__file__).parents[2]
 
@@ -75,7 +75,7 @@ def wait_for(condition, process, seconds: float = 120.0) -> bool:
 
 def last_step(run: Path) -> int:
     """The newest completed checkpoint's; 0 for none."""
-    return max(checkpoints.steps(run / "checkpoints"), default=0)
+    return max(manifests.steps(run / "checkpoints"), default=0)
 
 
 def log(run: Path) -> list[dict]:
@@ -88,7 +88,7 @@ def assert_same_to_the_bit(run: Path, other: Path) -> None:
     """The final states of two runs."""
     step = last_step(run)
     assert step == last_step(other)
-    ours, theirs = (checkpoints.read(folder / "checkpoints", step) for folder in (run, other))
+    ours, theirs = (manifests.read(folder / "checkpoints", step) for folder in (run, other))
     assert ours.keys() == theirs.keys()
     for path in ours:
         assert ours[path].tobytes() == theirs[path].tobytes(), path
@@ -96,5 +96,5 @@ def assert_same_to_the_bit(run: Path, other: Path) -> None:
 
 def largest_difference(run: Path, other: Path) -> float:
     """Over the parameters after the last step."""
-    ours, theirs = (checkpoints.read(folder / "checkpoints", last_step(run)) for folder in (run, other))
+    ours, theirs = (manifests.read(folder / "checkpoints", last_step(run)) for folder in (run, other))
     return max(float(np.max(np.abs(ours[path] - theirs[path]))) for path in ours if path.startswith("params/"))
