@@ -172,7 +172,7 @@ def announce(
         print(f"skipped a damaged checkpoint, now damaged-{step}: {reason}", file=sys.stderr)
     print(f"continuing after step {restored.step}")
     if changes:
-        print("not as before, so equal to rounding instead of to the bit (there, here):", file=sys.stderr)
+        print("changed since (there, here); devices, processes and versions may change the last bits:", file=sys.stderr)
     for line in changes:
         print(f"  {line}", file=sys.stderr)
 
