@@ -152,7 +152,8 @@ def claim(folder: Path, config: configs.Config, *, resume: bool) -> tuple[Run, l
         if differences.fixed:
             raise RunError(f"{folder} was trained with another config (there, here): {'; '.join(differences.fixed)}")
         return run, differences.free + _environment_differences(folder)
-    if folder.exists() and any(folder.iterdir()):
+    # A process killed while it wrote the config leaves a temporary file.
+    if folder.exists() and any(not path.name.startswith(f".{run.config.name}.") for path in folder.iterdir()):
         raise RunError(f"{folder} is not empty and holds no run: choose another --run-dir")
     return run, []
 
