@@ -1,4 +1,4 @@
-"""The command line: ``python -m benchmarks {cost,peers}``."""
+"""The command line: ``python -m benchmarks {cost,peers,storage}``."""
 
 from __future__ import annotations
 
@@ -24,11 +24,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "rounds": options.rounds,
         "quick": options.quick,
     }
-    from benchmarks import cost, harness, peers
+    from benchmarks import cost, harness, peers, storage
 
     try:
         if options.name == "cost":
             rows = cost.measure(**settings)
+        elif options.name == "storage":
+            rows = storage.measure(**settings)
         else:
             rows = peers.measure(**settings, torch_python=options.torch_python)
     except ValueError as error:
@@ -44,7 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=DESCRIPTION)
     parser.add_argument(
-        "name", choices=("cost", "peers"), help="cost: one training step per method; peers: against plain PyTorch"
+        "name",
+        choices=("cost", "peers", "storage"),
+        help="cost: one training step per method; peers: against plain PyTorch; storage: checkpoints beside the steps",
     )
     parser.add_argument("--model", default="vgg-11", help="network, full width (default: vgg-11)")
     parser.add_argument("--batch-size", type=_count, default=128, help="images per step (default: 128)")

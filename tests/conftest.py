@@ -10,6 +10,8 @@ jax.config.update("jax_disable_most_optimizations", True)
 
 def pytest_addoption(parser):
     parser.addoption("--bad-commands", type=int, default=8, help="bad inputs that slow tests give to commands")
+    parser.addoption("--kills", type=int, default=5, help="SIGKILLs in tests/processes/test_kills.py")
+    parser.addoption("--flips", type=int, default=20, help="flipped bits in tests/test_checkpoints.py")
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ def run(capsys, *arguments):
 def test_help_names_every_command(capsys):
     code, out, _ = run(capsys, "--help")
     assert code == 0
-    assert all(command in out for command in ("fit", "evaluate", "presets"))
+    assert all(command in out for command in ("fit", "evaluate", "verify", "launch", "presets"))
 
 
 def test_no_command_is_an_error(capsys):
@@ -45,6 +46,18 @@ def test_every_option_has_a_help_text(capsys):
     assert "pixels" in out
 
 
+def test_a_coordinator_that_does_not_answer_is_named(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr("train.processes.CONNECT_SECONDS", 0.3)
+    with socket.socket() as taken:  # bound, but nobody listens
+        taken.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        options = ("--distributed", "--coordinator", address, "--num-processes", "2", "--process-id", "1")
+        code, _, err = run(capsys, "fit", "digits-flow", *options, "--run-dir", str(tmp_path / "run"))
+    assert code == 2
+    assert f"--coordinator {address} has not answered for 0 s" in err
+    assert err.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "culprit"),
     [
@@ -60,6 +73,13 @@ def test_every_option_has_a_help_text(capsys):
         (["fit", "digits-flow", "--optimizer.decay-epochs", "3", "-1"], "--optimizer.decay-epochs"),
         (["fit", "digits-flow", "--data.name", "no-such-set", "--data-dir", "."], "no-such-set"),
         (["fit", "cifar10-vgg11-flow", "--data.name", "digits", "--augmentation.resize", "20"], "crop"),
+        (["fit", "digits-flow", "--process-id", "1"], "belong to --distributed"),
+        (["fit", "digits-flow", "--distributed", "--coordinator", "host"], "--coordinator must be HOST:PORT, got host"),
+        (["launch"], "launch needs a command"),
+        (["launch", "--processes", "0", "fit", "digits-flow"], "--processes must be at least 1, got 0"),
+        (["launch", "--devices", "2", "fit", "digits-flow"], "--devices"),
+        (["verify"], "verify"),
+        (["verify", "no/such/run"], "no/such/run"),
         (["evaluate"], "evaluate"),
         (["evaluate", "no/such/run"], "no/such/run"),
         (["evaluate", "no/such/run", "--radius", "-1"], "--radius"),

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import itertools
 import json
+import os
+import time
 from dataclasses import replace
 from functools import cache, partial
 
@@ -13,7 +17,7 @@ import pytest
 
 import deformreg
 from deformreg.losses import cross_entropy
-from train import checkpoints, loop, parallel, runs
+from train import logs, loop, manifests, parallel, processes, runs
 from train.config import Config, ConfigError, Data, Method, Model, Optimizer, check, differences, from_json, to_json
 from train.data import Augmentation
 from train.models import create_model
@@ -245,52 +249,24 @@ def small(data_dir, **changes):
     return replace(TINY, data=Data(name="digits", data_dir=data_dir), devices=1, checkpoint_every=7, **changes)
 
 
-def test_resume_is_exact_to_the_bit(tmp_path, data_dir):
+def test_resume_is_exact_to_the_bit(tmp_path, data_dir, monkeypatch):
     config = small(
         data_dir, method=Method(name="flow-gradient", weight=1.0, random_start=0.1), batch_size=100,
         augmentation=Augmentation(shift=1),
     )  # fmt: skip
     whole = loop.fit(config, tmp_path / "whole")
-    loop.fit(config, tmp_path / "cut")
-    manager = checkpoints.open_manager(tmp_path / "cut" / "checkpoints")
-    steps = sorted(manager.all_steps())
-    manager.delete(steps[-1])
-    manager.close()
-    assert steps[-1] == 15
-    assert 7 < steps[-2] + 1 < 15 + 1
+    asked = iter([False] * 9 + [True] * 15)
+    with pytest.raises(processes.Preempted, match=r"saved step 12 of 15; --resume"):
+        loop.fit(config, tmp_path / "cut", stop_requested=lambda: next(asked))
+    assert manifests.steps(tmp_path / "cut" / "checkpoints") == [7, 12]
+    # A clock that jumps, mostly backward, must not matter.
+    monkeypatch.setattr(time, "time", itertools.cycle([2e9, 1e9, 1.5e9, 1.4e9]).__next__)
     resumed = loop.fit(config, tmp_path / "cut", resume=True)
     for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(resumed), strict=True):
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
-    lines = [line["step"] for line in runs.read_metrics(runs.Run(tmp_path / "cut"))]
+    lines = [line["step"] for line in logs.read_metrics(runs.Run(tmp_path / "cut"))]
     assert lines == sorted(lines)
     assert lines[-1] == 15
-
-
-def test_damage_is_found_and_the_previous_checkpoint_used(tmp_path):
-    manager = checkpoints.open_manager(tmp_path)
-    state = {"weights": np.arange(1000, dtype=np.float32), "step": np.int32(1)}
-    for step in (1, 2):
-        checkpoints.save(manager, step, {**state, "step": np.int32(step)}, {"accuracy": 0.5})
-    manager.wait_until_finished()
-    step, read, skipped = checkpoints.restore(manager, state)
-    assert (step, int(read["step"]), skipped) == (2, 2, [])
-    largest = max((tmp_path / "2").rglob("*"), key=lambda path: path.stat().st_size if path.is_file() else 0)
-    data = bytearray(largest.read_bytes())
-    data[len(data) // 2] ^= 1
-    largest.write_bytes(bytes(data))
-    step, read, skipped = checkpoints.restore(manager, state)
-    manager.close()
-    assert step == 1
-    np.testing.assert_array_equal(read["weights"], state["weights"])
-    assert len(skipped) == 1
-    assert skipped[0].startswith("step 2: ")
-
-
-def test_no_intact_checkpoint_is_an_error(tmp_path):
-    manager = checkpoints.open_manager(tmp_path)
-    with pytest.raises(checkpoints.CheckpointError, match="no intact checkpoint"):
-        checkpoints.restore(manager, {"weights": np.zeros(3)})
-    manager.close()
 
 
 def test_non_finite_loss_names_the_step_and_keeps_checkpoints(tmp_path, data_dir):
@@ -303,15 +279,68 @@ def test_non_finite_loss_names_the_step_and_keeps_checkpoints(tmp_path, data_dir
 
 def test_a_run_folder_is_never_overwritten(tmp_path, data_dir):
     config = small(data_dir)
-    runs.create(tmp_path / "run", config, resume=False)
+    run, changes = runs.claim(tmp_path / "run", config, resume=False)
+    assert changes == []
+    assert not run.folder.exists()
+    runs.create(run, config)
     with pytest.raises(runs.RunError, match="already holds a run"):
-        runs.create(tmp_path / "run", config, resume=False)
+        runs.claim(tmp_path / "run", config, resume=False)
     with pytest.raises(runs.RunError, match=r"another config \(there, here\): seed: 0, 5"):
-        runs.create(tmp_path / "run", replace(config, seed=5), resume=True)
+        runs.claim(tmp_path / "run", replace(config, seed=5), resume=True)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.txt").write_text("precious")
     with pytest.raises(runs.RunError, match="not empty"):
-        runs.create(tmp_path / "other", config, resume=False)
+        runs.claim(tmp_path / "other", config, resume=False)
+    (tmp_path / "other" / "thesis.txt").rename(tmp_path / "other" / ".config.json.8x_killed")
+    runs.claim(tmp_path / "other", config, resume=True)
+
+
+def test_what_may_change_is_said(tmp_path, data_dir):
+    config = small(data_dir)
+    runs.create(runs.Run(tmp_path), config)
+    environment = json.loads((tmp_path / "environment.json").read_text())
+    environment["packages"]["jax"] = "0.0.1"
+    environment["processes"] = 4
+    runs.write_json(tmp_path / "environment.json", environment)
+    _, changes = runs.claim(tmp_path, replace(config, devices=4, parallel="jit"), resume=True)
+    expected = [
+        "parallel: 'pmap', 'jit'",
+        "devices: 1, 4",
+        f"packages: jax 0.0.1, jax {jax.__version__}",
+        "processes: 4, 1",
+    ]
+    assert changes == expected
+
+
+@pytest.mark.parametrize(
+    ("kind", "synchronize", "expected"),
+    [
+        ("pmap", True, "by pmap, batch statistics over all of them"),
+        ("pmap", False, "by pmap, batch statistics of each alone"),
+        ("jit", False, "by jit, batch statistics over all of them"),
+    ],
+)
+def test_the_first_line_says_what_batch_norm_sees(capsys, kind, synchronize, expected):
+    config = replace(TINY, model=Model(norm="batch", synchronize=synchronize), parallel=kind)
+    loop.announce(config, parallel.make_engine(kind, batch_size=16), None, [])
+    assert capsys.readouterr().out == f"training on 8 cpu devices {expected}\n"
+
+
+def test_writing_is_tried_again_where_that_may_help(tmp_path, monkeypatch):
+    errors, pauses = [errno.ESTALE, errno.EIO, None], []
+
+    def write(path, data):
+        if code := errors.pop(0):
+            raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(runs, "_write_whole", write)
+    monkeypatch.setattr(runs.time, "sleep", pauses.append)
+    runs.write_text(tmp_path / "file", "text")
+    assert pauses == sorted(pauses)
+    assert len(pauses) == 2
+    errors[:] = [errno.ENOSPC]
+    with pytest.raises(OSError, match="No space left"):
+        runs.write_text(tmp_path / "file", "text")
 
 
 def test_predict_does_not_depend_on_the_batch():

@@ -1,20 +1,24 @@
-"""Orbax checkpoints with a checksum of every leaf, written in the background.
+"""Orbax checkpoints, written in the background and never taken at their word.
 
-Orbax notices missing and truncated files but not flipped bits inside an array, so each step also stores the CRC-32 of
-every leaf; a restore compares them and falls back to the newest step that is whole.
+All processes write together, each step with a manifest (`train.manifests`). Process 0 chooses what is read: the newest
+step that is whole.
 """
 
 from __future__ import annotations
 
 import logging
-import warnings
-import zlib
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+
+from train import manifests, processes, runs
+from train.config import Config
 
 Tree = Any
 
@@ -23,87 +27,211 @@ class CheckpointError(ValueError):
     """No usable checkpoint; the message is one line with the culprit and the remedy."""
 
 
-def open_manager(folder: Path) -> ocp.CheckpointManager:
-    """Opens a run's checkpoints: keeps the last two and the one of best validation accuracy."""
-    logging.getLogger("absl").setLevel(logging.ERROR)
-    policies = ocp.checkpoint_managers
+class Restored(NamedTuple):
+    """What `restore` found.
 
-    def score(metrics: dict[str, float]) -> float:
-        return metrics["accuracy"]
+    Attributes:
+        step: of the checkpoint.
+        state: NumPy arrays.
+        skipped: newer steps that are damaged, with what is wrong with them.
+    """
 
-    return ocp.CheckpointManager(
-        folder.resolve(),
-        options=ocp.CheckpointManagerOptions(
-            best_fn=score,
-            best_mode="max",
-            # `max_to_keep` together with `best_fn` would delete the newest step.
-            preservation_policy=policies.AnyPreservationPolicy(
-                [policies.LatestN(2), policies.BestN(get_metric_fn=score, n=1)]
-            ),
-            cleanup_tmp_directories=True,
-        ),
-    )
+    step: int
+    state: Tree
+    skipped: dict[int, str]
 
 
-def checksums(tree: Tree) -> dict[str, int]:
-    """The CRC-32 of every leaf's bytes, by its path; for replicated arrays."""
+class _Keep:
+    """Keeps the last two steps and the one of best validation accuracy."""
 
-    def crc(leaf: Any) -> int:
-        data = leaf.addressable_shards[0].data if isinstance(leaf, jax.Array) else leaf
-        return zlib.crc32(np.ascontiguousarray(data).tobytes())
+    def __init__(self, accuracies: dict[int, float]) -> None:
+        self.accuracies = accuracies
 
-    return {jax.tree_util.keystr(path): crc(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        steps = [checkpoint.step for checkpoint in checkpoints]
+        kept = {*steps[-2:], _best({step: self.accuracies[step] for step in steps if step in self.accuracies})}
+        return [step in kept for step in steps]
 
 
-def save(manager: ocp.CheckpointManager, step: int, state: Tree, metrics: dict[str, float]) -> None:
-    """Starts writing a checkpoint; the next save or `wait_until_finished` waits for it."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        manager.save(
-            step,
-            metrics=metrics,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(jax.tree.map(np.asarray, _plain(state))),
-                checksums=ocp.args.JsonSave(checksums(_plain(state))),
-            ),
+def _best(accuracies: dict[int, float]) -> int | None:
+    """The step of highest accuracy, of several the last."""
+    return max(accuracies, key=lambda step: (accuracies[step], step), default=None)
+
+
+class Writer(NamedTuple):
+    """Where checkpoints go.
+
+    Attributes:
+        manager: Orbax's.
+        keep: which steps stay.
+        run: the run folder.
+        config: the run's, written into every manifest.
+    """
+
+    manager: ocp.CheckpointManager
+    keep: _Keep
+    run: runs.Run
+    config: Config
+
+    def save(self, step: int, state: Tree, accuracy: float | None = None) -> None:
+        """Starts writing a checkpoint; the next save and the end of `open_writer` wait for it.
+
+        Raises:
+            StorageError: this checkpoint or the one before cannot be written.
+        """
+        runs.check_there(self.run)
+        # Copied: the next step may reuse the buffers while the file is being written.
+        leaves = {path: np.array(leaf) for path, leaf in manifests.flat(state).items()}
+        if accuracy is not None:
+            self.keep.accuracies[step] = accuracy
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave(manifests.nested(leaves)),
+            manifest=ocp.args.JsonSave(manifests.create(leaves, self.config, accuracy)),
         )
+        with _storing(self.run), manifests.quiet():
+            if not self.manager.save(step, args=items, force=True):
+                raise ValueError(f"step {step} was not accepted")
 
 
-def _plain(state: Tree) -> Tree:
-    """Named tuples as dictionaries, so that a checkpoint can be read without this program's types."""
-    return ocp.utils.to_state_dict(state) if hasattr(ocp.utils, "to_state_dict") else state
+@contextmanager
+def open_writer(run: runs.Run, config: Config) -> Iterator[Writer]:
+    """Opens a run's checkpoints for writing, in all processes together, and closes them when all are on disk.
+
+    Raises:
+        StorageError: the last checkpoint cannot be written.
+    """
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    keep = _Keep(_accuracies(run.checkpoints)[0])
+    options = ocp.CheckpointManagerOptions(
+        preservation_policy=keep,
+        cleanup_tmp_directories=True,
+        # In the background, a folder that cannot be made leaves threads that hold up the exit for minutes.
+        async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
+    )
+    with _storing(run):
+        manager = ocp.CheckpointManager(run.checkpoints.resolve(), options=options)
+    try:
+        yield Writer(manager, keep, run, config)
+    except BaseException as error:
+        # A process that fails alone must not wait for the others.
+        if jax.process_count() == 1 or isinstance(error, processes.Stopped):
+            with suppress(Exception):
+                manager.close()
+        raise
+    with _storing(run):
+        manager.close()
 
 
-def restore(manager: ocp.CheckpointManager, state: Tree, *, step: int | None = None) -> tuple[int, Tree, list[str]]:
+@contextmanager
+def _storing(run: runs.Run) -> Iterator[None]:
+    """Turns the many kinds of error that writing raises into one."""
+    try:
+        yield
+    except runs.StorageError:
+        raise
+    except Exception as error:
+        raise runs.StorageError(
+            f"{run.checkpoints}: a checkpoint cannot be written ({manifests.one_line(error)}); earlier ones are kept: "
+            "make room or mend the disk, and --resume continues"
+        ) from error
+
+
+def best_step(folder: Path) -> tuple[int | None, dict[int, str]]:
+    """The step of best validation accuracy, None where no checkpoint has one; and the damaged ones, not considered."""
+    accuracies, damaged = _accuracies(folder)
+    return _best(accuracies), damaged
+
+
+def _accuracies(folder: Path) -> tuple[dict[int, float], dict[int, str]]:
+    """Validation accuracies in [0, 1] of the steps that have one; and steps whose manifest is damaged."""
+    accuracies, damaged = {}, {}
+    for step in manifests.steps(folder):
+        try:
+            accuracies[step] = manifests.read_manifest(folder, step)["accuracy"]
+        except manifests.Damaged as error:
+            damaged[step] = str(error)
+    return {step: accuracy for step, accuracy in accuracies.items() if accuracy is not None}, damaged
+
+
+def restore(folder: Path, state: Tree, *, config: Config, step: int | None = None) -> Restored:
     """Reads the newest checkpoint that is whole.
 
     Args:
-        manager: from `open_manager`.
+        folder: a run's checkpoints.
         state: a state of the same structure, shapes and types.
+        config: the run's; it must be the checkpoint's in all that training depends on.
         step: only this one; None for the newest.
 
-    Returns:
-        ``(step, state as NumPy arrays, what was skipped and why)``.
+    Raises:
+        CheckpointError: none is whole, or it belongs to another config or network.
+    """
+    skipped = {}
+    for candidate in [step] if step is not None else reversed(manifests.steps(folder)):
+        try:
+            manifest = manifests.read_manifest(folder, candidate)
+            _check_fits(folder / str(candidate), manifest, state, config)
+            leaves = manifests.read(folder, candidate)
+        except manifests.Damaged as error:
+            skipped[candidate] = str(error)
+            continue
+        restored = [leaves[path] for path in manifests.flat(state)]
+        return Restored(candidate, jax.tree.unflatten(jax.tree.structure(state), restored), skipped)
+    detail = "; ".join(f"step {step}: {reason}" for step, reason in skipped.items()) or "there is none"
+    raise CheckpointError(f"{folder}: no intact checkpoint ({detail})")
+
+
+def _check_fits(path: Path, manifest: dict[str, Any], state: Tree, config: Config) -> None:
+    """Refuses a checkpoint of another config or network; that is no damage, and no older one would do."""
+    if differing := runs.config_differences(manifest["config"], config).fixed:
+        raise CheckpointError(f"{path} is of another config (there, here): {'; '.join(differing)}")
+    here = {name: manifests.describe(leaf) for name, leaf in manifests.flat(state).items()}
+    there = {name: kind for name, (kind, _) in manifest["leaves"].items()}
+    differing = [
+        f"{name}: {there.get(name, 'missing')}, {here.get(name, 'missing')}"
+        for name in sorted({*here, *there})
+        if here.get(name) != there.get(name)
+    ]
+    if differing:
+        more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
+        raise CheckpointError(f"{path} is of another network (there, here): {'; '.join(differing[:3])}{more}")
+
+
+def resume(folder: Path, state: Tree, *, config: Config) -> Restored | None:
+    """Reads in every process the newest checkpoint that process 0 finds whole; None where there is none at all.
+
+    Damaged newer ones are set aside, as ``damaged-STEP``, since the run comes to their steps again.
 
     Raises:
-        CheckpointError: none is whole.
+        CheckpointError: there are some but none is whole, or they belong to another config or network.
     """
-    abstract = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), state)
-    skipped = []
-    for candidate in [step] if step is not None else sorted(manager.all_steps(), reverse=True):
+    found, failure = None, None
+    if processes.is_lead() and manifests.steps(folder):
         try:
-            read = manager.restore(
-                candidate,
-                args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract), checksums=ocp.args.JsonRestore()),
-            )
-        except Exception as error:  # Orbax and TensorStore raise many kinds for damage
-            lines = str(error).strip().splitlines()
-            skipped.append(f"step {candidate}: {lines[0][:200] if lines else type(error).__name__}")
-            continue
-        found, expected = checksums(read.state), dict(read.checksums)
-        damaged = [path for path in expected if found.get(path) != expected[path]]
-        if not damaged and found.keys() == expected.keys():
-            return candidate, read.state, skipped
-        skipped.append(f"step {candidate}: the checksum of {(damaged or ['a missing leaf'])[0]} does not match")
-    detail = "; ".join(skipped) if skipped else "there is none"
-    raise CheckpointError(f"{manager.directory}: no intact checkpoint ({detail})")
+            found = restore(folder, state, config=config)
+        except CheckpointError as error:
+            failure = error
+        else:
+            for step in found.skipped:
+                aside = folder / f"damaged-{step}"
+                shutil.rmtree(aside, ignore_errors=True)
+                (folder / str(step)).rename(aside)
+    chosen = processes.from_lead(-1 if failure else found.step if found else 0)
+    if failure:
+        raise failure
+    if chosen < 0:
+        raise CheckpointError(f"{folder}: process 0 finds no checkpoint to continue from")
+    if chosen and not found:
+        found = restore(folder, state, config=config, step=chosen)
+    return found
+
+
+def verify(folder: Path, config: Config) -> Iterator[tuple[int, str | None]]:
+    """Reads all checkpoints; yields each step with what is wrong with it, None for nothing."""
+    for step in manifests.steps(folder):
+        try:
+            differing = runs.config_differences(manifests.read_manifest(folder, step)["config"], config).fixed
+            manifests.read(folder, step)
+        except manifests.Damaged as error:
+            yield step, str(error)
+        else:
+            yield step, f"another config than the run's (there, here): {'; '.join(differing)}" if differing else None

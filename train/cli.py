@@ -1,4 +1,4 @@
-"""The command line: ``python -m train {fit,evaluate,presets}``."""
+"""The command line: ``python -m train {fit,evaluate,verify,launch,presets}``."""
 
 from __future__ import annotations
 
@@ -6,24 +6,40 @@ import difflib
 import math
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
+import jax
 import tyro
 
+from train import processes
 from train.config import Config, ConfigError, check
 from train.presets import find, table
+from train.processes import PREEMPTED
+
+DAMAGED, UNUSABLE, NON_FINITE, FAILED = 1, 2, 3, 4
+_TOGETHER = (0, NON_FINITE, PREEMPTED)  # how all processes end, each waiting for the others
 
 USAGE = """\
 usage: python -m train COMMAND [options]
 
   fit PRESET [options]    train a preset, evaluate it, write a report; `fit PRESET --help` explains every option
   evaluate RUN [RUN ...]  attack trained runs and compare them; `evaluate --help`
+  verify RUN [RUN ...]    check every checkpoint against its checksums; `verify --help`
+  launch fit PRESET ...   the same training in several processes of this host; `launch --help`
   presets                 what each preset trains, how long it takes, what to expect
 
-Exit codes: 0 done, 2 something given cannot be used (one line says what), 3 the loss became NaN or infinite.
+Exit codes:
+  0    done
+  1    verify found damage
+  2    something given cannot be used; one line says what
+  3    the loss became NaN or infinite
+  4    the disk or another process failed a run that was under way; --resume continues
+  130  interrupted from the keyboard; --resume continues from the last checkpoint
+  143  SIGTERM; a run that was training has saved its last step, and --resume continues from there
 """
 
 
@@ -38,6 +54,16 @@ class Fit:
     """Continue the run in that folder from its newest intact checkpoint; starts it where there is none."""
     evaluate: bool = True
     """Attack the trained network at the end and write report and pictures."""
+    distributed: bool = False
+    """This is one process of several, on one host or on many, that train together; each reads its part of every
+    batch, and all need the run folder on one file system. See docs/distributed.md."""
+    coordinator: str | None = None
+    """With --distributed: HOST:PORT of process 0. By default $JAX_COORDINATOR_ADDRESS, or what SLURM, Open MPI,
+    Kubernetes or a TPU pod say; likewise the next two."""
+    num_processes: int | None = None
+    """With --distributed: how many processes there are. By default $JAX_NUM_PROCESSES."""
+    process_id: int | None = None
+    """With --distributed: which one this is, from 0. By default $JAX_PROCESS_ID."""
 
 
 @dataclass(frozen=True)
@@ -64,15 +90,39 @@ class Evaluate:
     """Seed of the attacks' random numbers."""
 
 
+@dataclass(frozen=True)
+class Verify:
+    """Checks every checkpoint of runs: all arrays against their checksums, and the config against the run's."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Run folders."""
+    json: Path | None = None
+    """Also write the findings to this file, for scripts."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command and returns the exit code; errors that a user can mend are one line on standard error."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        code = _run(list(sys.argv[1:] if arguments is None else arguments))
+    except Exception:
+        if jax.distributed.is_initialized():
+            traceback.print_exc()
+            processes.leave(1)
+        raise
+    if code not in _TOGETHER:
+        processes.leave(code)
+    return code
+
+
+def _run(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE, end="")
         return 0 if arguments else 2
     commands: dict[str, Callable[[list[str]], int]] = {
         "fit": _fit,
         "evaluate": _evaluate,
+        "verify": _verify,
+        "launch": _launch,
         "presets": lambda _: print(table()) or 0,
     }
     command, *rest = arguments
@@ -85,21 +135,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader (`| head`) has seen enough; Python must not complain at exit either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except processes.Preempted as stop:
+        print(f"stopped: {stop}", file=sys.stderr)
+        return PREEMPTED
     except KeyboardInterrupt:
         return _fail("interrupted; --resume continues from the last checkpoint", 130)
-    except (ValueError, OSError) as error:
-        if not _is_ours(error):
+    except (ValueError, OSError, RuntimeError) as error:
+        code, message = _explain(error)
+        if not code:
             raise
-        return _fail(str(error))
+        return _fail(message, code)
 
 
-def _is_ours(error: Exception) -> bool:
-    """Whether an error's message was written for the user: ours, or the operating system's."""
+def _explain(error: Exception) -> tuple[int, str]:
+    """Exit code and message of an error that the user can mend; 0 for any other."""
     from train.checkpoints import CheckpointError
     from train.data import DataError
-    from train.runs import RunError
+    from train.loop import NonFiniteLoss
+    from train.runs import RunError, StorageError, is_storage_failure
 
-    return isinstance(error, (ConfigError, DataError, RunError, CheckpointError, OSError))
+    if isinstance(error, NonFiniteLoss):
+        return NON_FINITE, str(error)
+    if isinstance(error, StorageError) or is_storage_failure(error):
+        return FAILED, str(error)
+    if isinstance(error, (ConfigError, DataError, RunError, CheckpointError, OSError)):
+        return UNUSABLE, str(error)
+    if isinstance(error, jax.errors.JaxRuntimeError) and jax.process_count() > 1:
+        line = str(error).strip().splitlines()[0]
+        return FAILED, f"another process of this run is gone or cannot be reached ({line}); --resume continues"
+    return 0, ""
 
 
 def _fail(message: str, code: int = 2) -> int:
@@ -118,16 +182,22 @@ def _fit(arguments: list[str]) -> int:
         Fit, prog=f"python -m train fit {name}", args=rest, default=Fit(preset.config), description=preset.summary
     )
     config = check(options.config)
+    placement = (options.coordinator, options.num_processes, options.process_id)
+    if options.distributed:
+        processes.join(*placement)
+    elif any(value is not None for value in placement):
+        return _fail("--coordinator, --num-processes and --process-id belong to --distributed")
     folder = options.run_dir or Path("runs") / name
     from train import loop
 
-    try:
-        loop.fit(config, folder, resume=options.resume)
-    except loop.NonFiniteLoss as error:
-        return _fail(str(error), 3)
-    print(f"trained: {folder}")
-    if options.evaluate:
-        _compare(Evaluate((folder,)))
+    with processes.stop_on_sigterm() as stop_requested:
+        loop.fit(config, folder, resume=options.resume, stop_requested=stop_requested)
+        if stop_requested():
+            return _fail("SIGTERM after the last step: the run is trained, --resume evaluates it", PREEMPTED)
+    if processes.is_lead():
+        print(f"trained: {folder}")
+        if options.evaluate:
+            _compare(Evaluate((folder,)))
     return 0
 
 
@@ -140,6 +210,32 @@ def _evaluate(arguments: list[str]) -> int:
     if options.examples < 0:
         return _fail(f"--examples must be at least 0, got {options.examples}")
     return _compare(options)
+
+
+def _verify(arguments: list[str]) -> int:
+    from train import checkpoints, runs
+
+    options = tyro.cli(Verify, prog="python -m train verify", args=arguments)
+    if not options.runs:
+        return _fail("verify needs at least one run folder, for example runs/mnist5k-flow")
+    findings: dict[str, dict[int, str | None]] = {}
+    for folder in options.runs:
+        found = findings[str(folder)] = {}
+        config = runs.load_config(folder)
+        for step, damage in checkpoints.verify(runs.Run(folder).checkpoints, config):
+            found[step] = damage
+            print(f"{folder}: step {step}: {damage or 'intact'}", flush=True)
+        if not found:
+            print(f"{folder}: no checkpoint")
+    if options.json:
+        runs.write_json(options.json, findings)
+    return DAMAGED if any(damage for found in findings.values() for damage in found.values()) else 0
+
+
+def _launch(arguments: list[str]) -> int:
+    from train import launch
+
+    return launch.main(arguments)
 
 
 def _compare(options: Evaluate) -> int:

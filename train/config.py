@@ -169,7 +169,7 @@ class Config:
     """Which checkpoint is evaluated: the last, or the one of best clean validation accuracy (the released code's
     choice; needs `--data.holdout`, else it selects on the test set as that code does)."""
     checkpoint_every: int = 0
-    """Steps between checkpoints; 0 for one per epoch."""
+    """Steps between checkpoints beside the one at the end of every epoch; 0 for none."""
     log_every: int = 20
     """Steps between lines of the metric log."""
     max_rollbacks: int = 0

@@ -22,7 +22,7 @@ from deformreg import reports, suites
 from deformreg.evaluation import Evaluator, Progress, evaluator
 from deformreg.losses import cross_entropy
 from deformreg.statistics import wilson_interval
-from train import checkpoints, runs
+from train import checkpoints, logs, runs
 from train.config import Config
 from train.data import center_view, load
 from train.loop import build
@@ -112,15 +112,11 @@ def open_run(folder: Path, *, data_dir: str | None = None, examples: int = 0) ->
         image_size=config.data.image_size,
         max_corrupt=config.data.max_corrupt,
     )
-    manager = checkpoints.open_manager(run.checkpoints)
-    try:
-        chosen = manager.best_step() if config.select == "best" else None
-        network = build(config, test)
-        step, state, skipped = checkpoints.restore(manager, network.state, step=chosen)
-    finally:
-        manager.close()
-    for line in skipped:
-        print(f"skipped a damaged checkpoint: {line}", file=sys.stderr)
+    chosen, damaged = checkpoints.best_step(run.checkpoints) if config.select == "best" else (None, {})
+    network = build(config, test)
+    step, state, skipped = checkpoints.restore(run.checkpoints, network.state, config=config, step=chosen)
+    for other, reason in {**damaged, **skipped}.items():
+        print(f"skipped the damaged checkpoint of step {other}: {reason}", file=sys.stderr)
     count = min(examples or config.evaluation.examples or len(test), len(test))
     indices = np.arange(count)
     images, labels = test.read(indices)
@@ -129,7 +125,7 @@ def open_run(folder: Path, *, data_dir: str | None = None, examples: int = 0) ->
     view = jax.jit(partial(center_view, options=config.augmentation))
     views = [np.asarray(view(images[i : i + 1000])) for i in range(0, count, 1000)]
     logits_fn = jax.tree_util.Partial(Predictor(network.model), state.params, state.batch_stats)
-    seconds = max((line.get("seconds", 0.0) for line in runs.read_metrics(run)), default=0.0)
+    seconds = max((line.get("seconds", 0.0) for line in logs.read_metrics(run)), default=0.0)
     return Trained(config, logits_fn, np.concatenate(views), labels, test.class_names, step, seconds)
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from jax import Array
 from tqdm import tqdm
 
-from train import checkpoints, parallel, rollbacks, runs
+from train import checkpoints, logs, parallel, processes, rollbacks, runs
 from train.config import Config, ConfigError
 from train.data import (
     Augmentation,
@@ -35,7 +35,7 @@ from train.optimizers import learning_rate, make_optimizer
 from train.steps import State, init_state, make_step, predict
 
 
-class NonFiniteLoss(RuntimeError):
+class NonFiniteLoss(processes.Stopped):
     """The loss became NaN or infinite; the message names the step.
 
     Args:
@@ -133,13 +133,16 @@ def make_model(config: Config, num_classes: int) -> nn.Module:
     )
 
 
-def fit(config: Config, folder: Path, *, resume: bool = False) -> State:
+def fit(
+    config: Config, folder: Path, *, resume: bool = False, stop_requested: Callable[[], bool] = lambda: False
+) -> State:
     """Trains a config in a run folder, or continues it from its newest intact checkpoint.
 
     Args:
         config: what to train.
         folder: the run folder, created.
         resume: continue a run that is there.
+        stop_requested: asked before every step; where it says yes in any process, all of them save and stop.
 
     Returns:
         The trained state.
@@ -148,18 +151,25 @@ def fit(config: Config, folder: Path, *, resume: bool = False) -> State:
         ConfigError, DataError, RunError, CheckpointError: something cannot be used; one line says what.
         NonFiniteLoss: the loss became NaN or infinite, once more than rollbacks are allowed; checkpoints from before
             remain.
+        Preempted: a stop was requested; the last step is saved.
+        StorageError: the run folder cannot be written any more; checkpoints from before remain.
     """
+    if config.max_rollbacks and jax.process_count() > 1:
+        raise ConfigError(f"--max-rollbacks needs a single process, got {jax.process_count()}: leave it out")
     skipped = rollbacks.read(folder)
     while True:
         try:
-            return _fit(config, folder, resume, skipped)
+            return _fit(config, folder, resume, skipped, stop_requested)
         except NonFiniteLoss as error:
             batch = batch_number(error.step - 1, skipped)
             skipped, resume = rollbacks.skip(folder, skipped, batch, error, config.max_rollbacks), True
 
 
-def _fit(config: Config, folder: Path, resume: bool, skipped: tuple[int, ...]) -> State:
+def _fit(
+    config: Config, folder: Path, resume: bool, skipped: tuple[int, ...], stop_requested: Callable[[], bool]
+) -> State:
     """`fit` up to the first non-finite loss."""
+    run, changes = runs.claim(folder, config, resume=resume)
     engine = parallel.make_engine(config.parallel, devices=config.devices, batch_size=config.batch_size)
     if config.batch_size % (engine.devices * config.accumulate):
         raise ConfigError(
@@ -167,51 +177,78 @@ def _fit(config: Config, folder: Path, resume: bool, skipped: tuple[int, ...]) -
             f"got {config.batch_size}"
         )
     task = prepare(config)._replace(skipped=skipped)
-    run = runs.create(folder, config, resume=resume)
-    manager = checkpoints.open_manager(run.checkpoints)
-    state = task.network.state
-    if resume and manager.all_steps():
-        _, state, skipped = checkpoints.restore(manager, state)
-        for line in skipped:
-            print(f"skipped a damaged checkpoint: {line}", file=sys.stderr)
-    log = runs.MetricLog(run, after_step=int(state.step))
+    restored = checkpoints.resume(run.checkpoints, task.network.state, config=config) if resume else None
+    runs.create(run, config)
+    if processes.is_lead():
+        announce(config, engine, restored, changes)
+    state = restored.state if restored else task.network.state
+    log = logs.MetricLog(run, after_step=int(state.step))
     try:
-        state = _train(config, task, engine, manager, log, engine.put_state(state))
+        with checkpoints.open_writer(run, config) as writer:
+            return _train(config, task, engine, writer, log, engine.put_state(state), stop_requested)
     finally:
-        manager.wait_until_finished()
-        manager.close()
         log.close()
-    return state
+
+
+def announce(
+    config: Config, engine: parallel.Engine, restored: checkpoints.Restored | None, changes: list[str]
+) -> None:
+    """Says what runs where, and what is not as it was when the run was last continued."""
+    where = f"{engine.devices} {jax.default_backend()} device{'s' * (engine.devices > 1)}"
+    if jax.process_count() > 1:
+        where += f" of {jax.process_count()} processes"
+    text = f"training on {where} by {config.parallel}"
+    if config.model.norm == "batch" and engine.devices > 1:
+        synchronized = config.model.synchronize or config.parallel == "jit"
+        text += f", batch statistics {'over all of them' if synchronized else 'of each alone'}"
+    print(text)
+    if restored is None:
+        return
+    for step, reason in restored.skipped.items():
+        print(f"skipped a damaged checkpoint, now damaged-{step}: {reason}", file=sys.stderr)
+    print(f"continuing after step {restored.step}")
+    if changes:
+        print("changed since (there, here); devices, processes and versions may change the last bits:", file=sys.stderr)
+    for line in changes:
+        print(f"  {line}", file=sys.stderr)
 
 
 def _train(
     config: Config,
     task: Task,
     engine: parallel.Engine,
-    manager: Any,
-    log: runs.MetricLog,
+    writer: checkpoints.Writer,
+    log: logs.MetricLog,
     state: State,
+    stop_requested: Callable[[], bool],
 ) -> State:
     first, last = int(state.step), config.epochs * task.steps_per_epoch
-    interval = config.checkpoint_every or task.steps_per_epoch
-    compiled = engine.compile(task.network.step)
+    compiled = engine.compile(parallel.stoppable(task.network.step))
+    share = engine.devices // jax.process_count()
+    stop = {asked: engine.put_batch({"stop": np.full(share, asked, np.float32)}) for asked in (False, True)}
     count_right = jax.jit(correct, static_argnums=(0, 3))
     began = time.perf_counter() - log.seconds
     watch = _Watch(log, task.network.rate, config.log_every, began)
     batches = _batches(config, task, engine, first)
-    progress = tqdm(
-        total=last, initial=first, desc=f"{config.method.name}", unit="step", disable=not sys.stderr.isatty()
-    )
+    hidden = not (processes.is_lead() and sys.stderr.isatty())
+    progress = tqdm(total=last, initial=first, desc=f"{config.method.name}", unit="step", disable=hidden)
     for step in range(first + 1, last + 1):
-        state, metrics = compiled(state, next(batches))
+        state, metrics = compiled(state, {**next(batches), **stop[stop_requested()]})
         watch.push(step, metrics)
         progress.update()
-        if step % interval == 0 or step == last:
-            watch.drain()
-            accuracy = validate(config, task, state, count_right)
+        epoch_ends = step % task.steps_per_epoch == 0
+        due = epoch_ends or (config.checkpoint_every and step % config.checkpoint_every == 0)
+        if not (due or watch.stopping):
+            continue
+        watch.drain()
+        whole, accuracy = engine.whole(state), None
+        if epoch_ends:
+            accuracy = validate(config, task, engine, whole, count_right)
             log.write(step, {"validation_accuracy": accuracy, "seconds": time.perf_counter() - began})
             progress.set_postfix(accuracy=f"{accuracy:.3f}", loss=f"{watch.loss:.3f}")
-            checkpoints.save(manager, step, state, {"accuracy": accuracy})
+        writer.save(step, whole, accuracy)
+        if watch.stopping and step < last:
+            raise processes.Preempted(f"saved step {step} of {last}; --resume continues from there")
     progress.close()
     return state
 
@@ -219,11 +256,12 @@ def _train(
 class _Watch:
     """Reads metrics a few steps late, so that the device never waits, and stops at the first non-finite loss."""
 
-    def __init__(self, log: runs.MetricLog, rate: Callable[[Any], Any], interval: int, began: float) -> None:
+    def __init__(self, log: logs.MetricLog, rate: Callable[[Any], Any], interval: int, began: float) -> None:
         self.log, self.rate, self.interval, self.began = log, rate, interval, began
         self.pending: deque[tuple[int, dict[str, Array]]] = deque()
         self.window: list[dict[str, float]] = []
         self.loss = math.nan
+        self.stopping = False
 
     def push(self, step: int, metrics: dict[str, Array]) -> None:
         self.pending.append((step, metrics))
@@ -244,6 +282,7 @@ class _Watch:
                 "before are kept. Lower --optimizer.learning-rate or --method.weight, or allow --max-rollbacks",
                 step,
             )
+        self.stopping |= values.pop("stop") > 0
         self.loss = values["loss"]
         self.window.append(values)
         if step % self.interval == 0:
@@ -276,12 +315,17 @@ def correct(model: nn.Module, state: State, batch: dict[str, Array], options: Au
     return jnp.stack([jnp.sum(right), jnp.sum(batch["valid"])])
 
 
-def validate(config: Config, task: Task, state: State, count_right: Callable[..., Array]) -> float:
-    """Clean accuracy on the validation images that can be read."""
+def validate(
+    config: Config, task: Task, engine: parallel.Engine, state: State, count_right: Callable[..., Array]
+) -> float:
+    """Clean accuracy on the validation images that can be read, divided over the devices of all processes."""
     size = min(len(task.validation), 500)
-    counts = [
-        count_right(task.network.model, state, batch, config.augmentation)
-        for batch in eval_batches(task.validation, batch_size=size)
-    ]
+    batches = eval_batches(
+        task.validation,
+        batch_size=-(-size // engine.devices) * engine.devices,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    counts = [count_right(task.network.model, state, engine.divide(batch), config.augmentation) for batch in batches]
     right, examples = np.sum([np.asarray(count) for count in counts], axis=0)
     return float(right) / float(examples)

@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -29,12 +30,16 @@ class Engine(NamedTuple):
         compile: ``step -> compiled step``; donates the state.
         put_state: moves a tree of arrays to every device, copied, so that donation cannot reach the caller's.
         put_batch: moves a process's share of a batch, dividing it over the devices.
+        whole: a state as arrays over the devices of all processes, as `jax.jit` takes them; shares the buffers.
+        divide: moves a process's share of examples, divided over all devices, for `jax.jit`.
     """
 
     devices: int
     compile: Callable[..., Any]
     put_state: Callable[[Any], Any]
     put_batch: Callable[[Any], Any]
+    whole: Callable[[Any], Any]
+    divide: Callable[[Any], Any]
 
 
 def make_engine(kind: Literal["pmap", "jit"], *, devices: int = 0, batch_size: int) -> Engine:
@@ -65,15 +70,15 @@ def make_engine(kind: Literal["pmap", "jit"], *, devices: int = 0, batch_size: i
             tree,
         )
 
+    def divide(tree: Any) -> Any:
+        return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(divided, leaf), tree)
+
     if kind == "jit":
 
         def compile_sharded(step: Callable[..., Any]) -> Callable[..., Any]:
             return jax.jit(step, in_shardings=(replicated, divided), out_shardings=replicated, donate_argnums=0)
 
-        def put_shares(tree: Any) -> Any:
-            return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(divided, leaf), tree)
-
-        return Engine(len(used), compile_sharded, put_state, put_shares)
+        return Engine(len(used), compile_sharded, put_state, divide, lambda state: state, divide)
 
     local = [device for device in used if device.process_index == jax.process_index()]
 
@@ -93,4 +98,26 @@ def make_engine(kind: Literal["pmap", "jit"], *, devices: int = 0, batch_size: i
             return shares
         return jax.device_put(shares, divided)  # one leading row per device
 
-    return Engine(len(used), compile_mapped, put_state, fold)
+    def globalize(leaf: Any) -> Any:
+        # With several processes pmap returns arrays over this process's devices only.
+        shards = [shard.data for shard in leaf.addressable_shards]
+        return jax.make_array_from_single_device_arrays(leaf.shape, replicated, shards)
+
+    return Engine(len(used), compile_mapped, put_state, fold, partial(jax.tree.map, globalize), divide)
+
+
+def stoppable(step: Callable[..., Any]) -> Callable[..., Any]:
+    """A step that also adds up, over all devices, which of them are asked to stop.
+
+    The processes must agree after which step to stop. Here they learn it with the metrics of the same step, from the
+    same collective operation, and need no other protocol: ``batch["stop"]`` is float[devices], 1 where asked, and
+    ``metrics["stop"]`` the sum.
+    """
+
+    def stoppable_step(state: Any, batch: dict[str, Any], *, axis: str | None = None) -> tuple[Any, dict[str, Any]]:
+        batch = dict(batch)
+        stop = jnp.sum(batch.pop("stop"))
+        state, metrics = step(state, batch, axis=axis)
+        return state, {**metrics, "stop": stop if axis is None else jax.lax.psum(stop, axis)}
+
+    return stoppable_step

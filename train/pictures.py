@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from train.evaluation import Study
+from train.runs import write_bytes
 
 RIGHT, WRONG = "#1a7f37", "#cf222e"
 COLORS = ("#0969da", "#bc4c00", "#8250df", "#1a7f37", "#bf3989", "#6e7781")
@@ -21,7 +23,7 @@ def save_curves(path: Path, rows: Mapping[str, Mapping[str, Any]]) -> None:
     """Accuracy against the budget, one line a run."""
     figure = Figure(figsize=(5, 3.6), layout="constrained")
     _draw_curves(figure.add_subplot(), rows)
-    figure.savefig(path, dpi=160)
+    _save(figure, path)
 
 
 def save_examples(path: Path, study: Study, class_names: Sequence[str], *, count: int = 5) -> None:
@@ -45,7 +47,7 @@ def save_examples(path: Path, study: Study, class_names: Sequence[str], *, count
     titles = ("clean", f"flow, at most {radius:g} px", "deformed", f"difference (gain {gain:.1f})")
     for axis, title in zip(axes[0], titles, strict=True):
         axis.set_title(title, fontsize=9)
-    figure.savefig(path, dpi=160)
+    _save(figure, path)
 
 
 def save_comparison(path: Path, studies: Mapping[str, Study], class_names: Sequence[str], *, count: int = 6) -> None:
@@ -70,7 +72,14 @@ def save_comparison(path: Path, studies: Mapping[str, Study], class_names: Seque
     for axis, name in zip(axes[:, 0], ("clean", *(f"against\n{name}" for name in found)), strict=True):
         axis.set_ylabel(name, fontsize=9)
     lower.suptitle(f"deformed by at most {radius:g} px; predictions below, green where right", fontsize=10)
-    figure.savefig(path, dpi=160)
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    """A picture, like every report, is there whole or not at all."""
+    data = io.BytesIO()
+    figure.savefig(data, dpi=160)
+    write_bytes(path, data.getvalue())
 
 
 def _draw_curves(axis: Axes, rows: Mapping[str, Mapping[str, Any]]) -> None:

@@ -6,23 +6,52 @@ logged step), ``events*`` (the same for TensorBoard), ``checkpoints/``, ``evalua
 
 from __future__ import annotations
 
+import errno
 import importlib.metadata
 import json
 import os
 import platform
 import tempfile
+import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 
 from train import config as configs
+from train import processes
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
 
 
+FREE = (
+    "devices",
+    "parallel",
+    "data.data_dir",
+    "model.remat",
+    "checkpoint_every",
+    "log_every",
+    "select",
+    "evaluation",
+    "max_rollbacks",
+    "data.max_corrupt",
+)
+"""Fields that may change when a run is continued: they say where, how fast and what else, not what is computed."""
+
+_PASSING = {errno.EAGAIN, errno.EBUSY, errno.EINTR, errno.EIO, errno.ESTALE, errno.ETIMEDOUT}
+
+
 class RunError(ValueError):
     """A run folder cannot be used; the message is one line with the culprit and the remedy."""
+
+
+class StorageError(RuntimeError):
+    """The disk fails a run that is under way; the message is one line with the culprit and the remedy."""
+
+
+def is_storage_failure(error: BaseException) -> bool:
+    """Whether an error means that a disk is full or does not answer, rather than that a path was ill chosen."""
+    return isinstance(error, OSError) and error.errno in {*_PASSING, errno.ENOSPC, errno.EDQUOT}
 
 
 class Run(NamedTuple):
@@ -48,18 +77,38 @@ class Run(NamedTuple):
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file whole or not at all: a reader never sees half of it."""
+    """`write_bytes` of UTF-8."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Writes a file whole or not at all: a reader never sees half of it.
+
+    Errors that a network file system may get over are met with four tries in three seconds.
+    """
+    for pause in (0.2, 0.6, 2.0, None):
+        try:
+            return _write_whole(path, data)
+        except OSError as error:
+            if pause is None or error.errno not in _PASSING:
+                raise
+            time.sleep(pause)
+
+
+def _write_whole(path: Path, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
         Path(temporary).chmod(0o644)
         Path(temporary).replace(path)
-    except BaseException:
+    except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)  # writing and flushing do not say where
         raise
 
 
@@ -68,8 +117,40 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
-def create(folder: Path, config: configs.Config, *, resume: bool) -> Run:
-    """Makes a run folder, or opens the one to resume.
+class Differences(NamedTuple):
+    """How two configs differ, as ``name: there, here``.
+
+    Attributes:
+        fixed: in what may not change when a run is continued.
+        free: in the rest.
+    """
+
+    fixed: list[str]
+    free: list[str]
+
+
+def config_tree(config: configs.Config) -> dict[str, Any]:
+    """The config as JSON values."""
+    tree: dict[str, Any] = json.loads(configs.to_json(config))
+    return tree
+
+
+def config_differences(there: dict[str, Any], here: configs.Config) -> Differences:
+    """Compares a stored config with this one.
+
+    Raises:
+        ConfigError: the stored one cannot be used.
+    """
+    lines = configs.differences(configs.from_json(json.dumps(there)), here)
+    free = [line for line in lines if line.partition(":")[0].startswith(FREE)]
+    return Differences([line for line in lines if line not in free], free)
+
+
+def claim(folder: Path, config: configs.Config, *, resume: bool) -> tuple[Run, list[str]]:
+    """Looks whether a run can live in a folder, or go on there; writes nothing.
+
+    Returns:
+        The run, and what has changed since it was last continued, as ``name: there, here``.
 
     Raises:
         RunError: the folder holds a run and `resume` is false, or its config differs in what must not change.
@@ -78,15 +159,62 @@ def create(folder: Path, config: configs.Config, *, resume: bool) -> Run:
     if run.config.exists():
         if not resume:
             raise RunError(f"{folder} already holds a run: --resume continues it, --run-dir chooses another folder")
-        changed = configs.differences(load_config(folder), config)
-        if changed:
-            raise RunError(f"{folder} was trained with another config (there, here): {'; '.join(changed)}")
-    elif folder.exists() and any(folder.iterdir()):
+        differences = config_differences(config_tree(load_config(folder)), config)
+        if differences.fixed:
+            raise RunError(f"{folder} was trained with another config (there, here): {'; '.join(differences.fixed)}")
+        return run, differences.free + _environment_differences(folder)
+    # A process killed while it wrote the config leaves a temporary file.
+    if folder.exists() and any(not path.name.startswith(f".{run.config.name}.") for path in folder.iterdir()):
         raise RunError(f"{folder} is not empty and holds no run: choose another --run-dir")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(run.config, configs.to_json(config))
-    write_json(folder / "environment.json", environment())
-    return run
+    return run, []
+
+
+def _environment_differences(folder: Path) -> list[str]:
+    try:
+        there = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
+        if not isinstance(there, dict):
+            return []
+    except (OSError, ValueError):
+        return []  # it only informs
+    here = environment()
+    names = [
+        name for name in ("python", "packages", "platform", "devices", "processes") if there.get(name) != here[name]
+    ]
+    return [f"{name}: {_brief(there.get(name), here[name])}, {_brief(here[name], there.get(name))}" for name in names]
+
+
+def _brief(value: Any, other: Any) -> str:
+    """A value of the environment, as far as it differs from the other one."""
+    if isinstance(value, dict) and isinstance(other, dict):
+        return " ".join(f"{name} {value[name]}" for name in value if value[name] != other.get(name))
+    if isinstance(value, list):
+        return " + ".join(f"{value.count(kind)} {kind}" for kind in dict.fromkeys(value))
+    return str(value)
+
+
+def create(run: Run, config: configs.Config) -> None:
+    """Makes a claimed run's folder, process 0 for all, and writes config and environment.
+
+    Raises:
+        RunError: another process does not see the folder.
+    """
+    processes.barrier("every process has looked at the folder")
+    if processes.is_lead():
+        run.folder.mkdir(parents=True, exist_ok=True)
+        write_text(run.config, configs.to_json(config))
+        write_json(run.folder / "environment.json", environment())
+    processes.barrier("the folder is there")
+    if not run.config.exists():
+        raise RunError(
+            f"process {jax.process_index()} does not see {run.config}, which process 0 has written: all processes "
+            "need a --run-dir on the same file system"
+        )
+
+
+def check_there(run: Run) -> None:
+    """Raises `StorageError` if the run folder has vanished, rather than begin an incomplete one."""
+    if not run.config.exists():
+        raise StorageError(f"{run.folder} has vanished or cannot be reached: {run.config.name} is gone")
 
 
 def load_config(folder: Path) -> configs.Config:
@@ -121,40 +249,3 @@ def _version(name: str) -> str | None:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def read_metrics(run: Run) -> list[dict[str, Any]]:
-    """The lines of the metric log; a line cut off by a crash is left out."""
-    if not run.metrics.is_file():
-        return []
-    lines = []
-    for line in run.metrics.read_text(encoding="utf-8").splitlines():
-        try:
-            lines.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return lines
-
-
-class MetricLog:
-    """Appends metrics to the JSONL log and to TensorBoard events, from a given step on."""
-
-    def __init__(self, run: Run, *, after_step: int = 0) -> None:
-        from tensorboardX import SummaryWriter
-
-        # A resumed run repeats the steps after its checkpoint: their old lines go.
-        kept = [line for line in read_metrics(run) if line["step"] <= after_step]
-        write_text(run.metrics, "".join(json.dumps(line) + "\n" for line in kept))
-        self.seconds = max((line.get("seconds", 0.0) for line in kept), default=0.0)
-        self._file = run.metrics.open("a", encoding="utf-8")
-        self._events = SummaryWriter(str(run.folder), purge_step=after_step + 1)
-
-    def write(self, step: int, values: dict[str, float]) -> None:
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        self._file.flush()
-        for name, value in values.items():
-            self._events.add_scalar(name, value, step)
-
-    def close(self) -> None:
-        self._file.close()
-        self._events.close()

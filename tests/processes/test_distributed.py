@@ -1,0 +1,112 @@
+"""Several processes: they compute what one computes, stop together, and fail together."""
+
+import os
+import re
+import signal
+import socket
+from pathlib import Path
+
+import pytest
+from training import assert_same_to_the_bit, largest_difference, last_step, log, wait_for
+
+KINDS = ("pmap", "jit")
+
+
+def launch(arguments, processes=2, devices=2):
+    return ["launch", "--processes", str(processes), "--devices-per-process", str(devices), *arguments]
+
+
+@pytest.fixture(scope="module")
+def together(trainer, tmp_path_factory):
+    """The same 30 steps on one device, on four of one process, and on two of each of two processes."""
+    runs = {}
+    for kind in KINDS:
+        for processes, devices in ((1, 1), (1, 4), (2, 2)):
+            run = runs[kind, processes, devices] = tmp_path_factory.mktemp("together") / "run"
+            arguments = trainer.options(run, "--parallel", kind, "--log-every", "1", epochs=2)
+            out, _ = trainer.run(launch(arguments, processes, devices) if processes > 1 else arguments, devices=devices)
+            assert f"training on {processes * devices} cpu device" in out
+    return runs
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_processes_and_devices_agree(together, kind):
+    one = together[kind, 1, 1]
+    for other in (together[kind, 1, 4], together[kind, 2, 2]):
+        first, start = log(one)[0], log(other)[0]
+        differences = [abs(first["loss"] - start["loss"]), abs(first["penalty"] - start["penalty"])]
+        print(f"{kind}: loss {differences[0]:.1e}, penalty {differences[1]:.1e} ({first['penalty']:.1e}), ", end="")
+        print(f"parameters after step {last_step(other)} {largest_difference(one, other):.1e}")
+        assert last_step(other) == 30
+        assert max(differences) <= 1e-5
+        assert differences[1] <= 1e-5 * first["penalty"]
+        assert largest_difference(one, other) <= 1e-4
+        assert log(one)[-1] == log(other)[-1]  # the validation accuracy
+
+
+def test_pmap_and_jit_agree_over_processes(together):
+    assert largest_difference(together["pmap", 2, 2], together["jit", 2, 2]) <= 1e-4
+
+
+def start_two(trainer, arguments):
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+    return [
+        trainer.start(
+            [*arguments, "--distributed", "--coordinator", address, "--num-processes", "2", "--process-id", str(index)],
+            devices=2,
+        )
+        for index in (0, 1)
+    ]
+
+
+@pytest.mark.parametrize(("victim", "kind"), [(0, "pmap"), (1, "jit")])
+def test_sigterm_to_either_process_saves_one_step_and_resumes_exactly(trainer, tmp_path, victim, kind):
+    run, reference = tmp_path / "run", tmp_path / "whole"
+    trainer.run(launch(trainer.options(reference, "--parallel", kind, epochs=6)))
+    processes = start_two(trainer, trainer.options(run, "--parallel", kind, epochs=6))
+    assert wait_for(lambda: last_step(run) >= 10, processes[victim])
+    processes[victim].send_signal(signal.SIGTERM)
+    outputs = [process.communicate(timeout=120) for process in processes]
+    assert [process.returncode for process in processes] == [143, 143], outputs
+    saved = [int(re.search(r"saved step (\d+) of 90", err)[1]) for _, err in outputs]
+    assert saved == [last_step(run)] * 2
+    out, err = trainer.run(launch(trainer.options(run, "--parallel", kind, "--resume", epochs=6)))
+    assert f"continuing after step {saved[0]}" in out
+    assert "changed since" not in err
+    assert_same_to_the_bit(run, reference)
+
+
+def test_the_launcher_passes_signals_on(trainer, tmp_path):
+    run = tmp_path / "run"
+    process = trainer.start(launch(trainer.options(run, epochs=6), devices=1))
+    assert wait_for(lambda: last_step(run) >= 10, process)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 143, err
+    saved = last_step(run)
+    assert {line[:3] for line in out.splitlines() + err.splitlines()} == {"[0]", "[1]"}
+    # On one process and one device now: the same position, and it says what differs.
+    out, err = trainer.run(trainer.options(run, "--resume", epochs=6))
+    assert f"continuing after step {saved}" in out
+    assert "processes: 2, 1" in err
+    assert [line["step"] for line in log(run) if "loss" in line] == list(range(5, 91, 5))
+
+
+def test_when_one_process_dies_the_others_end(trainer, tmp_path):
+    run = tmp_path / "run"
+    process = trainer.start(launch(trainer.options(run, epochs=6), devices=1))
+    assert wait_for(lambda: last_step(run) >= 10, process)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(children[1]), signal.SIGKILL)
+    process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGKILL
+    assert not any(Path(f"/proc/{child}").exists() for child in children)
+
+
+def test_what_cannot_be_used_ends_every_process_with_one_line(trainer, tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    _, err = trainer.run(launch(trainer.options(tmp_path)), code=2)
+    assert "Traceback" not in err
+    assert all(f"[{index}] error: {tmp_path} already holds a run" in err for index in (0, 1))

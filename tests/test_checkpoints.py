@@ -1,0 +1,209 @@
+"""Checkpoints: every kind of damage is found, and what does not belong to the run is refused."""
+
+import json
+import random
+import resource
+import shutil
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+
+from train import checkpoints, manifests, runs
+from train.cli import main
+from train.config import Config, Model, from_json, to_json
+
+CONFIG = Config(model=Model(width=0.25))
+
+
+def state(step, width=40):
+    """A state with what a real one has: named tuples, scalars, several types; of no structure to a compressor."""
+    rng = np.random.default_rng(step)
+    weights = {"kernel": rng.normal(size=(width, 30)).astype(np.float32), "bias": np.full(30, -0.0, np.float32)}
+    return {
+        "step": np.int32(step),
+        "params": weights,
+        "opt_state": (jax.tree.map(lambda leaf: leaf / 3, weights), ()),
+        "key": np.array([1, step], np.uint32),
+        "half": rng.normal(size=7).astype(jax.numpy.bfloat16),
+    }
+
+
+def write(folder, accuracies, config=CONFIG, **changes):
+    """A run with a checkpoint for every accuracy, after steps 1, 2, ..."""
+    run = runs.Run(folder)
+    runs.create(run, config)
+    with checkpoints.open_writer(run, config) as writer:
+        for step, accuracy in enumerate(accuracies, 1):
+            writer.save(step, state(step, **changes), accuracy)
+    return run
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    return write(tmp_path_factory.mktemp("written") / "run", [0.5, 0.75])
+
+
+@pytest.fixture
+def run(written, tmp_path):
+    return runs.Run(shutil.copytree(written.folder, tmp_path / "run"))
+
+
+def restore(run, config=CONFIG, **options):
+    return checkpoints.restore(run.checkpoints, state(0), config=config, **options)
+
+
+def assert_is(restored, step):
+    assert restored.step == step
+    for ours, theirs in zip(jax.tree.leaves(restored.state), jax.tree.leaves(state(step)), strict=True):
+        assert (ours.dtype, ours.shape, ours.tobytes()) == (theirs.dtype, theirs.shape, theirs.tobytes())
+
+
+def test_what_is_read_is_what_was_written(run):
+    assert_is(restore(run), 2)
+    assert_is(restore(run, step=1), 1)
+    assert restore(run).skipped == {}
+    assert jax.tree.structure(restore(run).state) == jax.tree.structure(state(0))
+
+
+def test_the_last_two_and_the_best_are_kept(tmp_path):
+    run = write(tmp_path / "run", [0.1, 0.8, 0.3, None, 0.8, 0.2, None])
+    assert manifests.steps(run.checkpoints) == [5, 6, 7]
+    assert checkpoints.best_step(run.checkpoints) == (5, {})
+    assert checkpoints.best_step(write(tmp_path / "none", [None]).checkpoints) == (None, {})
+
+
+def files(folder):
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def test_flips_and_truncations_are_found_or_harmless(pytestconfig, tmp_path):
+    """One checkpoint with one flipped bit, or one file cut short: never a wrong state, step, config or accuracy."""
+    flips = pytestconfig.getoption("flips")
+    run = write(tmp_path / "run", [0.5])
+    rng, outcomes = random.Random(flips), {"found": 0, "harmless": 0}
+    for index in range(flips + flips // 5):
+        path = rng.choice(files(run.checkpoints))
+        before = path.read_bytes()
+        damaged = bytearray(before)
+        if index < flips and damaged:
+            damaged[rng.randrange(len(damaged))] ^= 1 << rng.randrange(8)
+        elif damaged:
+            del damaged[rng.randrange(len(damaged)) :]
+        path.write_bytes(damaged)
+        restored = None
+        with suppress(checkpoints.CheckpointError):
+            restored = restore(run)
+        outcomes["found" if restored is None else "harmless"] += 1
+        if restored is not None:
+            assert_is(restored, 1)
+            assert checkpoints.best_step(run.checkpoints)[0] == 1
+        path.write_bytes(before)
+    print(f"{flips} flipped bits, {flips // 5} truncations: {outcomes}")
+    assert_is(restore(run), 1)
+    assert outcomes["found"] > flips / 4
+
+
+@pytest.mark.parametrize("part", ["state", "manifest"])
+def test_damage_falls_back_and_is_set_aside(run, part):
+    largest = max(files(run.checkpoints / "2" / part), key=lambda path: path.stat().st_size)
+    data = bytearray(largest.read_bytes())
+    data[len(data) // 2] ^= 1
+    largest.write_bytes(data)
+    assert [bool(damage) for _, damage in checkpoints.verify(run.checkpoints, CONFIG)] == [False, True]
+    restored = checkpoints.resume(run.checkpoints, state(0), config=CONFIG)
+    assert_is(restored, 1)
+    assert list(restored.skipped) == [2]
+    # The run comes to step 2 again, and its checkpoint takes the damaged one's place.
+    with checkpoints.open_writer(run, CONFIG) as writer:
+        writer.save(2, state(2))
+    assert_is(restore(run), 2)
+    assert (run.checkpoints / "damaged-2").is_dir()
+
+
+def test_no_intact_checkpoint_is_an_error_and_changes_nothing(run):
+    for step in (1, 2):
+        (run.checkpoints / str(step) / "manifest" / "metadata").write_text("{}")
+    before = {path: path.read_bytes() for path in files(run.folder)}
+    with pytest.raises(checkpoints.CheckpointError, match=r"no intact checkpoint \(step 2: .*; step 1: "):
+        checkpoints.resume(run.checkpoints, state(0), config=CONFIG)
+    assert {path: path.read_bytes() for path in files(run.folder)} == before
+
+
+def test_nothing_there_is_none(tmp_path):
+    assert checkpoints.resume(tmp_path / "none", state(0), config=CONFIG) is None
+    with pytest.raises(checkpoints.CheckpointError, match="no intact checkpoint"):
+        checkpoints.restore(tmp_path / "none", state(0), config=CONFIG)
+
+
+def test_another_config_is_refused_by_field(run):
+    other = replace(CONFIG, seed=7, model=Model(width=0.5), devices=3)
+    expected = r"of another config \(there, here\): model.width: 0.25, 0.5; seed: 0, 7$"
+    with pytest.raises(checkpoints.CheckpointError, match=expected):
+        restore(run, config=other)
+
+
+def test_another_network_is_refused_by_array(tmp_path):
+    run = write(tmp_path / "run", [0.5], width=20)
+    expected = r"of another network.*params/kernel: float32\[20, 30\], float32\[40, 30\]"
+    with pytest.raises(checkpoints.CheckpointError, match=expected):
+        restore(run)
+
+
+def test_verify_names_every_step_and_fails_on_damage(run, capsys, tmp_path):
+    assert main(["verify", str(run.folder), "--json", str(tmp_path / "intact.json")]) == 0
+    assert capsys.readouterr().out == "".join(f"{run.folder}: step {step}: intact\n" for step in (1, 2))
+    assert json.loads((tmp_path / "intact.json").read_text()) == {str(run.folder): {"1": None, "2": None}}
+    manifest = run.checkpoints / "1" / "manifest" / "metadata"
+    manifest.write_text(manifest.read_text().replace("0.5", "0.9"))
+    assert main(["verify", str(run.folder)]) == 1
+    assert "step 1: the checksum of its manifest does not match" in capsys.readouterr().out
+
+
+def test_verify_notices_a_changed_config(run, capsys):
+    run.config.write_text(to_json(replace(from_json(run.config.read_text()), seed=1)))
+    assert main(["verify", str(run.folder)]) == 1
+    assert capsys.readouterr().out.count("another config than the run's (there, here): seed: 0, 1") == 2
+
+
+def test_a_vanished_folder_is_named(run):
+    with checkpoints.open_writer(run, CONFIG) as writer:
+        shutil.rmtree(run.folder)
+        with pytest.raises(runs.StorageError, match="has vanished"):
+            writer.save(3, state(3))
+    assert not run.config.exists()
+
+
+def test_a_full_disk_is_one_line_and_spares_earlier_checkpoints(run):
+    """Files may not grow beyond a kilobyte: what a full disk does to the threads that write."""
+    with pytest.raises(runs.StorageError, match="a checkpoint cannot be written") as caught, files_limited_to(1024):
+        write_more(run)
+    assert "\n" not in str(caught.value)
+    assert_is(restore(run), 2)
+    write_more(run)
+    assert_is(restore(run), 4)
+
+
+@contextmanager
+def files_limited_to(size):
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limit[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+
+
+def write_more(run):
+    with checkpoints.open_writer(run, CONFIG) as writer:
+        writer.save(3, state(3))
+        writer.save(4, state(4))
+
+
+def test_checkpoints_that_cannot_be_opened_are_one_line(run):
+    shutil.rmtree(run.checkpoints)
+    run.checkpoints.write_text("not a folder")
+    with pytest.raises(runs.StorageError, match="Not a directory"):
+        write_more(run)

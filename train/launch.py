@@ -1,0 +1,122 @@
+"""Several processes of one training on this host: ``python -m train launch``, for its GPUs and for tests.
+
+Each process gets its share of the devices; lines of output carry the process's number; signals go to all of them;
+when one fails the others end, and its exit code is the launcher's.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from typing import TextIO
+
+import tyro
+
+from train.config import ConfigError
+
+GRACE = 10.0
+"""Seconds that the others have to leave by themselves, once one process has failed."""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Runs `fit PRESET ...`, which follows these options, in several processes that train together on this host."""
+
+    processes: int = 2
+    """How many processes."""
+    devices_per_process: int = 1
+    """GPUs of each: process i gets those from i * devices_per_process on. Without accelerator, how many devices the
+    CPU of each process stands for."""
+
+
+def main(arguments: list[str]) -> int:
+    """Runs the launcher and returns the exit code: 0, or that of the first process that failed."""
+    split = arguments.index("fit") if "fit" in arguments else len(arguments)
+    options = tyro.cli(Launch, prog="python -m train launch", args=arguments[:split])
+    for name, value in (("--processes", options.processes), ("--devices-per-process", options.devices_per_process)):
+        if value < 1:
+            raise ConfigError(f"{name} must be at least 1, got {value}")
+    if split >= len(arguments) - 1:
+        raise ConfigError("launch needs a command: python -m train launch --processes 2 fit PRESET [options]")
+    port = _free_port()
+    return _supervise([_start(arguments[split:], index, port, options) for index in range(options.processes)])
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def _start(command: list[str], index: int, port: int, options: Launch) -> subprocess.Popen[str]:
+    share = options.devices_per_process
+    environment = {
+        **os.environ,
+        "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
+        "JAX_NUM_PROCESSES": str(options.processes),
+        "JAX_PROCESS_ID": str(index),
+        "JAX_LOCAL_DEVICE_IDS": ",".join(str(index * share + offset) for offset in range(share)),
+        "JAX_NUM_CPU_DEVICES": str(share),
+        "PYTHONUNBUFFERED": "1",
+    }
+    return subprocess.Popen(
+        [sys.executable, "-m", "train", *command, "--distributed"],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        start_new_session=True,  # Ctrl-C reaches the launcher only, which passes it on
+    )
+
+
+def _copy(stream: TextIO, target: TextIO, prefix: str) -> None:
+    """Passes lines on, each whole, so that those of several processes do not mix."""
+    for line in stream:
+        target.write(prefix + line)
+        target.flush()
+
+
+def _supervise(children: list[subprocess.Popen[str]]) -> int:
+    """Waits for all; returns the exit code of the first that failed, and leaves none behind."""
+
+    def forward(number: int, _: object) -> None:
+        for child in children:
+            if child.poll() is None:
+                child.send_signal(number)
+
+    copies = [
+        threading.Thread(target=_copy, args=(stream, target, f"[{index}] "), daemon=True)
+        for index, child in enumerate(children)
+        for stream, target in ((child.stdout, sys.stdout), (child.stderr, sys.stderr))
+    ]
+    for copy in copies:
+        copy.start()
+    before = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
+    code, deadline = 0, None
+    try:
+        while any(child.poll() is None for child in children):
+            failed = [child.returncode for child in children if child.returncode]
+            if failed and deadline is None:
+                code, deadline = failed[0], time.monotonic() + GRACE
+            if deadline is not None and time.monotonic() > deadline:
+                break
+            time.sleep(0.05)
+        code = code or next((child.returncode for child in children if child.returncode), 0)
+    finally:
+        for child in children:
+            if child.poll() is None:
+                child.kill()  # a checkpoint survives this at any moment
+            child.wait()
+        for copy in copies:
+            copy.join(timeout=GRACE)  # a grandchild may hold the other end of the pipe
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return 128 - code if code < 0 else code

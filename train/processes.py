@@ -1,0 +1,158 @@
+"""One process of several: how it joins the others, agrees with them, is asked to stop, and leaves."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from train.config import ConfigError
+
+PREEMPTED = 143
+"""Exit code after SIGTERM: 128 + 15, what a shell reports for a process that the signal ends."""
+
+CONNECT_SECONDS = 300.0
+"""How long the other processes wait for process 0 to start."""
+
+_WEEK = 7 * 24 * 3600
+
+
+class Stopped(RuntimeError):
+    """The run stops, in all processes at the same step and for the same reason."""
+
+
+class Preempted(Stopped):
+    """SIGTERM reached one of the processes, and all of them saved the step that the message names."""
+
+
+def join(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
+    """Makes this process one of several. Call it before anything else of JAX.
+
+    Args:
+        coordinator: ``HOST:PORT`` of process 0; None for ``$JAX_COORDINATOR_ADDRESS`` or the cluster's own.
+        num_processes: how many there are; None for ``$JAX_NUM_PROCESSES`` or the cluster's own.
+        process_id: which one this is, from 0; None for ``$JAX_PROCESS_ID`` or the cluster's own.
+
+    Raises:
+        ConfigError: there is no such cluster, or its coordinator does not answer.
+    """
+    num_processes = _from_environment("JAX_NUM_PROCESSES") if num_processes is None else num_processes
+    process_id = _from_environment("JAX_PROCESS_ID") if process_id is None else process_id
+    coordinator = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS")
+    if coordinator is not None:
+        host, _, port = coordinator.rpartition(":")
+        if not (host and port.isdigit()):
+            raise ConfigError(f"--coordinator must be HOST:PORT, got {coordinator}")
+        if process_id:
+            _await_coordinator(host.strip("[]"), int(port))
+    # `stop_on_sigterm` takes its place: it hears a second signal, and is the same for one process and for several.
+    jax.config.update("jax_enable_preemption_service", False)
+    try:
+        # Process 0 may evaluate for hours while the others wait for it at the end.
+        jax.distributed.initialize(coordinator, num_processes, process_id, shutdown_timeout_seconds=_WEEK)
+    except (ValueError, RuntimeError) as error:
+        line = str(error).strip().splitlines()[0]
+        raise ConfigError(
+            f"--distributed: {line} Give --coordinator HOST:PORT, --num-processes and --process-id where no cluster "
+            "(SLURM, Open MPI, Kubernetes, TPU) is detected"
+        ) from error
+    jax.devices()  # finds those of the others, which takes all processes, while all are known to be here
+
+
+def _await_coordinator(host: str, port: int) -> None:
+    """Waits until process 0 listens; JAX itself would abort with a stack trace where it never does."""
+    deadline = time.monotonic() + CONNECT_SECONDS
+    while True:
+        try:
+            return socket.create_connection((host, port), timeout=5).close()
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise ConfigError(
+                    f"--coordinator {host}:{port} has not answered for {CONNECT_SECONDS:.0f} s ({error}): is process 0 "
+                    "running there, and can this host reach it?"
+                ) from error
+        time.sleep(0.2)
+
+
+def _from_environment(name: str) -> int | None:
+    value = os.environ.get(name)
+    if value is None or value.isdigit():
+        return None if value is None else int(value)
+    raise ConfigError(f"${name} must be a number, got {value!r}")
+
+
+def is_lead() -> bool:
+    """Whether this process writes what one process writes for all."""
+    return jax.process_index() == 0
+
+
+def barrier(name: str) -> None:
+    """Waits until every process is here."""
+    multihost_utils.sync_global_devices(name)
+
+
+def from_lead(number: int) -> int:
+    """Process 0's number, in every process."""
+    return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
+
+
+def leave(code: int) -> None:
+    """Ends a process that fails alone: at once, since the ordinary end waits for the others, which wait for this one.
+
+    Does nothing in a process that has not joined others.
+    """
+    if not jax.distributed.is_initialized():
+        return
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if is_lead():
+        time.sleep(2)  # its end ends the others: those with an error of their own may say it first
+    os._exit(code)
+
+
+@contextmanager
+def stop_on_sigterm() -> Iterator[Callable[[], bool]]:
+    """Yields a function that says whether SIGTERM has come; a second SIGTERM ends the process at once.
+
+    A thread listens, so that the second signal is heard while the main thread waits for a device or another process.
+    Outside the main thread, where Python handles no signals, nothing is installed.
+    """
+    requested = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield requested.is_set
+        return
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+
+    def listen() -> None:
+        while number := os.read(reader, 1):
+            if number[0] != signal.SIGTERM:
+                continue
+            if requested.is_set():
+                os._exit(PREEMPTED)
+            requested.set()
+            print("SIGTERM: saving a checkpoint; a second one leaves at once", file=sys.stderr, flush=True)
+
+    thread = threading.Thread(target=listen, daemon=True)
+    thread.start()
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    try:
+        yield requested.is_set
+    finally:
+        # None stands for a handler of JAX's runtime, which would only swallow the signal.
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+        signal.set_wakeup_fd(wakeup)
+        os.close(writer)
+        thread.join()
+        with suppress(OSError):
+            os.close(reader)
