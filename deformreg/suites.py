@@ -12,10 +12,12 @@ from deformreg.attacks.adef import adef
 from deformreg.attacks.apgd import apgd
 from deformreg.attacks.attack import Attack
 from deformreg.attacks.elastic import elastic
+from deformreg.attacks.estimated import nes, spsa
 from deformreg.attacks.pgd import pgd
 from deformreg.attacks.random_fields import random_fields
 from deformreg.attacks.spatial import rotation_translation
 from deformreg.attacks.square import square
+from deformreg.attacks.stadv import stadv
 from deformreg.balls import linf
 from deformreg.perturbations import flow
 
@@ -98,7 +100,11 @@ def full(radius_pixels: float, *, classes: int = 10) -> list[Attack]:
         classes: of the model, see `standard`; up to nine others are targeted.
 
     Returns:
-        More restarts, targeted APGD, elastic fields and ADef, a denser grid, 5000 queries.
+        More restarts, targeted APGD, ADef, stAdv inside the bound, elastic fields, a denser grid, 5000 queries for
+        Square, SPSA and NES. stAdv needs Optax.
+
+    Raises:
+        ImportError: Optax is not installed.
 
     Example:
         >>> [attack.name for attack in full(1.5)][:4]
@@ -112,11 +118,14 @@ def full(radius_pixels: float, *, classes: int = 10) -> list[Attack]:
         apgd(ball=ball, num_steps=100, loss=ratio, restarts=5, name="apgd-dlr"),
         apgd(ball=ball, loss=_ratio(classes, 4), num_targets=min(9, classes - 1), name="apgd-targeted"),
         adef(max_norm=radius_pixels, candidates=1, name="adef"),
+        stadv(ball=ball, num_evaluations=200, keep="any", name="stadv"),
         elastic(radius_pixels, num_steps=100, restarts=2, name="elastic"),
         rotation_translation(
             grid=(31, 5, 5), max_component=radius_pixels, boundary="edge", name="rotation-translation"
         ),
         square(ball=ball, num_queries=5000, name="square"),
+        spsa(ball=ball, num_steps=20, num_samples=64, name="spsa"),
+        nes(ball=ball, num_steps=40, num_samples=50, name="nes"),
     ]
 
 

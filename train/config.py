@@ -198,10 +198,10 @@ def check(config: Config) -> Config:
             "at least 0",
         ),
         (
-            config.evaluation.radius >= 0,
+            config.evaluation.radius > 0,
             "--evaluation.radius",
             config.evaluation.radius,
-            "at least 0",
+            "above 0",
         ),
         (config.evaluation.steps >= 1, "--evaluation.steps", config.evaluation.steps, "at least 1"),
         (

@@ -18,7 +18,6 @@ from jaxtyping import Array
 from deformreg import _checks, flows
 from deformreg.attacks.attack import (
     Attack,
-    Budget,
     Examples,
     Keep,
     LogitsFn,
@@ -27,8 +26,8 @@ from deformreg.attacks.attack import (
     fresh,
     record,
     try_out,
-    used_share,
 )
+from deformreg.attacks.budget import Budget, used_share
 from deformreg.balls import linf
 from deformreg.perturbations import Perturbation, affine
 from deformreg.warping import Boundary
