@@ -1,11 +1,13 @@
-"""Suites: lists of attacks for `deformreg.evaluate`, all of one threat model, by how much time there is.
+"""Suites: lists of attacks for `deformreg.evaluate`, by how much time there is.
 
 The budget bounds every component of the final displacement field, in pixels, whatever the attack: the worst case over
-a suite is the robust accuracy at that radius.
+a suite is the robust accuracy at that radius. `spatial` alone is about another threat, whole rotations and
+translations.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal
 
 from deformreg.attacks.adef import adef
@@ -127,6 +129,27 @@ def full(radius_pixels: float, *, classes: int = 10) -> list[Attack]:
         spsa(ball=ball, num_steps=20, num_samples=64, name="spsa"),
         nes(ball=ball, num_steps=40, num_samples=50, name="nes"),
     ]
+
+
+def spatial(radius_pixels: float, *, max_degrees: float = 30.0) -> list[Attack]:
+    """Rotations and translations as a threat of their own: black enters, pixels far from the centre move far.
+
+    Args:
+        radius_pixels: the largest translation along either axis; 3 in the paper.
+        max_degrees: the largest rotation either way.
+
+    Returns:
+        The worst of ten random ones, then the paper's whole grid.
+
+    Example:
+        >>> [attack.name for attack in spatial(3.0)]
+        ['worst-of-10', 'grid']
+
+    References:
+        Engstrom et al., "Exploring the Landscape of Spatial Robustness", ICML 2019.
+    """
+    attack = partial(rotation_translation, max_degrees=max_degrees, max_pixels=radius_pixels)
+    return [attack(grid=None, num_draws=10, name="worst-of-10"), attack(grid=(31, 5, 5), name="grid")]
 
 
 def _ratio(classes: int, needed: int = 3) -> Literal["dlr", "margin"]:

@@ -47,9 +47,9 @@ class Evaluate:
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
     """Run folders."""
-    suite: Literal["released", "quick", "standard", "full"] = "released"
+    suite: Literal["released", "quick", "standard", "full", "spatial"] = "released"
     """released: the paper's multi-step attack (zero start, last iterate); quick, standard, full: any iterate counts,
-    more attacks, restarts."""
+    more attacks, restarts. spatial: rotations by at most 30 degrees, translations by at most the radius."""
     radius: float | None = None
     """Largest displacement per component in pixels; by default the first run's `evaluation.radius`."""
     radii: tuple[float, ...] = ()

@@ -29,7 +29,7 @@ from train.data import center_view, load
 from train.loop import build
 from train.steps import predict
 
-Suite = Literal["released", "quick", "standard", "full"]
+Suite = Literal["released", "quick", "standard", "full", "spatial"]
 
 CURVE = (0.25, 0.5, 0.75, 1.0, 1.5)
 """Budgets of the accuracy curve where none are named, as multiples of the suite's."""
@@ -240,6 +240,7 @@ class _Suite(NamedTuple):
             "quick": suites.quick,
             "standard": partial(suites.standard, classes=self.classes),
             "full": partial(suites.full, classes=self.classes),
+            "spatial": suites.spatial,
         }[self.name]
         search = pgd(ball=deformreg.linf(radius), num_steps=50, step_size=radius / 20, start="random", keep="best")
         return [

@@ -118,7 +118,8 @@ class Attack(NamedTuple):
             logits_fn: ``images -> logits[n, classes]``, row by row independent (inference mode).
             images: in the range the model expects.
             labels: the right classes.
-            key: a JAX random key; example i draws from ``fold_in(key, i)``.
+            key: a JAX random key, of which example i draws from ``fold_in(key, i)``; or ``jax.random.key``'s type with
+                shape [n], one key per example.
             targets: classes to reach; None attacks untargeted, away from the labels.
 
         Returns:
@@ -132,11 +133,15 @@ class Attack(NamedTuple):
         examples = Examples(
             jax.lax.stop_gradient(images),
             class_indices("labels", labels, images.shape[0]),
-            row_keys(key, jnp.arange(images.shape[0])),
+            key if _are_keys(key) else row_keys(key, jnp.arange(images.shape[0])),
             None if targets is None else class_indices("targets", targets, images.shape[0]),
         )
         search, _ = advance(self, logits_fn, examples, self.begin(examples), images.shape[0])
         return finish(self, examples, search)
+
+
+def _are_keys(key: Array) -> bool:
+    return key.ndim == 1 and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
 
 
 def row_keys(key: Array, indices: Array) -> Array:
