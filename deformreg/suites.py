@@ -126,8 +126,8 @@ def full(radius_pixels: float, *, classes: int = 10) -> list[Attack]:
             grid=(31, 5, 5), max_component=radius_pixels, boundary="edge", name="rotation-translation"
         ),
         square(ball=ball, num_queries=5000, name="square"),
-        spsa(ball=ball, num_steps=20, num_samples=64, name="spsa"),
-        nes(ball=ball, num_steps=40, num_samples=50, name="nes"),
+        spsa(ball=ball, num_steps=20, num_samples=50, name="spsa"),
+        nes(ball=ball, num_steps=20, num_samples=50, name="nes"),
     ]
 
 
