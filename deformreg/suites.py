@@ -131,12 +131,12 @@ def full(radius_pixels: float, *, classes: int = 10) -> list[Attack]:
     ]
 
 
-def spatial(radius_pixels: float, *, max_degrees: float = 30.0) -> list[Attack]:
+def spatial(radius_pixels: float, *, degrees_per_pixel: float = 10.0) -> list[Attack]:
     """Rotations and translations as a threat of their own: black enters, pixels far from the centre move far.
 
     Args:
         radius_pixels: the largest translation along either axis; 3 in the paper.
-        max_degrees: the largest rotation either way.
+        degrees_per_pixel: the largest rotation over it, so that one number is the budget; 30 degrees in the paper.
 
     Returns:
         The worst of ten random ones, then the paper's whole grid.
@@ -148,7 +148,7 @@ def spatial(radius_pixels: float, *, max_degrees: float = 30.0) -> list[Attack]:
     References:
         Engstrom et al., "Exploring the Landscape of Spatial Robustness", ICML 2019.
     """
-    attack = partial(rotation_translation, max_degrees=max_degrees, max_pixels=radius_pixels)
+    attack = partial(rotation_translation, max_degrees=degrees_per_pixel * radius_pixels, max_pixels=radius_pixels)
     return [attack(grid=None, num_draws=10, name="worst-of-10"), attack(grid=(31, 5, 5), name="grid")]
 
 

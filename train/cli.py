@@ -49,7 +49,8 @@ class Evaluate:
     """Run folders."""
     suite: Literal["released", "quick", "standard", "full", "spatial"] = "released"
     """released: the paper's multi-step attack (zero start, last iterate); quick, standard, full: any iterate counts,
-    more attacks, restarts. spatial: rotations by at most 30 degrees, translations by at most the radius."""
+    more attacks, restarts. spatial: translations by at most the radius, with rotations by at most 10 degrees for
+    every pixel of it (the paper: 3 pixels)."""
     radius: float | None = None
     """Largest displacement per component in pixels; by default the first run's `evaluation.radius`."""
     radii: tuple[float, ...] = ()

@@ -189,7 +189,8 @@ def evaluate_run(folder: Path, trained: Trained, protocol: Protocol) -> Study:
     suite = _Suite(protocol.suite, options.steps, len(trained.class_names), protocol.sources)
     # The released protocol reproduces published numbers; looking for red flags belongs to the strict suites.
     run_suite = _evaluator(suite, options.batch_size, protocol.independent, protocol.suite != "released")
-    run_curve = _evaluator(suite if protocol.radii else _glance, options.batch_size, False, False)
+    whole = bool(protocol.radii) or protocol.suite == "spatial"
+    run_curve = _evaluator(suite if whole else _glance, options.batch_size, False, False)
     radii = protocol.radii or tuple(share * protocol.radius for share in CURVE)
     shown = slice(None if protocol.radii else CURVE_EXAMPLES)
     key = jax.random.key(protocol.seed)
@@ -214,7 +215,7 @@ def evaluate_run(folder: Path, trained: Trained, protocol: Protocol) -> Study:
         "train_seconds": trained.train_seconds,
         **reports.to_dict(evaluation),
         "curve": reports.curve_points(curve),
-        "curve_suite": protocol.suite if protocol.radii else "15 sign steps from zero, any iterate",
+        "curve_suite": protocol.suite if whole else "15 sign steps from zero, any iterate",
         "curve_examples": curve.examples,
         "mean_minimal_displacement": curve.mean_minimal_displacement,
         "seed": protocol.seed,

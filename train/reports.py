@@ -40,9 +40,9 @@ def _percent(value: float) -> str:
 
 def _caption(row: Row) -> str:
     return (
-        f"Accuracy in percent of {row['examples']} test images; suite `{row['suite']}`, displacements of at most "
-        f"{row['radius_pixels']:g} px per component; in brackets Wilson's 95 % interval. Mean px: the mean of the "
-        f"smallest displacements that break an image, counted up to {row['curve'][-1]['radius_pixels']:g} px "
+        f"Accuracy in percent of {row['examples']} test images; suite `{row['suite']}` at {row['radius_pixels']:g} px, "
+        f"the largest {pictures.budget(row)}; in brackets Wilson's 95 % interval. Mean px: the mean of the smallest "
+        f"budgets that break an image, counted up to {row['curve'][-1]['radius_pixels']:g} px "
         f"({row['curve_examples']} images, {row['curve_suite']})."
     )
 

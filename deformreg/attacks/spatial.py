@@ -85,7 +85,7 @@ def rotation_translation(
     _checks.non_negative("max_pixels", max_pixels)
     _checks.choice("keep", keep, ("any", "best"))
     num_draws = _checks.count("num_draws", num_draws)
-    limits = jnp.stack([jnp.float32(limit) for limit in (math.radians(max_degrees), max_pixels, max_pixels)])
+    limits = jnp.stack([jnp.float32(limit) for limit in (max_degrees * math.pi / 180, max_pixels, max_pixels)])
     family = affine(boundary=boundary)
     if max_component is not None:
         _checks.non_negative("max_component", max_component)
@@ -103,7 +103,7 @@ def rotation_translation(
         if table is None:
             params = jax.vmap(draw)(jax.vmap(jax.random.fold_in)(examples.keys, search.calls))
         else:
-            params = limits * jnp.asarray(table)[jnp.minimum(search.calls, candidates - 1)]
+            params = limits[None, :] * jnp.asarray(table)[jnp.minimum(search.calls, candidates - 1)]
         params = family.constrain(params.astype(search.params.dtype), examples.images)
         losses, broken = try_out(logits_fn, family, loss, examples, params)
         search = record(search._replace(params=params), losses, broken, keep=keep)
