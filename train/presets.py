@@ -141,8 +141,8 @@ PRESETS: dict[str, Preset] = {
     "mnist5k-spatial": Preset(
         replace(_MNIST, method=Method(name="spatial", radius=3.0, degrees=30.0, draws=10), epochs=12),
         "5,000 MNIST images, small CNN, spatial",
-        "two minutes on two cores",
-        "TODO",
+        "minutes on two cores",
+        "98 % clean; 89 % under the grid of 3 px and 30 degrees (standard training: 14 %)",
     ),
     **_cifar(),
 }
