@@ -7,6 +7,7 @@ Conventions: images ``float[n, h, w, c]``; a flow ``float[n, h, w, 2]`` in pixel
 from deformreg import (
     attacks,
     balls,
+    diagnosis,
     flows,
     losses,
     noise,
@@ -19,6 +20,7 @@ from deformreg import (
 )
 from deformreg.attacks import Attack, AttackResult, Perturbed, multi_step, one_step, projected_ascent
 from deformreg.balls import Ball, l2, linf, pixelwise_l2
+from deformreg.curves import Curve, accuracy_curve
 from deformreg.evaluation import Evaluation, evaluate, evaluator
 from deformreg.penalties import (
     finite_difference_penalty,
@@ -39,13 +41,16 @@ __all__ = [
     "Attack",
     "AttackResult",
     "Ball",
+    "Curve",
     "Evaluation",
     "Perturbation",
     "Perturbed",
+    "accuracy_curve",
     "additive",
     "affine",
     "attacks",
     "balls",
+    "diagnosis",
     "evaluate",
     "evaluator",
     "finite_difference_penalty",

@@ -10,7 +10,8 @@ import jax
 import numpy as np
 
 from deformreg._refill import Compiled, run_refilled, warm_up
-from deformreg.attacks.attack import Attack, Budget
+from deformreg.attacks.attack import Attack
+from deformreg.attacks.budget import Budget
 from deformreg.attacks.result import AttackResult
 
 HostArray = np.ndarray[Any, Any]

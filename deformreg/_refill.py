@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +19,7 @@ from deformreg.attacks.result import AttackResult
 
 
 class Compiled(NamedTuple):
-    """An attack's compiled functions; the logits function is an argument, so new weights compile nothing new.
+    """An attack's compiled functions; logits function and radius are arguments: new ones compile nothing new.
 
     Attributes:
         begin: the attack's, as it is.
@@ -55,24 +56,31 @@ def as_argument(logits_fn: LogitsFn) -> Partial:
     return logits_fn if isinstance(logits_fn, Partial) else Partial(logits_fn)  # type: ignore[no-untyped-call]
 
 
-def compile_attack(attack: Attack) -> Compiled:
-    """Jitted functions of one attack; they compile once per batch shape."""
+def compile_attack(make: Callable[[Any], Attack]) -> Callable[[Any], Compiled]:
+    """Jitted functions of an attack made from a radius, which is traced: they compile once per batch shape."""
+
+    def begin(radius: Any, examples: Examples) -> Search:
+        return make(radius).begin(examples)
 
     def place(
-        examples: Any, search: Any, take: Any, images: Any, labels: Any, indices: Any, key: Any, targets: Any
-    ) -> Any:
+        radius: Any, examples: Any, search: Any, take: Any, images: Any, labels: Any, indices: Any, key: Any,
+        targets: Any,
+    ) -> Any:  # fmt: skip
         incoming = Examples(images, labels, row_keys(key, indices), targets)
-        begun = attack.begin(incoming)
-        return choose(take, incoming, examples), choose(take, begun, search)
+        return choose(take, incoming, examples), choose(take, begin(radius, incoming), search)
 
-    def conclude(examples: Examples, search: Search) -> tuple[AttackResult, jax.Array]:
+    def run(radius: Any, logits_fn: Partial, examples: Examples, search: Search, quota: Any) -> Any:
+        return advance(make(radius), logits_fn, examples, search, quota)
+
+    def conclude(radius: Any, examples: Examples, search: Search) -> tuple[AttackResult, jax.Array]:
+        attack = make(radius)
         size = jnp.zeros(examples.labels.shape) if attack.size is None else attack.size(search.kept, examples.images)
         return finish(attack, examples, search), size
 
-    def run(logits_fn: Partial, examples: Examples, search: Search, quota: Any) -> Any:
-        return advance(attack, logits_fn, examples, search, quota)
-
-    return Compiled(attack.begin, jax.jit(place), jax.jit(run), jax.jit(conclude))
+    placed, ran, concluded = jax.jit(place), jax.jit(run), jax.jit(conclude)
+    return lambda radius: Compiled(
+        partial(begin, radius), partial(placed, radius), partial(ran, radius), partial(concluded, radius)
+    )
 
 
 def empty(

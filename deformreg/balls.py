@@ -25,6 +25,7 @@ class Ball(NamedTuple):
     """A norm ball around zero.
 
     Attributes:
+        name: of the norm, for reports.
         radius: in the unit of the parameters; a number, or an array, see `per_example`.
         norm: ``params -> float[n]``.
         project: ``params -> params``: the nearest point of the ball, per example.
@@ -35,6 +36,7 @@ class Ball(NamedTuple):
             parameters) instead of broadcasting against the parameters.
     """
 
+    name: str
     radius: Radius
     norm: Callable[[Params], Array]
     project: Callable[[Params], Params]
@@ -129,7 +131,7 @@ def linf(radius: Radius) -> Ball:
     def steepest(gradient: Params) -> Params:
         return jax.tree.map(jnp.sign, gradient)
 
-    return Ball(radius, norm, lambda params: jax.tree.map(clip, params), steepest, sample)
+    return Ball("linf", radius, norm, lambda params: jax.tree.map(clip, params), steepest, sample)
 
 
 def l2(radius: Radius) -> Ball:
@@ -178,7 +180,7 @@ def l2(radius: Radius) -> Ball:
             lambda leaf: _unit(leaf, spread(lengths, leaf)) * spread(shares, leaf) * spread(radius, leaf), direction
         )
 
-    return Ball(radius, norm, project, steepest, sample, per_example=True)
+    return Ball("l2", radius, norm, project, steepest, sample, per_example=True)
 
 
 def pixelwise_l2(radius: Radius) -> Ball:
@@ -227,4 +229,4 @@ def pixelwise_l2(radius: Radius) -> Ball:
 
         return jax.tree.map(draw, _keys(key, params), params)
 
-    return Ball(radius, norm, project, steepest, sample)
+    return Ball("pixelwise_l2", radius, norm, project, steepest, sample)

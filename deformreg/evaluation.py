@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +19,8 @@ from deformreg import _checks
 from deformreg._outcomes import AttackOutcome, HostArray, Progress, Setting, face, padded, predict
 from deformreg._refill import as_argument, compile_attack
 from deformreg.attacks.attack import Attack, LogitsFn, class_indices
-from deformreg.redflags import Flag, diagnose, flags_from_outcomes
+from deformreg.diagnosis import diagnose
+from deformreg.redflags import Flag, flags_from_outcomes
 from deformreg.statistics import wilson_interval
 
 
@@ -35,6 +37,8 @@ class Evaluation(NamedTuple):
         model_calls: of everything, the clean pass and the diagnosis included.
         seconds: of everything, compiling included.
         independent: whether every attack faced every correct example.
+        correct_mask: bool[n], who is classified right.
+        standing_mask: bool[n], of these, whom no attack broke.
     """
 
     examples: int
@@ -46,7 +50,12 @@ class Evaluation(NamedTuple):
     model_calls: int
     seconds: float
     independent: bool
+    correct_mask: HostArray
+    standing_mask: HostArray
 
+
+Suite = Iterable[Attack] | Callable[[Any], Iterable[Attack]]
+"""Attacks of different names, or a function that makes them for a radius, such as those of `deformreg.suites`."""
 
 Evaluator = Callable[..., Evaluation]
 
@@ -125,7 +134,7 @@ def evaluate(
 
 
 def evaluator(
-    attacks: Iterable[Attack],
+    attacks: Suite,
     *,
     batch_size: int = 128,
     image_range: tuple[float, float] | None = None,
@@ -133,10 +142,11 @@ def evaluator(
     diagnosis: bool = True,
     refill: bool = True,
 ) -> Evaluator:
-    """`evaluate` with the attacks compiled once, for models that are evaluated again and again.
+    """`evaluate` with the attacks compiled once, for models and budgets that are evaluated again and again.
 
     Args:
-        attacks: see `evaluate`, as are the others.
+        attacks: see `evaluate`, as are the others; or a function from a radius to attacks, such as
+            `deformreg.suites.standard`, which is called with traced radii too.
         batch_size: rows per batch.
         image_range: what attacked images must lie in.
         independent: whether every attack faces every correct example.
@@ -144,24 +154,25 @@ def evaluator(
         refill: whether rows are refilled.
 
     Returns:
-        ``(logits_fn, images, labels, *, key, targets=None, progress=None) -> Evaluation``. Called with the same
-        function, or with ``Partial``s of the same function and new weights, it compiles nothing new.
+        ``(logits_fn, images, labels, *, key, radius=None, broken=None, targets=None, progress=None) -> Evaluation``.
+        Called with the same function, or with ``Partial``s of the same function and new weights, and with whatever
+        radius, it compiles nothing new. `radius` is the argument of a function from radius to attacks; `broken`
+        (bool[n]) says who is known to be broken and left out.
 
     Raises:
-        TypeError: `batch_size` is not an integer.
+        TypeError: `batch_size` is not an integer. When run: a radius that no function takes, or none for one.
         ValueError: no attack, or two of one name.
 
     Example:
-        >>> from deformreg import linf
-        >>> from deformreg.attacks import pgd
-        >>> run = evaluator([pgd(ball=linf(0.5), num_steps=5)], batch_size=64)
+        >>> from deformreg import suites
+        >>> run = evaluator(suites.quick, batch_size=64)  # then run(logits_fn, images, labels, radius=0.5, key=key)
     """
-    suite = tuple(attacks)
     batch_size = _checks.count("batch_size", batch_size)
-    names = [attack.name for attack in suite]
-    if not suite or len(set(names)) != len(names):
+    make = attacks if callable(attacks) else _constant(tuple(attacks))
+    names = [attack.name for attack in make(1.0)]
+    if not names or len(set(names)) != len(names):
         raise ValueError(f"attacks must be one or more of different names, got {names}")
-    compiled = [compile_attack(attack) for attack in suite]
+    compiled = [compile_attack(partial(_member, make, at)) for at in range(len(names))]
     forward = jax.jit(lambda function, images: function(images))
 
     def run(
@@ -170,10 +181,14 @@ def evaluator(
         labels: Any,
         *,
         key: jax.Array,
+        radius: float | None = None,
+        broken: Any = None,
         targets: Any = None,
         progress: Callable[[Progress], None] | None = None,
     ) -> Evaluation:
         started = time.perf_counter()
+        if (radius is None) == callable(attacks):
+            raise TypeError(f"radius must be given where the attacks are a function of it, and only there: {radius}")
         images = np.asarray(_checks.images(images))
         count = images.shape[0]
         if count == 0:
@@ -188,13 +203,15 @@ def evaluator(
         correct = predicted == labels
         if targets is not None:
             correct &= predicted != targets
+        begun = correct if broken is None else correct & ~np.asarray(broken)
+        suite = tuple(make(radius))
         outcomes: list[AttackOutcome] = []
-        for number, (attack, functions) in enumerate(zip(suite, compiled, strict=True)):
-            attacked = correct & ~_fallen(outcomes, count, independent, attack.uses_gradients)
+        for number, (attack, at_radius) in enumerate(zip(suite, compiled, strict=True)):
+            attacked = begun & ~_fallen(outcomes, count, independent, attack.uses_gradients)
             before = np.zeros(count, bool) if independent else _fallen(outcomes, count, False, False)
             attack_key = jax.random.fold_in(key, number)
-            outcomes.append(face(setting, attack, functions, attacked, correct & ~before, attack_key))
-        standing = correct & ~_fallen(outcomes, count, False, False)
+            outcomes.append(face(setting, attack, at_radius(radius), attacked, begun & ~before, attack_key))
+        standing = begun & ~_fallen(outcomes, count, False, False)
         flags = flags_from_outcomes(outcomes)
         calls = padded(count, setting.batch_size) + sum(outcome.model_calls for outcome in outcomes)
         if diagnosis:
@@ -212,9 +229,19 @@ def evaluator(
             calls,
             time.perf_counter() - started,
             independent,
+            correct,
+            standing,
         )
 
     return run
+
+
+def _constant(suite: tuple[Attack, ...]) -> Callable[[Any], tuple[Attack, ...]]:
+    return lambda radius: suite
+
+
+def _member(make: Callable[[Any], Iterable[Attack]], at: int, radius: Any) -> Attack:
+    return tuple(make(radius))[at]
 
 
 def _fallen(outcomes: Sequence[AttackOutcome], count: int, independent: bool, uses_gradients: bool) -> HostArray:

@@ -115,3 +115,35 @@ def difference_of_logits_ratio(logits: Float[Array, "n classes"], labels: Int[Ar
     logits, labels = _arguments(logits, labels, classes=3)
     ordered = jnp.sort(logits, axis=1)
     return margin(logits, labels) / (ordered[:, -1] - ordered[:, -3] + 1e-12)
+
+
+def targeted_difference_of_logits_ratio(
+    logits: Float[Array, "n classes"], labels: Int[Array, " n"], targets: Int[Array, " n"]
+) -> Float[Array, " n"]:
+    """The targeted difference of logits ratio, to ascend: target over label, scaled by the spread of the logits.
+
+    Args:
+        logits: four classes or more.
+        labels: the right classes.
+        targets: the classes to reach.
+
+    Returns:
+        One value per example, positive where the target's logit exceeds the label's.
+
+    Raises:
+        ValueError: fewer than four classes.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> logits = jnp.array([[4.0, 2.0, 1.0, 1.0]])
+        >>> round(targeted_difference_of_logits_ratio(logits, jnp.array([0]), jnp.array([1])).item(), 4)
+        -0.6667
+
+    References:
+        Croce and Hein, "Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse Parameter-free
+        Attacks", ICML 2020, equation 7.
+    """
+    logits, labels = _arguments(logits, labels, classes=4)
+    gap = _picked(logits, targets) - _picked(logits, labels)
+    ordered = jnp.sort(logits, axis=1)
+    return gap / (ordered[:, -1] - (ordered[:, -3] + ordered[:, -4]) / 2 + 1e-12)

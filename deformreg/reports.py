@@ -1,4 +1,4 @@
-"""An evaluation as JSON (the truth), CSV and Markdown."""
+"""Evaluations and curves as JSON (the truth), CSV and Markdown."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import csv
 import io
 import json
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from deformreg.curves import Curve
 from deformreg.evaluation import Evaluation
 
 COLUMNS = ("robust_accuracy", "attacked", "broken", "model_calls", "seconds", "radius_pixels")
@@ -33,6 +35,7 @@ def to_dict(evaluation: Evaluation) -> dict[str, Any]:
         "attacks": rows,
         "flags": [flag._asdict() for flag in evaluation.flags],
     }
+    del data["correct_mask"], data["standing_mask"]
     plain: dict[str, Any] = _plain(data)
     return plain
 
@@ -73,6 +76,38 @@ def to_csv(evaluation: Evaluation) -> str:
     writer.writerow(("attack", *COLUMNS))
     for outcome in evaluation.attacks:
         writer.writerow((outcome.name, *(getattr(outcome, column) for column in COLUMNS)))
+    return text.getvalue()
+
+
+def curve_points(curve: Curve) -> list[dict[str, float]]:
+    """A curve as plain data.
+
+    Args:
+        curve: from `deformreg.accuracy_curve`.
+
+    Returns:
+        One dictionary per radius: `radius_pixels` (of a suite of flows), `accuracy`, and its interval's `low`, `high`.
+    """
+    return [
+        {"radius_pixels": radius, "accuracy": accuracy, "low": low, "high": high}
+        for radius, accuracy, (low, high) in zip(curve.radii, curve.accuracies, curve.intervals, strict=True)
+    ]
+
+
+def curves_to_csv(curves: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
+    """Curves, one below the other: one line per model and radius.
+
+    Args:
+        curves: by the models' names, each from `curve_points`.
+
+    Returns:
+        The text, a header first.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("model", "radius_pixels", "accuracy", "low", "high"))
+    for name, points in curves.items():
+        writer.writerows((name, *point.values()) for point in points)
     return text.getvalue()
 
 

@@ -1,21 +1,25 @@
-"""Suites: lists of attacks for `deformreg.evaluate`, all of one threat model, by how much time there is.
+"""Suites: lists of attacks for `deformreg.evaluate`, by how much time there is.
 
 The budget bounds every component of the final displacement field, in pixels, whatever the attack: the worst case over
-a suite is the robust accuracy at that radius.
+a suite is the robust accuracy at that radius. `spatial` alone is about another threat, whole rotations and
+translations.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal
 
 from deformreg.attacks.adef import adef
 from deformreg.attacks.apgd import apgd
 from deformreg.attacks.attack import Attack
 from deformreg.attacks.elastic import elastic
+from deformreg.attacks.estimated import nes, spsa
 from deformreg.attacks.pgd import pgd
 from deformreg.attacks.random_fields import random_fields
 from deformreg.attacks.spatial import rotation_translation
 from deformreg.attacks.square import square
+from deformreg.attacks.stadv import stadv
 from deformreg.balls import linf
 from deformreg.perturbations import flow
 
@@ -98,7 +102,11 @@ def full(radius_pixels: float, *, classes: int = 10) -> list[Attack]:
         classes: of the model, see `standard`; up to nine others are targeted.
 
     Returns:
-        More restarts, targeted APGD, elastic fields and ADef, a denser grid, 5000 queries.
+        More restarts, targeted APGD, ADef, stAdv inside the bound, elastic fields, a denser grid, 5000 queries for
+        Square, SPSA and NES. stAdv needs Optax.
+
+    Raises:
+        ImportError: Optax is not installed.
 
     Example:
         >>> [attack.name for attack in full(1.5)][:4]
@@ -112,12 +120,36 @@ def full(radius_pixels: float, *, classes: int = 10) -> list[Attack]:
         apgd(ball=ball, num_steps=100, loss=ratio, restarts=5, name="apgd-dlr"),
         apgd(ball=ball, loss=_ratio(classes, 4), num_targets=min(9, classes - 1), name="apgd-targeted"),
         adef(max_norm=radius_pixels, candidates=1, name="adef"),
+        stadv(ball=ball, num_evaluations=200, keep="any", name="stadv"),
         elastic(radius_pixels, num_steps=100, restarts=2, name="elastic"),
         rotation_translation(
             grid=(31, 5, 5), max_component=radius_pixels, boundary="edge", name="rotation-translation"
         ),
         square(ball=ball, num_queries=5000, name="square"),
+        spsa(ball=ball, num_steps=20, num_samples=50, name="spsa"),
+        nes(ball=ball, num_steps=20, num_samples=50, name="nes"),
     ]
+
+
+def spatial(radius_pixels: float, *, degrees_per_pixel: float = 10.0) -> list[Attack]:
+    """Rotations and translations as a threat of their own: black enters, pixels far from the centre move far.
+
+    Args:
+        radius_pixels: the largest translation along either axis; 3 in the paper.
+        degrees_per_pixel: the largest rotation over it, so that one number is the budget; 30 degrees in the paper.
+
+    Returns:
+        The worst of ten random ones, then the paper's whole grid.
+
+    Example:
+        >>> [attack.name for attack in spatial(3.0)]
+        ['worst-of-10', 'grid']
+
+    References:
+        Engstrom et al., "Exploring the Landscape of Spatial Robustness", ICML 2019.
+    """
+    attack = partial(rotation_translation, max_degrees=degrees_per_pixel * radius_pixels, max_pixels=radius_pixels)
+    return [attack(grid=None, num_draws=10, name="worst-of-10"), attack(grid=(31, 5, 5), name="grid")]
 
 
 def _ratio(classes: int, needed: int = 3) -> Literal["dlr", "margin"]:

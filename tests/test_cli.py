@@ -85,6 +85,7 @@ def test_a_coordinator_that_does_not_answer_is_named(capsys, tmp_path, monkeypat
         (["evaluate", "no/such/run", "--radius", "-1"], "--radius"),
         (["evaluate", "no/such/run", "--radius", "nan"], "--radius"),
         (["evaluate", "no/such/run", "--suite", "easy"], "easy"),
+        (["evaluate", "no/such/run", "--radii", "0.5", "0.2"], "--radii must increase from above 0 pixels"),
     ],
 )
 def test_what_cannot_be_used_is_named(capsys, tmp_path, arguments, culprit):
@@ -126,6 +127,16 @@ def test_fit_evaluate_and_compare(capsys, tmp_path):
     assert rows["flow"]["attacks"]
     accuracies = [point["accuracy"] for point in rows["flow"]["curve"]]
     assert all(np.isfinite(accuracies))
+    options_of_suites = ["--radii", "0.1", "0.2", "--independent", "--json", str(tmp_path / "one.json")]
+    code, out, err = run(capsys, "evaluate", folders[1], "--transfer-from", folders[0], *options_of_suites)
+    assert code == 0, err
+    row = json.loads((tmp_path / "one.json").read_text())
+    assert set(row["attacks"]) == {"multi-step", "transfer from standard"}
+    assert len({attack["attacked"] for attack in row["attacks"].values()}) == 1
+    assert [point["radius_pixels"] for point in row["curve"]] == [0, 0.1, 0.2]
+    assert row["curve_examples"] == row["examples"] == 100
+    assert 0 < row["mean_minimal_displacement"] <= 0.2
+    assert (tmp_path / "flow" / "curve.csv").read_text().count("\n") == 4
     code, _, err = run(capsys, "fit", "digits-flow", "--run-dir", folders[1], *options)
     assert code == 2
     assert "already holds a run" in err

@@ -42,7 +42,7 @@ FUNCTIONS = {name: value for name, value in public().items() if inspect.isfuncti
 CLASSES = {name: value for name, value in public().items() if inspect.isclass(value)}
 functions = pytest.mark.parametrize("name", FUNCTIONS)
 # Functions of a whole evaluation: what they do is shown where one is made, in the example of `deformreg.evaluate`.
-OF_EVALUATIONS = ("deformreg.redflags.", "deformreg.reports.")
+OF_EVALUATIONS = ("deformreg.redflags.", "deformreg.diagnosis.", "deformreg.reports.")
 shown = pytest.mark.parametrize("name", [name for name in FUNCTIONS if not name.startswith(OF_EVALUATIONS)])
 
 

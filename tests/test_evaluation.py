@@ -1,6 +1,7 @@
 """The evaluation: denominators, refilling, checks of what attacks claim."""
 
 import json
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,8 @@ from closed_forms import perceptron
 from jax.tree_util import Partial
 
 import deformreg
-from deformreg import attacks, balls, reports
+from deformreg import attacks, balls, reports, suites
+from deformreg.curves import accuracy_curve
 from deformreg.evaluation import evaluate, evaluator
 from deformreg.perturbations import additive
 from deformreg.statistics import mean_minimal_displacement, unforeseen_robustness, wilson_interval
@@ -171,6 +173,59 @@ def test_arguments_are_checked_by_name():
         evaluate(LOGITS, images[:0], labels[:0], [any_iterate()], key=KEY)
     with pytest.raises(TypeError, match="images must be floating point"):
         evaluate(LOGITS, np.zeros((2, 4, 4, 1), int), labels[:2], [any_iterate()], key=KEY)
+
+
+def test_a_curve_attacks_whom_smaller_budgets_left_standing_and_compiles_once():
+    images, labels = data()
+    traces = []
+
+    def apply(images):
+        traces.append(images.shape)
+        return LOGITS(images)
+
+    def suite(radius):
+        ball = balls.linf(radius)
+        return [attacks.pgd(ball=ball, num_steps=5, step_size=radius / 2, keep="any", name="pgd")]
+
+    radii = (0.02, 0.05, 0.1)
+    run = evaluator(suite, batch_size=32, diagnosis=False)
+    at_once = run(apply, images, labels, radius=0.05, key=KEY)
+    count = len(traces)
+    curve = accuracy_curve(run, apply, images, labels, radii, key=KEY)
+    assert len(traces) == count
+    assert curve.accuracies[0] == at_once.clean_accuracy == 0.9
+    assert list(curve.accuracies) == sorted(curve.accuracies, reverse=True)
+    # Deterministic steps from zero: alone, the attack at one radius breaks no more than the curve says.
+    assert curve.accuracies[2] <= at_once.robust_accuracy <= curve.accuracies[1]
+    np.testing.assert_array_equal(curve.smallest_radii == 0, ~at_once.correct_mask)
+    for radius, accuracy in zip(curve.radii, curve.accuracies, strict=True):
+        assert np.mean(curve.smallest_radii > radius) == accuracy
+    # The mean over the examples of a displacement halfway between the radius that broke it and the one before.
+    midpoints = {0.0: 0.0, 0.02: 0.01, 0.05: 0.035, 0.1: 0.075, np.inf: 0.1}
+    assert curve.mean_minimal_displacement == pytest.approx(np.mean([midpoints[r] for r in curve.smallest_radii]))
+    points = reports.curve_points(curve)
+    assert [point["radius_pixels"] for point in points] == [0.0, *radii]
+    assert all(point["low"] <= point["accuracy"] <= point["high"] for point in points)
+    lines = reports.curves_to_csv({"a": points, "b": points}).splitlines()
+    assert lines[0] == "model,radius_pixels,accuracy,low,high"
+    assert len(lines) == 9
+    with pytest.raises(ValueError, match="radii must increase"):
+        accuracy_curve(run, apply, images, labels, (0.2, 0.1), key=KEY)
+    with pytest.raises(TypeError, match="radius must be given"):
+        run(apply, images, labels, key=KEY)
+
+
+@pytest.mark.parametrize(
+    "make", [suites.released, suites.quick, partial(suites.standard, classes=5), partial(suites.full, classes=5),
+             suites.spatial],
+)  # fmt: skip
+def test_suites_take_traced_radii(make):
+    images, labels = data()
+    for at, attack in enumerate(make(0.5)):
+        result = jax.eval_shape(
+            lambda radius, at=at: make(radius)[at].run(LOGITS, images[:3], labels[:3], KEY), jnp.float32(0.5)
+        )
+        assert result.images.shape == (3, *SHAPE), attack.name
 
 
 def test_reports_are_plain_data():

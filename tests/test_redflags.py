@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from closed_forms import perceptron
 
-from deformreg import attacks, balls, redflags
+from deformreg import attacks, balls, diagnosis, redflags
 from deformreg.evaluation import evaluate
 from deformreg.perturbations import flow
 
@@ -22,7 +22,7 @@ SUITE = [
 
 def names(logits_fn, suite=SUITE):
     labels = np.asarray(jnp.argmax(logits_fn(jnp.asarray(IMAGES)), axis=1))
-    found, calls = redflags.diagnose(logits_fn, IMAGES, labels, suite, key=KEY)
+    found, calls = diagnosis.diagnose(logits_fn, IMAGES, labels, suite, key=KEY)
     assert calls > 0
     for flag in found:
         assert flag.explanation
@@ -94,8 +94,8 @@ def test_iterations_that_are_stuck_are_caught():
         distance = jnp.abs(images[:, None] - reference[None]).max((2, 3, 4)).min(1)
         return HEALTHY(turned(images, (distance > 1e-6)[:, None, None, None]))
 
-    rows = redflags.Rows(reference, jnp.argmax(HEALTHY(reference), axis=1), jax.random.split(KEY, 64))
-    found, _ = redflags.check_monotone(masked, rows, np.ones(64, bool), flow(), 0.1, KEY)
+    rows = diagnosis.Rows(reference, jnp.argmax(HEALTHY(reference), axis=1), jax.random.split(KEY, 64))
+    found, _ = diagnosis.check_monotone(masked, rows, np.ones(64, bool), flow(), 0.1, KEY)
     assert redflags.STEPS in {flag.name for flag in found}
 
 

@@ -20,6 +20,7 @@ from deformreg.losses import cross_entropy
 from train import logs, loop, manifests, parallel, processes, runs
 from train.config import Config, ConfigError, Data, Method, Model, Optimizer, check, differences, from_json, to_json
 from train.data import Augmentation
+from train.data.augment import example_keys
 from train.models import create_model
 from train.optimizers import learning_rate, make_optimizer
 from train.steps import init_state, make_step, predict
@@ -41,6 +42,7 @@ METHODS = {
     "adversarial": Method(name="adversarial", radius=0.03, steps=2),
     "deformation": Method(name="deformation", radius=0.2, steps=2),
     "flow-gradient+deformation": Method(name="flow-gradient+deformation", weight=1.0, radius=0.2, steps=2),
+    "spatial": Method(name="spatial", radius=1.0, degrees=10.0, draws=3),
 }
 
 
@@ -155,13 +157,38 @@ def test_running_statistics_are_updated_once_and_on_the_training_images_only(nam
     batch = next(batches(1))
     after, _ = compiled(config)(state, batch)
     # Attacked images are not known here; their statistics stay within one update of the clean ones.
-    attacked = "deformation" in method.name or method.name == "adversarial"
+    attacked = "deformation" in method.name or method.name in ("adversarial", "spatial")
     tolerance = 0.05 if attacked else 1e-5
     images = batch["image"].astype(np.float32) / 255
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     _, once = jax.jit(partial(model.apply, train=True, mutable=["batch_stats"]))(variables, images)
     for a, b in zip(jax.tree.leaves(after.batch_stats), jax.tree.leaves(once["batch_stats"]), strict=True):
         np.testing.assert_allclose(a, b, atol=tolerance)
+
+
+def test_spatial_training_sees_the_worst_of_each_images_own_draws():
+    config = replace(TINY, method=Method(name="spatial", radius=1.0, degrees=20.0, draws=4))
+    model, state, _ = network(config)
+    batch = next(batches(1))
+    _, metrics = compiled(config)(state, batch)
+
+    @jax.jit
+    def tried(draw):
+        step_key = jax.random.fold_in(jax.random.wrap_key_data(state.key), 0)
+        keys = jax.vmap(lambda key: jax.random.fold_in(key, draw))(
+            example_keys(jax.random.fold_in(step_key, 1), batch["position"])
+        )
+        limits = jnp.array([jnp.deg2rad(20.0), 1, 1])
+        params = jax.vmap(lambda key: jax.random.uniform(key, (3,), minval=-1, maxval=1))(keys) * limits
+        images = deformreg.affine(boundary="zeros").apply(params, batch["image"].astype(np.float32) / 255)
+        logits = model.apply({"params": state.params}, images, train=True)
+        return cross_entropy(logits, batch["label"]), jnp.argmax(logits, axis=1) != batch["label"]
+
+    losses, wrong = (np.stack(values) for values in zip(*(tried(draw) for draw in range(4)), strict=True))
+    # A wrong prediction beats a right one, then the higher loss.
+    worst = np.lexsort((losses, wrong), axis=0)[-1]
+    assert len(np.unique(worst)) > 1
+    np.testing.assert_allclose(metrics["loss"], losses[worst, np.arange(16)].mean(), rtol=1e-5)
 
 
 @pytest.mark.slow

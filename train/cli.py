@@ -9,6 +9,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -72,11 +73,20 @@ class Evaluate:
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
     """Run folders."""
-    suite: Literal["released", "quick", "standard", "full"] = "released"
+    suite: Literal["released", "quick", "standard", "full", "spatial"] = "released"
     """released: the paper's multi-step attack (zero start, last iterate); quick, standard, full: any iterate counts,
-    more attacks, restarts."""
+    more attacks, restarts. spatial: translations by at most the radius, with rotations by at most 10 degrees for
+    every pixel of it (the paper: 3 pixels)."""
     radius: float | None = None
     """Largest displacement per component in pixels; by default the first run's `evaluation.radius`."""
+    radii: tuple[float, ...] = ()
+    """Budgets in pixels at which the whole suite draws the accuracy curve; by default a light attack draws it, at
+    five multiples of the radius, on 200 images."""
+    independent: bool = False
+    """Run every attack on every correctly classified image, so that the attacks compare with each other; by default
+    each is run on those that still stand."""
+    transfer_from: tuple[Path, ...] = ()
+    """Run folders of other networks: the images deformed to fool them are shown to the evaluated ones as well."""
     examples: int = 0
     """Test images, from the first; 0 for the run's own choice."""
     data_dir: str | None = None
@@ -205,8 +215,10 @@ def _evaluate(arguments: list[str]) -> int:
     options = tyro.cli(Evaluate, prog="python -m train evaluate", args=arguments)
     if not options.runs:
         return _fail("evaluate needs at least one run folder, for example runs/mnist5k-flow")
-    if options.radius is not None and not 0 <= options.radius < math.inf:
-        return _fail(f"--radius must be at least 0 pixels, got {options.radius}")
+    if options.radius is not None and not 0 < options.radius < math.inf:
+        return _fail(f"--radius must be above 0 pixels, got {options.radius}")
+    if not all(low < high for low, high in pairwise((0, *options.radii, math.inf))):
+        return _fail(f"--radii must increase from above 0 pixels, got {' '.join(map(str, options.radii))}")
     if options.examples < 0:
         return _fail(f"--examples must be at least 0, got {options.examples}")
     return _compare(options)
@@ -239,15 +251,17 @@ def _launch(arguments: list[str]) -> int:
 
 
 def _compare(options: Evaluate) -> int:
-    from train import evaluation, reports
+    from train import evaluation, reports, runs
 
-    names = reports.short_names(options.runs)
+    names = runs.short_names(options.runs)
     trained = [
         evaluation.open_run(folder, data_dir=options.data_dir, examples=options.examples) for folder in options.runs
     ]
     radius = trained[0].config.evaluation.radius if options.radius is None else options.radius
+    sources = evaluation.open_sources(options.transfer_from, trained, data_dir=options.data_dir)
+    protocol = evaluation.Protocol(options.suite, radius, options.radii, options.independent, sources, options.seed)
     studies = {
-        name: evaluation.evaluate_run(folder, run, suite=options.suite, radius=radius, seed=options.seed)
+        name: evaluation.evaluate_run(folder, run, protocol)
         for name, folder, run in zip(names, options.runs, trained, strict=True)
     }
     class_names = trained[0].class_names
@@ -256,8 +270,6 @@ def _compare(options: Evaluate) -> int:
     if len(studies) > 1 or options.output:
         reports.write_comparison(options.output or options.runs[0].parent, studies, class_names)
     if options.json:
-        from train.runs import write_json
-
         rows = {name: study.row for name, study in studies.items()}
-        write_json(options.json, next(iter(rows.values())) if len(rows) == 1 else rows)
+        runs.write_json(options.json, next(iter(rows.values())) if len(rows) == 1 else rows)
     return 0

@@ -29,6 +29,7 @@ MethodName = Literal[
     "adversarial",
     "deformation",
     "flow-gradient+deformation",
+    "spatial",
 ]
 
 
@@ -82,7 +83,8 @@ class Method:
 
     name: MethodName = "standard"
     """standard; input-gradient or flow-gradient (a penalty); adversarial (PGD on pixels); deformation (PGD on flows);
-    flow-gradient+deformation (the penalty on deformed images)."""
+    flow-gradient+deformation (the penalty on deformed images); spatial (the worst of random rotations and
+    translations)."""
     weight: float = 0.0
     """Weight of the mean penalty: losses squared times it times pixels squared (flow) or image units squared
     (input)."""
@@ -99,11 +101,16 @@ class Method:
     """Batch-normalization statistics seen by penalties and attacks: the batch's (as the released code; examples then
     interact) or the running ones (a true per-image penalty, one more forward pass)."""
     radius: float = 0.0
-    """Budget of the training attack per component: pixels (deformation) or image units in [0, 1] (adversarial)."""
+    """Budget of the training attack per component: pixels (deformation; spatial: of the translation) or image units in
+    [0, 1] (adversarial)."""
     steps: int = 7
     """Gradient steps of the training attack."""
     step_size: float = 0.0
     """Step of the training attack, in the budget's unit; 0 is 2.5 * radius / steps."""
+    degrees: float = 30.0
+    """Largest rotation of spatial training, either way."""
+    draws: int = 10
+    """Random rotations with translations per image, of which spatial training takes the one of highest loss."""
 
 
 @dataclass(frozen=True)
@@ -228,6 +235,8 @@ def check(config: Config) -> Config:
         (method.radius >= 0, "--method.radius", method.radius, "at least 0"),
         (method.step_size >= 0, "--method.step-size", method.step_size, "at least 0"),
         (method.steps >= 1, "--method.steps", method.steps, "at least 1"),
+        (method.degrees >= 0, "--method.degrees", method.degrees, "at least 0"),
+        (method.draws >= 1, "--method.draws", method.draws, "at least 1"),
         (
             optimizer.learning_rate > 0,
             "--optimizer.learning-rate",
@@ -242,10 +251,10 @@ def check(config: Config) -> Config:
             "at least 0",
         ),
         (
-            config.evaluation.radius >= 0,
+            config.evaluation.radius > 0,
             "--evaluation.radius",
             config.evaluation.radius,
-            "at least 0",
+            "above 0",
         ),
         (config.evaluation.steps >= 1, "--evaluation.steps", config.evaluation.steps, "at least 1"),
         (
@@ -279,7 +288,7 @@ def check(config: Config) -> Config:
         raise ConfigError(f"--method.penalty finite-difference needs --model.dtype float32, got {config.model.dtype}")
     if "gradient" in method.name and method.weight == 0:
         raise ConfigError(f"--method.weight must be above 0 for the method {method.name}, got 0")
-    if method.name in ("adversarial", "deformation", "flow-gradient+deformation") and method.radius == 0:
+    if method.name in ("adversarial", "deformation", "flow-gradient+deformation", "spatial") and method.radius == 0:
         raise ConfigError(f"--method.radius must be above 0 for the method {method.name}, got 0")
     if method.random_start and not method.name.startswith("flow-gradient"):
         raise ConfigError(f"--method.random-start belongs to the flow-gradient methods, not to {method.name}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -19,19 +19,43 @@ from tqdm import tqdm
 
 import deformreg
 from deformreg import reports, suites
-from deformreg.evaluation import Evaluator, Progress, evaluator
+from deformreg.attacks import Attack, pgd, transfer
+from deformreg.curves import accuracy_curve
+from deformreg.evaluation import Evaluation, Evaluator, Progress, evaluator
 from deformreg.losses import cross_entropy
-from deformreg.statistics import wilson_interval
 from train import checkpoints, logs, runs
 from train.config import Config
 from train.data import center_view, load
 from train.loop import build
 from train.steps import predict
 
-Suite = Literal["released", "quick", "standard", "full"]
+Suite = Literal["released", "quick", "standard", "full", "spatial"]
 
 CURVE = (0.25, 0.5, 0.75, 1.0, 1.5)
-"""Budgets of the accuracy curve, as multiples of the suite's."""
+"""Budgets of the accuracy curve where none are named, as multiples of the suite's."""
+
+CURVE_EXAMPLES = 200
+"""Test images of such a curve, and of the pictures."""
+
+
+class Protocol(NamedTuple):
+    """How runs are evaluated.
+
+    Attributes:
+        suite: which attacks, see `deformreg.suites`.
+        radius: budget per component in pixels.
+        radii: of the accuracy curve, under the whole suite; none for a quick look by a lighter attack.
+        independent: whether every attack faces every correctly classified image, so that the attacks compare.
+        sources: names and logits functions of networks whose deformed images are shown to the evaluated ones as well.
+        seed: of the attacks' random numbers.
+    """
+
+    suite: Suite = "released"
+    radius: float = 0.675
+    radii: tuple[float, ...] = ()
+    independent: bool = False
+    sources: tuple[tuple[str, Callable[[Array], Array]], ...] = ()
+    seed: int = 0
 
 
 class Predictor(NamedTuple):
@@ -66,7 +90,7 @@ class Trained(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """The first test images under the multi-step flow attack, for curves and pictures.
+    """The first test images under the multi-step flow attack, for pictures.
 
     Attributes:
         images: float[n, h, w, c], clean.
@@ -89,6 +113,7 @@ class Study(NamedTuple):
     """An evaluated run: `row` is what ``evaluation.json`` holds, `sample` what the pictures show."""
 
     row: dict[str, Any]
+    evaluation: Evaluation
     sample: Sample
 
 
@@ -129,72 +154,119 @@ def open_run(folder: Path, *, data_dir: str | None = None, examples: int = 0) ->
     return Trained(config, logits_fn, np.concatenate(views), labels, test.class_names, step, seconds)
 
 
-def evaluate_run(folder: Path, trained: Trained, *, suite: Suite, radius: float, seed: int) -> Study:
-    """Runs a suite on a trained run and writes ``evaluation.json`` into its folder.
+def open_sources(
+    folders: Sequence[Path], evaluated: Sequence[Trained], *, data_dir: str | None = None
+) -> tuple[tuple[str, Callable[[Array], Array]], ...]:
+    """Restores the networks whose deformed images are to be shown to the evaluated ones, as names and logits functions.
+
+    Raises:
+        RunError: one sees images of another shape, or knows other classes.
+        ConfigError, CheckpointError, DataError: as `open_run`.
+    """
+    sources = []
+    for name, folder in zip(runs.short_names(folders), folders, strict=True):
+        source = open_run(folder, data_dir=data_dir, examples=1)
+        for run in evaluated:
+            ours, theirs = ((each.images.shape[1:], len(each.class_names)) for each in (run, source))
+            if ours != theirs:
+                raise runs.RunError(
+                    f"nothing transfers from {folder}: its network takes images {theirs[0]} of {theirs[1]} classes, "
+                    f"the evaluated one {ours[0]} of {ours[1]}"
+                )
+        sources.append((name, source.logits_fn))
+    return tuple(sources)
+
+
+def evaluate_run(folder: Path, trained: Trained, protocol: Protocol) -> Study:
+    """Evaluates a trained run and writes ``evaluation.json`` into its folder.
 
     Args:
         folder: the run folder.
         trained: from `open_run`.
-        suite: which attacks, see `deformreg.suites`.
-        radius: budget per component in pixels.
-        seed: of the attacks' random numbers.
+        protocol: how.
 
     Returns:
         The row: accuracies are fractions in [0, 1] of all examples, a clean error counts as broken; and the sample.
     """
     options = trained.config.evaluation
-    run_suite = _compiled_suite(suite, radius, options.steps, options.batch_size)
+    suite = _Suite(protocol.suite, options.steps, len(trained.class_names), protocol.sources)
+    # The released protocol reproduces published numbers; looking for red flags belongs to the strict suites.
+    run_suite = _evaluator(suite, options.batch_size, protocol.independent, protocol.suite != "released")
+    whole = bool(protocol.radii) or protocol.suite == "spatial"
+    run_curve = _evaluator(suite if whole else _glance, options.batch_size, False, False)
+    radii = protocol.radii or tuple(share * protocol.radius for share in CURVE)
+    shown = slice(None if protocol.radii else CURVE_EXAMPLES)
+    key = jax.random.key(protocol.seed)
     with _progress_bar(folder.name) as (bar, progress):
         evaluation = run_suite(
-            trained.logits_fn, trained.images, trained.labels, key=jax.random.key(seed), progress=progress
+            trained.logits_fn, trained.images, trained.labels, radius=protocol.radius, key=key, progress=progress
         )
-        bar.set_postfix_str("accuracy curve")
-        curve, sample = accuracy_curve(trained, radius)
+        bar.set_description(f"{folder.name}, accuracy curve")
+        curve = accuracy_curve(
+            run_curve, trained.logits_fn, trained.images[shown], trained.labels[shown], radii, key=key,
+            progress=progress,
+        )  # fmt: skip
+        sample = _attack_sample(
+            trained.logits_fn, trained.images[:CURVE_EXAMPLES], trained.labels[:CURVE_EXAMPLES],
+            jnp.float32(protocol.radius),
+        )  # fmt: skip
     row = {
         "method": trained.config.method.name,
-        "suite": suite,
-        "radius_pixels": radius,
+        "suite": protocol.suite,
+        "radius_pixels": protocol.radius,
         "step": trained.step,
         "train_seconds": trained.train_seconds,
         **reports.to_dict(evaluation),
-        "curve": curve,
-        "seed": seed,
+        "curve": reports.curve_points(curve),
+        "curve_suite": protocol.suite if whole else "15 sign steps from zero, any iterate",
+        "curve_examples": curve.examples,
+        "mean_minimal_displacement": curve.mean_minimal_displacement,
+        "seed": protocol.seed,
         "environment": runs.environment(),
     }
     runs.write_json(runs.Run(folder).evaluation, row)
-    return Study(row, sample)
+    runs.write_text(folder / "evaluation.csv", reports.to_csv(evaluation))
+    runs.write_text(folder / "curve.csv", reports.curves_to_csv({folder.name: row["curve"]}))
+    return Study(row, evaluation, jax.tree.map(np.asarray, sample))
+
+
+class _Suite(NamedTuple):
+    """A suite as a function of the radius; equal ones share what is compiled."""
+
+    name: Suite
+    steps: int
+    classes: int
+    sources: tuple[tuple[str, Callable[[Array], Array]], ...]
+
+    def __call__(self, radius: Any) -> list[Attack]:
+        make = {
+            "released": partial(suites.released, num_steps=self.steps),
+            "quick": suites.quick,
+            "standard": partial(suites.standard, classes=self.classes),
+            "full": partial(suites.full, classes=self.classes),
+            "spatial": suites.spatial,
+        }[self.name]
+        search = pgd(ball=deformreg.linf(radius), num_steps=50, step_size=radius / 20, start="random", keep="best")
+        return [
+            *make(radius),
+            *(transfer(search, logits_fn, name=f"transfer from {name}") for name, logits_fn in self.sources),
+        ]
+
+
+def _glance(radius: Any) -> list[Attack]:
+    """A light attack for the shape of a curve."""
+    perturbation = deformreg.flow(boundary="zeros")
+    return [pgd(ball=deformreg.linf(radius), num_steps=15, step_size=radius / 6, perturbation=perturbation, keep="any")]
 
 
 @functools.cache
-def _compiled_suite(suite: Suite, radius: float, steps: int, batch_size: int) -> Evaluator:
-    attacks = suites.released(radius, num_steps=steps) if suite == "released" else getattr(suites, suite)(radius)
-    # The released protocol reproduces published numbers; looking for red flags belongs to the strict suites.
-    diagnosis = suite != "released"
-    return evaluator(attacks, batch_size=batch_size, image_range=(0.0, 1.0), diagnosis=diagnosis)
-
-
-def accuracy_curve(trained: Trained, radius: float) -> tuple[list[dict[str, float]], Sample]:
-    """Robust accuracy against the budget, with Wilson's 95 % intervals, on the first 200 test images.
-
-    A lighter attack than the suite's (15 sign steps from zero, the iterate of highest loss, zero padding), meant for
-    the shape of the curve. Returns also the sample at the budget itself.
-    """
-    images, labels = jnp.asarray(trained.images[:200]), jnp.asarray(trained.labels[:200])
-    samples = {share: _attack_sample(trained.logits_fn, images, labels, jnp.float32(share * radius)) for share in CURVE}
-    chosen = samples[1.0]
-    points = {0.0: chosen.before == labels}
-    points |= {share: points[0.0] & (sample.after == labels) for share, sample in samples.items()}
-    curve = []
-    for share, standing in points.items():
-        right = int(jnp.sum(standing))
-        low, high = wilson_interval(right, len(labels))
-        curve.append({"radius_pixels": share * radius, "accuracy": right / len(labels), "low": low, "high": high})
-    return curve, jax.tree.map(np.asarray, chosen)
+def _evaluator(suite: Callable[[Any], list[Attack]], batch_size: int, independent: bool, diagnosis: bool) -> Evaluator:
+    return evaluator(suite, batch_size=batch_size, image_range=(0.0, 1.0), independent=independent, diagnosis=diagnosis)
 
 
 @jax.jit
 def _attack_sample(logits_fn: Callable[[Array], Array], images: Array, labels: Array, radius: Array) -> Sample:
-    """The budget is an argument of the compiled attack, so that a whole curve shares one compilation."""
+    """What the multi-step attack makes of some images."""
     found = deformreg.multi_step(
         lambda images: cross_entropy(logits_fn(images), labels),
         images,

@@ -82,6 +82,11 @@ def _save(figure: Figure, path: Path) -> None:
     write_bytes(path, data.getvalue())
 
 
+def budget(row: Mapping[str, Any]) -> str:
+    """What an evaluation's radius bounds, in words."""
+    return "translation, with 10 degrees a pixel" if row["suite"] == "spatial" else "displacement per component"
+
+
 def _draw_curves(axis: Axes, rows: Mapping[str, Mapping[str, Any]]) -> None:
     for color, (name, row) in zip(COLORS * len(rows), rows.items(), strict=False):
         curve = row["curve"]
@@ -89,7 +94,7 @@ def _draw_curves(axis: Axes, rows: Mapping[str, Mapping[str, Any]]) -> None:
         axis.plot(radii, [100 * point["accuracy"] for point in curve], "o-", color=color, label=name, markersize=4)
         low, high = ([100 * point[end] for point in curve] for end in ("low", "high"))
         axis.fill_between(radii, low, high, color=color, alpha=0.15, linewidth=0)
-    axis.set(xlabel="largest displacement per component, px", ylabel="accuracy, %", ylim=(0, 101))
+    axis.set(xlabel=f"largest {budget(next(iter(rows.values())))}, px", ylabel="accuracy, %", ylim=(0, 101))
     axis.set_xlim(left=0)
     axis.grid(alpha=0.3)
     axis.spines[["top", "right"]].set_visible(False)

@@ -63,6 +63,7 @@ _CIFAR_METHODS = {
         radius=0.155,
         steps=7,
     ),
+    "spatial": Method(name="spatial", radius=3.0, degrees=30.0, draws=10),
 }
 
 _PUBLISHED = {
@@ -137,6 +138,12 @@ PRESETS: dict[str, Preset] = {
             "flow": Method(name="flow-gradient", weight=_FLOW_WEIGHTS[config.data.name]),
         }.items()
     },
+    "mnist5k-spatial": Preset(
+        replace(_MNIST, method=Method(name="spatial", radius=3.0, degrees=30.0, draws=10), epochs=12),
+        "5,000 MNIST images, small CNN, spatial",
+        "minutes on two cores",
+        "98 % clean; 89 % under the grid of 3 px and 30 degrees (standard training: 14 %)",
+    ),
     **_cifar(),
 }
 

@@ -6,27 +6,23 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from deformreg.reports import curves_to_csv, to_markdown
 from train import pictures, runs
 from train.evaluation import Study
 
 Row = Mapping[str, Any]
 
 
-def short_names(folders: Sequence[Path]) -> list[str]:
-    """The folders' own names where they differ, else as much of the paths as it takes."""
-    names = [folder.name or str(folder) for folder in folders]
-    return names if len(set(names)) == len(names) else [str(folder) for folder in folders]
-
-
 def table(rows: Mapping[str, Row]) -> str:
     """The runs side by side as a Markdown table, accuracies in percent."""
     attacks = list(dict.fromkeys(name for row in rows.values() for name in row["attacks"]))
-    header = ["run", "clean", *attacks, "all attacks", "training"]
+    header = ["run", "clean", *attacks, "all attacks", "mean px", "training"]
     lines = [header, [":--", *["--:"] * (len(header) - 1)]]
     for name, row in rows.items():
         under = [_percent(row["attacks"][attack]["robust_accuracy"]) for attack in attacks]
         overall = f"{_percent(row['robust_accuracy'])} [{', '.join(_percent(end) for end in row['robust_interval'])}]"
-        lines.append([name, _percent(row["clean_accuracy"]), *under, overall, f"{row['train_seconds']:.0f} s"])
+        lines.append([name, _percent(row["clean_accuracy"]), *under, overall])
+        lines[-1] += [f"{row['mean_minimal_displacement']:.3g}", f"{row['train_seconds']:.0f} s"]
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
     # The terminal shows the same text: pad the columns, keep the rule's colons at its ends.
     padded = [[cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines]
@@ -44,16 +40,18 @@ def _percent(value: float) -> str:
 
 def _caption(row: Row) -> str:
     return (
-        f"Accuracy in percent of {row['examples']} test images; suite `{row['suite']}`, displacements of at most "
-        f"{row['radius_pixels']:g} px per component; in brackets Wilson's 95 % interval."
+        f"Accuracy in percent of {row['examples']} test images; suite `{row['suite']}` at {row['radius_pixels']:g} px, "
+        f"the largest {pictures.budget(row)}; in brackets Wilson's 95 % interval. Mean px: the mean of the smallest "
+        f"budgets that break an image, counted up to {row['curve'][-1]['radius_pixels']:g} px "
+        f"({row['curve_examples']} images, {row['curve_suite']})."
     )
 
 
 def write_run_report(folder: Path, study: Study, class_names: Sequence[str]) -> None:
     """Writes a run's ``evaluation.md`` and pictures beside its ``evaluation.json``, and prints where they are."""
     row = study.row
-    text = f"# {folder.name}\n\n{_caption(row)}\n\n{table({folder.name: row})}\n\n{_flags(row)}"
-    runs.write_text(folder / "evaluation.md", text + "\n![examples](examples.png)\n\n![curve](curve.png)\n")
+    text = f"# {folder.name}\n\n{_caption(row)}\n\n{table({folder.name: row})}\n\n{to_markdown(study.evaluation)}"
+    runs.write_text(folder / "evaluation.md", text + "\n![curve](curve.png)\n\n![examples](examples.png)\n")
     pictures.save_examples(folder / "examples.png", study, class_names)
     pictures.save_curves(folder / "curve.png", {folder.name: row})
     print(f"\n{table({folder.name: row})}\n{_flags(row)}report: {folder / 'evaluation.md'}")
@@ -70,8 +68,10 @@ def write_comparison(folder: Path, studies: Mapping[str, Study], class_names: Se
     runs.write_json(folder / "comparison.json", {name: _summary(row) for name, row in rows.items()})
     runs.write_text(
         folder / "comparison.md",
-        f"# Comparison\n\n{_caption(first)}\n\n{table(rows)}\n\n![comparison](comparison.png)\n",
+        f"# Comparison\n\n{_caption(first)}\n\n{table(rows)}\n\n{''.join(map(_flags, rows.values()))}"
+        "![comparison](comparison.png)\n",
     )
+    runs.write_text(folder / "curves.csv", curves_to_csv({name: row["curve"] for name, row in rows.items()}))
     pictures.save_comparison(folder / "comparison.png", studies, class_names)
     print(f"\n{_caption(first)}\n\n{table(rows)}\n\ntable:   {folder / 'comparison.md'}")
     print(f"picture: {folder / 'comparison.png'}")
@@ -84,6 +84,7 @@ def _summary(row: Row) -> dict[str, Any]:
         "robust_accuracy": row["robust_accuracy"],
         "radius_pixels": row["radius_pixels"],
         "examples": row["examples"],
+        "mean_minimal_displacement": row["mean_minimal_displacement"],
         "train_seconds": row["train_seconds"],
         "attacks": row["attacks"],
     }

@@ -1,7 +1,8 @@
 """A run folder: what is in it, and how it is written.
 
 ``config.json`` (the full config), ``environment.json`` (package versions, devices), ``metrics.jsonl`` (one line per
-logged step), ``events*`` (the same for TensorBoard), ``checkpoints/``, ``evaluation.json`` and ``.md``, pictures.
+logged step), ``events*`` (the same for TensorBoard), ``checkpoints/``, ``evaluation.json``, ``.csv`` and ``.md``,
+``curve.csv``, pictures.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import os
 import platform
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -74,6 +76,12 @@ class Run(NamedTuple):
     @property
     def evaluation(self) -> Path:
         return self.folder / "evaluation.json"
+
+
+def short_names(folders: Sequence[Path]) -> list[str]:
+    """The folders' own names where they differ, else as much of the paths as it takes."""
+    names = [folder.name or str(folder) for folder in folders]
+    return names if len(set(names)) == len(names) else [str(folder) for folder in folders]
 
 
 def write_text(path: Path, text: str) -> None:

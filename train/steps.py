@@ -179,6 +179,12 @@ class _Network(NamedTuple):
         """Losses on the statistics that a method's penalties and attacks see; never updates them."""
         return self.on_running if method.statistics == "running" else lambda images: self.on_batch(images)[0]
 
+    def logits(self, method: Method) -> Callable[[Array], Array]:
+        """Logits on those statistics."""
+        if method.statistics == "running":
+            return lambda images: predict(self.model, self.params, self.batch_stats, images)
+        return lambda images: self.on_batch(images)[1][0]
+
 
 def _is_penalized(method: Method, weight: float) -> bool:
     return weight != 0 and "gradient" in method.name
@@ -252,6 +258,8 @@ def _penalty(method: Method, loss_fn: Callable[[Array], Any], images: Array, *, 
 
 def _training_images(method: Method, network: _Network, images: Array, keys: Array) -> Array:
     """The images that a method trains on: clean, randomly deformed, or attacked."""
+    if method.name == "spatial":
+        return _worst_rotated(method, network, images, keys)
     if method.radius and method.name in ("adversarial", "deformation", "flow-gradient+deformation"):
         images = _attacked(method, network, images, keys)
     if method.random_start:
@@ -279,3 +287,13 @@ def _attacked(method: Method, network: _Network, images: Array, keys: Array) -> 
         start=draw,
         key=keys[0],
     ).images
+
+
+def _worst_rotated(method: Method, network: _Network, images: Array, keys: Array) -> Array:
+    """Of random rotations with translations, drawn for each example by itself, the misclassified or costliest one."""
+    attack = deformreg.attacks.rotation_translation(
+        max_degrees=method.degrees, max_pixels=method.radius, grid=None, num_draws=method.draws, keep="best"
+    )
+    fixed = network._replace(params=jax.lax.stop_gradient(network.params))
+    result = attack.run(fixed.logits(method), images, network.labels, keys)
+    return jax.lax.stop_gradient(attack.perturbation.apply(result.params, images))

@@ -3,7 +3,8 @@
 from deformreg.attacks.adef import adef
 from deformreg.attacks.apgd import apgd
 from deformreg.attacks.ascent import Ascent, projected_ascent
-from deformreg.attacks.attack import Attack, Budget, Examples, Search
+from deformreg.attacks.attack import Attack, Examples, Search
+from deformreg.attacks.budget import Budget
 from deformreg.attacks.elastic import elastic
 from deformreg.attacks.estimated import nes, spsa
 from deformreg.attacks.gradient import Perturbed, multi_step, one_step

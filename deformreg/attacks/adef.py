@@ -17,15 +17,14 @@ from deformreg import _checks, flows
 from deformreg.attacks.ascent import choose, spread
 from deformreg.attacks.attack import (
     Attack,
-    Budget,
     Examples,
     LogitsFn,
     Search,
     fresh,
     is_broken,
     record,
-    used_share,
 )
+from deformreg.attacks.budget import Budget, plain, used_share
 from deformreg.balls import pixelwise_l2
 from deformreg.losses import margin
 from deformreg.perturbations import flow
@@ -119,11 +118,11 @@ def adef(
             params=moved, done=search.done | memory.last_try, memory=Memory(aimed, memory.last_try | stuck)
         )
 
-    bound = math.isfinite(max_norm)
+    bound = plain(max_norm) != math.inf
     return Attack(
         name or "adef",
         family,
-        Budget(max_norm if bound else None, "pixelwise_l2", "pixels"),
+        Budget(plain(max_norm) if bound else None, "pixelwise_l2", "pixels"),
         used_share(pixelwise_l2(max_norm)) if bound else None,
         begin,
         step,

@@ -23,14 +23,13 @@ from deformreg.attacks.attack import (
     LogitsFn,
     Loss,
     Search,
-    budget_of,
     differentiate,
     fresh,
     is_broken,
     record,
     sample_rows,
-    used_share,
 )
+from deformreg.attacks.budget import budget_of, used_share
 from deformreg.balls import Ball
 from deformreg.perturbations import Perturbation, flow
 

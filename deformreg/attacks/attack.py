@@ -13,14 +13,18 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from deformreg import _checks
 from deformreg.attacks.ascent import choose
+from deformreg.attacks.budget import Budget
 from deformreg.attacks.result import AttackResult, measure
-from deformreg.balls import Ball
-from deformreg.losses import cross_entropy, difference_of_logits_ratio, margin
+from deformreg.losses import (
+    cross_entropy,
+    difference_of_logits_ratio,
+    margin,
+    targeted_difference_of_logits_ratio,
+)
 from deformreg.perturbations import Perturbation
 
 Params = Any
@@ -73,21 +77,6 @@ class Search(NamedTuple):
     memory: Any = ()
 
 
-class Budget(NamedTuple):
-    """What an attack may do.
-
-    Attributes:
-        radius: in `unit`; None for no bound.
-        norm: what the radius bounds, for example ``"linf"``.
-        unit: ``"pixels"`` for a bound on the displacement field, ``"image"`` for one on differences of pixel values,
-            otherwise in words.
-    """
-
-    radius: float | tuple[float, ...] | None
-    norm: str
-    unit: str
-
-
 class Attack(NamedTuple):
     """An attack; call `run`, or give it to `deformreg.evaluate`.
 
@@ -129,7 +118,8 @@ class Attack(NamedTuple):
             logits_fn: ``images -> logits[n, classes]``, row by row independent (inference mode).
             images: in the range the model expects.
             labels: the right classes.
-            key: a JAX random key; example i draws from ``fold_in(key, i)``.
+            key: a JAX random key, of which example i draws from ``fold_in(key, i)``; or ``jax.random.key``'s type with
+                shape [n], one key per example.
             targets: classes to reach; None attacks untargeted, away from the labels.
 
         Returns:
@@ -143,11 +133,15 @@ class Attack(NamedTuple):
         examples = Examples(
             jax.lax.stop_gradient(images),
             class_indices("labels", labels, images.shape[0]),
-            row_keys(key, jnp.arange(images.shape[0])),
+            key if _are_keys(key) else row_keys(key, jnp.arange(images.shape[0])),
             None if targets is None else class_indices("targets", targets, images.shape[0]),
         )
         search, _ = advance(self, logits_fn, examples, self.begin(examples), images.shape[0])
         return finish(self, examples, search)
+
+
+def _are_keys(key: Array) -> bool:
+    return key.ndim == 1 and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
 
 
 def row_keys(key: Array, indices: Array) -> Array:
@@ -215,48 +209,13 @@ def objective(loss: Loss, logits: Array, examples: Examples) -> Array:
     """The value an attack ascends, one per example."""
     if examples.targets is not None:
         if loss == "dlr":
-            return targeted_dlr(logits, examples.labels, examples.targets)
+            return targeted_difference_of_logits_ratio(logits, examples.labels, examples.targets)
         return -objective(loss, logits, examples._replace(labels=examples.targets, targets=None))
     if callable(loss):
         return _checks.per_example(loss(logits, examples.labels), examples.images.shape[0], "loss")
     _checks.choice("loss", loss, get_args(get_args(Loss)[0]))
     named = {"cross_entropy": cross_entropy, "margin": margin, "dlr": difference_of_logits_ratio}
     return named[loss](logits, examples.labels)
-
-
-def targeted_dlr(
-    logits: Float[Array, "n classes"], labels: Int[Array, " n"], targets: Int[Array, " n"]
-) -> Float[Array, " n"]:
-    """The targeted difference of logits ratio, to ascend: target over label, scaled by the spread of the logits.
-
-    Args:
-        logits: four classes or more.
-        labels: the right classes.
-        targets: the classes to reach.
-
-    Returns:
-        One value per example, positive where the target's logit exceeds the label's.
-
-    Raises:
-        ValueError: fewer than four classes.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> targeted_dlr(jnp.array([[4.0, 2.0, 1.0, 1.0]]), jnp.array([0]), jnp.array([1])).tolist()
-        [-0.6666666865348816]
-
-    References:
-        Croce and Hein, "Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse Parameter-free
-        Attacks", ICML 2020, equation 7.
-    """
-    if logits.shape[1] < 4:
-        raise ValueError(f"logits must have at least 4 classes for the targeted ratio, got {logits.shape[1]}")
-    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-    classes = jnp.arange(logits.shape[1])[None, :]
-    gap = jnp.sum(jnp.where(classes == targets[:, None], logits, 0), axis=1)
-    gap -= jnp.sum(jnp.where(classes == labels[:, None], logits, 0), axis=1)
-    ordered = jnp.sort(logits, axis=1)
-    return gap / (ordered[:, -1] - (ordered[:, -3] + ordered[:, -4]) / 2 + 1e-12)
 
 
 def try_out(
@@ -317,25 +276,3 @@ def sample_rows(draw: Callable[[Array, Params], Params], keys: Array, params: Pa
         return jax.tree.map(lambda leaf: leaf[0], draw(key, jax.tree.map(lambda leaf: leaf[None], row)))
 
     return jax.vmap(one)(keys, params)
-
-
-def budget_of(ball: Ball, perturbation: Perturbation) -> Budget:
-    """A ball as plain data."""
-    radius: Any = np.asarray(ball.radius).tolist()
-    name = ball.norm.__qualname__.partition(".")[0]  # a ball's functions are made inside the factory it is named by
-    if isinstance(radius, list):
-        return Budget(tuple(radius), name, "parameters")
-    return Budget(radius, name, "image" if perturbation.field is None else "pixels")
-
-
-def used_share(ball: Ball) -> Callable[[Params, Array], Array]:
-    """How much of a ball's radius parameters use: 1 on the boundary."""
-
-    def size(params: Params, images: Array) -> Array:
-        del images
-        norms = ball.norm(params)
-        if jnp.ndim(ball.radius) > 0:  # such a ball's norm is a share already
-            return norms
-        return jnp.where(norms > 0, norms / jnp.asarray(ball.radius, norms.dtype), 0)
-
-    return size

@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 from deformreg import _checks
-from deformreg.attacks.attack import Attack, Budget, Keep, Loss
+from deformreg.attacks.attack import Attack, Keep, Loss
+from deformreg.attacks.budget import Budget
 from deformreg.attacks.gradient import Start
 from deformreg.attacks.pgd import pgd
 from deformreg.attacks.spatial import displacement_share, limit_displacement

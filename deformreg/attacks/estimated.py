@@ -8,14 +8,14 @@ References:
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
 from deformreg import _checks
-from deformreg.attacks.ascent import spread, uphill
+from deformreg.attacks.ascent import spread
 from deformreg.attacks.attack import (
     Attack,
     Examples,
@@ -23,17 +23,28 @@ from deformreg.attacks.attack import (
     LogitsFn,
     Loss,
     Search,
-    budget_of,
     fresh,
     record,
     sample_rows,
     try_out,
-    used_share,
 )
+from deformreg.attacks.budget import budget_of, used_share
 from deformreg.balls import Ball
 from deformreg.perturbations import Perturbation, flow
 
-Draw = Callable[[Array, Array], Array]
+
+class Rule(NamedTuple):
+    """What the attacks here differ in.
+
+    Attributes:
+        draw: ``(key, shape, dtype) -> array``: a random direction to look along.
+        remember: ``(zeros, count) -> memory`` of a search that begins.
+        turn: ``(gradient, memory) -> (direction, memory)``: where to go, in steps.
+    """
+
+    draw: Callable[[Array, Any, Any], Array]
+    remember: Callable[[Any, int], Any]
+    turn: Callable[[Any, Any], tuple[Any, Any]]
 
 
 def spsa(
@@ -79,29 +90,23 @@ def spsa(
     References:
         Uesato et al., ICML 2018, see the module.
     """
-    _checks.non_negative("radius", ball.radius)
-    size = ball.radius / 10 if step_size is None else step_size
 
-    def move(params: Any, gradient: Any, memory: Any, constrain: Callable[[Any], Any]) -> tuple[Any, Any]:
+    def adam(gradient: Any, memory: Any) -> tuple[Any, Any]:
         mean, square, count = memory
         count = count + 1
         mean = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g, mean, gradient)
         square = jax.tree.map(lambda s, g: 0.999 * s + 0.001 * g**2, square, gradient)
 
-        def adam(leaf: Array, m: Array, s: Array) -> Array:
-            t = spread(count, leaf)
-            step = (m / (1 - 0.9**t)) / (jnp.sqrt(s / (1 - 0.999**t)) + 1e-8)
-            return leaf + (size * step).astype(leaf.dtype)
+        def direction(m: Array, s: Array) -> Array:
+            t = spread(count, m)
+            return (m / (1 - 0.9**t)) / (jnp.sqrt(s / (1 - 0.999**t)) + 1e-8)
 
-        return constrain(ball.project(jax.tree.map(adam, params, mean, square))), (mean, square, count)
+        return jax.tree.map(direction, mean, square), (mean, square, count)
 
-    def remember(zeros: Any, count: int) -> Any:
-        return zeros, zeros, jnp.zeros(count)
-
+    rule = Rule(jax.random.rademacher, lambda zeros, count: (zeros, zeros, jnp.zeros(count)), adam)
     return _estimated(
-        name or f"spsa-{num_steps}", ball, num_steps, num_samples, probe, perturbation, loss, keep,
-        lambda key, leaf: jax.random.rademacher(key, leaf.shape, leaf.dtype), remember, move,
-    )  # fmt: skip
+        name or f"spsa-{num_steps}", rule, ball, num_steps, num_samples, probe, step_size, perturbation, loss, keep
+    )
 
 
 def nes(
@@ -147,26 +152,22 @@ def nes(
     References:
         Ilyas et al., ICML 2018, see the module.
     """
-    _checks.non_negative("radius", ball.radius)
-    size = ball.radius / 10 if step_size is None else step_size
-
-    def move(params: Any, gradient: Any, memory: Any, constrain: Callable[[Any], Any]) -> tuple[Any, Any]:
-        return uphill(params, gradient, ball, size, constrain), memory
-
+    rule = Rule(jax.random.normal, lambda zeros, count: (), lambda gradient, memory: (ball.steepest(gradient), memory))
     return _estimated(
-        name or f"nes-{num_steps}", ball, num_steps, num_samples, probe, perturbation, loss, keep,
-        lambda key, leaf: jax.random.normal(key, leaf.shape, leaf.dtype), lambda zeros, count: (), move,
-    )  # fmt: skip
+        name or f"nes-{num_steps}", rule, ball, num_steps, num_samples, probe, step_size, perturbation, loss, keep
+    )
 
 
 def _estimated(
-    name: str, ball: Ball, num_steps: int, num_samples: int, probe: float | None, perturbation: Perturbation | None,
-    loss: Loss, keep: Keep, draw: Draw, remember: Any, move: Any,
+    name: str, rule: Rule, ball: Ball, num_steps: int, num_samples: int, probe: float | None,
+    step_size: float | None, perturbation: Perturbation | None, loss: Loss, keep: Keep,
 ) -> Attack:  # fmt: skip
     """Ascent along the average of ``(f(p + d) - f(p - d)) / (2 probe) * d / probe`` over random directions d."""
     family = flow() if perturbation is None else perturbation
     num_steps, num_samples = _checks.count("num_steps", num_steps), _checks.count("num_samples", num_samples)
-    _checks.choice("keep", keep, ("last", "best", "any"))
+    _checks.choice("keep", keep, get_args(Keep))
+    _checks.non_negative("radius", ball.radius)
+    length = ball.radius / 10 if step_size is None else step_size
     reach = ball.radius / 10 if probe is None else probe
     _checks.positive("probe", reach)
     calls = 2 * num_samples + 1
@@ -175,7 +176,8 @@ def _estimated(
         def whole(key: Array, params: Any) -> Any:
             leaves, structure = jax.tree.flatten(params)
             parts = jax.random.split(key, len(leaves))
-            return jax.tree.unflatten(structure, [draw(k, leaf) for k, leaf in zip(parts, leaves, strict=True)])
+            drawn = [rule.draw(k, leaf.shape, leaf.dtype) for k, leaf in zip(parts, leaves, strict=True)]
+            return jax.tree.unflatten(structure, drawn)
 
         return sample_rows(whole, keys, params)
 
@@ -194,7 +196,7 @@ def _estimated(
 
     def begin(examples: Examples) -> Search:
         zeros = family.init(examples.images)
-        return fresh(examples, zeros, remember(zeros, examples.labels.shape[0]))
+        return fresh(examples, zeros, rule.remember(zeros, examples.labels.shape[0]))
 
     def step(logits_fn: LogitsFn, examples: Examples, search: Search) -> Search:
         params = search.params
@@ -203,7 +205,11 @@ def _estimated(
         search = record(search, losses, broken, keep=keep, eligible=last | (keep != "last"), calls=calls)
         keys = jax.vmap(jax.random.fold_in)(examples.keys, search.calls)
         gradient = estimate(logits_fn, examples, params, keys)
-        moved, memory = move(params, gradient, search.memory, lambda p: family.constrain(p, examples.images))
+        direction, memory = rule.turn(gradient, search.memory)
+        moved = jax.tree.map(
+            lambda leaf, d: leaf + jnp.asarray(length, leaf.dtype) * d.astype(leaf.dtype), params, direction
+        )
+        moved = family.constrain(ball.project(moved), examples.images)
         return search._replace(params=moved, memory=memory, done=search.done | last)
 
     return Attack(

@@ -11,7 +11,6 @@ from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array
 
 from deformreg import _checks
@@ -23,14 +22,13 @@ from deformreg.attacks.attack import (
     LogitsFn,
     Loss,
     Search,
-    budget_of,
     differentiate,
     fresh,
     is_broken,
     record,
     sample_rows,
-    used_share,
 )
+from deformreg.attacks.budget import budget_of, plain, used_share
 from deformreg.attacks.gradient import Start
 from deformreg.balls import Ball, Radius
 from deformreg.perturbations import Perturbation, flow
@@ -136,7 +134,7 @@ def pgd(
         uses_gradients=True,
         settings={
             "num_steps": num_steps,
-            "step_size": np.asarray(length).tolist(),
+            "step_size": plain(length),
             "start": start if isinstance(start, str) else "law",
             "restarts": restarts,
             "loss": loss if isinstance(loss, str) else "function",

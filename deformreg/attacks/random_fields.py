@@ -16,13 +16,12 @@ from deformreg.attacks.attack import (
     LogitsFn,
     Loss,
     Search,
-    budget_of,
     fresh,
     record,
     sample_rows,
     try_out,
-    used_share,
 )
+from deformreg.attacks.budget import budget_of, used_share
 from deformreg.balls import Ball
 from deformreg.perturbations import Perturbation, flow
 

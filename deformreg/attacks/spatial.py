@@ -18,7 +18,6 @@ from jaxtyping import Array
 from deformreg import _checks, flows
 from deformreg.attacks.attack import (
     Attack,
-    Budget,
     Examples,
     Keep,
     LogitsFn,
@@ -27,8 +26,8 @@ from deformreg.attacks.attack import (
     fresh,
     record,
     try_out,
-    used_share,
 )
+from deformreg.attacks.budget import Budget, used_share
 from deformreg.balls import linf
 from deformreg.perturbations import Perturbation, affine
 from deformreg.warping import Boundary
@@ -86,12 +85,12 @@ def rotation_translation(
     _checks.non_negative("max_pixels", max_pixels)
     _checks.choice("keep", keep, ("any", "best"))
     num_draws = _checks.count("num_draws", num_draws)
-    limits = np.array([math.radians(max_degrees), max_pixels, max_pixels], np.float32)
+    limits = jnp.stack([jnp.float32(limit) for limit in (max_degrees * math.pi / 180, max_pixels, max_pixels)])
     family = affine(boundary=boundary)
     if max_component is not None:
         _checks.non_negative("max_component", max_component)
         family = limit_displacement(family, max_component)
-    table = None if grid is None else _grid(limits, grid)
+    table = None if grid is None else _grid(grid)
     candidates = num_draws if table is None else len(table)
 
     def begin(examples: Examples) -> Search:
@@ -104,7 +103,7 @@ def rotation_translation(
         if table is None:
             params = jax.vmap(draw)(jax.vmap(jax.random.fold_in)(examples.keys, search.calls))
         else:
-            params = jnp.asarray(table)[jnp.minimum(search.calls, candidates - 1)]
+            params = limits[None, :] * jnp.asarray(table)[jnp.minimum(search.calls, candidates - 1)]
         params = family.constrain(params.astype(search.params.dtype), examples.images)
         losses, broken = try_out(logits_fn, family, loss, examples, params)
         search = record(search._replace(params=params), losses, broken, keep=keep)
@@ -112,7 +111,7 @@ def rotation_translation(
 
     if max_component is None:
         budget = Budget((max_degrees, max_pixels, max_pixels), "linf", "degrees, pixels, pixels")
-        size = used_share(linf(jnp.asarray(limits)))
+        size = used_share(linf(limits))
     else:
         budget, size = Budget(max_component, "linf", "pixels"), displacement_share(family, max_component)
     return Attack(
@@ -132,9 +131,9 @@ def rotation_translation(
     )  # fmt: skip
 
 
-def _grid(limits: Any, counts: tuple[int, int, int]) -> Any:
-    counts = tuple(_checks.count("grid", count) for count in counts)  # type: ignore[assignment]
-    axes = [np.linspace(-limit, limit, n) if n > 1 else np.zeros(1) for limit, n in zip(limits, counts, strict=True)]
+def _grid(counts: tuple[int, int, int]) -> np.ndarray[Any, Any]:
+    """Evenly spaced points of the unit cube."""
+    axes = [np.linspace(-1, 1, n) if n > 1 else np.zeros(1) for n in (_checks.count("grid", n) for n in counts)]
     return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3).astype(np.float32)
 
 

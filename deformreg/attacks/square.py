@@ -21,12 +21,11 @@ from deformreg.attacks.attack import (
     LogitsFn,
     Loss,
     Search,
-    budget_of,
     fresh,
     record,
     try_out,
-    used_share,
 )
+from deformreg.attacks.budget import budget_of, used_share
 from deformreg.balls import Ball
 from deformreg.perturbations import Perturbation, flow
 

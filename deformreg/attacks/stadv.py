@@ -17,7 +17,6 @@ from deformreg import _checks, flows
 from deformreg.attacks.ascent import choose, spread
 from deformreg.attacks.attack import (
     Attack,
-    Budget,
     Examples,
     Keep,
     LogitsFn,
@@ -25,8 +24,8 @@ from deformreg.attacks.attack import (
     fresh,
     is_broken,
     record,
-    used_share,
 )
+from deformreg.attacks.budget import Budget, budget_of, used_share
 from deformreg.balls import Ball
 from deformreg.losses import margin
 from deformreg.perturbations import flow
@@ -142,12 +141,10 @@ def stadv(
         moved = memory.point + spread(memory.length, params).astype(params.dtype) * memory.direction
         return search._replace(params=moved, memory=memory, done=search.done | over)
 
-    radius = None if ball is None else float(jnp.asarray(ball.radius))
-    norm = "none" if ball is None else ball.norm.__qualname__.partition(".")[0]
     return Attack(
         name or "stadv",
         family,
-        Budget(radius, norm, "pixels"),
+        Budget(None, "none", "pixels") if ball is None else budget_of(ball, family),
         None if ball is None else lambda params, images: used_share(ball)(inside(params), images),
         begin,
         step,

@@ -9,7 +9,7 @@ from closed_forms import linear_model, ramp_model, ramps
 from deformreg import balls
 from deformreg.attacks import apgd, pgd
 from deformreg.attacks.apgd import schedule
-from deformreg.attacks.attack import targeted_dlr
+from deformreg.losses import targeted_difference_of_logits_ratio as targeted_ratio
 from deformreg.perturbations import Perturbation, additive
 
 VECTOR = Perturbation(init=jnp.zeros_like, apply=lambda params, images: images + params)
@@ -177,7 +177,7 @@ def test_targeted_apgd_aims_at_the_classes_ranked_next():
 
 def test_the_targeted_ratio_does_not_change_with_the_scale():
     logits, labels, targets = jnp.array([[4.0, 2.0, 1.0, 0.5]]), jnp.array([0]), jnp.array([1])
-    np.testing.assert_allclose(targeted_dlr(logits, labels, targets), [-2 / (4 - 0.75)], rtol=1e-6)
-    np.testing.assert_allclose(targeted_dlr(100 * logits + 7, labels, targets), [-2 / 3.25], rtol=1e-5)
+    np.testing.assert_allclose(targeted_ratio(logits, labels, targets), [-2 / (4 - 0.75)], rtol=1e-6)
+    np.testing.assert_allclose(targeted_ratio(100 * logits + 7, labels, targets), [-2 / 3.25], rtol=1e-5)
     with pytest.raises(ValueError, match="at least 4 classes"):
-        targeted_dlr(logits[:, :3], labels, targets)
+        targeted_ratio(logits[:, :3], labels, targets)

@@ -1,0 +1,109 @@
+"""Robust accuracy against the budget: one point says little, and says it at a radius that somebody chose."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from deformreg._outcomes import Progress
+from deformreg.attacks.attack import LogitsFn
+from deformreg.evaluation import Evaluator
+from deformreg.statistics import mean_minimal_displacement, wilson_interval
+
+
+class Curve(NamedTuple):
+    """Robust accuracy against the budget.
+
+    Attributes:
+        examples: how many.
+        radii: increasing, from 0.
+        accuracies: at each radius, over all examples; the first is the clean accuracy.
+        intervals: Wilson's 95 % intervals of them.
+        mean_minimal_displacement: see `deformreg.statistics.mean_minimal_displacement`; restricted to the last radius.
+        smallest_radii: float[n], for each example the smallest of the radii at which it is wrong; infinite if none.
+        model_calls: of everything.
+        seconds: of everything, compiling included.
+    """
+
+    examples: int
+    radii: tuple[float, ...]
+    accuracies: tuple[float, ...]
+    intervals: tuple[tuple[float, float], ...]
+    mean_minimal_displacement: float
+    smallest_radii: np.ndarray[Any, Any]
+    model_calls: int
+    seconds: float
+
+
+def accuracy_curve(
+    run: Evaluator,
+    logits_fn: LogitsFn,
+    images: Any,
+    labels: Any,
+    radii: Sequence[float],
+    *,
+    key: jax.Array,
+    progress: Callable[[Progress], None] | None = None,
+) -> Curve:
+    """Evaluates a model at one radius after the other.
+
+    The attacks' balls are nested: what breaks an example at one radius breaks it at every larger one, so an example
+    is attacked until it falls, and the curve never rises. All radii share one compilation.
+
+    Args:
+        run: `deformreg.evaluator` of a function from radius to attacks, for example of `deformreg.suites.quick`; best
+            with ``diagnosis=False``, for a diagnosis at every radius is a waste.
+        logits_fn: ``images -> logits[n, classes]``.
+        images: float[n, h, w, c].
+        labels: int[n].
+        radii: above 0, increasing; in pixels for the suites.
+        key: a JAX random key.
+        progress: called with a `Progress` whenever examples are through.
+
+    Returns:
+        The curve; its first point is the clean accuracy at radius 0.
+
+    Raises:
+        ValueError: no radii, or radii that do not increase from above 0.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from deformreg import evaluator, suites
+        >>> edge = lambda x: jnp.stack([x[:, 0, 1, 0], 0.75 - x[:, 0, 1, 0]], axis=1)  # class 0 where bright
+        >>> ramp = jnp.arange(4.0).reshape(1, 1, 4, 1) / 2  # a quarter of a pixel to the left crosses
+        >>> run = evaluator(suites.quick, diagnosis=False)
+        >>> curve = accuracy_curve(run, edge, ramp, jnp.array([0]), [0.2, 0.4], key=jax.random.key(0))
+        >>> curve.accuracies, round(curve.mean_minimal_displacement, 3)
+        ((1.0, 1.0, 0.0), 0.3)
+    """
+    radii = tuple(float(radius) for radius in radii)
+    if not radii or list(radii) != sorted(set(radii)) or radii[0] <= 0:
+        raise ValueError(f"radii must increase from above 0, got {list(radii)}")
+    started = time.perf_counter()
+    smallest = np.zeros(0)
+    calls = 0
+    for number, radius in enumerate(radii):
+        evaluation = run(
+            logits_fn, images, labels, radius=radius, broken=np.isfinite(smallest) if number else None,
+            key=jax.random.fold_in(key, number), progress=progress,
+        )  # fmt: skip
+        if number == 0:
+            smallest = np.where(evaluation.correct_mask, np.inf, 0.0)
+        smallest[np.isinf(smallest) & ~evaluation.standing_mask] = radius
+        calls += evaluation.model_calls
+    right = [int((smallest > radius).sum()) for radius in (0.0, *radii)]
+    accuracies = tuple(count / len(smallest) for count in right)
+    return Curve(
+        examples=len(smallest),
+        radii=(0.0, *radii),
+        accuracies=accuracies,
+        intervals=tuple(wilson_interval(count, len(smallest)) for count in right),
+        mean_minimal_displacement=mean_minimal_displacement((0.0, *radii), accuracies),
+        smallest_radii=smallest,
+        model_calls=calls,
+        seconds=time.perf_counter() - started,
+    )

@@ -1,0 +1,276 @@
+"""The diagnosis of a model: model passes of its own that look for red flags.
+
+References:
+    See `deformreg.redflags`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+
+from deformreg.attacks.attack import Attack, Keep, LogitsFn, differentiate, row_keys
+from deformreg.attacks.attack import Examples as Rows
+from deformreg.attacks.pgd import pgd
+from deformreg.balls import linf
+from deformreg.perturbations import Perturbation, flow
+from deformreg.redflags import (
+    BATCH,
+    BUDGET,
+    IDENTITY,
+    NOT_FINITE,
+    PROBABILITIES,
+    RANDOMNESS,
+    STEPS,
+    UNBOUNDED,
+    ZERO_GRADIENTS,
+    Flag,
+)
+
+HostArray = np.ndarray[Any, Any]
+
+UNDERFLOW = 88.0  # nats; exp(-88) is the smallest normal float32
+
+
+def diagnose(
+    logits_fn: LogitsFn, images: HostArray, labels: HostArray, attacks: Sequence[Attack], *, key: jax.Array
+) -> tuple[tuple[Flag, ...], int]:
+    """Looks for the flags that need model passes of their own.
+
+    Args:
+        logits_fn: ``images -> logits[n, classes]``.
+        images: float[n, h, w, c], a few; 128 by convention.
+        labels: int[n].
+        attacks: their families and largest budgets are what is examined.
+        key: a JAX random key.
+
+    Returns:
+        ``(flags, model_calls)``.
+    """
+    images, labels = np.asarray(images), np.asarray(labels)
+    flags, logits = check_outputs(logits_fn, images)
+    calls = 7 * len(images)
+    correct = (logits.argmax(axis=1) == labels) & np.isfinite(logits).all(axis=1)
+    if not correct.any():
+        return flags, calls
+    # Padded by repetition, so that every model of a comparison is examined in one shape.
+    chosen = np.resize(np.flatnonzero(correct), len(images))
+    weights = correct[chosen] & (np.arange(len(chosen)) < correct.sum())
+    rows = Rows(jnp.asarray(images[chosen]), jnp.asarray(labels[chosen]), row_keys(key, jnp.arange(len(chosen))))
+    family, radius = _examined(attacks)
+    more, spent = check_gradients(logits_fn, rows, weights, family)
+    flags, calls = (*flags, *more), calls + spent
+    more, spent = check_monotone(logits_fn, rows, weights, family, radius, key)
+    return (*flags, *more), calls + spent
+
+
+def _examined(attacks: Sequence[Attack]) -> tuple[Perturbation, float]:
+    """The family and radius of the gradient attack with the largest plain budget; a pixel's flow if there is none."""
+    plain = [
+        (float(attack.budget.radius), attack.perturbation)
+        for attack in attacks
+        if attack.uses_gradients and isinstance(attack.budget.radius, (int, float)) and attack.budget.radius > 0
+    ]
+    if not plain:
+        return flow(), 1.0
+    radius, family = max(plain, key=lambda pair: pair[0])
+    return family, radius
+
+
+def check_outputs(logits_fn: LogitsFn, images: HostArray) -> tuple[tuple[Flag, ...], HostArray]:
+    """What the model's outputs show: randomness, dependence on the batch, probabilities, values that are not finite.
+
+    Args:
+        logits_fn: called as it is, outside `jit`, seven times.
+        images: float[n, h, w, c].
+
+    Returns:
+        ``(flags, logits)``.
+    """
+    flags: list[Flag] = []
+    first = np.asarray(logits_fn(jnp.asarray(images)), np.float64)
+    others = [np.asarray(logits_fn(jnp.asarray(images)), np.float64) for _ in range(4)]
+    scale = max(_largest(first), 1e-12)
+    change = max(_largest(other - first) for other in others)
+    if change > 1e-5 * scale:
+        flags.append(
+            Flag(
+                RANDOMNESS,
+                "Five calls on the same images gave different outputs: average over the randomness, or switch it off.",
+                {"largest_change": change, "largest_output": scale},
+            )
+        )
+    else:
+        reverse = np.asarray(logits_fn(jnp.asarray(images[::-1])), np.float64)[::-1]
+        same = np.asarray(logits_fn(jnp.asarray(np.repeat(images[:1], len(images), axis=0))), np.float64)[0]
+        change = max(_largest(reverse - first), _largest(same - first[0]))
+        if change > 1e-3 * scale:
+            flags.append(
+                Flag(
+                    BATCH,
+                    "An image's output depends on the others of its batch: is the model in inference mode?",
+                    {"largest_change": change, "largest_output": scale},
+                )
+            )
+    if not np.isfinite(first).all():
+        count = int((~np.isfinite(first)).any(axis=1).sum())
+        flags.append(Flag(NOT_FINITE, "Clean logits are not finite: nothing can be predicted.", {"examples": count}))
+    elif (first >= 0).all() and np.abs(first.sum(axis=1) - 1).max() < 1e-3:
+        flags.append(
+            Flag(
+                PROBABILITIES,
+                "Outputs are probabilities, not logits: their losses saturate and gradient attacks fail.",
+                {"smallest_output": float(first.min()), "largest_row_sum": float(first.sum(axis=1).max())},
+            )
+        )
+    return tuple(flags), first
+
+
+def _largest(values: HostArray) -> float:
+    """The largest size of the finite values."""
+    return float(np.abs(values[np.isfinite(values)]).max(initial=0.0))
+
+
+def check_gradients(
+    logits_fn: LogitsFn, rows: Rows, weights: HostArray, family: Perturbation
+) -> tuple[tuple[Flag, ...], int]:
+    """At the identity: whether gradients are exactly zero, and whether the loss there is the clean one.
+
+    Args:
+        logits_fn: see `diagnose`.
+        rows: correctly classified examples.
+        weights: bool[n], which rows count.
+        family: of perturbations.
+
+    Returns:
+        ``(flags, model_calls)``.
+    """
+
+    def at_identity(function: Any, rows: Rows) -> Any:
+        zeros = family.init(rows.images)
+        _, gradient, logits = differentiate(function, family, "cross_entropy", rows, zeros)
+        leaves = [jnp.max(jnp.abs(g), axis=tuple(range(1, g.ndim))) for g in jax.tree.leaves(gradient)]
+        size = jnp.max(jnp.stack(leaves), axis=0)
+        unchanged = rows._replace(images=family.apply(zeros, rows.images))
+        return size, function(rows.images) - logits, jnp.max(jnp.abs(unchanged.images - rows.images))
+
+    function = logits_fn if isinstance(logits_fn, Partial) else Partial(logits_fn)  # type: ignore[no-untyped-call]
+    size, difference, moved = (np.asarray(value) for value in jax.jit(at_identity)(function, rows))
+    flags: list[Flag] = []
+    logits = np.asarray(function(rows.images), np.float64)
+    right = np.arange(logits.shape[1]) == np.asarray(rows.labels)[:, None]
+    margins = logits.max(axis=1, where=right, initial=-np.inf) - logits.max(axis=1, where=~right, initial=-np.inf)
+    # Beyond this margin every other class has probability zero in float32, and what is left of the loss's gradient
+    # is rounding.
+    zero = float(((size == 0) | (margins > UNDERFLOW))[weights].mean())
+    if zero > 0.05:
+        flags.append(
+            Flag(
+                ZERO_GRADIENTS,
+                "The loss's gradient is zero on clean examples: a step function, or logits too large for it.",
+                {"share_of_examples": zero, "median_margin": float(np.median(margins[weights]))},
+            )
+        )
+    change = float(np.max(np.abs(difference[weights])))
+    scale = max(float(np.max(np.abs(logits))), 1e-12)
+    if moved > 0 or change > 1e-3 * scale:
+        flags.append(
+            Flag(
+                IDENTITY,
+                "The zero perturbation changes the images or the outputs: attack and evaluation see different models.",
+                {"largest_change_of_images": float(moved), "largest_change_of_outputs": change},
+            )
+        )
+    return tuple(flags), 3 * len(size)
+
+
+def check_monotone(
+    logits_fn: LogitsFn, rows: Rows, weights: HostArray, family: Perturbation, radius: float, key: jax.Array
+) -> tuple[tuple[Flag, ...], int]:
+    """Whether larger budgets and more steps are stronger, and an unbounded attack breaks everything.
+
+    Args:
+        logits_fn: see `diagnose`.
+        rows: correctly classified examples.
+        weights: bool[n], which rows count.
+        family: of perturbations.
+        radius: the budget that is evaluated, per component.
+        key: a JAX random key.
+
+    Returns:
+        ``(flags, model_calls)``.
+    """
+    height, width = rows.images.shape[1:3]
+    spread = float(jnp.max(rows.images) - jnp.min(rows.images))
+    unbounded = max(height, width) / 2 if family.field is not None else max(spread, 1e-3)
+    function = logits_fn if isinstance(logits_fn, Partial) else Partial(logits_fn)  # type: ignore[no-untyped-call]
+    steps = 20
+
+    def standing(function: Any, size: Any, rows: Rows, key: jax.Array, count: int) -> Any:
+        # Unit parameters times a traced radius: one compilation for all budgets.
+        scaled = family._replace(
+            apply=lambda params, images: family.apply(_times(params, size), images),
+            constrain=lambda params, images: _times(family.constrain(_times(params, size), images), 1 / size),
+            pullback=None,
+            field=None,
+        )
+        length = 1.0 if count == 1 else 2.5 / count
+        keep: Keep = "last" if count == 1 else "any"
+        attack = pgd(ball=linf(1.0), num_steps=count, step_size=length, perturbation=scaled, keep=keep)
+        return ~attack.run(function, rows.images, rows.labels, key).success
+
+    compiled = jax.jit(standing, static_argnums=4)
+    radii = (radius, 2 * radius, 4 * radius, max(unbounded, 4 * radius))
+    one = float(np.asarray(compiled(function, radius, rows, key, 1))[weights].mean())
+    masks = [np.asarray(compiled(function, size, rows, key, steps))[weights] for size in radii]
+    many, twice, four = (float(mask.mean()) for mask in masks[:3])
+    beyond = float(np.all(masks, axis=0).mean())
+    flags = [*_steps(one, many, steps), *_budgets(radius, many, twice, four), *_unbounded(radii[-1], beyond)]
+    return tuple(flags), (2 + len(radii) * (steps + 1)) * len(weights)
+
+
+def _times(params: Any, size: Any) -> Any:
+    return jax.tree.map(lambda leaf: leaf * jnp.asarray(size, leaf.dtype), params)
+
+
+def _steps(one: float, many: float, steps: int) -> tuple[Flag, ...]:
+    if many <= one + 0.02:
+        return ()
+    return (
+        Flag(
+            STEPS,
+            "One step breaks more than many: the iterations are stuck where the gradient is masked.",
+            {"accuracy_one_step": one, f"accuracy_{steps}_steps": many},
+        ),
+    )
+
+
+def _budgets(radius: float, many: float, twice: float, four: float) -> tuple[Flag, ...]:
+    rises = max(twice - many, four - twice) > 0.02
+    without_effect = four >= many and many > 0.1
+    if not rises and not without_effect:
+        return ()
+    return (
+        Flag(
+            BUDGET,
+            "A larger budget does not lower the accuracy: the attacks do not use it.",
+            {"radii": [radius, 2 * radius, 4 * radius], "accuracies": [many, twice, four]},
+        ),
+    )
+
+
+def _unbounded(radius: float, accuracy: float) -> tuple[Flag, ...]:
+    if accuracy <= 0.05:
+        return ()
+    return (
+        Flag(
+            UNBOUNDED,
+            "An attack that may do nearly anything does not bring the accuracy to zero: the attacks fail.",
+            {"radius": radius, "accuracy_on_correct": accuracy},
+        ),
+    )
