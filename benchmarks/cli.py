@@ -1,4 +1,4 @@
-"""The command line: ``python -m benchmarks {cost,peers}``."""
+"""The command line: ``python -m benchmarks {cost,kernels,peers}``."""
 
 from __future__ import annotations
 
@@ -17,20 +17,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a benchmark, prints its table, writes its JSON, and returns the exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     options = _parser().parse_args(arguments)
-    settings = {
-        "model": options.model,
-        "batch_size": options.batch_size,
-        "image_size": options.image_size,
-        "rounds": options.rounds,
-        "quick": options.quick,
-    }
-    from benchmarks import cost, harness, peers
+    from benchmarks import harness
 
     try:
-        if options.name == "cost":
-            rows = cost.measure(**settings)
-        else:
-            rows = peers.measure(**settings, torch_python=options.torch_python)
+        rows = _measure(options)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -41,10 +31,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _measure(options: argparse.Namespace) -> list[dict[str, Any]]:
+    from benchmarks import cost, kernels, peers
+
+    rounds = {"rounds": options.rounds, "quick": options.quick}
+    step = {"model": options.model, "batch_size": options.batch_size, "image_size": options.image_size}
+    if options.name == "cost":
+        return cost.measure(**step, **rounds)
+    if options.name == "kernels":
+        return kernels.measure(**rounds, torch_python=options.torch_python)
+    return peers.measure(**step, **rounds, torch_python=options.torch_python or sys.executable)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=DESCRIPTION)
     parser.add_argument(
-        "name", choices=("cost", "peers"), help="cost: one training step per method; peers: against plain PyTorch"
+        "name",
+        choices=("cost", "kernels", "peers"),
+        help="cost: one training step per method; kernels: the warp and its gradients; peers: against plain PyTorch",
     )
     parser.add_argument("--model", default="vgg-11", help="network, full width (default: vgg-11)")
     parser.add_argument("--batch-size", type=_count, default=128, help="images per step (default: 128)")
@@ -52,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=_count, default=7, help="timed rounds (default: 7)")
     parser.add_argument("--quick", action="store_true", help="fewer methods, at most five minutes on two cores")
     parser.add_argument("--json", type=Path, help="write environment and rows to this file")
-    parser.add_argument("--torch-python", default=sys.executable, help="an interpreter with PyTorch, for peers")
+    parser.add_argument("--torch-python", help="an interpreter with PyTorch, for peers and kernels")
     return parser
 
 
@@ -65,12 +69,14 @@ def _count(text: str) -> int:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Rows as a Markdown table, without the columns that are lists or the same everywhere."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
     columns = [
         name
-        for name, value in rows[0].items()
-        if not isinstance(value, list) and (len({row[name] for row in rows}) > 1 or name == "method")
+        for name in names
+        if not any(isinstance(row.get(name), list) for row in rows)
+        and (len({row.get(name) for row in rows}) > 1 or name == "method")
     ]
-    lines = [columns, ["--"] * len(columns), *([_cell(row[name]) for name in columns] for row in rows)]
+    lines = [columns, ["--"] * len(columns), *([_cell(row.get(name, "")) for name in columns] for row in rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 

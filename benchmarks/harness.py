@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from tqdm import tqdm
 
 from train.runs import environment
@@ -49,6 +52,43 @@ def interleave(
     return samples
 
 
+def repeated(function: Callable[..., Any], *arguments: Any, seconds: float = 0.02) -> Callable[[], float]:
+    """A candidate for `interleave` that is short: as many calls in a row as take `seconds`, timed as one.
+
+    An accelerator is waited for once, after the last call; a CPU after each, since it would run several at a time.
+    """
+
+    def total(count: int) -> float:
+        start = time.perf_counter()
+        for _ in range(count):
+            results = function(*arguments)
+            if on_cpu:
+                jax.block_until_ready(results)
+        jax.block_until_ready(results)
+        return time.perf_counter() - start
+
+    on_cpu = jax.default_backend() == "cpu"
+    total(2)
+    count = max(1, round(3 * seconds / total(3)))
+    return lambda: 1e3 * total(count) / count
+
+
+def copy(size: int) -> Callable[[], float]:
+    """A candidate that reads and writes `size` bytes in place: what the memory can do, without new pages."""
+    increment = jax.jit(lambda values: values + 1, donate_argnums=0)
+    values = jax.block_until_ready(increment(jnp.zeros(size // 4)))
+
+    def candidate() -> float:
+        nonlocal values
+        start = time.perf_counter()
+        for _ in range(4):
+            values = increment(values)
+        jax.block_until_ready(values)
+        return 1e3 * (time.perf_counter() - start) / 4
+
+    return candidate
+
+
 def summary(samples: list[float]) -> dict[str, Any]:
     """Median and quartiles of milliseconds, and how many there were."""
     low, middle, high = quartiles(samples)
@@ -84,6 +124,11 @@ def flops(executable: Any) -> float:
 def temporary_bytes(executable: Any) -> int:
     """Peak temporary memory of an executable, arguments and results not counted."""
     return int(executable.memory_analysis().temp_size_in_bytes)
+
+
+def operations(program: str) -> Counter[str]:
+    """How often each operation stands in the text of a compiled program."""
+    return Counter(re.findall(r"= (?:\([^=]*?\)|\S+) ([a-z][a-z0-9-]*)\(", program))
 
 
 def setting(command: list[str]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks import harness
 from benchmarks.cli import main, table
-from benchmarks.peers import PeerError, torch_step
+from benchmarks.torch_peer import PeerError, torch_peer
 
 
 def test_a_planted_factor_of_two_shows_through_drift():
@@ -53,7 +53,7 @@ def test_a_peer_that_cannot_run_is_named(tmp_path):
     python.chmod(0o755)
     with (
         pytest.raises(PeerError, match=r"no such framework.*--torch-python"),
-        torch_step(str(python), "standard", "vgg-11", 2, 32),
+        torch_peer(str(python), "torch_fgr.py", []),
     ):
         pass
 
