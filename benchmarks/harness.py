@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from tqdm import tqdm
 
-from train.runs import environment
+from train.runs import environment, write_json
 
 Samples = dict[str, list[float]]
 
@@ -135,6 +135,30 @@ def setting(command: list[str]) -> dict[str, Any]:
     """What must stand beside a figure: command, commit, versions, hardware; no paths of the machine."""
     command = [Path(word).name if Path(word).is_absolute() else word for word in command]
     return {"command": "python -m benchmarks " + " ".join(command), "commit": commit(), **environment()}
+
+
+def write(path: Path, command: list[str], rows: list[dict[str, Any]]) -> None:
+    """Writes rows with their setting as JSON."""
+    write_json(path, {"environment": setting(command), "rows": rows})
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Rows as a Markdown table, without the columns that are lists or the same everywhere."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    columns = [
+        name
+        for name in names
+        if not any(isinstance(row.get(name), list) for row in rows)
+        and (len({row.get(name) for row in rows}) > 1 or name == "method")
+    ]
+    lines = [columns, ["--"] * len(columns), *([_cell(row.get(name, "")) for name in columns] for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.3g}" if abs(value) < 10 else f"{value:.0f}"
+    return str(value)
 
 
 def commit() -> str | None:

@@ -27,6 +27,7 @@ from collections.abc import Callable
 from typing import Any
 
 VGG_LAYERS = {
+    "small-cnn": "32 M 64 64 M 128 M",
     "vgg-11": "64 M 128 M 256 256 M 512 512 M 512 512 M",
     "vgg-13": "64 64 M 128 128 M 256 256 M 512 512 M 512 512 M",
     "vgg-16": "64 64 M 128 128 M 256 256 256 M 512 512 512 M 512 512 512 M",

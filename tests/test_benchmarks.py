@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from benchmarks import harness
-from benchmarks.cli import main, table
+from benchmarks.cli import main
 from benchmarks.torch_peer import PeerError, torch_peer
 
 
@@ -75,4 +75,4 @@ def test_an_unknown_model_is_one_line(capsys):
 
 def test_the_table_drops_what_is_the_same_everywhere():
     rows = [{"method": "a", "model": "m", "ms": 1.234}, {"method": "b", "model": "m", "ms": 56.7}]
-    assert table(rows).splitlines() == ["| method | ms |", "| -- | -- |", "| a | 1.23 |", "| b | 57 |"]
+    assert harness.table(rows).splitlines() == ["| method | ms |", "| -- | -- |", "| a | 1.23 |", "| b | 57 |"]

@@ -16,9 +16,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-import tyro
-
 from train.data.augment import Augmentation
+
+try:
+    import tyro
+
+    _WITHOUT_PREFIX: Any = tyro.conf.arg(prefix_name=False)
+except ImportError:  # The command line needs tyro; a config is data and does not.
+    _WITHOUT_PREFIX = None
 
 MethodName = Literal[
     "standard",
@@ -41,7 +46,7 @@ class Data:
     name: str = "mnist5k"
     """`mnist5k` or `digits` (embedded), a prepared TFDS set by name (cifar10, ...), `folder:PATH` with
     train|test/<class>/*, or an .npz file."""
-    data_dir: Annotated[str | None, tyro.conf.arg(prefix_name=False)] = None
+    data_dir: Annotated[str | None, _WITHOUT_PREFIX] = None
     """Where prepared data sets lie; by default $DEFORMREG_DATA, then the user's cache folder."""
     holdout: float = 0.0
     """Fraction of the training images, in [0, 1), kept aside as validation set."""
