@@ -1,4 +1,4 @@
-"""The command line: ``python -m benchmarks {cost,kernels,attacks,peers,pods,report}``."""
+"""The command line: ``python -m benchmarks {cost,kernels,attacks,peers,pods,robustness,report}``."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ NAMES = {
     "attacks": "images per second of the multi-step attack",
     "peers": "a training step against plain PyTorch",
     "pods": "training steps compiled for TPU pods, without one",
+    "robustness": "accuracies of trained runs beside the cost of their steps",
     "report": "tables and plots from the JSON files of a folder",
 }
 
@@ -34,6 +35,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from benchmarks import report
 
             print(report.write(options.results, options.output))
+            return 0
+        if options.name == "robustness":
+            from benchmarks import report
+
+            if None in (options.comparison, options.cost, options.json):
+                raise report.ReportError("robustness needs --comparison, --cost and --json")
+            print(harness.table(report.robustness(options.comparison, options.cost, arguments, options.json)))
             return 0
         rows = _measure(options)
     except ValueError as error:
@@ -63,7 +71,8 @@ def _measure(options: argparse.Namespace) -> list[dict[str, Any]]:
     if options.name == "kernels":
         from benchmarks import kernels
 
-        return kernels.measure(**rounds, torch_python=options.torch_python)
+        shapes = {"shapes": tuple(options.shape)} if options.shape else {}
+        return kernels.measure(**rounds, **shapes, torch_python=options.torch_python)
     if options.name == "attacks":
         from benchmarks import attacks
 
@@ -107,9 +116,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--dtype", nargs="+", choices=("float32", "bfloat16"), default=["float32"], help="arithmetic")
     parser.add_argument("--methods", nargs="+", metavar="METHOD", help="cost, pods: only these")
     parser.add_argument("--torch-python", help="an interpreter with PyTorch, for peers, kernels and attacks")
+    parser.add_argument("--shape", type=_shape, nargs="+", help="kernels: for example 16x224x224x3")
     parser.add_argument("--topology", nargs="+", help="pods: for example v5e:2x2")
     parser.add_argument("--norm", nargs="+", choices=("batch", "group"), default=["batch"], help="pods: normalization")
     parser.add_argument("--fit", action="store_true", help="pods: the largest batch per chip that fits its memory")
+    parser.add_argument("--comparison", type=Path, help="robustness: comparison.json of `python -m train evaluate`")
+    parser.add_argument("--cost", type=Path, help="robustness: JSON of `cost` for the same network")
     parser.add_argument("--results", type=Path, default=Path(__file__).with_name("results"), help="report: JSON folder")
     parser.add_argument("--output", type=Path, default=Path("docs"), help="report: folder of the plots and tables")
     return parser
@@ -120,3 +132,10 @@ def _count(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
     return value
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    sizes = tuple(_count(size) for size in text.split("x"))
+    if len(sizes) != 4:
+        raise argparse.ArgumentTypeError(f"must be four sizes as in 16x224x224x3, got {text}")
+    return sizes

@@ -108,7 +108,7 @@ def measure(
         rounds: timed rounds; every round runs every implementation.
         quick: fewer rounds where time is short; the second order and the image gradient for small flows only.
         torch_python: an interpreter with PyTorch, for ``grid_sample``; None leaves it out.
-        shapes: of the images.
+        shapes: of the images; other ones than the usual leave out the share of an attack's step.
 
     Returns:
         A row per kernel, implementation, shape and flow. `bandwidth_fraction` is the bytes that must move over the
@@ -126,7 +126,9 @@ def measure(
                 for name in KERNELS[:2] if short else KERNELS:
                     samples = _time(name, arguments, peer, rounds=rounds, quick=quick)
                     rows += _rows(name, shape, flow_name, samples)
-    return [*rows, attack_share(rounds=rounds, quick=quick)]
+    if shapes == SHAPES:
+        rows.append(attack_share(rounds=rounds, quick=quick))
+    return rows
 
 
 @contextlib.contextmanager
