@@ -23,6 +23,7 @@ from train.models import create_model
 STEPS = 100
 QUICK_STEPS = {"vgg-11": 2, "small-cnn": 10}
 RADIUS = 0.5
+EVALUATION_RADIUS = 1.5
 
 
 def logits_function(name: str, image_shape: tuple[int, int, int] = (32, 32, 3)) -> Partial:
@@ -111,7 +112,7 @@ def _evaluations(model: str, count: int, batch_size: int, num_steps: int, *, rou
 
     def candidate(name: str, refill: bool) -> Callable[[], float]:
         run = deformreg.evaluator(
-            [pgd(ball=deformreg.linf(RADIUS), num_steps=num_steps, keep="any")],
+            [pgd(ball=deformreg.linf(EVALUATION_RADIUS), num_steps=num_steps, keep="any")],
             batch_size=batch_size,
             diagnosis=False,
             refill=refill,
