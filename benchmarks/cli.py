@@ -94,7 +94,7 @@ def _measure(options: argparse.Namespace) -> list[dict[str, Any]]:
         )
         for row in pods.measure(
             **topologies, **models, **methods, batch_size=batch_size, image_size=image_size, dtype=dtype, norm=norm,
-            fit=options.fit, quick=options.quick,
+            effort=options.effort, fit=options.fit, quick=options.quick,
         )
     ]  # fmt: skip
 
@@ -119,6 +119,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--shape", type=_shape, nargs="+", help="kernels: for example 16x224x224x3")
     parser.add_argument("--topology", nargs="+", help="pods: for example v5e:2x2")
     parser.add_argument("--norm", nargs="+", choices=("batch", "group"), default=["batch"], help="pods: normalization")
+    parser.add_argument("--effort", type=float, default=0.0, help="pods: the compiler's, in [-1, 1] (default: 0)")
     parser.add_argument("--fit", action="store_true", help="pods: the largest batch per chip that fits its memory")
     parser.add_argument("--comparison", type=Path, help="robustness: comparison.json of `python -m train evaluate`")
     parser.add_argument("--cost", type=Path, help="robustness: JSON of `cost` for the same network")

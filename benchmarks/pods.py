@@ -12,6 +12,7 @@ References:
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -69,6 +70,9 @@ def topology_devices(name: str) -> list[Any]:
     """
     from jax.experimental import topologies
 
+    # There is no chip to share or to ask: several processes may compile at once, and nobody need be queried.
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "true")
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     try:
         return list(topologies.get_topology_desc(platform="tpu", topology_name=name).devices)
     except Exception as error:
@@ -95,7 +99,9 @@ class Compiled(NamedTuple):
     seconds: float
 
 
-def compile_step(topology: str, method: str, model: Model, *, batch_size: int, image_size: int = 32) -> Compiled:
+def compile_step(
+    topology: str, method: str, model: Model, *, batch_size: int, image_size: int = 32, effort: float = 0.0
+) -> Compiled:
     """Compiles a whole training step, sharded over the batch.
 
     Args:
@@ -104,6 +110,8 @@ def compile_step(topology: str, method: str, model: Model, *, batch_size: int, i
         model: the network's options.
         batch_size: images per chip.
         image_size: side in pixels.
+        effort: of the compiler's optimization, in [-1, 1]. At -1 it takes a quarter of the time; FLOPs and
+            communication come out the same, bytes and memory only roughly.
 
     Raises:
         PodError: the topology is not available.
@@ -130,14 +138,19 @@ def compile_step(topology: str, method: str, model: Model, *, batch_size: int, i
     }
     mesh = Mesh(np.array(devices), (AXIS,), axis_types=(AxisType.Auto,))
     whole, divided = NamedSharding(mesh, P()), NamedSharding(mesh, P(AXIS))
-    executable, seconds = harness.compiled(
-        make_step(config, network, optimizer),
-        state,
-        batch,
-        in_shardings=(whole, divided),
-        out_shardings=whole,
-        donate_argnums=0,
-    )
+    previous = jax.config.jax_exec_time_optimization_effort
+    jax.config.update("jax_exec_time_optimization_effort", effort)
+    try:
+        executable, seconds = harness.compiled(
+            make_step(config, network, optimizer),
+            state,
+            batch,
+            in_shardings=(whole, divided),
+            out_shardings=whole,
+            donate_argnums=0,
+        )
+    finally:
+        jax.config.update("jax_exec_time_optimization_effort", previous)
     parameters = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state.params))
     return Compiled(len(devices), parameters, executable, seconds)
 
@@ -164,6 +177,7 @@ def measure(
     image_size: int = 32,
     dtype: str = "bfloat16",
     norm: str = "batch",
+    effort: float = 0.0,
     fit: bool = False,
     quick: bool = False,
 ) -> list[dict[str, Any]]:
@@ -177,6 +191,7 @@ def measure(
         image_size: side in pixels.
         dtype: of the network's arithmetic.
         norm: ``"batch"`` (statistics over the whole batch) or ``"group"``.
+        effort: of the compiler's optimization, see `compile_step`.
         fit: also search the largest batch per chip that the compiler fits into the chip's memory.
         quick: the smallest topology, VGG-11.
 
@@ -192,7 +207,7 @@ def measure(
     rows = []
     for topology, name, method in tqdm(cases, desc="compiling", disable=None, leave=False):
         model = Model(name=name, dtype=dtype, norm=norm)  # type: ignore[arg-type]
-        compiled = compile_step(topology, method, model, batch_size=batch_size, image_size=image_size)
+        compiled = compile_step(topology, method, model, batch_size=batch_size, image_size=image_size, effort=effort)
         row = {
             "topology": topology,
             "model": name,
@@ -201,12 +216,23 @@ def measure(
             "dtype": dtype,
             "batch_size_per_chip": batch_size,
             "image_size": image_size,
+            "effort": effort,
             **describe(compiled, CHIPS[topology.split(":")[0]]),
         }
+        chip = CHIPS[topology.split(":")[0]]
+        row["largest_batch_estimate"] = estimate_largest_batch(row, chip)
         if fit:
-            row["largest_batch_per_chip"] = largest_batch(topology, method, model, image_size=image_size)
+            row["largest_batch"] = largest_batch(
+                topology, method, model, image_size=image_size, effort=effort, start=row["largest_batch_estimate"]
+            )
         rows.append(row)
     return rows
+
+
+def estimate_largest_batch(row: dict[str, Any], chip: Chip) -> int:
+    """The batch per chip whose temporary memory, in proportion, would fill what the arguments leave of the chip's."""
+    free = chip.memory - row["argument_bytes"]
+    return int(free / row["temporary_bytes"] * row["batch_size_per_chip"])
 
 
 def describe(compiled: Compiled, chip: Chip) -> dict[str, Any]:
@@ -239,25 +265,29 @@ def describe(compiled: Compiled, chip: Chip) -> dict[str, Any]:
     }
 
 
-def largest_batch(topology: str, method: str, model: Model, *, image_size: int = 32, start: int = 1024) -> int:
-    """The largest batch per chip that compiles, to an eighth: doubled until the compiler refuses, then halved towards.
+def largest_batch(
+    topology: str, method: str, model: Model, *, image_size: int = 32, effort: float = 0.0, start: int = 4096
+) -> int:
+    """The largest batch per chip that the compiler fits into the chip's memory, to an eighth, searched from `start`.
 
     The compiler recomputes activations of its own accord before it refuses.
     """
 
     def fits(batch_size: int) -> bool:
         try:
-            compile_step(topology, method, model, batch_size=batch_size, image_size=image_size)
+            compile_step(topology, method, model, batch_size=batch_size, image_size=image_size, effort=effort)
         except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error) and "memory" not in str(error):
+            if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
             return False
         return True
 
-    most, least = start, 0
-    while fits(most):
-        most, least = 2 * most, most
-    while most - least > most // 8:
-        middle = (most + least) // 2
-        most, least = (most, middle) if fits(middle) else (middle, least)
-    return least
+    step = max(start // 8, 1)
+    batch_size = max(start // step, 1) * step
+    if fits(batch_size):
+        while fits(batch_size + step):
+            batch_size += step
+        return batch_size
+    while batch_size > step and not fits(batch_size - step):
+        batch_size -= step
+    return batch_size - step
