@@ -73,7 +73,7 @@ def write(results: Path, output: Path) -> str:
         What was written, a line each.
 
     Raises:
-        ReportError: the document or a file that it names is not there, or a column of it.
+        ReportError: the document is not there, or a file that it names is not a benchmark's or lacks a column.
     """
     from benchmarks import plots
 
@@ -101,6 +101,9 @@ def read(path: Path) -> dict[str, Any]:
 
 def _filled(block: re.Match[str], results: Path) -> str:
     kind, name, words = block.groups()
+    opening = block.group(0).splitlines()[0]
+    if not (results / name).is_file():
+        return "\n".join([opening, f"*Not measured yet: `{name}` is not there.*", "<!-- end -->"])
     content = read(results / name)
     try:
         if kind == "setting":
@@ -111,8 +114,7 @@ def _filled(block: re.Match[str], results: Path) -> str:
             rows, across, value = ([word.strip() for word in part.split(",")] for part in words.split("|"))
             lines = pivot(content["rows"], rows, across[0], value[0])
     except (KeyError, AttributeError, ValueError) as error:
-        raise ReportError(f"{DOCUMENT}, {block.group(0).splitlines()[0]}: {error!r} is not in {name}") from error
-    opening = block.group(0).splitlines()[0]
+        raise ReportError(f"{DOCUMENT}, {opening}: {error!r} is not in {name}") from error
     return "\n".join([opening, *lines, "<!-- end -->"])
 
 
@@ -143,7 +145,7 @@ def pivot(rows: Rows, down: list[str], across: str, value: str) -> list[str]:
         if value in row:
             cells.setdefault(tuple(row[name] for name in down), {})[row[across]] = cell(value, row[value])
     return _markdown(
-        [*(name.replace("_", " ") for name in down), *columns],
+        [*(name.replace("_", " ") for name in down), *map(str, columns)],
         [[*map(str, key), *(found.get(column, "") for column in columns)] for key, found in cells.items()],
         numeric=[False] * len(down) + [True] * len(columns),
     )
