@@ -194,7 +194,6 @@ def attack_share(*, rounds: int, quick: bool, model: str = "vgg-11", batch_size:
         "kernel": f"step of the multi-step attack, {model}",
         "implementation": "deformreg",
         "shape": f"{batch_size}x32x32x3",
-        "flow": "below one pixel",
         **harness.summary(samples["attack"]),
         "ratio_to_ours": 1.0,
         "warp_share": harness.ratio(samples, "warp", "attack")["ratio"],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -50,7 +49,7 @@ def _cost(rows: report.Rows) -> Figure:
         axes.annotate(f"{row['ratio_to_standard']:.2f}", (end, place), (4, 0), textcoords="offset points", va="center")
     axes.set_xlabel(f"time of a training step, to the standard one ({rows[0]['model']}, n={rows[0]['batch_size']})")
     axes.set_xlim(0, 1.12 * max(max(row["ratio_to_standard"], row["flops_ratio"]) for row in rows))
-    axes.legend(loc="lower right", frameon=False)
+    axes.legend(loc="upper right", frameon=False)
     _plain(axes)
     return figure
 
@@ -67,9 +66,9 @@ def _kernels(rows: report.Rows) -> Figure:
             found = {row["kernel"]: row for row in rows if row["implementation"] == name and row["shape"] == shape}
             places = [place + 0.2 * (index - 1.5) for place, kernel in enumerate(kernels) if kernel in found]
             heights = [found[kernel]["milliseconds"] for kernel in kernels if kernel in found]
-            axes.bar(places, heights, width=0.19, color=color, label=name)
+            axes.plot(places, heights, "o", color=color, label=name)
         least = [_copy_time(rows, shape, kernel) for kernel in kernels]
-        axes.scatter(range(len(kernels)), least, marker="_", s=900, color="black", label="copy of as many bytes")
+        axes.scatter(range(len(kernels)), least, marker="_", s=700, color="black", label="copy of as many bytes")
         axes.set_yscale("log")
         axes.set_title(shape, fontsize=10)
         axes.set_xticks(range(len(kernels)), [kernel.replace(" ", "\n") for kernel in kernels], fontsize=8)
@@ -87,41 +86,24 @@ def _copy_time(rows: report.Rows, shape: str, kernel: str) -> float:
 
 
 def _robustness(rows: report.Rows) -> Figure:
-    """Accuracy under attack against the time of a training step."""
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    """Accuracy under attack against the time of a training step; numbered points, as their names would overlap."""
+    figure = Figure(figsize=(8, 3.8), layout="constrained")
     axes = figure.add_subplot()
-    for row in rows:
+    for number, row in enumerate(sorted(rows, key=lambda row: -row["robust_accuracy"]), start=1):
         color = BLUE if "flow-gradient" in row["method"] else ORANGE if "deformation" in row["method"] else GREY
         place = (row["ratio_to_standard"], 100 * row["robust_accuracy"])
-        axes.scatter(*place, color=color, zorder=3)
-        axes.annotate(
-            f"{row['method']} ({100 * row['clean_accuracy']:.1f})",
-            place,
-            _label_offset(row, rows),
-            textcoords="offset points",
-            fontsize=8,
-            va="center",
-        )
-    first = rows[0]
+        label = f"{number}  {row['method']} ({100 * row['clean_accuracy']:.1f})"
+        axes.plot(*place, "o", color=color, markersize=14, label=label)
+        axes.annotate(str(number), place, color="white", fontsize=8, ha="center", va="center_baseline")
     axes.set_xlabel("time of a training step, to the standard one")
-    axes.set_ylabel(f"accuracy in %, deformed by at most {first['radius_pixels']:g} px")
-    axes.set_title("What a method buys and what it costs (clean accuracy in brackets)", fontsize=10)
-    axes.set_xlim(0.5, 1.45 * max(row["ratio_to_standard"] for row in rows))
-    axes.set_ylim(bottom=-3)
+    axes.set_ylabel(f"accuracy in %, deformed by at most {rows[0]['radius_pixels']:g} px")
+    axes.set_xlim(left=0)
+    axes.set_ylim(bottom=-4)
+    figure.legend(
+        loc="outside right center", frameon=False, fontsize=8, markerscale=0.5, title="method (clean accuracy)"
+    )
     _plain(axes)
     return figure
-
-
-def _label_offset(row: dict[str, Any], rows: report.Rows) -> tuple[int, int]:
-    """Beside the point, moved up where a lower neighbour is so near that the labels would overlap."""
-    span = 100 * max(other["robust_accuracy"] for other in rows) or 1.0
-    below = any(
-        other is not row
-        and abs(other["ratio_to_standard"] - row["ratio_to_standard"]) < 1.5
-        and 0 <= 100 * (row["robust_accuracy"] - other["robust_accuracy"]) < 0.05 * span
-        for other in rows
-    )
-    return (7, 7) if below else (7, 0)
 
 
 def _plain(axes: Axes) -> None:

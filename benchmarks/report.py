@@ -52,6 +52,7 @@ FORMATS: dict[str, Callable[[Any], str]] = {
     "temporary_bytes": lambda value: f"{value / 1e6:.0f}",
     "collective_bytes": lambda value: f"{value / 1e6:.1f}",
     "bandwidth_fraction": lambda value: f"{100 * value:.0f} %",
+    "warp_share": lambda value: f"{100 * value:.1f} %",
     "weak_scaling": lambda value: f"{100 * value:.1f} %",
     "clean_accuracy": lambda value: f"{100 * value:.1f} %",
     "robust_accuracy": lambda value: f"{100 * value:.1f} %",
@@ -129,21 +130,26 @@ def setting(environment: dict[str, Any]) -> str:
 
 
 def table(rows: Rows, columns: list[str]) -> list[str]:
-    """Rows as Markdown, the named columns only."""
+    """Rows as Markdown, the named columns only; a row without one of them is left out."""
+    rows = [row for row in rows if set(columns) <= set(row)]
+    if not rows:
+        raise KeyError(", ".join(columns))
     return _markdown(
         [TITLES.get(column, column.replace("_", " ")) for column in columns],
-        [[cell(column, row.get(column, "")) for column in columns] for row in rows],
+        [[cell(column, row[column]) for column in columns] for row in rows],
         numeric=[not isinstance(rows[0][column], str) for column in columns],
     )
 
 
 def pivot(rows: Rows, down: list[str], across: str, value: str) -> list[str]:
     """A Markdown table with one column for each value of `across`."""
-    columns = list(dict.fromkeys(row[across] for row in rows if value in row))
+    rows = [row for row in rows if {*down, across, value} <= set(row)]
+    if not rows:
+        raise KeyError(", ".join((*down, across, value)))
+    columns = list(dict.fromkeys(row[across] for row in rows))
     cells: dict[tuple[Any, ...], dict[str, str]] = {}
     for row in rows:
-        if value in row:
-            cells.setdefault(tuple(row[name] for name in down), {})[row[across]] = cell(value, row[value])
+        cells.setdefault(tuple(row[name] for name in down), {})[row[across]] = cell(value, row[value])
     return _markdown(
         [*(name.replace("_", " ") for name in down), *map(str, columns)],
         [[*map(str, key), *(found.get(column, "") for column in columns)] for key, found in cells.items()],

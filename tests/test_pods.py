@@ -19,7 +19,7 @@ from benchmarks import pods
 from train.config import Model
 
 for norm in ("group", "batch"):
-    compiled = pods.compile_step("v5e:2x2", "flow-gradient", Model(width=0.125, norm=norm), batch_size=8)
+    compiled = pods.compile_step("v5e:2x2", "flow-gradient", Model(width=0.125, norm=norm), batch_size=8, effort=-1.0)
     print(json.dumps({
         "norm": norm,
         "parameters": compiled.parameters,
