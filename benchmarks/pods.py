@@ -106,7 +106,7 @@ def compile_step(
 
     Args:
         topology: for example ``"v5e:4x4"``.
-        method: of `benchmarks.cost.METHODS`, one without an attack (bodies of loops are counted once).
+        method: of `benchmarks.cost.METHODS`, one without an attack.
         model: the network's options.
         batch_size: images per chip.
         image_size: side in pixels.
@@ -156,11 +156,25 @@ def compile_step(
 
 
 def collectives(program: str) -> list[tuple[str, int]]:
-    """The collective operations in the text of a compiled program, each with the bytes of its results."""
-    found = []
-    for shape, name in re.findall(rf"= (\(.*?\)|\S+) ({'|'.join(COLLECTIVES)})(?:-start)?\(", program):
-        found.append((name, sum(_bytes(kind, sizes) for kind, sizes in re.findall(r"(\w+)\[([\d,]*)\]", shape))))
-    return found
+    """The collective operations that a compiled program runs, each with the bytes of its results.
+
+    An operation in the body of a loop counts as often as the loop is known to turn.
+    """
+    found, trips, computation = [], {}, ""
+    for line in program.splitlines():
+        if heading := re.match(r"(?:ENTRY )?%?([\w.-]+) \(.*\{$", line):
+            computation = heading.group(1)
+        for body, count in re.findall(r" while\(.*body=%?([\w.-]+).*known_trip_count[^\d]*(\d+)", line):
+            trips[body] = (computation, int(count))
+        for shape, name in re.findall(rf"= (\(.*?\)|\S+) ({'|'.join(COLLECTIVES)})(?:-start)?\(", line):
+            size = sum(_bytes(kind, sizes) for kind, sizes in re.findall(r"(\w+)\[([\d,]*)\]", shape))
+            found.append((computation, name, size))
+
+    def turns(computation: str) -> int:
+        outer, count = trips.get(computation, ("", 1))
+        return count * turns(outer) if computation in trips else 1
+
+    return [(name, size) for computation, name, size in found for _ in range(turns(computation))]
 
 
 def _bytes(kind: str, sizes: str) -> int:
@@ -204,10 +218,16 @@ def measure(
     if quick:
         topologies, models = topologies[:1], ("vgg-11",)
     cases = [(topology, model, method) for topology in topologies for model in models for method in methods]
-    rows = []
+    rows: list[dict[str, Any]] = []
     for topology, name, method in tqdm(cases, desc="compiling", disable=None, leave=False):
         model = Model(name=name, dtype=dtype, norm=norm)  # type: ignore[arg-type]
         compiled = compile_step(topology, method, model, batch_size=batch_size, image_size=image_size, effort=effort)
+        chip = CHIPS[topology.split(":")[0]]
+        plain = None
+        if method == "flow-gradient, finite difference":  # a loop of two passes, each a standard step's
+            plain = compile_step(
+                topology, "standard", model, batch_size=batch_size, image_size=image_size, effort=effort
+            )
         row = {
             "topology": topology,
             "model": name,
@@ -217,9 +237,8 @@ def measure(
             "batch_size_per_chip": batch_size,
             "image_size": image_size,
             "effort": effort,
-            **describe(compiled, CHIPS[topology.split(":")[0]]),
+            **describe(compiled, chip, plain),
         }
-        chip = CHIPS[topology.split(":")[0]]
         row["largest_batch_estimate"] = estimate_largest_batch(row, chip)
         if fit:
             row["largest_batch"] = largest_batch(
@@ -235,21 +254,30 @@ def estimate_largest_batch(row: dict[str, Any], chip: Chip) -> int:
     return int(free / row["temporary_bytes"] * row["batch_size_per_chip"])
 
 
-def describe(compiled: Compiled, chip: Chip) -> dict[str, Any]:
-    """What one chip does in a step, and how long it takes at least."""
+def describe(compiled: Compiled, chip: Chip, loop_body: Compiled | None = None) -> dict[str, Any]:
+    """What one chip does in a step, and how long it takes at least.
+
+    Args:
+        compiled: the step.
+        chip: what it runs on.
+        loop_body: a step that does as much as one turn of the loop in `compiled`, of two turns; the compiler's counts
+            take the body once.
+    """
     executable = compiled.executable
-    analysis, memory = executable.cost_analysis(), executable.memory_analysis()
+    memory = executable.memory_analysis()
+    analyses = [one.executable.cost_analysis() for one in (compiled, loop_body) if one is not None]
+    flops, moved = (sum(analysis[name] for analysis in analyses) for name in ("flops", "bytes accessed"))
     program = executable.as_text()
     sent = collectives(program)
     sent_bytes = sum(size for _, size in sent)
-    compute, movement = analysis["flops"] / chip.flops, analysis["bytes accessed"] / chip.memory_bandwidth
+    compute, movement = flops / chip.flops, moved / chip.memory_bandwidth
     # A ring sends every byte nearly twice: once to be summed, once to be spread.
     communication = 2 * (compiled.devices - 1) / compiled.devices * sent_bytes / chip.link_bandwidth
     operations = harness.operations(program)
     return {
         "chips": compiled.devices,
-        "flops": analysis["flops"],
-        "hbm_bytes": analysis["bytes accessed"],
+        "flops": flops,
+        "hbm_bytes": moved,
         "temporary_bytes": memory.temp_size_in_bytes,
         "argument_bytes": memory.argument_size_in_bytes,
         "parameter_bytes": compiled.parameters,
