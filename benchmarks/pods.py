@@ -207,7 +207,7 @@ def measure(
         norm: ``"batch"`` (statistics over the whole batch) or ``"group"``.
         effort: of the compiler's optimization, see `compile_step`.
         fit: also search the largest batch per chip that the compiler fits into the chip's memory.
-        quick: the smallest topology, VGG-11.
+        quick: the smallest topology, VGG-11, the least effort.
 
     Returns:
         A row per topology, model and method.
@@ -216,7 +216,7 @@ def measure(
         PodError: a topology is not available.
     """
     if quick:
-        topologies, models = topologies[:1], ("vgg-11",)
+        topologies, models, effort = topologies[:1], ("vgg-11",), -1.0
     cases = [(topology, model, method) for topology in topologies for model in models for method in methods]
     rows: list[dict[str, Any]] = []
     for topology, name, method in tqdm(cases, desc="compiling", disable=None, leave=False):
