@@ -149,7 +149,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         name
         for name in names
         if not any(isinstance(row.get(name), list) for row in rows)
-        and (len({row.get(name) for row in rows}) > 1 or name == "method")
+        and (len(rows) == 1 or len({row.get(name) for row in rows}) > 1 or name == "method")
     ]
     lines = [columns, ["--"] * len(columns), *([_cell(row.get(name, "")) for name in columns] for row in rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
