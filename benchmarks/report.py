@@ -6,6 +6,7 @@ replaced::
     <!-- table cost-cpu.json: method, ratio_to_standard -->
     <!-- pivot kernels-cpu.json: kernel, shape | implementation | ratio_to_ours -->
     <!-- setting cost-cpu.json -->
+    <!-- plot benchmarks-cost.png: what it shows -->
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from train.runs import write_json, write_text
 Rows = list[dict[str, Any]]
 
 DOCUMENT = "benchmarks.md"
-BLOCK = re.compile(r"<!-- (table|pivot|setting) ([\w.-]+)(?:: ([^>]*?))? -->\n.*?<!-- end -->", re.DOTALL)
+BLOCK = re.compile(r"<!-- (table|pivot|setting|plot) ([\w.-]+)(?:: ([^>]*?))? -->\n.*?<!-- end -->", re.DOTALL)
 
 TITLES = {
     "milliseconds": "ms",
@@ -81,9 +82,10 @@ def write(results: Path, output: Path) -> str:
     document = output / DOCUMENT
     if not document.is_file():
         raise ReportError(f"there is no {document}: --output names the folder that holds it")
+    drawn = plots.draw(results, output)
     text = document.read_text(encoding="utf-8")
-    write_text(document, BLOCK.sub(lambda block: _filled(block, results), text))
-    return "\n".join([f"tables: {document}", *(f"plot: {path}" for path in plots.draw(results, output))])
+    write_text(document, BLOCK.sub(lambda block: _filled(block, results, output), text))
+    return "\n".join([f"tables: {document}", *(f"plot: {path}" for path in drawn)])
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -100,9 +102,11 @@ def read(path: Path) -> dict[str, Any]:
     return content
 
 
-def _filled(block: re.Match[str], results: Path) -> str:
+def _filled(block: re.Match[str], results: Path, output: Path) -> str:
     kind, name, words = block.groups()
     opening = block.group(0).splitlines()[0]
+    if kind == "plot" and (output / name).is_file():
+        return "\n".join([opening, f"![{words}]({name})", "<!-- end -->"])
     if not (results / name).is_file():
         return "\n".join([opening, f"*Not measured yet: `{name}` is not there.*", "<!-- end -->"])
     content = read(results / name)

@@ -47,7 +47,8 @@ def test_a_document_is_filled_in_and_stays_so(tmp_path, capsys):
     document.write_text(
         "Before.\n<!-- table cost-cpu.json: method, ratio_to_standard -->\nold\n<!-- end -->\n"
         "<!-- pivot cost-cpu.json: method | image_size | flops_ratio -->\n<!-- end -->\n"
-        "<!-- setting cost-cpu.json -->\n<!-- end -->\n<!-- table later.json: method -->\n<!-- end -->\nAfter.\n"
+        "<!-- setting cost-cpu.json -->\n<!-- end -->\n<!-- table later.json: method -->\n<!-- end -->\n"
+        "<!-- plot benchmarks-cost.png: Costs -->\n<!-- end -->\nAfter.\n"
     )
     arguments = ["report", "--results", str(tmp_path), "--output", str(tmp_path)]
     assert main(arguments) == 0
@@ -56,6 +57,7 @@ def test_a_document_is_filled_in_and_stays_so(tmp_path, capsys):
     assert "| method | 32 | 64 |\n| --- | ---: | ---: |\n| standard | 1.00 | 1.00 |" in once
     assert "`python -m benchmarks cost`: commit abc, JAX 1.2, Python 3.11, 2 cores." in once
     assert "Not measured yet: `later.json`" in once
+    assert "![Costs](benchmarks-cost.png)" in once
     assert "old" not in once
     assert once.startswith("Before.")
     assert once.endswith("After.\n")
