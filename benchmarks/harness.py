@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from tqdm import tqdm
 
-from train.runs import environment
+from train.runs import environment, write_json
 
 Samples = dict[str, list[float]]
 
@@ -47,6 +50,43 @@ def interleave(
             break
     progress.close()
     return samples
+
+
+def repeated(function: Callable[..., Any], *arguments: Any, seconds: float = 0.02) -> Callable[[], float]:
+    """A candidate for `interleave` that is short: as many calls in a row as take `seconds`, timed as one.
+
+    An accelerator is waited for once, after the last call; a CPU after each, since it would run several at a time.
+    """
+
+    def total(count: int) -> float:
+        start = time.perf_counter()
+        for _ in range(count):
+            results = function(*arguments)
+            if on_cpu:
+                jax.block_until_ready(results)
+        jax.block_until_ready(results)
+        return time.perf_counter() - start
+
+    on_cpu = jax.default_backend() == "cpu"
+    total(2)
+    count = max(1, round(3 * seconds / total(3)))
+    return lambda: 1e3 * total(count) / count
+
+
+def copy(size: int) -> Callable[[], float]:
+    """A candidate that reads and writes `size` bytes in place: what the memory can do, without new pages."""
+    increment = jax.jit(lambda values: values + 1, donate_argnums=0)
+    values = jax.block_until_ready(increment(jnp.zeros(size // 4)))
+
+    def candidate() -> float:
+        nonlocal values
+        start = time.perf_counter()
+        for _ in range(4):
+            values = increment(values)
+        jax.block_until_ready(values)
+        return 1e3 * (time.perf_counter() - start) / 4
+
+    return candidate
 
 
 def summary(samples: list[float]) -> dict[str, Any]:
@@ -86,10 +126,39 @@ def temporary_bytes(executable: Any) -> int:
     return int(executable.memory_analysis().temp_size_in_bytes)
 
 
+def operations(program: str) -> Counter[str]:
+    """How often each operation stands in the text of a compiled program."""
+    return Counter(re.findall(r"= (?:\([^=]*?\)|\S+) ([a-z][a-z0-9-]*)\(", program))
+
+
 def setting(command: list[str]) -> dict[str, Any]:
     """What must stand beside a figure: command, commit, versions, hardware; no paths of the machine."""
     command = [Path(word).name if Path(word).is_absolute() else word for word in command]
     return {"command": "python -m benchmarks " + " ".join(command), "commit": commit(), **environment()}
+
+
+def write(path: Path, command: list[str], rows: list[dict[str, Any]]) -> None:
+    """Writes rows with their setting as JSON."""
+    write_json(path, {"environment": setting(command), "rows": rows})
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Rows as a Markdown table, without the columns that are lists or the same everywhere."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    columns = [
+        name
+        for name in names
+        if not any(isinstance(row.get(name), list) for row in rows)
+        and (len(rows) == 1 or len({row.get(name) for row in rows}) > 1 or name == "method")
+    ]
+    lines = [columns, ["--"] * len(columns), *([_cell(row.get(name, "")) for name in columns] for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.3g}" if abs(value) < 10 else f"{value:.0f}"
+    return str(value)
 
 
 def commit() -> str | None:

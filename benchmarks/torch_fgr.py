@@ -27,6 +27,7 @@ from collections.abc import Callable
 from typing import Any
 
 VGG_LAYERS = {
+    "small-cnn": "32 M 64 64 M 128 M",
     "vgg-11": "64 M 128 M 256 256 M 512 512 M 512 512 M",
     "vgg-13": "64 64 M 128 128 M 256 256 M 512 512 M 512 512 M",
     "vgg-16": "64 64 M 128 128 M 256 256 256 M 512 512 512 M 512 512 512 M",
@@ -100,17 +101,20 @@ def training_step(arguments: argparse.Namespace) -> Callable[[], float]:
 
     torch.manual_seed(0)
     torch.set_num_threads(arguments.threads)
-    model = vgg(arguments.model).train()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = vgg(arguments.model).to(device).train()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
     size = arguments.image_size
-    images = torch.rand(arguments.batch_size, 3, size, size)
-    labels = torch.randint(0, 10, (arguments.batch_size,))
+    images = torch.rand(arguments.batch_size, 3, size, size, device=device)
+    labels = torch.randint(0, 10, (arguments.batch_size,), device=device)
+    synchronize = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
 
     def step() -> float:
         start = time.perf_counter()
         optimizer.zero_grad(set_to_none=True)
         objective(model, images, labels, arguments.method, arguments.weight).backward()
         optimizer.step()
+        synchronize()
         return 1e3 * (time.perf_counter() - start)
 
     return step

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from benchmarks import harness
-from benchmarks.cli import main, table
-from benchmarks.peers import PeerError, torch_step
+from benchmarks.cli import main
+from benchmarks.torch_peer import PeerError, torch_peer
 
 
 def test_a_planted_factor_of_two_shows_through_drift():
@@ -53,7 +53,7 @@ def test_a_peer_that_cannot_run_is_named(tmp_path):
     python.chmod(0o755)
     with (
         pytest.raises(PeerError, match=r"no such framework.*--torch-python"),
-        torch_step(str(python), "standard", "vgg-11", 2, 32),
+        torch_peer(str(python), "torch_fgr.py", []),
     ):
         pass
 
@@ -75,4 +75,4 @@ def test_an_unknown_model_is_one_line(capsys):
 
 def test_the_table_drops_what_is_the_same_everywhere():
     rows = [{"method": "a", "model": "m", "ms": 1.234}, {"method": "b", "model": "m", "ms": 56.7}]
-    assert table(rows).splitlines() == ["| method | ms |", "| -- | -- |", "| a | 1.23 |", "| b | 57 |"]
+    assert harness.table(rows).splitlines() == ["| method | ms |", "| -- | -- |", "| a | 1.23 |", "| b | 57 |"]

@@ -18,9 +18,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import tyro
-
 from train.data.augment import Augmentation
+
+try:
+    import tyro
+
+    _WITHOUT_PREFIX: Any = tyro.conf.arg(prefix_name=False)
+except ImportError:  # The command line needs tyro; a config is data and does not.
+    _WITHOUT_PREFIX = None
 
 MethodName = Literal[
     "standard",
@@ -47,7 +52,7 @@ class Data:
     name: str = "mnist5k"
     """`mnist5k` or `digits` (embedded), a prepared TFDS set by name (cifar10, ...), `folder:PATH` with
     train|test/<class>/*, or an .npz file."""
-    data_dir: Annotated[str | None, tyro.conf.arg(prefix_name=False)] = None
+    data_dir: Annotated[str | None, _WITHOUT_PREFIX] = None
     """Where prepared data sets lie; by default $DEFORMREG_DATA, then the user's cache folder."""
     max_corrupt: int = 0
     """Examples of a split that may be unreadable before the run stops: each is named and another takes its place in

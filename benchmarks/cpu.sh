@@ -1,0 +1,43 @@
+#!/usr/bin/env bash
+# The CPU figures of docs/benchmarks.md: measures what is named (default: everything), then makes tables and plots.
+#
+#   benchmarks/cpu.sh [kernels|peers|cost|cost-more|cost-small-cnn|cost-sizes|cost-resnet-18|attacks ...]
+#
+# PYTHON chooses the interpreter, TORCH_PYTHON one with PyTorch. BEFORE is put before every measurement, for example a
+# command that waits until the machine is free. Each takes under five minutes on two cores.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+python=${PYTHON:-python3}
+torch=(--torch-python "${TORCH_PYTHON:-$python}")
+[ $# -gt 0 ] || set -- kernels peers cost cost-more cost-small-cnn cost-sizes cost-resnet-18 attacks
+failed=0
+measure() { # file, arguments
+    local file=benchmarks/results/$1-cpu.json
+    shift
+    PYTHONPATH=$PWD ${BEFORE:-} "$python" -m benchmarks "$@" --json "$file" || failed=1
+}
+for name; do
+    case $name in
+    kernels) measure kernels kernels --quick "${torch[@]}" ;;
+    peers) measure peers peers --quick "${torch[@]}" ;;
+    cost) measure cost cost --quick --rounds 5 ;;
+    cost-more)
+        measure cost-more cost --batch-size 64 --rounds 3 --methods input-gradient \
+            "flow-gradient, a quarter of the batch" "adversarial, 1 step" "adversarial, 10 steps" \
+            "deformation, 1 step" "worst of 10 rotations"
+        ;;
+    cost-small-cnn) measure cost-small-cnn cost --model small-cnn --image-size 28 ;;
+    cost-sizes)
+        measure cost-sizes cost --model small-cnn --batch-size 16 --image-size 32 64 128 224 --rounds 5 \
+            --methods flow-gradient "flow-gradient, finite difference" "deformation, 7 steps"
+        ;;
+    cost-resnet-18) measure cost-resnet-18 cost --model resnet-18 --batch-size 32 --rounds 3 --quick ;;
+    attacks) measure attacks attacks --quick --rounds 5 "${torch[@]}" ;;
+    *)
+        echo "error: there is no measurement $name" >&2
+        exit 2
+        ;;
+    esac
+done
+PYTHONPATH=$PWD "$python" -m benchmarks report || failed=1
+exit $failed

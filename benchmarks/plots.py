@@ -1,0 +1,110 @@
+"""The plots of ``docs/benchmarks.md``, from the JSON files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from benchmarks import report
+
+BLUE, ORANGE, GREEN, PURPLE, GREY = "#0969da", "#bc4c00", "#1a7f37", "#8250df", "#6e7781"
+IMPLEMENTATIONS = {
+    "deformreg": BLUE,
+    "grid_sample (PyTorch)": ORANGE,
+    "map_coordinates": GREEN,
+    "dm_pix": PURPLE,
+}
+
+
+def draw(results: Path, output: Path) -> list[Path]:
+    """Draws what there is a file for, and returns the pictures' paths."""
+    plots = {
+        "cost": ("cost-cpu.json", _cost),
+        "kernels": ("kernels-cpu.json", _kernels),
+        "robustness": ("robustness-cpu.json", _robustness),
+    }
+    paths = []
+    for name, (file, plot) in plots.items():
+        if (results / file).is_file():
+            path = output / f"benchmarks-{name}.png"
+            plot(report.read(results / file)["rows"]).savefig(path, dpi=150)
+            paths.append(path)
+    return paths
+
+
+def _cost(rows: report.Rows) -> Figure:
+    """Time of a step as bars, XLA's FLOPs as ticks."""
+    rows = sorted(rows, key=lambda row: -row["ratio_to_standard"])
+    figure = Figure(figsize=(7, 0.34 * len(rows) + 1), layout="constrained")
+    axes = figure.add_subplot()
+    colors = [BLUE if "flow-gradient" in row["method"] and "+" not in row["method"] else GREY for row in rows]
+    axes.barh([row["method"] for row in rows], [row["ratio_to_standard"] for row in rows], color=colors, height=0.7)
+    axes.scatter(
+        [row["flops_ratio"] for row in rows], range(len(rows)), marker="|", s=120, color="black", label="FLOPs (XLA)"
+    )
+    for place, row in enumerate(rows):
+        end = max(row["ratio_to_standard"], row["flops_ratio"])
+        axes.annotate(f"{row['ratio_to_standard']:.2f}", (end, place), (4, 0), textcoords="offset points", va="center")
+    axes.set_xlabel(f"time of a training step, to the standard one ({rows[0]['model']}, n={rows[0]['batch_size']})")
+    axes.set_xlim(0, 1.12 * max(max(row["ratio_to_standard"], row["flops_ratio"]) for row in rows))
+    axes.legend(loc="upper right", frameon=False)
+    _plain(axes)
+    return figure
+
+
+def _kernels(rows: report.Rows) -> Figure:
+    """Milliseconds of every implementation, a panel for each shape, flows below one pixel."""
+    rows = [row for row in rows if row.get("flow") == "below one pixel" and "bandwidth_fraction" in row]
+    shapes = list(dict.fromkeys(row["shape"] for row in rows))
+    kernels = list(dict.fromkeys(row["kernel"] for row in rows))
+    figure = Figure(figsize=(3.1 * len(shapes), 3.2), layout="constrained")
+    panels = figure.subplots(1, len(shapes), squeeze=False)[0]
+    for axes, shape in zip(panels, shapes, strict=True):
+        for index, (name, color) in enumerate(IMPLEMENTATIONS.items()):
+            found = {row["kernel"]: row for row in rows if row["implementation"] == name and row["shape"] == shape}
+            places = [place + 0.2 * (index - 1.5) for place, kernel in enumerate(kernels) if kernel in found]
+            heights = [found[kernel]["milliseconds"] for kernel in kernels if kernel in found]
+            axes.plot(places, heights, "o", color=color, label=name)
+        least = [_copy_time(rows, shape, kernel) for kernel in kernels]
+        axes.scatter(range(len(kernels)), least, marker="_", s=700, color="black", label="copy of as many bytes")
+        axes.set_yscale("log")
+        axes.set_title(shape, fontsize=10)
+        axes.set_xticks(range(len(kernels)), [kernel.replace(" ", "\n") for kernel in kernels], fontsize=8)
+        _plain(axes)
+    panels[0].set_ylabel("milliseconds")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False, fontsize=9)
+    return figure
+
+
+def _copy_time(rows: report.Rows, shape: str, kernel: str) -> float:
+    row = next(row for row in rows if row["shape"] == shape and row["kernel"] == kernel)
+    time: float = row["bandwidth_fraction"] * row["milliseconds"]
+    return time
+
+
+def _robustness(rows: report.Rows) -> Figure:
+    """Accuracy under attack against the time of a training step; numbered points, as their names would overlap."""
+    figure = Figure(figsize=(8, 3.8), layout="constrained")
+    axes = figure.add_subplot()
+    for number, row in enumerate(sorted(rows, key=lambda row: -row["robust_accuracy"]), start=1):
+        color = BLUE if "flow-gradient" in row["method"] else ORANGE if "deformation" in row["method"] else GREY
+        place = (row["ratio_to_standard"], 100 * row["robust_accuracy"])
+        label = f"{number}  {row['method']} ({100 * row['clean_accuracy']:.1f})"
+        axes.plot(*place, "o", color=color, markersize=14, label=label)
+        axes.annotate(str(number), place, color="white", fontsize=8, ha="center", va="center_baseline")
+    axes.set_xlabel("time of a training step, to the standard one")
+    axes.set_ylabel(f"accuracy in %, deformed by at most {rows[0]['radius_pixels']:g} px")
+    axes.set_xlim(left=0)
+    axes.set_ylim(bottom=-4)
+    figure.legend(
+        loc="outside right center", frameon=False, fontsize=8, markerscale=0.5, title="method (clean accuracy)"
+    )
+    _plain(axes)
+    return figure
+
+
+def _plain(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
