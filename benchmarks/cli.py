@@ -15,6 +15,7 @@ NAMES = {
     "cost": "one training step per method",
     "kernels": "the warp and its gradients against other samplers and a copy",
     "attacks": "images per second of the multi-step attack",
+    "storage": "checkpoints beside the training steps",
     "peers": "a training step against plain PyTorch",
     "pods": "training steps compiled for TPU pods, without one",
     "robustness": "accuracies of trained runs beside the cost of their steps",

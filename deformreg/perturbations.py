@@ -128,7 +128,7 @@ def additive(*, image_range: tuple[float, float] | None = None) -> Perturbation:
     )
 
 
-def flow(*, boundary: Boundary = "edge", units: Units = "pixels") -> Perturbation:
+def flow(*, boundary: Boundary = "edge", units: Units = "pixels", within: float | None = None) -> Perturbation:
     """Moves every pixel on its own: the paper's adversarial deformation.
 
     The gradient at the zero flow has a closed form: the image gradient times the images' forward differences, summed
@@ -137,12 +137,15 @@ def flow(*, boundary: Boundary = "edge", units: Units = "pixels") -> Perturbatio
     Args:
         boundary: what lies outside the image, see `deformreg.warp`.
         units: ``"pixels"``, last axis (dy, dx); or ``"normalized"``, PyTorch's [-1, 1] units, last axis (x, y).
+        within: the longest component that will come, in pixels whatever the units: the radius of an attack's ball.
+            Below two pixels the warp is then faster, see `deformreg.warp`.
 
     Returns:
         The family; parameters float[n, h, w, 2] in `units`.
 
     Raises:
-        ValueError: unknown `boundary` or `units`.
+        TypeError: `within` is not a number.
+        ValueError: unknown `boundary` or `units`, or `within` is negative.
 
     Example:
         >>> import jax.numpy as jnp
@@ -168,7 +171,7 @@ def flow(*, boundary: Boundary = "edge", units: Units = "pixels") -> Perturbatio
 
     return Perturbation(
         init=lambda images: jnp.zeros((*images.shape[:3], 2), images.dtype),
-        apply=lambda params, images: warp(images, in_pixels(params), boundary=boundary),
+        apply=lambda params, images: warp(images, in_pixels(params), boundary=boundary, within=within),
         pullback=pullback,
         field=lambda params, images: in_pixels(params),
     )

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.usefixtures("strict_promotion")
 BOUNDARIES = ("zeros", "edge", "reflect")
 SHAPES = ((2, 5, 7, 3), (1, 6, 1, 2), (3, 1, 4, 1), (2, 1, 1, 1))
 
-compiled_warp = jax.jit(warp, static_argnames="boundary")
+compiled_warp = jax.jit(warp, static_argnames=("boundary", "within"))
 
 
 def random_images(shape, seed=0, dtype=np.float32):
@@ -302,6 +302,63 @@ def test_a_nan_in_the_flow_stays_in_its_pixel(boundary):
     assert np.isnan(warped[1, 2, 3]).all()
     warped[1, 2, 3] = expected[1, 2, 3]
     np.testing.assert_array_equal(warped, expected)
+
+
+@pytest.mark.parametrize("boundary", BOUNDARIES)
+@pytest.mark.parametrize("within", [0.9, 1.9])
+def test_a_promise_about_the_flow_changes_no_value_and_no_derivative(boundary, within, float64):
+    """At the grid points too, on both sides of them, and where the image has one row or column."""
+
+    def everything(images, flow, weights, promised):
+        def total(images, flow):
+            return jnp.sum(weights * warp(images, flow, boundary=boundary, within=promised) ** 3)
+
+        def slopes(*arguments):
+            return sum(jnp.sum(jnp.sin(gradient)) for gradient in jax.grad(total, (0, 1))(*arguments))
+
+        warped = warp(images, flow, boundary=boundary, within=promised)
+        return warped, jax.grad(total, (0, 1))(images, flow), jax.grad(slopes, (0, 1))(images, flow)
+
+    compiled = jax.jit(everything, static_argnums=3)
+    for shape in ((2, 5, 7, 3), (1, 1, 4, 1)):
+        images, weights = (random_images(shape, seed, np.float64) for seed in (0, 1))
+        flow = np.random.default_rng(2).uniform(-within, within, (*shape[:3], 2))
+        flow[:, :, ::2] = np.trunc(flow[:, :, ::2])
+        near, far = (compiled(images, flow, weights, promised) for promised in (within, None))
+        for ours, theirs in zip(*map(jax.tree.leaves, (near, far)), strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("boundary", BOUNDARIES)
+def test_a_promise_about_the_flow_saves_the_gather(boundary):
+    images, flow = random_images((2, 5, 6, 3)), random_flow((2, 5, 6, 3), scale=0.1)
+
+    def program(within):
+        def loss(images, flow):
+            return jnp.sum(warp(images, flow, boundary=boundary, within=within) ** 3)
+
+        return jax.jit(jax.grad(loss, (0, 1))).lower(images, flow).as_text()
+
+    assert "gather" not in program(1.99)
+    assert "scatter" not in program(1.99)
+    assert "gather" in program(2)
+
+
+def test_a_broken_promise_reads_from_nearer():
+    images = np.arange(6, dtype=np.float32).reshape(1, 1, 6, 1)
+    flow = np.full((1, 1, 6, 2), 3, np.float32)
+    np.testing.assert_array_equal(np.ravel(compiled_warp(images, flow, within=0.5)), [1, 2, 3, 4, 5, 5])
+    flow[0, 0, 2, 1] = np.nan
+    warped = np.ravel(compiled_warp(images, flow, within=0.5))
+    np.testing.assert_array_equal(np.isnan(warped), np.arange(6) == 2)
+
+
+@pytest.mark.parametrize(("within", "error"), [(-1.0, ValueError), (np.nan, ValueError), ("1", TypeError)])
+def test_a_promise_is_a_length(within, error):
+    with pytest.raises(error, match="within"):
+        warp(IMAGES, FLOW, within=within)
+    with pytest.raises(TypeError, match="within must be a number known when the warp is traced"):
+        jax.jit(lambda within: warp(IMAGES, FLOW, within=within))(1.0)
 
 
 @pytest.mark.parametrize("boundary", BOUNDARIES)
