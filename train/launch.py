@@ -6,6 +6,7 @@ when one fails the others end, and its exit code is the launcher's.
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import socket
@@ -19,6 +20,9 @@ from typing import TextIO
 import tyro
 
 from train.config import ConfigError
+
+FAILED = 4
+"""Exit code of a process that the disk or another process failed."""
 
 GRACE = 10.0
 """Seconds that the others have to leave by themselves, once one process has failed."""
@@ -84,6 +88,12 @@ def _copy(stream: TextIO, target: TextIO, prefix: str) -> None:
         target.flush()
 
 
+def _cause(codes: list[int | None]) -> int:
+    """The exit code to report of those seen so far: 4, where another process failed, may be a consequence only."""
+    failed = [code for code in codes if code]
+    return next((code for code in failed if code != FAILED), failed[0] if failed else 0)
+
+
 def _supervise(children: list[subprocess.Popen[str]]) -> int:
     """Waits for all; returns the exit code of the first that failed, and leaves none behind."""
 
@@ -100,16 +110,14 @@ def _supervise(children: list[subprocess.Popen[str]]) -> int:
     for copy in copies:
         copy.start()
     before = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
-    code, deadline = 0, None
+    code, deadline = 0, math.inf
     try:
-        while any(child.poll() is None for child in children):
-            failed = [child.returncode for child in children if child.returncode]
-            if failed and deadline is None:
-                code, deadline = failed[0], time.monotonic() + GRACE
-            if deadline is not None and time.monotonic() > deadline:
-                break
+        while None in (codes := [child.poll() for child in children]) and time.monotonic() < deadline:
+            code = code or _cause(codes)
+            if code:
+                deadline = min(deadline, time.monotonic() + GRACE)
             time.sleep(0.05)
-        code = code or next((child.returncode for child in children if child.returncode), 0)
+        code = code or _cause(codes)
     finally:
         for child in children:
             if child.poll() is None:

@@ -12,7 +12,7 @@ from training import assert_same_to_the_bit, largest_difference, last_step, log,
 KINDS = ("pmap", "jit")
 
 
-def launch(arguments, processes=2, devices=2):
+def launch(arguments, processes=2, devices=1):
     return ["launch", "--processes", str(processes), "--devices-per-process", str(devices), *arguments]
 
 
@@ -54,8 +54,7 @@ def start_two(trainer, arguments):
         address = f"127.0.0.1:{listener.getsockname()[1]}"
     return [
         trainer.start(
-            [*arguments, "--distributed", "--coordinator", address, "--num-processes", "2", "--process-id", str(index)],
-            devices=2,
+            [*arguments, "--distributed", "--coordinator", address, "--num-processes", "2", "--process-id", str(index)]
         )
         for index in (0, 1)
     ]
@@ -64,15 +63,15 @@ def start_two(trainer, arguments):
 @pytest.mark.parametrize(("victim", "kind"), [(0, "pmap"), (1, "jit")])
 def test_sigterm_to_either_process_saves_one_step_and_resumes_exactly(trainer, tmp_path, victim, kind):
     run, reference = tmp_path / "run", tmp_path / "whole"
-    trainer.run(launch(trainer.options(reference, "--parallel", kind, epochs=6)))
-    processes = start_two(trainer, trainer.options(run, "--parallel", kind, epochs=6))
+    trainer.run(launch(trainer.options(reference, "--parallel", kind, epochs=4)))
+    processes = start_two(trainer, trainer.options(run, "--parallel", kind, epochs=4))
     assert wait_for(lambda: last_step(run) >= 10, processes[victim])
     processes[victim].send_signal(signal.SIGTERM)
     outputs = [process.communicate(timeout=120) for process in processes]
     assert [process.returncode for process in processes] == [143, 143], outputs
-    saved = [int(re.search(r"saved step (\d+) of 90", err)[1]) for _, err in outputs]
+    saved = [int(re.search(r"saved step (\d+) of 60", err)[1]) for _, err in outputs]
     assert saved == [last_step(run)] * 2
-    out, err = trainer.run(launch(trainer.options(run, "--parallel", kind, "--resume", epochs=6)))
+    out, err = trainer.run(launch(trainer.options(run, "--parallel", kind, "--resume", epochs=4)))
     assert f"continuing after step {saved[0]}" in out
     assert "changed since" not in err
     assert_same_to_the_bit(run, reference)
@@ -80,7 +79,7 @@ def test_sigterm_to_either_process_saves_one_step_and_resumes_exactly(trainer, t
 
 def test_the_launcher_passes_signals_on(trainer, tmp_path):
     run = tmp_path / "run"
-    process = trainer.start(launch(trainer.options(run, epochs=6), devices=1))
+    process = trainer.start(launch(trainer.options(run, epochs=4)))
     assert wait_for(lambda: last_step(run) >= 10, process)
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=120)
@@ -88,15 +87,15 @@ def test_the_launcher_passes_signals_on(trainer, tmp_path):
     saved = last_step(run)
     assert {line[:3] for line in out.splitlines() + err.splitlines()} == {"[0]", "[1]"}
     # On one process and one device now: the same position, and it says what differs.
-    out, err = trainer.run(trainer.options(run, "--resume", epochs=6))
+    out, err = trainer.run(trainer.options(run, "--resume", epochs=4))
     assert f"continuing after step {saved}" in out
     assert "processes: 2, 1" in err
-    assert [line["step"] for line in log(run) if "loss" in line] == list(range(5, 91, 5))
+    assert [line["step"] for line in log(run) if "loss" in line] == list(range(5, 61, 5))
 
 
 def test_when_one_process_dies_the_others_end(trainer, tmp_path):
     run = tmp_path / "run"
-    process = trainer.start(launch(trainer.options(run, epochs=6), devices=1))
+    process = trainer.start(launch(trainer.options(run, epochs=4)))
     assert wait_for(lambda: last_step(run) >= 10, process)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     os.kill(int(children[1]), signal.SIGKILL)
