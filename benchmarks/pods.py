@@ -155,26 +155,22 @@ def compile_step(
     return Compiled(len(devices), parameters, executable, seconds)
 
 
-def collectives(program: str) -> list[tuple[str, int]]:
+def collectives(program: str, *, trips: int = 1) -> list[tuple[str, int]]:
     """The collective operations that a compiled program runs, each with the bytes of its results.
 
-    An operation in the body of a loop counts as often as the loop is known to turn.
+    Args:
+        program: its text.
+        trips: how often its loops turn; what is in the body of one counts as often.
     """
-    found, trips, computation = [], {}, ""
+    found, bodies, computation = [], set(), ""
     for line in program.splitlines():
         if heading := re.match(r"(?:ENTRY )?%?([\w.-]+) \(.*\{$", line):
             computation = heading.group(1)
-        for body, count in re.findall(r" while\(.*body=%?([\w.-]+).*known_trip_count[^\d]*(\d+)", line):
-            trips[body] = (computation, int(count))
+        bodies.update(re.findall(r" while\(.*body=%?([\w.-]+)", line))
         for shape, name in re.findall(rf"= (\(.*?\)|\S+) ({'|'.join(COLLECTIVES)})(?:-start)?\(", line):
             size = sum(_bytes(kind, sizes) for kind, sizes in re.findall(r"(\w+)\[([\d,]*)\]", shape))
             found.append((computation, name, size))
-
-    def turns(computation: str) -> int:
-        outer, count = trips.get(computation, ("", 1))
-        return count * turns(outer) if computation in trips else 1
-
-    return [(name, size) for computation, name, size in found for _ in range(turns(computation))]
+    return [(name, size) for computation, name, size in found for _ in range(trips if computation in bodies else 1)]
 
 
 def _bytes(kind: str, sizes: str) -> int:
@@ -268,7 +264,7 @@ def describe(compiled: Compiled, chip: Chip, loop_body: Compiled | None = None) 
     analyses = [one.executable.cost_analysis() for one in (compiled, loop_body) if one is not None]
     flops, moved = (sum(analysis[name] for analysis in analyses) for name in ("flops", "bytes accessed"))
     program = executable.as_text()
-    sent = collectives(program)
+    sent = collectives(program, trips=1 if loop_body is None else 2)
     sent_bytes = sum(size for _, size in sent)
     compute, movement = flops / chip.flops, moved / chip.memory_bandwidth
     # A ring sends every byte nearly twice: once to be summed, once to be spread.

@@ -28,7 +28,7 @@ fit flow-gradient-every-4th-step "${flow[@]}" --method.every 4
 fit deformation-1-step "${deformation[@]}" --method.steps 1
 fit deformation-7-steps "${deformation[@]}" --method.steps 7
 fit adversarial-7-steps --method.name adversarial --method.radius 0.2 --method.steps 7
-${BEFORE:-} "$python" -m train evaluate "${runs[@]}" --suite "${SUITE:-quick}" --output "$folder"
+${BEFORE:-} "$python" -m train evaluate "${runs[@]}" --suite "${SUITE:-quick}" --examples 400 --output "$folder"
 "$python" -m benchmarks robustness --comparison "$folder/comparison.json" \
     --cost benchmarks/results/cost-small-cnn-cpu.json --json benchmarks/results/robustness-cpu.json
 "$python" -m benchmarks report

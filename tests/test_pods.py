@@ -63,7 +63,7 @@ def test_collectives_are_read_from_a_program():
   %in_the_loop = f32[2]{0} all-reduce(%p), to_apply=%add
 }
 ENTRY %main.1 (a: f32[2]) -> f32[2] {
-  %loop = f32[2]{0} while(%a), condition=%cond, body=%body.3, backend_config={"known_trip_count":{"n":"2"}}
+  %loop = f32[2]{0} while(%a), condition=%cond, body=%body.3
   %all-reduce.1 = (f32[3,3,8]{2,1,0:T(8,128)}, bf16[16]{0}) all-reduce(%a, %b), replica_groups={{0,1}}, to_apply=%add
   %start = f32[4]{0} all-reduce-start(%c), to_apply=%add
   %done = f32[4]{0} all-reduce-done(%start)
@@ -72,7 +72,7 @@ ENTRY %main.1 (a: f32[2]) -> f32[2] {
 }
 """
     reduced = [8, 8, 3 * 3 * 8 * 4 + 16 * 2, 16]  # the first one twice: its loop turns twice
-    assert pods.collectives(program) == [*(("all-reduce", size) for size in reduced), ("all-gather", 4)]
+    assert pods.collectives(program, trips=2) == [*(("all-reduce", size) for size in reduced), ("all-gather", 4)]
 
 
 def test_an_unknown_topology_is_one_line_with_the_remedy():
