@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from itertools import islice
 
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from train import checkpoints, data, loop, rollbacks, runs
+from train import data, loop, rollbacks, runs
 from train.config import Config, Data, Optimizer
 from train.data import DataError, batch_number
 
@@ -196,14 +197,14 @@ def test_a_rollback_goes_on_without_the_batch_and_resumes_exactly(tmp_path, data
     rollbacks.skip(tmp_path / "other", (6,), 9, RuntimeError(), 2)
     (tmp_path / "other" / "rollbacks.json").rename(tmp_path / "known.json")
     (tmp_path / "other").rmdir()
-    runs.create(tmp_path / "other", config, resume=False)
+    run, _ = runs.claim(tmp_path / "other", config, resume=False)
+    runs.create(run, config)
     (tmp_path / "known.json").rename(tmp_path / "other" / "rollbacks.json")
     assert_equal(state, loop.fit(config, tmp_path / "other", resume=True))
     # Interrupted after the rollbacks.
-    manager = checkpoints.open_manager(tmp_path / "run" / "checkpoints")
-    for step in sorted(manager.all_steps())[1:]:
-        manager.delete(step)
-    manager.close()
+    steps = [path for path in (tmp_path / "run" / "checkpoints").iterdir() if path.name.isdigit()]
+    for path in sorted(steps, key=lambda path: int(path.name))[1:]:
+        shutil.rmtree(path)
     assert_equal(state, loop.fit(config, tmp_path / "run", resume=True))
 
 
