@@ -6,8 +6,8 @@ step that is whole.
 
 from __future__ import annotations
 
-import logging
 import shutil
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -88,7 +88,8 @@ class Writer(NamedTuple):
             state=ocp.args.StandardSave(manifests.nested(leaves)),
             manifest=ocp.args.JsonSave(manifests.create(leaves, self.config, accuracy)),
         )
-        with _storing(self.run), manifests.quiet():
+        with _storing(self.run), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             if not self.manager.save(step, args=items, force=True):
                 raise ValueError(f"step {step} was not accepted")
 
@@ -100,7 +101,6 @@ def open_writer(run: runs.Run, config: Config) -> Iterator[Writer]:
     Raises:
         StorageError: the last checkpoint cannot be written.
     """
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
     keep = _Keep(_accuracies(run.checkpoints)[0])
     options = ocp.CheckpointManagerOptions(
         preservation_policy=keep,
@@ -108,18 +108,19 @@ def open_writer(run: runs.Run, config: Config) -> Iterator[Writer]:
         # In the background, a folder that cannot be made leaves threads that hold up the exit for minutes.
         async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
     )
-    with _storing(run):
-        manager = ocp.CheckpointManager(run.checkpoints.resolve(), options=options)
-    try:
-        yield Writer(manager, keep, run, config)
-    except BaseException as error:
-        # A process that fails alone must not wait for the others.
-        if jax.process_count() == 1 or isinstance(error, processes.Stopped):
-            with suppress(Exception):
-                manager.close()
-        raise
-    with _storing(run):
-        manager.close()
+    with manifests.quiet():
+        with _storing(run):
+            manager = ocp.CheckpointManager(run.checkpoints.resolve(), options=options)
+        try:
+            yield Writer(manager, keep, run, config)
+        except BaseException as error:
+            # A process that fails alone must not wait for the others.
+            if jax.process_count() == 1 or isinstance(error, processes.Stopped):
+                with suppress(Exception):
+                    manager.close()
+            raise
+        with _storing(run):
+            manager.close()
 
 
 @contextmanager
@@ -130,6 +131,7 @@ def _storing(run: runs.Run) -> Iterator[None]:
     except runs.StorageError:
         raise
     except Exception as error:
+        manifests.settle()
         raise runs.StorageError(
             f"{run.checkpoints}: a checkpoint cannot be written ({manifests.one_line(error)}); earlier ones are kept: "
             "make room or mend the disk, and --resume continues"

@@ -104,13 +104,13 @@ def read(folder: Path, step: int) -> Leaves:
     Raises:
         Damaged: something is missing or not what was written.
     """
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
     expected = read_manifest(folder, step)["leaves"]
     me = jax.process_index()
     alone = ocp.options.MultiprocessingOptions(
         primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process_{me}"
     )
-    with quiet():
+    with quiet(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         leaves, reason = _read_arrays(folder / str(step) / "state", alone)
     if reason is not None:
         raise Damaged(reason)
@@ -131,22 +131,27 @@ def _read_arrays(folder: Path, options: ocp.options.MultiprocessingOptions) -> t
         return {path: np.asarray(leaf) for path, leaf in flat(tree).items()}, None
     except Exception as error:
         reason = one_line(error)
-    time.sleep(0.1)  # other reads are under way and report to an event loop that is closed by now
-    gc.collect()
+    settle()
     return {}, reason
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without Orbax's warnings, and without what reads beside a failed one have to say."""
+    """Without the tracebacks that reads and writes beside a failed one print: its error says what there is to say."""
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     hook = sys.unraisablehook
     sys.unraisablehook = lambda event: None if "Event loop is closed" in str(event.exc_value) else hook(event)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
+        yield
     finally:
         sys.unraisablehook = hook
+
+
+def settle() -> None:
+    """Lets reads and writes that are still under way report, to an event loop that is closed by now."""
+    time.sleep(0.1)
+    gc.collect()
 
 
 def one_line(error: BaseException) -> str:
