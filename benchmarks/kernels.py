@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import jax
@@ -29,9 +30,15 @@ COPIED = 2**27
 Sampler = Callable[[Array, Array], Array]
 
 
-def samplers() -> dict[str, Sampler]:
-    """Functions ``(images, flow) -> images`` by implementation: ours, and what else JAX users have."""
+def samplers(largest: float) -> dict[str, Sampler]:
+    """Functions ``(images, flow) -> images`` by implementation: ours, and what else JAX users have.
+
+    Args:
+        largest: the flow's longest component in pixels; where `deformreg.warp` can use that promise it comes twice.
+    """
     found: dict[str, Sampler] = {"deformreg": deformreg.warp, "map_coordinates": _map_coordinates}
+    if largest < 2:
+        found["deformreg, promised"] = partial(deformreg.warp, within=largest)
     with contextlib.suppress(ImportError):
         import dm_pix
 
@@ -124,7 +131,7 @@ def measure(
             short = quick and flow_name != "below one pixel"
             with _grid_sample(torch_python, shape, largest) as peer:
                 for name in KERNELS[:2] if short else KERNELS:
-                    samples = _time(name, arguments, peer, rounds=rounds, quick=quick)
+                    samples = _time(name, arguments, largest, peer, rounds=rounds, quick=quick)
                     rows += _rows(name, shape, flow_name, samples)
     if shapes == SHAPES:
         rows.append(attack_share(rounds=rounds, quick=quick))
@@ -142,11 +149,17 @@ def _grid_sample(python: str | None, shape: tuple[int, ...], largest: float) -> 
 
 
 def _time(
-    name: str, arguments: tuple[Array, Array, Array], peer: TorchPeer | None, *, rounds: int, quick: bool
+    name: str,
+    arguments: tuple[Array, Array, Array],
+    largest: float,
+    peer: TorchPeer | None,
+    *,
+    rounds: int,
+    quick: bool,
 ) -> harness.Samples:
     candidates: dict[str, Callable[[], float]] = {
         implementation: harness.repeated(jax.jit(kernel(name, sampler)), *arguments)
-        for implementation, sampler in samplers().items()
+        for implementation, sampler in samplers(largest).items()
     }
     if peer is not None and name != "second order":  # grid_sample has no second derivative
         candidates["grid_sample (PyTorch)"] = lambda: peer(name)

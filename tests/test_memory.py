@@ -12,27 +12,16 @@ import numpy as np
 import optax
 import pytest
 from jax.flatten_util import ravel_pytree
+from methods import METHODS
 
 from deformreg.losses import cross_entropy
 from deformreg.penalties import gradient_penalty, image_gradients
 from train import parallel
-from train.config import Config, ConfigError, Method, Model, check
+from train.config import Config, ConfigError, Model, check
 from train.data import Augmentation
 from train.models import create_model
 from train.steps import init_state, make_step
 
-METHODS = {
-    "standard": Method(),
-    "input-gradient": Method(name="input-gradient", weight=0.1),
-    "flow-gradient": Method(name="flow-gradient", weight=1.0),
-    "random start": Method(name="flow-gradient", weight=1.0, random_start=0.1),
-    "finite difference": Method(name="flow-gradient", weight=1.0, penalty="finite-difference"),
-    "running statistics": Method(name="flow-gradient", weight=1.0, statistics="running"),
-    "every third": Method(name="flow-gradient", weight=1.0, every=3),
-    "adversarial": Method(name="adversarial", radius=0.03, steps=2),
-    "deformation": Method(name="deformation", radius=0.2, steps=2),
-    "both": Method(name="flow-gradient+deformation", weight=1.0, radius=0.2, steps=2),
-}
 DESCENT = optax.sgd(1.0)  # one step moves the parameters by minus the gradient
 
 

@@ -49,7 +49,6 @@ def skip(folder: Path, skipped: tuple[int, ...], batch: int, error: Exception, l
     if len(skipped) >= limit:
         raise error
     skipped = tuple(sorted({*skipped, batch}))
-    # Every process writes the same: whoever is last changes nothing.
     runs.write_json(folder / FILE, {"skipped_batches": list(skipped)})
     print(
         f"rolling back to the last checkpoint, without batch {batch} ({len(skipped)} of at most {limit}): {error}",

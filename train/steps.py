@@ -275,7 +275,10 @@ def _attacked(method: Method, network: _Network, images: Array, keys: Array) -> 
     def draw(_: Array, params: Array) -> Array:
         return jax.vmap(lambda key, leaf: ball.sample(key, leaf[None])[0])(keys, params)
 
-    family = deformreg.additive(image_range=(0.0, 1.0)) if method.name == "adversarial" else deformreg.flow()
+    if method.name == "adversarial":
+        family = deformreg.additive(image_range=(0.0, 1.0))
+    else:
+        family = deformreg.flow(within=method.radius)
     fixed = network._replace(params=jax.lax.stop_gradient(network.params))
     return deformreg.multi_step(
         fixed.losses(method),
