@@ -101,6 +101,7 @@ def test_what_cannot_be_used_is_named(capsys, tmp_path, arguments, culprit):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_fit_evaluate_and_compare(capsys, tmp_path):
     options = ["--data-dir", str(tmp_path / "data"), "--epochs", "2", "--model.width", "0.25", "--devices", "1"]
     options += ["--evaluation.steps", "3", "--evaluation.examples", "100"]

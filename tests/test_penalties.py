@@ -119,6 +119,7 @@ def test_the_finite_difference_converges_to_the_exact_penalty_at_first_order(fam
     assert 1.9 < errors[0] / errors[1] < 2.1
 
 
+@pytest.mark.slow
 def test_the_finite_difference_under_vmap_is_that_of_every_member():
     """Parameters, labels and images mapped over; the derivative is taken outside of the map, auxiliary outputs too."""
     images = np.stack([random_images(), random_images()[::-1]])

@@ -69,7 +69,12 @@ def run(config, devices, kind, steps):
     return first, jax.tree.map(np.asarray, state)
 
 
-@pytest.mark.parametrize("name", METHODS)
+COMBINED = ("every third", "both")  # of what the others compile already
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in COMBINED)) for name in METHODS]
+)
 def test_every_method_learns_and_reports_finite_metrics(name):
     config = replace(TINY, method=METHODS[name], model=Model(width=0.25, norm="batch"))
     _, state, _ = network(config)
@@ -263,6 +268,7 @@ def small(data_dir, **changes):
     return replace(TINY, data=Data(name="digits", data_dir=data_dir), devices=1, checkpoint_every=7, **changes)
 
 
+@pytest.mark.slow
 def test_resume_is_exact_to_the_bit(tmp_path, data_dir):
     config = small(
         data_dir, method=Method(name="flow-gradient", weight=1.0, random_start=0.1), batch_size=100,

@@ -305,7 +305,7 @@ def test_a_nan_in_the_flow_stays_in_its_pixel(boundary):
 
 
 @pytest.mark.parametrize("boundary", BOUNDARIES)
-@pytest.mark.parametrize("within", [0.9, 1.9])
+@pytest.mark.parametrize("within", [0.9, pytest.param(1.9, marks=pytest.mark.slow)])
 def test_a_promise_about_the_flow_changes_no_value_and_no_derivative(boundary, within, float64):
     """At the grid points too, on both sides of them, and where the image has one row or column."""
 

@@ -21,8 +21,7 @@ def stop_with(trainer, run, harm):
 
 
 def assert_goes_on(trainer, run):
-    """Every completed checkpoint is whole, and with room again the run ends as if nothing had been."""
-    trainer.run(["verify", str(run)])
+    """With room again the run ends."""
     out, _ = trainer.run(trainer.options(run, "--resume"))
     assert "continuing after step" in out
 
@@ -53,6 +52,7 @@ def test_a_full_disk(trainer, whole, small_disk):
     print(err)
     assert "No space left on device" in err or "cannot be written" in err
     (small_disk / "filler").unlink()
+    trainer.run(["verify", str(run)])  # every completed checkpoint is whole
     assert_goes_on(trainer, run)
     assert_same_to_the_bit(run, whole())
 
@@ -62,6 +62,7 @@ def test_files_that_may_not_grow(trainer, whole, tmp_path):
     run = tmp_path / "run"
     err = stop_with(trainer, run, lambda child: resource.prlimit(child.pid, resource.RLIMIT_FSIZE, (1024, 1024)))
     assert "cannot be written" in err
+    trainer.run(["verify", str(run)])  # every completed checkpoint is whole
     assert_goes_on(trainer, run)
     assert_same_to_the_bit(run, whole())
 
@@ -72,7 +73,7 @@ def test_a_folder_that_vanishes(trainer, tmp_path):
     assert f"{run} has vanished" in err
     shutil.rmtree(run, ignore_errors=True)
     (tmp_path / "gone").rename(run)
-    assert_goes_on(trainer, run)
+    assert_goes_on(trainer, run)  # no `verify` before: an old step may have lost its folder halfway through its removal
 
 
 @pytest.mark.parametrize("place", ["a file", "a disk that is read-only"])
