@@ -12,6 +12,7 @@ from benchmarks import report
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#0969da", "#bc4c00", "#1a7f37", "#8250df", "#6e7781"
 IMPLEMENTATIONS = {
     "deformreg": BLUE,
+    "deformreg, promised": GREY,
     "grid_sample (PyTorch)": ORANGE,
     "map_coordinates": GREEN,
     "dm_pix": PURPLE,
@@ -64,7 +65,7 @@ def _kernels(rows: report.Rows) -> Figure:
     for axes, shape in zip(panels, shapes, strict=True):
         for index, (name, color) in enumerate(IMPLEMENTATIONS.items()):
             found = {row["kernel"]: row for row in rows if row["implementation"] == name and row["shape"] == shape}
-            places = [place + 0.2 * (index - 1.5) for place, kernel in enumerate(kernels) if kernel in found]
+            places = [place + 0.15 * (index - 2) for place, kernel in enumerate(kernels) if kernel in found]
             heights = [found[kernel]["milliseconds"] for kernel in kernels if kernel in found]
             axes.plot(places, heights, "o", color=color, label=name)
         least = [_copy_time(rows, shape, kernel) for kernel in kernels]
