@@ -64,7 +64,7 @@ def quick(radius_pixels: float) -> list[Attack]:
     ball = linf(radius_pixels)
     return [
         random_fields(ball=ball, num_fields=10, name="random"),
-        pgd(ball=ball, num_steps=20, step_size=radius_pixels / 8, keep="any", name="pgd"),
+        pgd(ball=ball, num_steps=20, keep="any", name="pgd"),
     ]
 
 

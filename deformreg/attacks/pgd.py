@@ -49,14 +49,15 @@ def pgd(
     """Multi-step projected gradient ascent; with ``perturbation=additive(...)`` the classic pixel attack.
 
     The defaults are the protocol of the released code of flow gradient regularization: zero start, steps of
-    ``radius / num_steps``, the last iterate counts. Stricter: ``start="random", restarts=5, keep="any"``.
+    ``radius / num_steps``, the last iterate counts. Stricter: ``start="random", restarts=5, keep="any"``, which also
+    takes longer steps: what falls falls early, and an evaluation gives its row to the next example.
 
     Args:
         ball: `deformreg.linf`, `deformreg.l2` or `deformreg.pixelwise_l2`, its radius in the family's unit (pixels
             for flows), the same for every example.
         num_steps: gradient steps per restart, at least 0.
         step_size: in the ball's norm; None is ``radius / num_steps`` from the zero start, 2.5 times that where a
-            start is random, so that the ball can be crossed.
+            start is random, so that the ball can be crossed; with ``keep="any"`` no less than ``radius / 4``.
         perturbation: the family; None is ``flow()``.
         start: ``"zero"``, ``"random"`` (uniform in the ball) or a law of `deformreg.noise`.
         restarts: starts, at least 1; after a zero start the others are random in the ball.
@@ -89,7 +90,7 @@ def pgd(
         _checks.choice("start", start, ("zero", "random"))
     if step_size is None:
         crossing = 1.0 if start == "zero" and restarts == 1 else 2.5
-        length: Radius = ball.radius * (crossing / max(num_steps, 1))
+        length: Radius = ball.radius * max(crossing / max(num_steps, 1), 0.25 if keep == "any" else 0.0)
     else:
         length = step_size
     _checks.non_negative("step_size", length)

@@ -58,6 +58,21 @@ def test_any_iterate_ends_the_search_where_the_boundary_is_crossed():
     np.testing.assert_allclose(result.norms.linf, np.array([1, 3, 4]) * size, rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("options", "share"),
+    [
+        ({"num_steps": 50}, 1 / 50),
+        ({"num_steps": 50, "restarts": 2}, 2.5 / 50),
+        ({"num_steps": 100, "start": "random", "keep": "best"}, 2.5 / 100),
+        ({"num_steps": 100, "keep": "any"}, 1 / 4),
+        ({"num_steps": 5, "restarts": 2, "keep": "any"}, 2.5 / 5),
+    ],
+)
+def test_default_step_sizes(options, share):
+    settings = pgd(ball=balls.linf(0.8), **options).settings
+    assert settings["step_size"] == pytest.approx(0.8 * share)
+
+
 def test_restarts_after_a_zero_start_are_random():
     # A loss whose gradient vanishes at zero alone.
     def logits_fn(images):
