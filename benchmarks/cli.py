@@ -1,4 +1,4 @@
-"""The command line: ``python -m benchmarks {cost,kernels,attacks,peers,pods,storage,robustness,report}``."""
+"""The command line: ``python -m benchmarks {cost,kernels,attacks,input,peers,pods,storage,robustness,report}``."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ NAMES = {
     "cost": "one training step per method",
     "kernels": "the warp and its gradients against other samplers and a copy",
     "attacks": "images per second of the multi-step attack",
+    "input": "a preset's steps with its data against the same on one batch",
     "storage": "checkpoints beside the training steps",
     "peers": "a training step against plain PyTorch",
     "pods": "training steps compiled for TPU pods, without one",
@@ -79,6 +80,11 @@ def _measure(options: argparse.Namespace) -> list[dict[str, Any]]:
 
         size = options.batch_size[0]
         return attacks.measure(**models, **rounds, batch_size=size, torch_python=options.torch_python)
+    if options.name == "input":
+        from benchmarks import input as input_benchmark
+
+        names = {"names": tuple(options.preset)} if options.preset else {}
+        return input_benchmark.measure(**names, **rounds, data_dir=options.data_dir)
     if options.name == "storage":
         from benchmarks import storage
 
@@ -122,6 +128,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--dtype", nargs="+", choices=("float32", "bfloat16"), default=["float32"], help="arithmetic")
     parser.add_argument("--methods", nargs="+", metavar="METHOD", help="cost, pods: only these")
     parser.add_argument("--torch-python", help="an interpreter with PyTorch, for peers, kernels and attacks")
+    parser.add_argument("--preset", nargs="+", help="input: which (default: mnist5k-standard digits-standard)")
+    parser.add_argument("--data-dir", help="input: folder of prepared data sets, for the CIFAR-10 presets")
     parser.add_argument("--shape", type=_shape, nargs="+", help="kernels: for example 16x224x224x3")
     parser.add_argument("--topology", nargs="+", help="pods: for example v5e:2x2")
     parser.add_argument("--norm", nargs="+", choices=("batch", "group"), default=["batch"], help="pods: normalization")

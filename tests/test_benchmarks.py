@@ -76,3 +76,8 @@ def test_an_unknown_model_is_one_line(capsys):
 def test_the_table_drops_what_is_the_same_everywhere():
     rows = [{"method": "a", "model": "m", "ms": 1.234}, {"method": "b", "model": "m", "ms": 56.7}]
     assert harness.table(rows).splitlines() == ["| method | ms |", "| -- | -- |", "| a | 1.23 |", "| b | 57 |"]
+
+
+def test_an_unknown_preset_is_one_line(capsys):
+    assert main(["input", "--preset", "mnist5k-flw", "--rounds", "1"]) == 2
+    assert capsys.readouterr().err == "error: there is no preset 'mnist5k-flw': did you mean mnist5k-flow?\n"

@@ -229,7 +229,7 @@ def _train(
     count_right = jax.jit(correct, static_argnums=(0, 3))
     began = time.perf_counter() - log.seconds
     watch = _Watch(log, task.network.rate, config.log_every, began)
-    batches = _batches(config, task, engine, first)
+    batches = device_batches(config, task, engine, first)
     hidden = not (processes.is_lead() and sys.stderr.isatty())
     progress = tqdm(total=last, initial=first, desc=f"{config.method.name}", unit="step", disable=hidden)
     for step in range(first + 1, last + 1):
@@ -292,7 +292,8 @@ class _Watch:
             self.window.clear()
 
 
-def _batches(config: Config, task: Task, engine: parallel.Engine, first: int) -> Iterator[Any]:
+def device_batches(config: Config, task: Task, engine: parallel.Engine, first: int) -> Iterator[Any]:
+    """The batches of the steps from `first` on, counted from 0, as the compiled step takes them."""
     share = config.batch_size // jax.process_count()
     positions = np.arange(share, dtype=np.int32) + share * jax.process_index()
     host = train_batches(
