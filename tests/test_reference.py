@@ -48,27 +48,58 @@ def images_labels_params(size):
     return nhwc(data["images_nchw"]), data["labels"].astype(np.int32), params
 
 
-def normalization(params, index, mean=None, variance=None):
+def unrounded(values):
+    return values
+
+
+def float32_rounded(values):
+    """float64 values as float32 holds them; after every operation, float32 arithmetic however the compiler fuses."""
+    return jax.lax.reduce_precision(values, exponent_bits=8, mantissa_bits=23)
+
+
+def float32_sum(factors, weights):
+    """The sum of products over the first axis, one after the other by fused multiply-adds: each rounds once."""
+
+    def add(total, product):
+        return (total + product[0] * product[1]).astype(jnp.float32), None
+
+    shape = jnp.broadcast_shapes(factors.shape[1:], weights.shape[1:])
+    return jax.lax.scan(add, jnp.zeros(shape, jnp.float32), (factors, weights))[0].astype(jnp.float64)
+
+
+def convolution(images, kernel):
+    return jax.lax.conv_general_dilated(images, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+def released_convolution(images, kernel):
+    """PyTorch's sum, over the window's rows, its columns, its channels; the bias comes last. Plainly differentiated."""
+    height, width = images.shape[1:3]
+    padded = jnp.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    shifted = [padded[:, row : row + height, column : column + width] for row in range(3) for column in range(3)]
+    windows = jnp.concatenate(shifted, axis=-1)
+    plain = windows @ kernel.reshape(-1, kernel.shape[-1])
+    total = float32_sum(jnp.moveaxis(windows, -1, 0)[..., None], kernel.reshape(-1, 1, 1, 1, kernel.shape[-1]))
+    return plain + jax.lax.stop_gradient(total - plain)
+
+
+def normalization(params, index, mean=None, variance=None, rounded=unrounded):
     """Batch normalization as PyTorch computes it, a factor and a summand per channel; on running statistics if none."""
     if mean is None:
         mean, variance = params[f"b{index}.running_mean"], params[f"b{index}.running_var"]
-    scale = params[f"b{index}.weight"] * (1 / jnp.sqrt(variance + 1e-5))
-    return scale, params[f"b{index}.bias"] - mean * scale
+    scale = rounded(params[f"b{index}.weight"] * rounded(1 / rounded(jnp.sqrt(rounded(variance + 1e-5)))))
+    return scale, rounded(params[f"b{index}.bias"] - mean * scale)
 
 
-def logits_of(params, images, mode, normalizations=None):
+def logits_of(params, images, mode, convolve=convolution, rounded=unrounded):
     def block(images, index):
-        kernel = params[f"c{index}.weight"].transpose(2, 3, 1, 0)
-        axes = ("NHWC", "HWIO", "NHWC")
-        images = jax.lax.conv_general_dilated(images, kernel, (1, 1), "SAME", dimension_numbers=axes)
-        images += params[f"c{index}.bias"].reshape(1, 1, 1, -1)
-        if normalizations is not None:
-            scale, shift = normalizations[index - 1]
-        elif mode == "train":
+        images = convolve(images, params[f"c{index}.weight"].transpose(2, 3, 1, 0))
+        images = rounded(images + params[f"c{index}.bias"].reshape(1, 1, 1, -1))
+        if mode == "train":
             scale, shift = normalization(params, index, images.mean((0, 1, 2)), images.var((0, 1, 2)))
         else:
-            scale, shift = normalization(params, index)
-        images = images * scale.reshape(1, 1, 1, -1) + shift.reshape(1, 1, 1, -1)
+            with jax.ensure_compile_time_eval():
+                scale, shift = normalization(params, index, rounded=rounded)
+        images = rounded(images * scale.reshape(1, 1, 1, -1) + shift.reshape(1, 1, 1, -1))
         # The windowed maximum gives the gradient of ties to the first, as PyTorch does.
         return jax.lax.reduce_window(jax.nn.relu(images), -jnp.inf, jax.lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
 
@@ -77,10 +108,9 @@ def logits_of(params, images, mode, normalizations=None):
 
 
 def grid_line(size):
-    """PyTorch's float32 linspace(-1, 1): built from both ends."""
-    step, steps = np.float32(2) / np.float32(size - 1), np.arange(size, dtype=np.float32)
-    from_start, from_end = np.float32(-1) + step * steps, np.float32(1) - step * (np.float32(size - 1) - steps)
-    return np.where(steps < size // 2, from_start, from_end)
+    """PyTorch's float32 linspace(-1, 1): built from both ends, by fused multiply-adds."""
+    step, steps = np.float64(np.float32(2) / np.float32(size - 1)), np.arange(size)
+    return np.where(steps < size // 2, step * steps - 1, 1 - step * (size - 1 - steps)).astype(np.float32)
 
 
 def rounded_below(size):
@@ -89,7 +119,18 @@ def rounded_below(size):
     return np.flatnonzero(np.floor(positions) != np.arange(size))
 
 
-def released_flow(boundary="edge"):
+def released_warp(images, displacements, boundary):
+    """PyTorch's sum over the four pixels around a position."""
+    whole = jnp.floor(displacements)
+    down, right = jnp.split(float32_rounded(displacements - whole), 2, axis=-1)
+    up, left = float32_rounded(1 - down), float32_rounded(1 - right)
+    corners = np.reshape([(0.0, 0.0), (0.0, 1.0), (1.0, 0.0), (1.0, 1.0)], (4, 1, 1, 1, 2))
+    pixels = jax.vmap(lambda corner: warp(images, whole + corner, boundary=boundary))(corners)
+    weights = float32_rounded(jnp.stack([up * left, up * right, down * left, down * right]))
+    return float32_sum(pixels.astype(jnp.float64), weights)
+
+
+def released_flow(boundary="edge", warp=warp):
     """The released sampler as a family: float32 normalized coordinates, rounding and all."""
 
     def apply(params, images):
@@ -98,7 +139,7 @@ def released_flow(boundary="edge"):
         # A positional offset from the integer grid, taken after the coordinates have been rounded.
         displacements = [
             (grid_line(size).reshape(shape) + params[..., axis] + 1) * ((size - 1) / 2)
-            - np.arange(size, dtype=np.float32).reshape(shape)
+            - np.arange(size, dtype=np.float64).reshape(shape)
             for axis, size, shape in sides
         ]
         return warp(images, jnp.stack(displacements, axis=-1), boundary=boundary)
@@ -237,20 +278,24 @@ def attacked(size, radius, num_steps, released):
     """Images and mean loss of our attack, and of theirs."""
     data = reference(size)
     images, labels, params = images_labels_params(size)
-    normalizations = [normalization(params, index) for index in (1, 2)]  # compiled, the square root rounds otherwise
-    family = released_flow("zeros") if released else flow(boundary="zeros", units="normalized")
+    family, arithmetic = flow(boundary="zeros", units="normalized"), {}
+    if released:
+        params = {name: value.astype(np.float64) for name, value in params.items()}
+        family = released_flow("zeros", released_warp)
+        arithmetic = {"convolve": released_convolution, "rounded": float32_rounded}
 
     @jax.jit
     def attack(images):
         def loss_fn(images):
-            return cross_entropy(logits_of(params, images, "eval", normalizations), labels)
+            return cross_entropy(logits_of(params, images, "eval", **arithmetic), labels)
 
         found = multi_step(loss_fn, images, ball=linf(radius), num_steps=num_steps, perturbation=family)
         clipped = jnp.clip(found.images, 0, 1)
         return clipped, jnp.mean(loss_fn(clipped))
 
     prefix = f"attack/eps{radius}_steps{num_steps}"
-    return *attack(images), nhwc(data[f"{prefix}/images_nchw"]), data[f"{prefix}/mean_loss"]
+    with jax.enable_x64(released):
+        return *jax.device_get(attack(images)), nhwc(data[f"{prefix}/images_nchw"]), data[f"{prefix}/mean_loss"]
 
 
 def equal_pixels(ours, theirs):
@@ -275,15 +320,13 @@ def test_multi_step_attacks_in_our_own_arithmetic(radius, num_steps):
 def test_multi_step_attacks_follow_the_released_path(size, radius, num_steps):
     """Wherever a pixel comes back to a kink, a last bit of its position decides the sign of its next step.
 
-    In the released code's arithmetic, operation by operation (the tests compile without fusing), all paths go the
-    same way but one: an image whose hundred steps hang on a last bit of the convolution. PyTorch itself leaves the
-    file's path in that image, at the same 7 % of equal pixels, when it convolves without oneDNN. In our own
-    arithmetic the long paths part, and reach the same loss. At 28x20 that code steps along the backward difference
-    in four lines, so that only its own arithmetic can follow.
+    From there on the whole image goes another way. One rounding in another place is enough: convolutions that start
+    from the bias instead of adding it last leave one image of eight with 7 % equal pixels after 100 steps, as PyTorch
+    itself does where its convolution sums in that order. So the forward pass rounds where the released run rounded,
+    however the tests compile; the backward pass sums in float64. In our own arithmetic the long paths part, and reach
+    the same loss. At 28x20 that code steps along the backward difference in four lines, so that only its own
+    arithmetic can follow.
     """
     images, loss, their_images, their_loss = attacked(size, radius, num_steps, released=True)
     np.testing.assert_allclose(loss, their_loss, rtol=0, atol=1e-3)
-    equal = equal_pixels(images, their_images)
-    if (size, num_steps) == ("32x32", 100):
-        equal = np.sort(equal)[1:]
-    assert equal.mean() >= 0.99
+    assert equal_pixels(images, their_images).mean() >= 0.99
