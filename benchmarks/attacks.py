@@ -1,9 +1,8 @@
-"""Images per second of the multi-step attack, and of an evaluation that refills its batches or does not."""
+"""Images per second of the multi-step attack, and what an evaluation saves that stops where an image has fallen."""
 
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -23,7 +22,8 @@ from train.models import create_model
 STEPS = 100
 QUICK_STEPS = {"vgg-11": 2, "small-cnn": 10}
 RADIUS = 0.5
-EVALUATION_RADIUS = 1.5
+EVALUATION_RADIUS = 0.5
+"""Some of the untrained network's images fall early, some late, some never."""
 
 
 def logits_function(name: str, image_shape: tuple[int, int, int] = (32, 32, 3)) -> Partial:
@@ -75,7 +75,7 @@ def measure(
         rows += _loops(model, batch_size, num_steps, rounds=rounds, quick=quick, torch_python=torch_python)
     evaluated = models if jax.default_backend() != "cpu" else models[:1]
     for model in evaluated:
-        rows += _evaluations(model, 256 if quick else 1024, 64, 20 if quick else STEPS, rounds=rounds)
+        rows += _evaluations(model, *((128, 16, 50) if quick else (512, 64, STEPS)), rounds=rounds)
     return rows
 
 
@@ -105,34 +105,46 @@ def _torch_loop(python: str | None, model: str, batch_size: int, num_steps: int)
 
 
 def _evaluations(model: str, count: int, batch_size: int, num_steps: int, *, rounds: int) -> list[dict[str, Any]]:
-    """The same evaluation twice: rows of fallen images given to waiting ones, and batches replaced as a whole."""
+    """The same evaluation three times.
+
+    Rows of fallen images are given to waiting ones, or batches are replaced as a whole, or every step is run on every
+    image. The shares are of the last one's model calls and time.
+    """
     logits_fn, images = logits_function(model), np.asarray(smooth_images(count))
     labels = np.asarray(jnp.argmax(jax.jit(logits_fn)(images), axis=1))
-    standing = {}
+    standing, calls = {}, {}
 
-    def candidate(name: str, refill: bool) -> Callable[[], float]:
+    def candidate(name: str, options: dict[str, Any], refill: bool) -> Callable[[], float]:
         run = deformreg.evaluator(
-            [pgd(ball=deformreg.linf(EVALUATION_RADIUS), num_steps=num_steps, keep="any")],
+            [pgd(ball=deformreg.linf(EVALUATION_RADIUS), num_steps=num_steps, **options)],
             batch_size=batch_size,
             diagnosis=False,
             refill=refill,
         )
 
-        def timed() -> float:
-            start = time.perf_counter()
-            standing[name] = run(logits_fn, images, labels, key=jax.random.key(0)).robust_accuracy
-            return 1e3 * (time.perf_counter() - start)
+        def attack() -> float:
+            evaluation = run(logits_fn, images, labels, key=jax.random.key(0))
+            standing[name] = evaluation.robust_accuracy
+            calls[name] = evaluation.attacks[0].model_calls
+            return 1e3 * evaluation.attacks[0].seconds
 
-        return timed
+        return attack
 
-    names = {"refilled": True, "whole batches": False}
-    samples = harness.interleave({name: candidate(name, refill) for name, refill in names.items()}, rounds=rounds)
+    every, stopping = {"keep": "best", "step_size": EVALUATION_RADIUS / 4}, {"keep": "any"}
+    candidates = {
+        "refilled": candidate("refilled", stopping, True),
+        "whole batches": candidate("whole batches", stopping, False),
+        "every step": candidate("every step", every, False),
+    }
+    samples = harness.interleave(candidates, rounds=rounds)
     return [
         {
             **_row(model, "deformreg", f"evaluation, {name}", count, num_steps, samples, name, "refilled"),
             "standing": standing[name],
+            "share_of_calls": calls[name] / calls["every step"],
+            "share_of_time": harness.ratio(samples, name, "every step")["ratio"],
         }
-        for name in names
+        for name in candidates
     ]
 
 
