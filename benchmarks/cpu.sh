@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The CPU figures of docs/benchmarks.md: measures what is named (default: everything), then makes tables and plots.
 #
-#   benchmarks/cpu.sh [kernels|peers|cost|cost-more|cost-small-cnn|cost-sizes|cost-resnet-18|attacks ...]
+#   benchmarks/cpu.sh [kernels|peers|cost|cost-more|cost-small-cnn|cost-sizes|cost-resnet-18|attacks|input ...]
 #
 # PYTHON chooses the interpreter, TORCH_PYTHON one with PyTorch. BEFORE is put before every measurement, for example a
 # command that waits until the machine is free. Each takes under five minutes on two cores.
@@ -9,7 +9,7 @@ set -uo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
 torch=(--torch-python "${TORCH_PYTHON:-$python}")
-[ $# -gt 0 ] || set -- kernels peers cost cost-more cost-small-cnn cost-sizes cost-resnet-18 attacks
+[ $# -gt 0 ] || set -- kernels peers cost cost-more cost-small-cnn cost-sizes cost-resnet-18 attacks input
 failed=0
 measure() { # file, arguments
     local file=benchmarks/results/$1-cpu.json
@@ -33,6 +33,13 @@ for name; do
         ;;
     cost-resnet-18) measure cost-resnet-18 cost --model resnet-18 --batch-size 32 --rounds 3 --quick ;;
     attacks) measure attacks attacks --quick --rounds 5 "${torch[@]}" ;;
+    input)
+        presets=(mnist5k-standard mnist5k-flow digits-standard digits-flow)
+        if [ -n "${DATA_DIR:-}" ]; then
+            presets+=(cifar10-vgg11-standard-narrow cifar10-vgg11-flow-narrow)
+        fi
+        measure input input --rounds 5 --preset "${presets[@]}" ${DATA_DIR:+--data-dir "$DATA_DIR"}
+        ;;
     *)
         echo "error: there is no measurement $name" >&2
         exit 2

@@ -34,6 +34,8 @@ TITLES = {
     "ratio_to_ours": "time to ours",
     "bandwidth_fraction": "of the copy's bandwidth",
     "images_per_second": "images/s",
+    "share_of_constant": "speed of one constant batch",
+    "batch_milliseconds": "ms of a batch alone",
     "flops": "GFLOP",
     "hbm_bytes": "HBM GB",
     "temporary_bytes": "temporary MB",
@@ -53,6 +55,10 @@ FORMATS: dict[str, Callable[[Any], str]] = {
     "temporary_bytes": lambda value: f"{value / 1e6:.0f}",
     "collective_bytes": lambda value: f"{value / 1e6:.1f}",
     "bandwidth_fraction": lambda value: f"{100 * value:.0f} %",
+    "standing": lambda value: f"{100 * value:.1f} %",
+    "share_of_calls": lambda value: f"{100 * value:.1f} %",
+    "share_of_time": lambda value: f"{100 * value:.1f} %",
+    "share_of_constant": lambda value: f"{100 * value:.1f} %",
     "warp_share": lambda value: f"{100 * value:.1f} %",
     "weak_scaling": lambda value: f"{100 * value:.1f} %",
     "clean_accuracy": lambda value: f"{100 * value:.1f} %",
@@ -126,7 +132,10 @@ def _filled(block: re.Match[str], results: Path, output: Path) -> str:
 def setting(environment: dict[str, Any]) -> str:
     """Command, commit, versions and hardware in a line."""
     packages, devices = environment["packages"], environment["devices"]
-    where = f"{environment['cores']} cores" if environment["platform"] == "cpu" else f"{len(devices)} x {devices[0]}"
+    if environment["platform"] != "cpu":
+        where = f"{len(devices)} x {devices[0]}"
+    else:
+        where = f"{environment['cores']} cores ({environment['processor']})"
     return (
         f"`{environment['command']}`: commit {environment['commit']}, JAX {packages['jax']}, "
         f"Python {environment['python']}, {where}."

@@ -21,6 +21,7 @@ ENVIRONMENT = {
     "python": "3.11",
     "platform": "cpu",
     "devices": ["cpu"],
+    "processor": "Fast One",
     "cores": 2,
 }
 ROWS = [
@@ -55,7 +56,7 @@ def test_a_document_is_filled_in_and_stays_so(tmp_path, capsys):
     once = document.read_text()
     assert "| method | time to standard |\n| --- | ---: |\n| standard | 1.00 |\n| flow-gradient | 1.90 |" in once
     assert "| method | 32 | 64 |\n| --- | ---: | ---: |\n| standard | 1.00 | 1.00 |" in once
-    assert "`python -m benchmarks cost`: commit abc, JAX 1.2, Python 3.11, 2 cores." in once
+    assert "`python -m benchmarks cost`: commit abc, JAX 1.2, Python 3.11, 2 cores (Fast One)." in once
     assert "Not measured yet: `later.json`" in once
     assert "![Costs](benchmarks-cost.png)" in once
     assert "old" not in once

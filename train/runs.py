@@ -247,9 +247,19 @@ def environment() -> dict[str, Any]:
         "platform": devices[0].platform,
         "devices": [device.device_kind for device in devices],
         "processes": jax.process_count(),
-        "processor": platform.machine(),
+        "processor": _processor(),
         "cores": os.cpu_count(),
     }
+
+
+def _processor() -> str:
+    """The processor's name, or where the system does not tell, its kind."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _version(name: str) -> str | None:
