@@ -3,8 +3,9 @@
 #
 #   benchmarks/cpu.sh [kernels|peers|cost|cost-more|cost-small-cnn|cost-sizes|cost-resnet-18|attacks|input ...]
 #
-# PYTHON chooses the interpreter, TORCH_PYTHON one with PyTorch. BEFORE is put before every measurement, for example a
-# command that waits until the machine is free. Each takes under five minutes on two cores.
+# PYTHON chooses the interpreter, TORCH_PYTHON one with PyTorch. DATA_DIR holds a prepared CIFAR-10; without it, its
+# presets are left out. BEFORE is put before every measurement, for example a command that waits until the machine is
+# free. Each takes under five minutes on two cores.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
