@@ -129,8 +129,11 @@ def _scale(name: str, value: Scale) -> np.ndarray[Any, Any]:
 def _scaled(name: str, law: Noise, scale: np.ndarray[Any, Any]) -> Noise:
     def fitted(leaf: Array) -> Array:
         shape = leaf.shape[1:]
-        if scale.ndim > len(shape) or np.broadcast_shapes(scale.shape, shape) != shape:
-            raise ValueError(f"{name} must be a number or broadcast to one example's parameters {shape}: {scale.shape}")
+        trailing = shape[len(shape) - scale.ndim :]
+        if scale.ndim > len(shape) or any(size not in (1, of) for size, of in zip(scale.shape, trailing, strict=True)):
+            raise ValueError(
+                f"{name} must be a number, or broadcast to one example's parameters {shape}, got shape {scale.shape}"
+            )
         return jnp.broadcast_to(jnp.asarray(scale, leaf.dtype), leaf.shape)
 
     return lambda key, params: jax.tree.map(lambda leaf: leaf * fitted(leaf), law(key, params))
