@@ -243,7 +243,7 @@ def test_bad_config_files_are_named(change, message):
     [
         (Method(name="flow-gradient"), "--method.weight"),
         (Method(name="deformation"), "--method.radius"),
-        (Method(name="standard", random_start=0.1), "--method.random-start"),
+        (Method(name="adversarial", radius=0.1, random_start=0.1), "--method.random-start"),
         (Method(every=0), "--method.every"),
     ],
 )
