@@ -26,7 +26,7 @@ from train.evaluation import Trained, open_run
 
 FamilyName = Literal["flow", "smooth", "translation", "rotation", "affine"]
 
-LISTED = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
+LISTED = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 2.5, 3.0)
 """Radii of the report where none are named, as multiples of sigma (of one, where there are several)."""
 
 
@@ -117,6 +117,8 @@ def parse(arguments: Sequence[str]) -> Certify:
     Raises:
         ConfigError: one cannot be used; one line says which.
     """
+    if not arguments:
+        raise ConfigError("certify needs a run folder, for example runs/digits-standard")
     return check(tyro.cli(Certify, prog="python -m train certify", args=list(arguments)))
 
 

@@ -81,13 +81,12 @@ def save_certified(path: Path, name: str, certified: Certified) -> None:
     row, curve = certified.row, certified.fine
     figure = Figure(figsize=(5, 3.6), layout="constrained")
     axis = figure.add_subplot()
-    axis.plot(
-        curve.radii, [100 * accuracy for accuracy in curve.accuracies], color=COLORS[0], label=f"{name}, certified"
-    )
-    low, high = zip(*curve.intervals, strict=True)
-    axis.fill_between(curve.radii, 100 * np.array(low), 100 * np.array(high), color=COLORS[0], alpha=0.15, linewidth=0)
+    accuracies, ends = 100 * np.array(curve.accuracies), 100 * np.array(curve.intervals)
+    axis.step(curve.radii, accuracies, where="post", color=COLORS[0], label=f"{name}, certified")
+    axis.fill_between(curve.radii, *ends.T, step="post", color=COLORS[0], alpha=0.15, linewidth=0)
     axis.axhline(100 * row["clean_accuracy"], color=COLORS[5], linestyle=":", label="the network itself, clean")
-    _style(axis, f"radius of every {threat(row)}, {row['unit']} ({row['norm'][:2]} norm)", "certified accuracy, %")
+    size = f"{row['norm'][:2]} norm, {row['unit']}"
+    _style(axis, f"certified radius of the {threat(row)} ({size})", "certified accuracy, %")
     axis.set_xlim(right=row["ceiling"])
     _save(figure, path)
 
