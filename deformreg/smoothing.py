@@ -115,7 +115,7 @@ def uniform(half_width: Scale) -> SmoothingLaw:
     )
 
 
-def _scale(name: str, value: Scale) -> np.ndarray[Any, Any]:
+def _scale(name: str, value: Scale) -> Float[np.ndarray, "*sizes"]:
     if isinstance(value, (str, bytes)) or value is None:
         raise TypeError(f"{name} must be a number or an array of numbers, got {value!r}")
     array = np.asarray(value)
@@ -123,10 +123,10 @@ def _scale(name: str, value: Scale) -> np.ndarray[Any, Any]:
         raise TypeError(f"{name} must be a number or an array of numbers, got {value!r}")
     if array.size == 0 or not np.all(np.isfinite(array) & (array > 0)):
         raise ValueError(f"{name} must be finite and above 0, got {value}")
-    return array
+    return array.astype(np.float64)
 
 
-def _scaled(name: str, law: Noise, scale: np.ndarray[Any, Any]) -> Noise:
+def _scaled(name: str, law: Noise, scale: Float[np.ndarray, "*sizes"]) -> Noise:
     def fitted(leaf: Array) -> Array:
         shape = leaf.shape[1:]
         trailing = shape[len(shape) - scale.ndim :]

@@ -44,10 +44,10 @@ class Certify:
     law: Literal["gaussian", "uniform"] = "gaussian"
     """Of the noise. gaussian certifies the l2 norm over the parameters, uniform the l1 norm."""
     sigma: tuple[float, ...] = ()
-    """Standard deviation of the Gaussian noise, or half the width of the uniform one: pixels; degrees for rotation.
-    By default 0.3 for flow, 1 for smooth and translation, 10 for rotation. affine takes six, in degrees, pixels,
-    pixels, log scales and pixels per pixel (by default 10 1 1 0.1 0.1 0.1), translation one or two; with several, what
-    is certified is the norm of parameters / sigma."""
+    """Standard deviation of the Gaussian noise, or half the width of the uniform one, in pixels; degrees for rotation.
+    One number, or one for each parameter: then the norm of parameters / sigma is certified. affine needs all six:
+    degrees, pixels twice, log scales, pixels per pixel.
+    By default 0.3 for flow, 1 for smooth and translation, 10 for rotation, 10 1 1 0.1 0.1 0.1 for affine."""
     num_samples: int = 10_000
     """Draws per image that bound the probability of its class."""
     num_selection: int = 100
