@@ -7,6 +7,7 @@ Conventions: images ``float[n, h, w, c]``; a flow ``float[n, h, w, 2]`` in pixel
 from deformreg import (
     attacks,
     balls,
+    certification,
     diagnosis,
     flows,
     losses,
@@ -15,11 +16,13 @@ from deformreg import (
     perturbations,
     redflags,
     reports,
+    smoothing,
     statistics,
     suites,
 )
 from deformreg.attacks import Attack, AttackResult, Perturbed, multi_step, one_step, projected_ascent
 from deformreg.balls import Ball, l2, linf, pixelwise_l2
+from deformreg.certification import Certificates, CertifiedCurve, certified_accuracy, certify
 from deformreg.curves import Curve, accuracy_curve
 from deformreg.evaluation import Evaluation, evaluate, evaluator
 from deformreg.penalties import (
@@ -33,6 +36,7 @@ from deformreg.penalties import (
     squared_norm,
 )
 from deformreg.perturbations import Perturbation, additive, affine, flow, lowres_flow, pull_back
+from deformreg.smoothing import SmoothingLaw, smoothed_votes
 from deformreg.warping import forward_differences, warp
 
 __version__ = "0.1.0"
@@ -41,15 +45,21 @@ __all__ = [
     "Attack",
     "AttackResult",
     "Ball",
+    "Certificates",
+    "CertifiedCurve",
     "Curve",
     "Evaluation",
     "Perturbation",
     "Perturbed",
+    "SmoothingLaw",
     "accuracy_curve",
     "additive",
     "affine",
     "attacks",
     "balls",
+    "certification",
+    "certified_accuracy",
+    "certify",
     "diagnosis",
     "evaluate",
     "evaluator",
@@ -77,6 +87,8 @@ __all__ = [
     "random_start",
     "redflags",
     "reports",
+    "smoothed_votes",
+    "smoothing",
     "squared_norm",
     "statistics",
     "suites",

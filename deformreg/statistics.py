@@ -1,4 +1,4 @@
-"""Statistics of robustness: intervals for accuracies, curves against the budget, and their summaries."""
+"""Statistics of robustness: intervals and bounds of proportions, curves against the budget, and their summaries."""
 
 from __future__ import annotations
 
@@ -31,10 +31,7 @@ def wilson_interval(successes: int, trials: int, *, confidence: float = 0.95) ->
     References:
         Wilson, "Probable Inference, the Law of Succession, and Statistical Inference", JASA 22, 1927.
     """
-    trials = _checks.count("trials", trials)
-    successes = _checks.count("successes", successes, minimum=0)
-    if successes > trials:
-        raise ValueError(f"successes must be at most trials = {trials}, got {successes}")
+    successes, trials = _counts(successes, trials)
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must be in (0, 1), got {confidence}")
     z = NormalDist().inv_cdf((1 + confidence) / 2)
@@ -43,6 +40,50 @@ def wilson_interval(successes: int, trials: int, *, confidence: float = 0.95) ->
     half = z / (1 + z * z / trials) * math.sqrt(share * (1 - share) / trials + (z / (2 * trials)) ** 2)
     # The ends are exactly 0 and 1 at the extremes; rounding would miss them.
     return (0.0 if successes == 0 else centre - half), (1.0 if successes == trials else centre + half)
+
+
+def clopper_pearson_bound(successes: int, trials: int, *, alpha: float = 0.001) -> float:
+    """Clopper and Pearson's one-sided lower bound of a probability.
+
+    The smallest probability under which so many successes or more have probability `alpha`: at most that often is the
+    true probability below the bound, whatever it is.
+
+    Args:
+        successes: in [0, trials].
+        trials: at least 1.
+        alpha: in (0, 1).
+
+    Returns:
+        The bound in [0, 1): 0 without a success, ``alpha ** (1 / trials)`` without a failure.
+
+    Raises:
+        ValueError: counts or `alpha` out of range.
+
+    Example:
+        >>> round(clopper_pearson_bound(10_000, 10_000, alpha=0.001), 5)
+        0.99931
+
+    References:
+        Clopper and Pearson, "The Use of Confidence or Fiducial Limits Illustrated in the Case of the Binomial",
+        Biometrika 26, 1934; as a quantile of the beta distribution: Brown, Cai and DasGupta, "Interval Estimation for
+        a Binomial Proportion", Statistical Science 16, 2001.
+    """
+    successes, trials = _counts(successes, trials)
+    if not 0 < alpha < 1:
+        raise ValueError(f"alpha must be in (0, 1), got {alpha}")
+    if successes == 0:
+        return 0.0
+    from scipy.special import betaincinv  # JAX depends on SciPy; importing it takes time that few uses need
+
+    return float(betaincinv(successes, trials - successes + 1, alpha))
+
+
+def _counts(successes: int, trials: int) -> tuple[int, int]:
+    trials = _checks.count("trials", trials)
+    successes = _checks.count("successes", successes, minimum=0)
+    if successes > trials:
+        raise ValueError(f"successes must be at most trials = {trials}, got {successes}")
+    return successes, trials
 
 
 def mean_minimal_displacement(radii: Sequence[float], accuracies: Sequence[float]) -> float:

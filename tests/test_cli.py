@@ -25,7 +25,7 @@ def run(capsys, *arguments):
 def test_help_names_every_command(capsys):
     code, out, _ = run(capsys, "--help")
     assert code == 0
-    assert all(command in out for command in ("fit", "evaluate", "verify", "launch", "presets"))
+    assert all(command in out for command in ("fit", "evaluate", "certify", "verify", "launch", "presets"))
 
 
 def test_no_command_is_an_error(capsys):
@@ -86,6 +86,22 @@ def test_a_coordinator_that_does_not_answer_is_named(capsys, tmp_path, monkeypat
         (["evaluate", "no/such/run", "--radius", "nan"], "--radius"),
         (["evaluate", "no/such/run", "--suite", "easy"], "easy"),
         (["evaluate", "no/such/run", "--radii", "0.5", "0.2"], "--radii must increase from above 0 pixels"),
+        (["certify"], "certify needs a run folder"),
+        (["certify", "no/such/run"], "no/such/run"),
+        (["certify", "no/such/run", "--family", "shear"], "shear"),
+        (["certify", "no/such/run", "--sigma", "0"], "--sigma must be above 0, got 0"),
+        (["certify", "no/such/run", "--sigma", "1", "nan"], "--sigma must be above 0, got 1.0 nan"),
+        (["certify", "no/such/run", "--sigma", "1", "2"], "--sigma must be 1 numbers"),
+        (["certify", "no/such/run", "--family", "affine", "--sigma", "1"], "--sigma must be 6 numbers"),
+        (["certify", "no/such/run", "--num-samples", "0"], "--num-samples must be in 1..1000000000, got 0"),
+        (["certify", "no/such/run", "--num-samples", "9"], "certify nothing at --alpha 0.001"),
+        (["certify", "no/such/run", "--num-selection", "0"], "--num-selection must be at least 1, got 0"),
+        (["certify", "no/such/run", "--alpha", "1"], "--alpha must be in (0, 1), got 1.0"),
+        (["certify", "no/such/run", "--examples", "-1"], "--examples must be at least 0"),
+        (["certify", "no/such/run", "--radii", "0.5", "0.2"], "--radii must be increasing"),
+        (["certify", "no/such/run", "--stride", "0"], "--stride must be at least 1"),
+        (["certify", "no/such/run", "--batch-size", "0"], "--batch-size must be at least 1"),
+        (["certify", "no/such/run", "--seed", "-1"], "--seed must be in 0..4294967295"),
     ],
 )
 def test_what_cannot_be_used_is_named(capsys, tmp_path, arguments, culprit):
@@ -141,3 +157,45 @@ def test_fit_evaluate_and_compare(capsys, tmp_path):
     code, _, err = run(capsys, "fit", "digits-flow", "--run-dir", folders[1], *options)
     assert code == 2
     assert "already holds a run" in err
+
+
+@pytest.mark.slow
+def test_certify_a_run(capsys, tmp_path):
+    options = ["--data-dir", str(tmp_path / "data"), "--epochs", "3", "--model.width", "0.25", "--devices", "1"]
+    options += ["--method.random-start", "0.3", "--no-evaluate"]
+    folder = tmp_path / "noisy"
+    code, _, err = run(capsys, "fit", "digits-standard", "--run-dir", str(folder), *options)
+    assert code == 0, err
+    few = ["--num-samples", "200", "--examples", "12", "--batch-size", "150"]
+    code, out, err = run(capsys, "certify", str(folder), *few, "--json", str(tmp_path / "flow.json"))
+    assert (code, err) == (0, "")  # no progress bar where nobody watches
+    assert str(folder / "certified.md") in out
+    assert (folder / "certified.png").read_bytes().startswith(b"\x89PNG")
+    row = json.loads((tmp_path / "flow.json").read_text())
+    assert row == json.loads((folder / "certified.json").read_text())
+    assert (row["family"], row["law"], row["sigma"], row["unit"], row["examples"]) == (
+        "flow",
+        "gaussian",
+        [0.3],
+        "px",
+        12,
+    )
+    radii, right = np.array(row["radii"]), np.array(row["predictions"]) == row["labels"]
+    assert 0.5 < row["smoothed_accuracy"] == right.mean() <= 1
+    assert row["abstained"] == np.sum(radii == 0) == np.sum(np.array(row["predictions"]) == -1)
+    assert row["mean_radius"] == pytest.approx(np.mean(radii * right))
+    assert radii.max() <= row["ceiling"] < 0.3 * 1.9
+    for point in row["curve"]:
+        assert point["accuracy"] == pytest.approx(np.mean(right & (radii > point["radius"])))
+    rotation = ["--family", "rotation", "--law", "uniform", "--sigma", "20", "--radii", "5", "--output", str(tmp_path)]
+    code, _, err = run(capsys, "certify", str(folder), *few, *rotation)
+    assert code == 0, err
+    row = json.loads((tmp_path / "certified.json").read_text())
+    assert (row["unit"], row["norm"]) == ("degrees", "l1 norm of the parameters")
+    assert 5 < np.max(row["radii"]) <= row["ceiling"] < 20
+    assert [point["radius"] for point in row["curve"]] == [5]
+    code, _, err = run(capsys, "certify", str(folder), *few, "--family", "affine", "--output", str(tmp_path))
+    assert code == 0, err
+    row = json.loads((tmp_path / "certified.json").read_text())
+    assert (row["unit"], len(row["sigma"])) == ("sigma", 6)
+    assert row["norm"] == "l2 norm of the parameters, each divided by its sigma"

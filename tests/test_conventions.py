@@ -147,7 +147,7 @@ def test_annotations_are_true_under_beartype():
     """Traced, not run: shapes and types are what the annotations speak of."""
     code = """
 from jaxtyping import install_import_hook
-core = "warping flows balls losses noise perturbations penalties attacks.ascent attacks.gradient".split()
+core = "warping flows balls losses noise perturbations penalties attacks.ascent attacks.gradient smoothing".split()
 with install_import_hook([f"deformreg.{name}" for name in core], "beartype.beartype"):
     import deformreg as d
 import jax, jax.numpy as jnp
@@ -179,6 +179,9 @@ trace(lambda images: d.flow_gradient_penalty(lambda x: (loss_fn(x), 1), images, 
 limits, law = jnp.array([0.1, 0.2]), d.noise.gaussian(0.1)
 trace(lambda images: d.one_step(loss_fn, images, ball=d.linf(limits), start=law, key=key), images)
 trace(lambda images: d.random_start(key, images, noise=0.1), images)
+flat = lambda images: images.reshape(len(images), -1)
+for smoothing_law in (d.smoothing.gaussian(0.1), d.smoothing.uniform((0.1, 0.2))):
+    trace(lambda images: d.smoothed_votes(flat, images, law=smoothing_law, num_samples=5, key=key), images)
 d.paper_weight(300.0, batch_size=128, image_size=(32, 32))
 try:
     trace(d.warp, images, jax.ShapeDtypeStruct((1, 5, 4, 2), "float32"))

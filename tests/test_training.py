@@ -158,6 +158,28 @@ def test_running_statistics_are_updated_once_and_on_the_training_images_only(nam
         np.testing.assert_allclose(a, b, atol=tolerance)
 
 
+def test_standard_training_with_a_random_start_sees_gaussian_flow_noise():
+    config = replace(TINY, method=Method(random_start=0.4))
+    model, state, _ = network(config)
+    batch = next(batches(1))
+    _, metrics = compiled(config)(state, batch)
+    step_key = jax.random.fold_in(jax.random.wrap_key_data(state.key), 0)
+    keys = example_keys(jax.random.fold_in(step_key, 1), batch["position"])
+    images = batch["image"].astype(np.float32) / 255
+
+    @jax.jit
+    def loss(sigma):
+        noise = jax.vmap(lambda key: sigma * jax.random.normal(key, (*images.shape[1:3], 2)))(
+            jax.vmap(lambda key: jax.random.split(key, 1)[0])(keys)
+        )
+        noisy = deformreg.warp(images, noise, boundary="zeros")
+        return jnp.mean(cross_entropy(model.apply({"params": state.params}, noisy, train=True), batch["label"]))
+
+    assert abs(loss(0.4) - loss(0.0)) > 1e-4
+    np.testing.assert_allclose(metrics["loss"], loss(0.4), rtol=1e-5)
+    assert metrics["penalty"] == 0
+
+
 def test_spatial_training_sees_the_worst_of_each_images_own_draws():
     config = replace(TINY, method=Method(name="spatial", radius=1.0, degrees=20.0, draws=4))
     model, state, _ = network(config)
@@ -243,7 +265,7 @@ def test_bad_config_files_are_named(change, message):
     [
         (Method(name="flow-gradient"), "--method.weight"),
         (Method(name="deformation"), "--method.radius"),
-        (Method(name="standard", random_start=0.1), "--method.random-start"),
+        (Method(name="adversarial", radius=0.1, random_start=0.1), "--method.random-start"),
         (Method(every=0), "--method.every"),
     ],
 )

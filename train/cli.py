@@ -1,4 +1,4 @@
-"""The command line: ``python -m train {fit,evaluate,verify,launch,presets}``."""
+"""The command line: ``python -m train {fit,evaluate,certify,verify,launch,presets}``."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ usage: python -m train COMMAND [options]
 
   fit PRESET [options]    train a preset, evaluate it, write a report; `fit PRESET --help` explains every option
   evaluate RUN [RUN ...]  attack trained runs and compare them; `evaluate --help`
+  certify RUN             radii that no deformation of a family beats, by randomized smoothing; `certify --help`
   verify RUN [RUN ...]    check every checkpoint against its checksums; `verify --help`
   launch fit PRESET ...   the same training in several processes of this host; `launch --help`
   presets                 what each preset trains, how long it takes, what to expect
@@ -131,6 +132,7 @@ def _run(arguments: list[str]) -> int:
     commands: dict[str, Callable[[list[str]], int]] = {
         "fit": _fit,
         "evaluate": _evaluate,
+        "certify": _certify,
         "verify": _verify,
         "launch": _launch,
         "presets": lambda _: print(table()) or 0,
@@ -222,6 +224,17 @@ def _evaluate(arguments: list[str]) -> int:
     if options.examples < 0:
         return _fail(f"--examples must be at least 0, got {options.examples}")
     return _compare(options)
+
+
+def _certify(arguments: list[str]) -> int:
+    from train import certification, reports, runs
+
+    options = certification.parse(arguments)
+    certified = certification.certify_run(options)
+    reports.write_certified(options.output or options.run, runs.short_names([options.run])[0], certified)
+    if options.json:
+        runs.write_json(options.json, certified.row)
+    return 0
 
 
 def _verify(arguments: list[str]) -> int:

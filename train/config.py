@@ -101,7 +101,8 @@ class Method:
     """Take the penalty on every k-th step only, with k times the weight."""
     random_start: float = 0.0
     """Standard deviation of a random deformation before the flow penalty, in pixels (0.155 is the paper's 0.01
-    normalized units at 32x32); 0 for none."""
+    normalized units at 32x32); with the method standard, training on images under Gaussian flow noise, which is what
+    certified flows need; 0 for none."""
     statistics: Literal["batch", "running"] = "batch"
     """Batch-normalization statistics seen by penalties and attacks: the batch's (as the released code; examples then
     interact) or the running ones (a true per-image penalty, one more forward pass)."""
@@ -295,8 +296,10 @@ def check(config: Config) -> Config:
         raise ConfigError(f"--method.weight must be above 0 for the method {method.name}, got 0")
     if method.name in ("adversarial", "deformation", "flow-gradient+deformation", "spatial") and method.radius == 0:
         raise ConfigError(f"--method.radius must be above 0 for the method {method.name}, got 0")
-    if method.random_start and not method.name.startswith("flow-gradient"):
-        raise ConfigError(f"--method.random-start belongs to the flow-gradient methods, not to {method.name}")
+    if method.random_start and not (method.name == "standard" or method.name.startswith("flow-gradient")):
+        raise ConfigError(
+            f"--method.random-start belongs to standard and the flow-gradient methods, not to {method.name}"
+        )
     return config
 
 

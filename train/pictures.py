@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from train.certification import Certified
 from train.evaluation import Study
 from train.runs import write_bytes
 
@@ -75,6 +76,27 @@ def save_comparison(path: Path, studies: Mapping[str, Study], class_names: Seque
     _save(figure, path)
 
 
+def save_certified(path: Path, name: str, certified: Certified) -> None:
+    """Certified accuracy against the radius, beside the network's own accuracy without noise."""
+    row, curve = certified.row, certified.fine
+    figure = Figure(figsize=(5, 3.6), layout="constrained")
+    axis = figure.add_subplot()
+    accuracies, ends = 100 * np.array(curve.accuracies), 100 * np.array(curve.intervals)
+    axis.step(curve.radii, accuracies, where="post", color=COLORS[0], label=f"{name}, certified")
+    axis.fill_between(curve.radii, *ends.T, step="post", color=COLORS[0], alpha=0.15, linewidth=0)
+    axis.axhline(100 * row["clean_accuracy"], color=COLORS[5], linestyle=":", label="the network itself, clean")
+    size = f"{row['norm'][:2]} norm, {row['unit']}"
+    _style(axis, f"certified radius of the {threat(row)} ({size})", "certified accuracy, %")
+    axis.set_xlim(right=row["ceiling"])
+    _save(figure, path)
+
+
+def threat(row: Mapping[str, Any]) -> str:
+    """What a certified run withstands, in words."""
+    names = {"flow": "flow", "smooth": "coarse flow", "affine": "affine map"}
+    return names.get(row["family"], row["family"])
+
+
 def _save(figure: Figure, path: Path) -> None:
     """A picture, like every report, is there whole or not at all."""
     data = io.BytesIO()
@@ -94,7 +116,11 @@ def _draw_curves(axis: Axes, rows: Mapping[str, Mapping[str, Any]]) -> None:
         axis.plot(radii, [100 * point["accuracy"] for point in curve], "o-", color=color, label=name, markersize=4)
         low, high = ([100 * point[end] for point in curve] for end in ("low", "high"))
         axis.fill_between(radii, low, high, color=color, alpha=0.15, linewidth=0)
-    axis.set(xlabel=f"largest {budget(next(iter(rows.values())))}, px", ylabel="accuracy, %", ylim=(0, 101))
+    _style(axis, f"largest {budget(next(iter(rows.values())))}, px", "accuracy, %")
+
+
+def _style(axis: Axes, xlabel: str, ylabel: str) -> None:
+    axis.set(xlabel=xlabel, ylabel=ylabel, ylim=(0, 101))
     axis.set_xlim(left=0)
     axis.grid(alpha=0.3)
     axis.spines[["top", "right"]].set_visible(False)

@@ -8,6 +8,7 @@ from typing import Any
 
 from deformreg.reports import curves_to_csv, to_markdown
 from train import pictures, runs
+from train.certification import Certified
 from train.evaluation import Study
 
 Row = Mapping[str, Any]
@@ -23,7 +24,12 @@ def table(rows: Mapping[str, Row]) -> str:
         overall = f"{_percent(row['robust_accuracy'])} [{', '.join(_percent(end) for end in row['robust_interval'])}]"
         lines.append([name, _percent(row["clean_accuracy"]), *under, overall])
         lines[-1] += [f"{row['mean_minimal_displacement']:.3g}", f"{row['train_seconds']:.0f} s"]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+    return _aligned(lines)
+
+
+def _aligned(lines: list[list[str]]) -> str:
+    """A Markdown table whose columns the terminal shows one below the other; the second line is its rule."""
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     # The terminal shows the same text: pad the columns, keep the rule's colons at its ends.
     padded = [[cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines]
     padded[1] = [_rule(cell, width) for cell, width in zip(lines[1], widths, strict=True)]
@@ -91,3 +97,30 @@ def _summary(row: Row) -> dict[str, Any]:
     if "multi-step" in row["attacks"]:
         summary["multi_step_accuracy"] = row["attacks"]["multi-step"]["robust_accuracy"]
     return summary
+
+
+def write_certified(folder: Path, name: str, certified: Certified) -> None:
+    """Writes ``certified.json``, ``.md`` and ``.png`` and prints the table and where they are."""
+    row = certified.row
+    lines = [[f"radius, {row['unit']}", f"certified, % of {row['examples']}", "95 % interval"], [":--", "--:", "--:"]]
+    lines += [
+        [f"{point['radius']:g}", _percent(point["accuracy"]), f"{_percent(point['low'])}, {_percent(point['high'])}"]
+        for point in row["curve"]
+    ]
+    text = f"{_certified_caption(row)}\n\n{_aligned(lines)}\n"
+    runs.write_json(folder / "certified.json", row)
+    runs.write_text(folder / "certified.md", f"# {name}, certified\n\n{text}\n![certified accuracy](certified.png)\n")
+    pictures.save_certified(folder / "certified.png", name, certified)
+    print(f"\n{text}report: {folder / 'certified.md'}")
+
+
+def _certified_caption(row: Row) -> str:
+    return (
+        f"Certified accuracy of the smoothed classifier: the share of {row['examples']} test images that it answers "
+        f"right, provably so under every {pictures.threat(row)} whose size ({row['norm']}, in {row['unit']}) is at "
+        f"most the radius. {row['law'].capitalize()} noise, sigma {' '.join(f'{value:g}' for value in row['sigma'])}; "
+        f"{row['num_samples']} draws an image; each certificate holds with probability {1 - row['alpha']:g}. Covered "
+        f"are parameters added to the noise inside the same warp of the clean image, not images that come deformed "
+        f"already. Clean accuracy of the network itself {_percent(row['clean_accuracy'])} %; the smoothed classifier "
+        f"abstains on {row['abstained']}; mean radius {row['mean_radius']:.3g}, ceiling {row['ceiling']:.3g}."
+    )

@@ -2,7 +2,7 @@
 
 ``config.json`` (the full config), ``environment.json`` (package versions, devices), ``metrics.jsonl`` (one line per
 logged step), ``events*`` (the same for TensorBoard), ``checkpoints/``, ``evaluation.json``, ``.csv`` and ``.md``,
-``curve.csv``, pictures.
+``curve.csv``, ``certified.json`` and ``.md``, pictures.
 """
 
 from __future__ import annotations

@@ -1,0 +1,418 @@
+"""Certificates: closed forms, what they promise against attacks, and that no batch or seed sneaks in."""
+
+import math
+from functools import partial
+from statistics import NormalDist
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from closed_forms import linear_model, perceptron
+from jax.tree_util import Partial
+from scipy import stats
+
+from deformreg import (
+    Certificates,
+    Perturbation,
+    SmoothingLaw,
+    additive,
+    affine,
+    certified_accuracy,
+    certify,
+    flow,
+    l2,
+    projected_ascent,
+    smoothed_votes,
+    smoothing,
+)
+from deformreg._votes import tally
+from deformreg.certification import Progress
+from deformreg.losses import margin
+from deformreg.statistics import clopper_pearson_bound, wilson_interval
+
+pytestmark = pytest.mark.usefixtures("strict_promotion")
+
+KEY = jax.random.key(11)
+SHAPE = (3, 4, 1)
+PLANE = (0.7, -0.4)  # slopes of `plane` along y and x
+GAUSSIAN = smoothing.gaussian(0.5)
+
+
+def sample_images(count, seed=0):
+    return np.random.default_rng(seed).normal(size=(count, *SHAPE)).astype(np.float32)
+
+
+def linear(count):
+    """A linear model, images, and their signed distances to its hyperplane: positive on the side of class 1."""
+    _, weights = linear_model(SHAPE)
+    images = sample_images(count)
+
+    def logits_fn(images):
+        gap = jnp.sum(images * weights[None], axis=(1, 2, 3))
+        return jnp.stack([jnp.zeros_like(gap), gap], axis=1)
+
+    return logits_fn, images, np.sum(images * weights, axis=(1, 2, 3)) / np.linalg.norm(weights), weights
+
+
+def plane(gap):
+    """An image whose middle pixel falls by ``PLANE`` per pixel of a translation, and a model that asks it for `gap`."""
+    y, x = np.mgrid[0:11, 0:11] - 5.0
+    image = (PLANE[0] * y + PLANE[1] * x)[None, :, :, None].astype(np.float32)
+
+    def logits_fn(images):
+        middle = images[:, 5, 5, 0]
+        return jnp.stack([gap - middle, middle - gap], axis=1)
+
+    return logits_fn, image
+
+
+# The bound of a probability.
+
+
+@pytest.mark.parametrize(("successes", "trials"), [(1, 1), (7, 10), (99, 100), (9_990, 10_000), (10_000, 10_000)])
+@pytest.mark.parametrize("alpha", [0.001, 0.05])
+def test_the_bound_is_the_quantile_of_a_beta_distribution_and_keeps_its_promise(successes, trials, alpha):
+    bound = clopper_pearson_bound(successes, trials, alpha=alpha)
+    assert bound == pytest.approx(stats.beta.ppf(alpha, successes, trials - successes + 1), rel=1e-9)
+    assert stats.binom.sf(successes - 1, trials, bound) == pytest.approx(alpha, rel=1e-6)
+    if successes == trials:
+        assert bound == pytest.approx(alpha ** (1 / trials), rel=1e-12)
+
+
+def test_no_success_bounds_nothing():
+    assert clopper_pearson_bound(0, 50) == 0
+
+
+# Closed forms.
+
+
+def test_a_linear_model_is_certified_up_to_its_hyperplane_and_not_beyond():
+    """The smoothed linear model is the linear model; the exact radius is the distance. On the plane it abstains."""
+    logits_fn, images, distances, weights = linear(12)
+    images[0] -= distances[0] * weights / np.linalg.norm(weights)
+    distances[0] = 0
+    told = []
+    found = certify(
+        logits_fn, images, law=GAUSSIAN, perturbation=additive(), num_samples=8000, key=KEY, progress=told.append
+    )  # fmt: skip
+    assert (found.predictions[0], found.radii[0]) == (-1, 0)
+    assert 0.45 < found.lower_bounds[0] <= 0.5
+    certified = found.predictions >= 0
+    np.testing.assert_array_equal(certified, np.abs(distances) > 0.03)
+    np.testing.assert_array_equal(found.predictions[certified], distances[certified] > 0)
+    within = certified & (np.abs(distances) < 0.9 * found.ceiling)
+    assert within.sum() >= 5
+    assert np.all(found.radii[certified] < np.abs(distances)[certified])
+    assert np.all(found.radii[within] > np.abs(distances)[within] - 0.1)
+    assert np.all(found.lower_bounds[certified] < stats.norm.cdf(np.abs(distances) / 0.5)[certified])
+    assert found.norm == "l2 norm of the parameters"
+    assert [progress[:2] for progress in told] == [(index, 12) for index in range(1, 13)]
+    assert told[-1] == Progress(12, 12, certified.mean())
+
+
+def test_one_sigma_per_parameter_certifies_an_ellipsoid():
+    sigma = (0.2, 0.9)
+    logits_fn, image = plane(gap=0.4)
+    family = affine(parameters=("dy", "dx"))
+    found = certify(
+        logits_fn, image, law=smoothing.gaussian(sigma), perturbation=family, num_samples=8000, key=KEY
+    )  # fmt: skip
+    exact = 0.4 / np.linalg.norm(np.multiply(PLANE, sigma))
+    assert found.predictions.tolist() == [0]
+    assert 0.93 * exact < found.radii[0] < exact
+    assert found.norm == "l2 norm of the parameters, each divided by its sigma"
+
+
+def test_a_uniform_law_in_one_parameter_certifies_the_distance_itself():
+    gaps = np.array([0.2, 0.5, 0.9])
+    logits_fn, image = plane(gap=gaps[0])
+    images = image - (gaps - gaps[0])[:, None, None, None].astype(np.float32)
+    family = affine(parameters=("dy",))
+    found = certify(
+        logits_fn, images, law=smoothing.uniform(1.5), perturbation=family, num_samples=8000, key=KEY
+    )  # fmt: skip
+    exact = gaps / PLANE[0]
+    assert np.all(found.radii < exact)
+    assert np.all(found.radii > exact - 0.08)
+    assert found.norm == "l1 norm of the parameters"
+
+
+def test_a_uniform_law_with_widths_of_their_own_certifies_the_weighted_l1_norm():
+    widths = np.array([0.5, 1.5])
+    logits_fn, image = plane(gap=0.5)
+    family = affine(parameters=("dy", "dx"))
+    found = certify(
+        logits_fn, image, law=smoothing.uniform(widths), perturbation=family, num_samples=8000, key=KEY
+    )  # fmt: skip
+    cheapest = 0.5 / np.max(np.abs(PLANE) * widths)  # the l1 ball touches the line at a corner
+    assert 0.3 < found.radii[0] < cheapest
+    draws = np.abs(smoothing.uniform(widths).noise(KEY, np.zeros((5000, 2), np.float32)))
+    np.testing.assert_allclose(draws.max(axis=0), widths, rtol=0.01)
+
+
+def test_a_unanimous_vote_reaches_the_ceiling():
+    def sure(images):
+        return jnp.stack([0 * images[:, 0, 0, 0], 1 + 0 * images[:, 0, 0, 0]], axis=1)
+
+    found = certify(sure, sample_images(2), law=smoothing.gaussian(2.0), perturbation=additive(), key=KEY)
+    bound = 0.001 ** (1 / 10_000)
+    np.testing.assert_allclose(found.radii, 2 * NormalDist().inv_cdf(bound), rtol=1e-9)
+    assert found.ceiling == pytest.approx(found.radii[0], rel=1e-9)
+    assert 3.15 < found.ceiling / 2 < 3.25
+    assert smoothing.uniform(2.0).radius(1.0) == 2.0
+
+
+# Abstentions and errors.
+
+
+def test_logits_that_are_not_finite_answer_nothing():
+    """A model that is NaN under two draws in five keeps its class, but only three fifths of the votes."""
+
+    def logits_fn(images):
+        level = images[:, 0, 0, 0]
+        return jnp.stack([jnp.where(level > 0.5, jnp.nan, 1.0), 0 * level], axis=1)
+
+    images = np.array([0.0, 9.0], np.float32).reshape(2, 1, 1, 1)
+    found = certify(logits_fn, images, law=smoothing.uniform(2.5), perturbation=additive(), key=KEY)
+    assert found.predictions.tolist() == [0, -1]
+    assert 0.57 < found.lower_bounds[0] < 0.6
+    assert found.lower_bounds[1] == found.radii[1] == 0
+
+
+def test_wrong_answers_and_abstentions_count_nowhere():
+    radii = np.array([1.0, 0.5, 0.8, 0.0])
+    found = Certificates(np.array([0, 1, 1, -1]), np.full(4, 0.9), radii, "l2 norm", 2.0, 100, 1000, 0.001, 4400, 1.0)
+    curve = certified_accuracy(found, np.array([0, 1, 0, 1]), [0.0, 0.5, 0.99, 1.0])
+    assert curve.accuracies == (0.5, 0.25, 0.25, 0.0)  # a radius certifies what is smaller
+    assert curve.intervals == tuple(wilson_interval(count, 4) for count in (2, 1, 1, 0))
+    assert curve.mean_radius == pytest.approx(1.5 / 4)
+    assert curve.examples == 4
+
+
+# The promise.
+
+
+def test_the_vote_holds_inside_the_radius_and_falls_beyond_the_hyperplane():
+    logits_fn, images, distances, weights = linear(8)
+    found = certify(logits_fn, images, law=GAUSSIAN, perturbation=additive(), num_samples=4000, key=KEY)
+    away = -np.sign(distances)[:, None, None, None] * (weights / np.linalg.norm(weights))[None]
+
+    @jax.jit
+    def votes(lengths):
+        params = (lengths[:, None, None, None] * away).astype(np.float32)
+        return smoothed_votes(
+            logits_fn, images, law=GAUSSIAN, perturbation=additive(), num_samples=4000, params=params,
+            key=jax.random.key(3),
+        )  # fmt: skip
+
+    certified = found.predictions >= 0
+    for lengths, holds in ((0.999 * found.radii, True), (1.1 * np.abs(distances) + 0.1, False)):
+        same = np.argmax(votes(lengths), axis=1) == found.predictions
+        assert np.all(same[certified] == holds)
+
+
+@pytest.mark.parametrize(
+    ("family", "law"),
+    [(flow(), GAUSSIAN), (affine(parameters=("rotation",)), smoothing.uniform(0.6))],
+    ids=["flow", "rotation"],
+)
+def test_no_attack_inside_the_warp_beats_a_certificate(family, law):
+    """Gradient ascent on the mean margin under noise, projected to just inside each image's own radius."""
+    logits_fn = perceptron(30)
+    images = np.random.default_rng(2).random((6, 5, 6, 1)).astype(np.float32)
+    found = certify(logits_fn, images, law=law, perturbation=family, num_samples=1000, key=KEY)
+    certified = found.predictions >= 0
+    assert certified.sum() >= 2
+    images, answers = images[certified], found.predictions[certified]
+    radii = jnp.asarray(0.999 * found.radii[certified], jnp.float32)
+    identity = family.init(images)
+    draws = jax.vmap(lambda key: law.noise(key, identity))(jax.random.split(jax.random.key(5), 16))
+
+    def objective(params):
+        of_draw = lambda draw: margin(logits_fn(family.apply(params + draw, images)), answers)  # noqa: E731
+        return jnp.mean(jax.vmap(of_draw)(draws), axis=0)
+
+    @jax.jit
+    def attack():
+        # The l1 norm of one parameter is its l2 norm: one ball serves both laws.
+        found = projected_ascent(objective, identity, ball=l2(radii), num_steps=8, step_size=radii / 4, keep="best")
+        votes = smoothed_votes(
+            logits_fn, images, law=law, perturbation=family, params=found.params, key=jax.random.key(6)
+        )  # fmt: skip
+        return objective(found.params) - objective(identity), votes
+
+    gains, votes = attack()
+    assert np.max(gains) > 0.01
+    np.testing.assert_array_equal(np.argmax(votes, axis=1), answers)
+
+
+# Random numbers, batches, compiling.
+
+
+def test_neither_the_batch_size_nor_the_other_images_matter():
+    logits_fn, images, *_ = linear(5)
+    options = {"law": smoothing.gaussian(3.0), "perturbation": additive(), "num_selection": 30, "num_samples": 501}
+    whole = certify(logits_fn, images, batch_size=10_000, key=KEY, **options)
+    part = certify(logits_fn, images[:2], batch_size=64, key=KEY, **options)
+    np.testing.assert_array_equal(part.predictions, whole.predictions[:2])
+    np.testing.assert_array_equal(part.lower_bounds, whole.lower_bounds[:2])
+    assert len(set(whole.lower_bounds.tolist())) > 1
+    assert (whole.model_calls, part.model_calls) == (5 * 531, 2 * 9 * 64)
+
+
+def test_votes_are_a_function_of_the_key_and_differ_between_images():
+    """Compiled or not, with the weights as arguments."""
+    _, images, _, weights = linear(1)
+    law, twins = smoothing.gaussian(3.0), np.repeat(images, 4, axis=0)
+
+    def apply(weights, images):
+        gap = jnp.sum(images * weights[None], axis=(1, 2, 3))
+        return jnp.stack([0 * gap, gap], axis=1)
+
+    def votes(weights, seed):
+        key = jax.random.key(seed)
+        return smoothed_votes(Partial(apply, weights), twins, law=law, perturbation=additive(), key=key)
+
+    compiled = jax.jit(votes)
+    one, again, other = (np.asarray(compiled(weights, seed)) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(one, again)
+    np.testing.assert_array_equal(one, votes(weights, 1))
+    assert not np.array_equal(one, other)
+    assert len(set(one[:, 0].tolist())) > 1
+    assert one.sum(axis=1).tolist() == [1000] * 4
+
+
+def test_selection_and_bound_draw_disjoint_samples():
+    logits_fn, images, *_ = linear(1)
+    family, law = additive(), smoothing.gaussian(3.0)
+    count = jax.jit(partial(tally, law.noise, family, 7, logits_fn, images, family.init(images), KEY))
+    both = np.asarray(count(40, 60))
+    assert both.sum(axis=1).tolist() == [40, 60]
+    np.testing.assert_array_equal(both.sum(axis=0), count(0, 100)[1])
+    np.testing.assert_array_equal(both[0], count(40, 0)[0])
+
+
+def test_all_images_and_batches_share_one_compilation():
+    traces = []
+
+    def logits_fn(images):
+        traces.append(images.shape)
+        return jnp.stack([images[:, 0, 0, 0], images[:, 1, 1, 0]], axis=1)
+
+    options = {"law": smoothing.gaussian(0.1), "batch_size": 32, "key": KEY}
+    certify(logits_fn, sample_images(1), num_samples=20, **options)
+    single = len(traces)
+    certify(logits_fn, sample_images(6), num_samples=200, **options)
+    assert single <= 2  # the shape of the logits, then the loop's body
+    assert len(traces) == 2 * single
+    assert set(traces) == {(32, *SHAPE)}
+
+
+def test_noise_keeps_its_tails_for_images_of_sixteen_bits():
+    seen = []
+
+    def noise(key, params):
+        seen.extend(leaf.dtype for leaf in jax.tree.leaves(params))
+        return GAUSSIAN.noise(key, params)
+
+    logits_fn, images, *_ = linear(1)
+    law = GAUSSIAN._replace(noise=noise)
+    jax.eval_shape(lambda images: smoothed_votes(logits_fn, images, law=law, key=KEY), images.astype(jnp.bfloat16))
+    assert set(seen) == {jnp.dtype("float32")}
+
+
+def test_a_family_and_a_law_of_ones_own():
+    """Two leaves of different shape; Laplace noise certifies the l1 norm: ``-scale * log(2 * (1 - probability))``."""
+    family = Perturbation(
+        init=lambda images: {"level": jnp.zeros(len(images)), "shift": jnp.zeros((len(images), 2))},
+        apply=lambda params, images: (
+            affine(parameters=("dy", "dx")).apply(params["shift"], images) + params["level"][:, None, None, None]
+        ),
+    )
+    scale = 0.3
+
+    def noise(key, params):
+        leaves, structure = jax.tree.flatten(params)
+        keys = jax.random.split(key, len(leaves))
+        draws = [scale * jax.random.laplace(k, leaf.shape) for k, leaf in zip(keys, leaves, strict=True)]
+        return jax.tree.unflatten(structure, draws)
+
+    law = SmoothingLaw(noise, lambda probability: -scale * math.log(2 * (1 - probability)), "l1 norm")
+    logits_fn, image = plane(gap=0.8)
+    found = certify(logits_fn, image, law=law, perturbation=family, num_samples=5000, key=KEY)
+    assert 0.2 < found.radii[0] < 0.8  # level alone crosses at 0.8
+    assert found.norm == "l1 norm"
+
+
+# What cannot be used.
+
+
+def certify_with(logits_fn=None, images=None, **options):
+    logits_fn = perceptron(12) if logits_fn is None else logits_fn
+    images = sample_images(1) if images is None else images
+    return certify(logits_fn, images, **{"law": GAUSSIAN, "num_samples": 20, "key": KEY, **options})
+
+
+PARAMS, WIDTHS = np.zeros((1, 2), np.float32), np.ones((9, 2))
+NOT_BY_EXAMPLE = Perturbation(lambda images: jnp.zeros(2), lambda params, images: images)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "words"),
+    [
+        (lambda: certify_with(images=sample_images(1).astype(int)), TypeError, ["images", "int"]),
+        (lambda: certify_with(images=sample_images(1)[0]), ValueError, ["images", "[n, h, w, c]", "(3, 4, 1)"]),
+        (lambda: certify_with(images=sample_images(0)), ValueError, ["images", "at least one", "(0, 3, 4, 1)"]),
+        (lambda: certify_with(law=0.5), TypeError, ["law", "SmoothingLaw", "0.5"]),
+        (lambda: certify_with(num_samples=2.5), TypeError, ["num_samples", "integer", "2.5"]),
+        (lambda: certify_with(num_samples=0), ValueError, ["num_samples", "at least 1", "0"]),
+        (lambda: certify_with(num_samples=9), ValueError, ["num_samples", "at least 10", "alpha=0.001", "9"]),
+        (lambda: certify_with(num_selection=0), ValueError, ["num_selection", "at least 1"]),
+        (lambda: certify_with(batch_size=0), ValueError, ["batch_size", "at least 1"]),
+        (lambda: certify_with(alpha=1.0), ValueError, ["alpha", "(0, 1)", "1.0"]),
+        (lambda: certify_with(alpha=math.nan), ValueError, ["alpha", "nan"]),
+        (
+            lambda: certify_with(lambda images: images[:, 0, 0, 0]),
+            ValueError,
+            ["logits_fn", "(120, classes)", "(120,)"],
+        ),
+        (
+            lambda: certify_with(lambda images: images[:1, 0, :, 0]),
+            ValueError,
+            ["logits_fn", "(120, classes)", "(1, 4)"],
+        ),
+        (lambda: certify_with(law=smoothing.gaussian((1, 1, 1))), ValueError, ["sigma", "(3, 4, 2)", "(3,)"]),
+        (lambda: smoothing.uniform(WIDTHS).noise(KEY, PARAMS), ValueError, ["half_width", "(2,)", "(9, 2)"]),
+        (lambda: smoothing.gaussian(0), ValueError, ["sigma", "above 0", "0"]),
+        (lambda: smoothing.gaussian((1.0, -2.0)), ValueError, ["sigma", "above 0", "-2.0"]),
+        (lambda: smoothing.gaussian(math.inf), ValueError, ["sigma", "finite", "inf"]),
+        (lambda: smoothing.uniform(math.nan), ValueError, ["half_width", "finite", "nan"]),
+        (lambda: smoothing.uniform(None), TypeError, ["half_width", "number", "None"]),
+        (lambda: smoothing.uniform("wide"), TypeError, ["half_width", "number", "wide"]),
+        (
+            lambda: certify_with(perturbation=NOT_BY_EXAMPLE),
+            ValueError,
+            ["perturbation.init", "first axis", "(2,)"],
+        ),
+        (
+            lambda: smoothed_votes(perceptron(12), sample_images(1), law=GAUSSIAN, params=PARAMS, key=KEY),
+            ValueError,
+            ["params", "(1, 3, 4, 2)", "(1, 2)"],
+        ),
+        (lambda: certified_accuracy(FOUND, np.array([0.5]), [0.0]), TypeError, ["labels", "float"]),
+        (lambda: certified_accuracy(FOUND, np.array([0, 1]), [0.0]), ValueError, ["labels", "(1,)", "(2,)"]),
+        (lambda: certified_accuracy(FOUND, np.array([0]), []), ValueError, ["radii", "[]"]),
+        (lambda: certified_accuracy(FOUND, np.array([0]), [1.0, 0.5]), ValueError, ["radii", "increase"]),
+        (lambda: certified_accuracy(FOUND, np.array([0]), [-0.5]), ValueError, ["radii", "at least 0"]),
+        (lambda: clopper_pearson_bound(5, 4), ValueError, ["successes", "trials = 4", "5"]),
+        (lambda: clopper_pearson_bound(1, 4, alpha=0.0), ValueError, ["alpha", "(0, 1)", "0.0"]),
+    ],
+)
+def test_bad_arguments_are_named(call, error, words):
+    with pytest.raises(error) as caught:
+        call()
+    assert all(word in str(caught.value) for word in words), caught.value
+
+
+FOUND = Certificates(np.array([0]), np.array([0.9]), np.array([0.5]), "l2 norm", 2.0, 100, 1000, 0.001, 1100, 1.0)
