@@ -143,6 +143,7 @@ print(*sorted({name.partition(".")[0] for name in set(sys.modules) - before}))
     assert loaded <= {"deformreg", "jax", "jaxlib", "jaxtyping", "numpy"}
 
 
+@pytest.mark.slow
 def test_annotations_are_true_under_beartype():
     """Traced, not run: shapes and types are what the annotations speak of."""
     code = """

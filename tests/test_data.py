@@ -114,6 +114,7 @@ def test_the_import_is_light():
     assert done.stdout.strip() == "[]"
 
 
+@pytest.mark.slow
 def test_two_processes_prepare_at_once_and_in_silence(tmp_path):
     code = "import sys; from train.data import load; load('digits', data_dir=sys.argv[1])"
     command = [sys.executable, "-c", code, str(tmp_path)]

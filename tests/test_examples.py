@@ -19,6 +19,7 @@ def test_examples_train_a_model_and_attack_it(name, capsys):
     assert (found["attacked"].losses > 0).all()
 
 
+@pytest.mark.slow
 def test_any_model_is_evaluated(capsys):
     runpy.run_path(str(EXAMPLES / "evaluate_any_model.py"))
     assert "robust" in capsys.readouterr().out

@@ -226,6 +226,7 @@ def test_devices_agree(kind, norm):
             np.testing.assert_allclose(a, b, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_pmap_and_jit_agree():
     config = replace(TINY, method=Method(name="deformation", radius=0.2, steps=2), model=Model(width=0.25))
     mapped, state = run(config, 4, "pmap", 3)
