@@ -101,7 +101,7 @@ _MNIST = Config(
     augmentation=Augmentation(shift=1),
     model=Model(name="small-cnn", width=0.5),
     optimizer=Optimizer(learning_rate=0.1, nesterov=True),
-    evaluation=Evaluation(radius=0.675, steps=50),
+    evaluation=Evaluation(radius=0.675, steps=50, examples=500),
     epochs=6,
 )
 _DIGITS = replace(
