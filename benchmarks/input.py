@@ -14,7 +14,7 @@ from train import parallel, presets
 from train.loop import Task, device_batches, prepare
 
 AHEAD = 6
-"""Batches that the input may hold ready, read and on the device: a block of steps is several times as long."""
+"""Batches that the input may hold ready, read and on the device: a block is four times as long, unless `quick`."""
 
 
 def measure(
