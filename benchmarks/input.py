@@ -52,7 +52,7 @@ def _row(name: str, data_dir: str | None, rounds: int, quick: bool) -> dict[str,
     step = engine.compile(task.network.step)
     batches = device_batches(config, task, engine, 0)
     constant = next(batches)
-    state = engine.put_state(task.network.state)
+    state = engine.put_state(task.network.init())
 
     def steps(count: int, give: Callable[[], Any]) -> float:
         nonlocal state

@@ -9,6 +9,8 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from train import allocator
+
 
 class PeerError(ValueError):
     """The peer cannot be run; the message is one line with the remedy."""
@@ -42,9 +44,10 @@ def torch_peer(python: str, script: str, words: Sequence[str]) -> Iterator[Torch
     """
     path = Path(__file__).with_name(script)
     command = [python, str(path), *words, "--threads", str(os.cpu_count() or 1)]
+    environment = {"GLIBC_TUNABLES": allocator.TUNABLES, **os.environ}  # both sides keep what they free
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     try:
-        process = subprocess.Popen(command, text=True, **pipes)
+        process = subprocess.Popen(command, text=True, env=environment, **pipes)
     except OSError as error:
         raise PeerError(f"{python} cannot be run ({error.strerror}): --torch-python names an interpreter") from error
     try:

@@ -69,6 +69,10 @@ class Progress(NamedTuple):
     robust_accuracy: float
 
 
+Collect = Callable[[Attack, HostArray, AttackResult], None]
+"""Told the attack, int[k] which examples are through, and what the attack claims of them, before the fresh check."""
+
+
 class Setting(NamedTuple):
     """What all attacks of an evaluation share."""
 
@@ -80,6 +84,7 @@ class Setting(NamedTuple):
     batch_size: int
     refill: bool
     progress: Callable[[Progress], None] | None
+    collect: Collect | None
     image_range: tuple[float, float]
 
 
@@ -159,6 +164,8 @@ def face(
         check.add(part.indices, part.result, part.size)
         steps, finished = part.steps, finished + len(part.indices)
         used += int(part.result.model_calls.sum())
+        if setting.collect is not None:
+            setting.collect(attack, part.indices, part.result)
         if setting.progress is not None:
             accuracy = float((standing & ~check.fallen()).mean())
             setting.progress(Progress(attack.name, finished, len(indices), accuracy))

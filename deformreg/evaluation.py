@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from deformreg import _checks
-from deformreg._outcomes import AttackOutcome, HostArray, Progress, Setting, face, padded, predict
+from deformreg._outcomes import AttackOutcome, Collect, HostArray, Progress, Setting, face, padded, predict
 from deformreg._refill import as_argument, compile_attack
 from deformreg.attacks.attack import Attack, LogitsFn, class_indices
 from deformreg.diagnosis import diagnose
@@ -74,6 +74,7 @@ def evaluate(
     diagnosis: bool = True,
     refill: bool = True,
     progress: Callable[[Progress], None] | None = None,
+    collect: Collect | None = None,
 ) -> Evaluation:
     """Attacks a model and says what stands.
 
@@ -98,6 +99,8 @@ def evaluate(
         diagnosis: also look for red flags that need passes of their own, on up to 128 examples.
         refill: False replaces a batch only as a whole.
         progress: called with a `Progress` whenever examples are through.
+        collect: called then with the `Attack`, the examples' indices int[k] and their `AttackResult` in NumPy arrays,
+            to keep deformed images or flows. These are claims: `broken_mask` says which the fresh check confirmed.
 
     Returns:
         The evaluation.
@@ -116,6 +119,11 @@ def evaluate(
         >>> attacks = [pgd(ball=linf(0.9), num_steps=5)]
         >>> evaluate(edge, images, labels, attacks, key=jax.random.key(0), diagnosis=False).robust_accuracy
         0.5
+        >>> flows = {}
+        >>> keep = lambda attack, indices, result: flows.update(zip(indices.tolist(), result.params))
+        >>> _ = evaluate(edge, images, labels, attacks, key=jax.random.key(0), diagnosis=False, collect=keep)
+        >>> sorted(flows), flows[0].shape
+        ([0, 1], (1, 4, 2))
 
     References:
         Croce and Hein, "Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse Parameter-free
@@ -130,7 +138,7 @@ def evaluate(
         diagnosis=diagnosis,
         refill=refill,
     )
-    return run(logits_fn, images, labels, key=key, targets=targets, progress=progress)
+    return run(logits_fn, images, labels, key=key, targets=targets, progress=progress, collect=collect)
 
 
 def evaluator(
@@ -154,7 +162,8 @@ def evaluator(
         refill: whether rows are refilled.
 
     Returns:
-        ``(logits_fn, images, labels, *, key, radius=None, broken=None, targets=None, progress=None) -> Evaluation``.
+        ``(logits_fn, images, labels, *, key, radius=None, broken=None, targets=None, progress=None, collect=None) ->
+        Evaluation``.
         Called with the same function, or with ``Partial``s of the same function and new weights, and with whatever
         radius, it compiles nothing new. `radius` is the argument of a function from radius to attacks; `broken`
         (bool[n]) says who is known to be broken and left out.
@@ -185,6 +194,7 @@ def evaluator(
         broken: Any = None,
         targets: Any = None,
         progress: Callable[[Progress], None] | None = None,
+        collect: Collect | None = None,
     ) -> Evaluation:
         started = time.perf_counter()
         if (radius is None) == callable(attacks):
@@ -197,7 +207,7 @@ def evaluator(
         targets = None if targets is None else np.asarray(class_indices("targets", targets, count))
         setting = Setting(
             as_argument(logits_fn), forward, images, labels, targets, min(batch_size, count), refill, progress,
-            image_range or (min(0.0, float(images.min())), float(images.max())),
+            collect, image_range or (min(0.0, float(images.min())), float(images.max())),
         )  # fmt: skip
         predicted = predict(setting, images)
         correct = predicted == labels

@@ -143,6 +143,28 @@ def test_new_weights_and_new_data_compile_nothing_new():
     assert second.examples == 150
 
 
+def test_what_attacks_found_can_be_collected():
+    images, labels = data()
+    found = {}
+
+    def keep(attack, indices, result):
+        assert attack.name == "pgd"
+        for row, index in enumerate(indices):
+            assert index not in found
+            found[int(index)] = jax.tree.map(lambda leaf, row=row: leaf[row], result)
+
+    attack = any_iterate(20)
+    evaluation = evaluate(LOGITS, images, labels, [attack], batch_size=32, key=KEY, diagnosis=False, collect=keep)
+    outcome = evaluation.attacks[0]
+    assert sorted(found) == np.flatnonzero(outcome.attacked_mask).tolist()
+    broken = [index for index, result in found.items() if result.success]
+    assert sorted(broken) == np.flatnonzero(outcome.broken_mask).tolist()
+    params = np.stack([found[index].params for index in broken])
+    np.testing.assert_array_equal(
+        attack.perturbation.apply(params, images[broken]), np.stack([found[index].images for index in broken])
+    )
+
+
 def test_progress_tells_the_running_accuracy():
     images, labels = data()
     told = []

@@ -16,7 +16,7 @@ from methods import METHODS
 
 import deformreg
 from deformreg.losses import cross_entropy
-from train import logs, loop, manifests, parallel, processes, runs
+from train import evaluation, logs, loop, manifests, parallel, processes, runs
 from train.config import Config, ConfigError, Data, Method, Model, Optimizer, check, differences, from_json, to_json
 from train.data import Augmentation
 from train.data.augment import example_keys
@@ -391,3 +391,32 @@ def test_predict_does_not_depend_on_the_batch():
     logits_fn = jax.jit(partial(predict, model, state.params, state.batch_stats))
     together, alone = logits_fn(images), logits_fn(images[:1])
     np.testing.assert_allclose(together[:1], alone, atol=1e-5)
+
+
+def test_pictures_show_the_flow_that_broke_an_image_or_the_last_one():
+    images = np.random.default_rng(0).random((4, 8, 8, 1)).astype(np.float32)
+
+    def logits_fn(batch):
+        return jnp.stack([batch.mean(axis=(1, 2, 3)), batch[:, 0, 0, 0]], axis=1)
+
+    def exhibit(shift, indices, broken, family=None):
+        family = family or deformreg.flow(boundary="edge")
+        params = family.init(images[indices]) + shift
+        found = deformreg.attacks.AttackResult(
+            images[indices], np.asarray(params), np.array(broken), np.zeros(len(indices)), (), np.ones(len(indices))
+        )
+        attack = deformreg.attacks.pgd(ball=deformreg.linf(1.0), num_steps=1, perturbation=family)
+        return evaluation._Exhibit(attack, np.array(indices), found)
+
+    exhibits = [
+        exhibit(1.0, [0, 1], [True, False]),
+        exhibit(2.0, [1, 0], [False, True]),
+        exhibit(9.0, [2], [True], deformreg.additive()),  # moves no pixels
+    ]
+    trained = evaluation.Trained(TINY, jax.tree_util.Partial(logits_fn), images, np.zeros(4, int), ("a", "b"), 1, 0.0)
+    sample = evaluation._sample(trained, exhibits)
+    assert [flow.mean() for flow in sample.flows] == [1.0, 2.0, 0.0, 0.0]
+    flows = jnp.broadcast_to(jnp.array([1.0, 2.0, 0.0, 0.0]).reshape(4, 1, 1, 1), (4, 8, 8, 2))
+    np.testing.assert_array_equal(sample.deformed, deformreg.warp(images, flows, boundary="edge"))
+    np.testing.assert_array_equal(sample.before, jnp.argmax(logits_fn(images), axis=1))
+    np.testing.assert_array_equal(sample.after, jnp.argmax(logits_fn(sample.deformed), axis=1))

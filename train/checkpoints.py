@@ -160,7 +160,7 @@ def restore(folder: Path, state: Tree, *, config: Config, step: int | None = Non
 
     Args:
         folder: a run's checkpoints.
-        state: a state of the same structure, shapes and types.
+        state: a state of the same structure, shapes and types, or only these (`jax.eval_shape`).
         config: the run's; it must be the checkpoint's in all that training depends on.
         step: only this one; None for the newest.
 

@@ -19,10 +19,9 @@ from tqdm import tqdm
 
 import deformreg
 from deformreg import reports, suites
-from deformreg.attacks import Attack, pgd, transfer
+from deformreg.attacks import Attack, AttackResult, pgd, transfer
 from deformreg.curves import accuracy_curve
 from deformreg.evaluation import Evaluation, Evaluator, Progress, evaluator
-from deformreg.losses import cross_entropy
 from train import checkpoints, logs, runs
 from train.config import Config
 from train.data import center_view, load
@@ -36,6 +35,9 @@ CURVE = (0.25, 0.5, 0.75, 1.0, 1.5)
 
 CURVE_EXAMPLES = 200
 """Test images of such a curve, and of the pictures."""
+
+CURVE_BATCH = 50
+"""Rows of such a curve's batches: at its larger budgets few images still stand."""
 
 
 class Protocol(NamedTuple):
@@ -90,23 +92,24 @@ class Trained(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """The first test images under the multi-step flow attack, for pictures.
+    """The first test images as the evaluation's attacks deformed them, for pictures.
 
     Attributes:
         images: float[n, h, w, c], clean.
         labels: int32[n].
-        flows: float[n, h, w, 2], in pixels.
+        flows: float[n, h, w, 2], in pixels: of the attack that broke the image, else of the last that moved its
+            pixels; zero where none did.
         deformed: float[n, h, w, c].
         before: int[n], predictions on the clean images.
         after: int[n], predictions on the deformed ones.
     """
 
-    images: Array
-    labels: Array
-    flows: Array
-    deformed: Array
-    before: Array
-    after: Array
+    images: np.ndarray
+    labels: np.ndarray
+    flows: np.ndarray
+    deformed: np.ndarray
+    before: np.ndarray
+    after: np.ndarray
 
 
 class Study(NamedTuple):
@@ -139,7 +142,7 @@ def open_run(folder: Path, *, data_dir: str | None = None, examples: int = 0) ->
     )
     chosen, damaged = checkpoints.best_step(run.checkpoints) if config.select == "best" else (None, {})
     network = build(config, test)
-    step, state, skipped = checkpoints.restore(run.checkpoints, network.state, config=config, step=chosen)
+    step, state, skipped = checkpoints.restore(run.checkpoints, network.shapes, config=config, step=chosen)
     for other, reason in {**damaged, **skipped}.items():
         print(f"skipped the damaged checkpoint of step {other}: {reason}", file=sys.stderr)
     count = min(examples or config.evaluation.examples or len(test), len(test))
@@ -193,23 +196,22 @@ def evaluate_run(folder: Path, trained: Trained, protocol: Protocol) -> Study:
     # The released protocol reproduces published numbers; looking for red flags belongs to the strict suites.
     run_suite = _evaluator(suite, options.batch_size, protocol.independent, protocol.suite != "released")
     whole = bool(protocol.radii) or protocol.suite == "spatial"
-    run_curve = _evaluator(suite if whole else _glance, options.batch_size, False, False)
+    run_curve = _evaluator(*((suite, options.batch_size) if whole else (_glance, CURVE_BATCH)), False, False)
     radii = protocol.radii or tuple(share * protocol.radius for share in CURVE)
     shown = slice(None if protocol.radii else CURVE_EXAMPLES)
     key = jax.random.key(protocol.seed)
+    exhibits: list[_Exhibit] = []
     with _progress_bar(folder.name) as (bar, progress):
         evaluation = run_suite(
-            trained.logits_fn, trained.images, trained.labels, radius=protocol.radius, key=key, progress=progress
-        )
+            trained.logits_fn, trained.images, trained.labels, radius=protocol.radius, key=key, progress=progress,
+            collect=lambda *found: exhibits.append(_Exhibit(*found)),
+        )  # fmt: skip
         bar.set_description(f"{folder.name}, accuracy curve")
         curve = accuracy_curve(
             run_curve, trained.logits_fn, trained.images[shown], trained.labels[shown], radii, key=key,
             progress=progress,
         )  # fmt: skip
-        sample = _attack_sample(
-            trained.logits_fn, trained.images[:CURVE_EXAMPLES], trained.labels[:CURVE_EXAMPLES],
-            jnp.float32(protocol.radius),
-        )  # fmt: skip
+    sample = _sample(trained, exhibits)
     row = {
         "method": trained.config.method.name,
         "suite": protocol.suite,
@@ -227,7 +229,7 @@ def evaluate_run(folder: Path, trained: Trained, protocol: Protocol) -> Study:
     runs.write_json(runs.Run(folder).evaluation, row)
     runs.write_text(folder / "evaluation.csv", reports.to_csv(evaluation))
     runs.write_text(folder / "curve.csv", reports.curves_to_csv({folder.name: row["curve"]}))
-    return Study(row, evaluation, jax.tree.map(np.asarray, sample))
+    return Study(row, evaluation, sample)
 
 
 class _Suite(NamedTuple):
@@ -264,20 +266,35 @@ def _evaluator(suite: Callable[[Any], list[Attack]], batch_size: int, independen
     return evaluator(suite, batch_size=batch_size, image_range=(0.0, 1.0), independent=independent, diagnosis=diagnosis)
 
 
+class _Exhibit(NamedTuple):
+    """What an evaluation collects: see `deformreg.evaluate`."""
+
+    attack: Attack
+    indices: np.ndarray
+    result: AttackResult
+
+
+def _sample(trained: Trained, exhibits: Sequence[_Exhibit]) -> Sample:
+    """The first test images with the flows that the attacks found for them."""
+    images, labels = trained.images[:CURVE_EXAMPLES], trained.labels[:CURVE_EXAMPLES]
+    flows, deformed = np.zeros((*images.shape[:3], 2), np.float32), images.copy()
+    broken = np.zeros(len(images), bool)
+    for attack, indices, result in exhibits:
+        chosen = indices < len(images)
+        chosen[chosen] = ~broken[indices[chosen]]
+        if attack.perturbation.field is None or not chosen.any():
+            continue
+        at, params = indices[chosen], jax.tree.map(lambda leaf, chosen=chosen: leaf[chosen], result.params)
+        flows[at] = attack.perturbation.field(params, images[at])
+        deformed[at] = attack.perturbation.apply(params, images[at])
+        broken[at] = result.success[chosen]
+    before, after = (np.asarray(_classify(trained.logits_fn, batch)) for batch in (images, deformed))
+    return Sample(images, labels, flows, deformed, before, after)
+
+
 @jax.jit
-def _attack_sample(logits_fn: Callable[[Array], Array], images: Array, labels: Array, radius: Array) -> Sample:
-    """What the multi-step attack makes of some images."""
-    found = deformreg.multi_step(
-        lambda images: cross_entropy(logits_fn(images), labels),
-        images,
-        ball=deformreg.linf(radius),
-        perturbation=deformreg.flow(boundary="zeros"),
-        num_steps=15,
-        step_size=2.5 * radius / 15,
-        keep="best",
-    )
-    before, after = (jnp.argmax(logits_fn(batch), axis=1) for batch in (images, found.images))
-    return Sample(images, labels, found.params, found.images, before, after)
+def _classify(logits_fn: Callable[[Array], Array], images: Array) -> Array:
+    return jnp.argmax(logits_fn(images), axis=1)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,13 +54,15 @@ class Network(NamedTuple):
 
     Attributes:
         model: the Flax module.
-        state: before the first step.
+        shapes: of the state and its types, all that restoring one needs.
+        init: makes the state before the first step.
         step: the training step, not compiled.
         rate: the learning rate by step.
     """
 
     model: nn.Module
-    state: State
+    shapes: State
+    init: Callable[[], State]
     step: Callable[..., Any]
     rate: Callable[[Any], Any]
 
@@ -103,7 +106,7 @@ def prepare(config: Config) -> Task:
 
 
 def build(config: Config, source: Source, steps_per_epoch: int = 1) -> Network:
-    """The network of a config for the images of a source, freshly initialized.
+    """The network of a config for the images of a source.
 
     Raises:
         ConfigError: network, augmentation and images do not fit together.
@@ -112,11 +115,15 @@ def build(config: Config, source: Source, steps_per_epoch: int = 1) -> Network:
     optimizer = make_optimizer(config.optimizer, rate)
     model = make_model(config, source.num_classes)
     try:
-        shape = output_shape(config.augmentation, source.image_shape)
-        state = init_state(model, optimizer, shape, config.seed)
+        init = partial(init_state, model, optimizer, output_shape(config.augmentation, source.image_shape), config.seed)
+        shapes = jax.eval_shape(init)
     except ValueError as error:
         raise ConfigError(f"{config.model.name} on {source.name}: {error}") from error
-    return Network(model, state, make_step(config, model, optimizer), rate)
+    # It runs once: on a CPU, optimizing it takes longer than all the rest.
+    options = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else {}
+    return Network(
+        model, shapes, jax.jit(init, compiler_options=options), make_step(config, model, optimizer), rate
+    )
 
 
 def make_model(config: Config, num_classes: int) -> nn.Module:
@@ -177,11 +184,11 @@ def _fit(
             f"got {config.batch_size}"
         )
     task = prepare(config)._replace(skipped=skipped)
-    restored = checkpoints.resume(run.checkpoints, task.network.state, config=config) if resume else None
+    restored = checkpoints.resume(run.checkpoints, task.network.shapes, config=config) if resume else None
     runs.create(run, config)
     if processes.is_lead():
         announce(config, engine, restored, changes)
-    state = restored.state if restored else task.network.state
+    state = restored.state if restored else task.network.init()
     log = logs.MetricLog(run, after_step=int(state.step))
     try:
         with checkpoints.open_writer(run, config) as writer:

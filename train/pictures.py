@@ -33,19 +33,19 @@ def save_examples(path: Path, study: Study, class_names: Sequence[str], *, count
     Shows images that the attack breaks where there are any: the first `count`, filled up with others.
     """
     images, labels, flows, deformed, before, after = study.sample
-    radius = study.row["radius_pixels"]
     order = np.argsort((after == labels).astype(int) + (before != labels), kind="stable")[:count]
     figure = Figure(figsize=(7.2, 1.75 * len(order) + 0.5), layout="constrained")
     axes = figure.subplots(len(order), 4, squeeze=False)
+    largest = float(np.abs(flows[order]).max())
     gain = 1 / max(float(np.abs(deformed[order] - images[order]).max()), 1e-6)
     for row, index in zip(axes, order, strict=True):
         _show(row[0], images[index])
         _label(row[0], class_names, before[index], labels[index])
-        _show_flow(row[1], flows[index], radius)
+        _show_flow(row[1], flows[index], largest)
         _show(row[2], deformed[index])
         _label(row[2], class_names, after[index], labels[index])
         _show(row[3], np.clip(0.5 + 0.5 * gain * (deformed[index] - images[index]), 0, 1))
-    titles = ("clean", f"flow, at most {radius:g} px", "deformed", f"difference (gain {gain:.1f})")
+    titles = ("clean", f"flow, at most {largest:.3g} px", "deformed", f"difference (gain {gain:.1f})")
     for axis, title in zip(axes[0], titles, strict=True):
         axis.set_title(title, fontsize=9)
     _save(figure, path)

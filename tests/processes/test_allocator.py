@@ -1,0 +1,49 @@
+"""Memory that was freed stays with the process, so that XLA's next step does not fault it in again."""
+
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+from train import allocator
+
+PROGRAM = """
+import resource
+from train import allocator
+done = allocator.keep_freed()
+def faults(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+bytearray(200_000_000)
+before = faults()
+bytearray(200_000_000)
+print(done, faults() - before)
+"""
+
+
+def run(**environment):
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("GLIBC_", "MALLOC_"))}
+    command = [sys.executable, "-c", PROGRAM]
+    done, faults = subprocess.check_output(command, text=True, env={**clean, **environment}).split()
+    return done == "True", int(faults)
+
+
+pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+
+
+def test_freed_memory_is_used_again():
+    done, faults = run()
+    assert done
+    assert faults < 100  # of 48,829 pages
+
+
+@pytest.mark.parametrize("variable", ["GLIBC_TUNABLES", "MALLOC_ARENA_MAX"])
+def test_somebody_elses_settings_stay(variable):
+    done, _ = run(**{variable: "glibc.malloc.check=0" if variable == "GLIBC_TUNABLES" else "1"})
+    assert not done
+
+
+def test_the_same_settings_for_another_program():
+    done, faults = run(GLIBC_TUNABLES=allocator.TUNABLES)
+    assert not done
+    assert faults < 100
