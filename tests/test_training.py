@@ -399,20 +399,25 @@ def test_pictures_show_the_flow_that_broke_an_image_or_the_last_one():
     def logits_fn(batch):
         return jnp.stack([batch.mean(axis=(1, 2, 3)), batch[:, 0, 0, 0]], axis=1)
 
-    def exhibit(shift, indices, broken, family=None):
-        family = family or deformreg.flow(boundary="edge")
-        params = family.init(images[indices]) + shift
-        found = deformreg.attacks.AttackResult(
-            images[indices], np.asarray(params), np.array(broken), np.zeros(len(indices)), (), np.ones(len(indices))
-        )
-        attack = deformreg.attacks.pgd(ball=deformreg.linf(1.0), num_steps=1, perturbation=family)
-        return evaluation._Exhibit(attack, np.array(indices), found)
+    exhibits = {}
 
-    exhibits = [
-        exhibit(1.0, [0, 1], [True, False]),
-        exhibit(2.0, [1, 0], [False, True]),
-        exhibit(9.0, [2], [True], deformreg.additive()),  # moves no pixels
-    ]
+    def exhibit(name, shift, indices, broken, family):
+        found = deformreg.attacks.AttackResult(
+            images[indices],
+            np.asarray(family.init(images[indices]) + shift),
+            np.array(broken),
+            np.zeros(len(indices)),
+            (),
+            np.ones(len(indices)),
+        )
+        attack = deformreg.attacks.pgd(ball=deformreg.linf(1.0), num_steps=1, perturbation=family, name=name)
+        evaluation._collect(exhibits, 4, attack, np.array(indices), found)
+
+    edge = deformreg.flow(boundary="edge")
+    exhibit("first", 1.0, [0, 1], [True, False], edge)
+    exhibit("second", 2.0, [1], [False], edge)
+    exhibit("second", 2.0, [0], [True], edge)
+    exhibit("pixels", 9.0, [2], [True], deformreg.additive())  # moves none
     trained = evaluation.Trained(TINY, jax.tree_util.Partial(logits_fn), images, np.zeros(4, int), ("a", "b"), 1, 0.0)
     sample = evaluation._sample(trained, exhibits)
     assert [flow.mean() for flow in sample.flows] == [1.0, 2.0, 0.0, 0.0]

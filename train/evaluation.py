@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -200,11 +200,12 @@ def evaluate_run(folder: Path, trained: Trained, protocol: Protocol) -> Study:
     radii = protocol.radii or tuple(share * protocol.radius for share in CURVE)
     shown = slice(None if protocol.radii else CURVE_EXAMPLES)
     key = jax.random.key(protocol.seed)
-    exhibits: list[_Exhibit] = []
+    exhibits: dict[str, _Exhibit] = {}
+    pictured = min(CURVE_EXAMPLES, len(trained.images))
     with _progress_bar(folder.name) as (bar, progress):
         evaluation = run_suite(
             trained.logits_fn, trained.images, trained.labels, radius=protocol.radius, key=key, progress=progress,
-            collect=lambda *found: exhibits.append(_Exhibit(*found)),
+            collect=partial(_collect, exhibits, pictured),
         )  # fmt: skip
         bar.set_description(f"{folder.name}, accuracy curve")
         curve = accuracy_curve(
@@ -267,27 +268,43 @@ def _evaluator(suite: Callable[[Any], list[Attack]], batch_size: int, independen
 
 
 class _Exhibit(NamedTuple):
-    """What an evaluation collects: see `deformreg.evaluate`."""
+    """What an attack found for the first test images, rows of those it never saw left empty."""
 
-    attack: Attack
-    indices: np.ndarray
-    result: AttackResult
+    perturbation: deformreg.Perturbation
+    params: Any
+    faced: np.ndarray
+    success: np.ndarray
 
 
-def _sample(trained: Trained, exhibits: Sequence[_Exhibit]) -> Sample:
+def _collect(
+    exhibits: dict[str, _Exhibit], count: int, attack: Attack, indices: np.ndarray, result: AttackResult
+) -> None:
+    """Keeps by its name what an attack found for the images up to `count`."""
+    if attack.name not in exhibits:
+        params = jax.tree.map(lambda leaf: np.zeros((count, *leaf.shape[1:]), leaf.dtype), result.params)
+        exhibits[attack.name] = _Exhibit(attack.perturbation, params, np.zeros(count, bool), np.zeros(count, bool))
+    exhibit, shown = exhibits[attack.name], indices < count
+    exhibit.faced[indices[shown]] = True
+    exhibit.success[indices[shown]] = result.success[shown]
+    for kept, leaf in zip(jax.tree.leaves(exhibit.params), jax.tree.leaves(result.params), strict=True):
+        kept[indices[shown]] = leaf[shown]
+
+
+def _sample(trained: Trained, exhibits: Mapping[str, _Exhibit]) -> Sample:
     """The first test images with the flows that the attacks found for them."""
     images, labels = trained.images[:CURVE_EXAMPLES], trained.labels[:CURVE_EXAMPLES]
     flows, deformed = np.zeros((*images.shape[:3], 2), np.float32), images.copy()
     broken = np.zeros(len(images), bool)
-    for attack, indices, result in exhibits:
-        chosen = indices < len(images)
-        chosen[chosen] = ~broken[indices[chosen]]
-        if attack.perturbation.field is None or not chosen.any():
+    for family, params, faced, success in exhibits.values():
+        rows = faced & ~broken
+        if family.field is None or not rows.any():
             continue
-        at, params = indices[chosen], jax.tree.map(lambda leaf, chosen=chosen: leaf[chosen], result.params)
-        flows[at] = attack.perturbation.field(params, images[at])
-        deformed[at] = attack.perturbation.apply(params, images[at])
-        broken[at] = result.success[chosen]
+        deform = jax.jit(
+            lambda params, images, family=family: (family.field(params, images), family.apply(params, images))
+        )
+        for kept, found in zip((flows, deformed), deform(params, images), strict=True):
+            kept[rows] = np.asarray(found)[rows]
+        broken |= rows & success
     before, after = (np.asarray(_classify(trained.logits_fn, batch)) for batch in (images, deformed))
     return Sample(images, labels, flows, deformed, before, after)
 

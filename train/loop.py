@@ -121,9 +121,7 @@ def build(config: Config, source: Source, steps_per_epoch: int = 1) -> Network:
         raise ConfigError(f"{config.model.name} on {source.name}: {error}") from error
     # It runs once: on a CPU, optimizing it takes longer than all the rest.
     options = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else {}
-    return Network(
-        model, shapes, jax.jit(init, compiler_options=options), make_step(config, model, optimizer), rate
-    )
+    return Network(model, shapes, jax.jit(init, compiler_options=options), make_step(config, model, optimizer), rate)
 
 
 def make_model(config: Config, num_classes: int) -> nn.Module:
