@@ -17,7 +17,8 @@ fit() { # name, options
     shift
     runs+=("$run")
     [ -e "$run/config.json" ] && set -- "$@" --resume
-    ${BEFORE:-} "$python" -m train fit mnist5k-standard --run-dir "$run" --no-evaluate "$@"
+    ${BEFORE:-} "$python" -m train fit mnist5k-standard --epochs 6 --batch-size 128 --optimizer.learning-rate 0.1 \
+        --run-dir "$run" --no-evaluate "$@"
 }
 flow=(--method.name flow-gradient --method.weight 12)
 deformation=(--method.name deformation --method.radius 0.675)

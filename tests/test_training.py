@@ -7,6 +7,7 @@ import json
 import os
 from dataclasses import replace
 from functools import cache, partial
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -399,27 +400,23 @@ def test_pictures_show_the_flow_that_broke_an_image_or_the_last_one():
     def logits_fn(batch):
         return jnp.stack([batch.mean(axis=(1, 2, 3)), batch[:, 0, 0, 0]], axis=1)
 
-    exhibits = {}
+    exhibits, outcomes = {}, []
 
-    def exhibit(name, shift, indices, broken, family):
-        found = deformreg.attacks.AttackResult(
-            images[indices],
-            np.asarray(family.init(images[indices]) + shift),
-            np.array(broken),
-            np.zeros(len(indices)),
-            (),
-            np.ones(len(indices)),
-        )
-        attack = deformreg.attacks.pgd(ball=deformreg.linf(1.0), num_steps=1, perturbation=family, name=name)
-        evaluation._collect(exhibits, 4, attack, np.array(indices), found)
+    def face(name, shift, indices, broken, family):
+        faced = deformreg.attacks.pgd(ball=deformreg.linf(1.0), num_steps=1, perturbation=family, name=name)
+        for part in ([index] for index in indices):
+            params = np.asarray(family.init(np.zeros((1, 8, 8, 1))) + shift)
+            claims = np.array([True])  # which the fresh check need not confirm
+            found = deformreg.attacks.AttackResult(np.zeros((1, 8, 8, 1)), params, claims, np.zeros(1), (), np.ones(1))
+            evaluation._collect(exhibits, 4, faced, np.array(part), found)
+        masks = (np.isin(np.arange(9), which) for which in (indices, broken))
+        outcomes.append(SimpleNamespace(name=name, **dict(zip(("attacked_mask", "broken_mask"), masks, strict=True))))
 
     edge = deformreg.flow(boundary="edge")
-    exhibit("first", 1.0, [0, 1], [True, False], edge)
-    exhibit("second", 2.0, [1], [False], edge)
-    exhibit("second", 2.0, [0], [True], edge)
-    exhibit("pixels", 9.0, [2], [True], deformreg.additive())  # moves none
-    trained = evaluation.Trained(TINY, jax.tree_util.Partial(logits_fn), images, np.zeros(4, int), ("a", "b"), 1, 0.0)
-    sample = evaluation._sample(trained, exhibits)
+    face("first", 1.0, [0, 1, 8], [0], edge)  # more images than are shown
+    face("second", 2.0, [1, 0], [0], edge)
+    face("pixels", 9.0, [2], [2], deformreg.additive())  # moves none
+    sample = evaluation._sample(logits_fn, images, np.zeros(4, int), outcomes, exhibits)
     assert [flow.mean() for flow in sample.flows] == [1.0, 2.0, 0.0, 0.0]
     flows = jnp.broadcast_to(jnp.array([1.0, 2.0, 0.0, 0.0]).reshape(4, 1, 1, 1), (4, 8, 8, 2))
     np.testing.assert_array_equal(sample.deformed, deformreg.warp(images, flows, boundary="edge"))

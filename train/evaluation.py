@@ -21,7 +21,7 @@ import deformreg
 from deformreg import reports, suites
 from deformreg.attacks import Attack, AttackResult, pgd, transfer
 from deformreg.curves import accuracy_curve
-from deformreg.evaluation import Evaluation, Evaluator, Progress, evaluator
+from deformreg.evaluation import AttackOutcome, Evaluation, Evaluator, Progress, evaluator
 from train import checkpoints, logs, runs
 from train.config import Config
 from train.data import center_view, load
@@ -196,23 +196,26 @@ def evaluate_run(folder: Path, trained: Trained, protocol: Protocol) -> Study:
     # The released protocol reproduces published numbers; looking for red flags belongs to the strict suites.
     run_suite = _evaluator(suite, options.batch_size, protocol.independent, protocol.suite != "released")
     whole = bool(protocol.radii) or protocol.suite == "spatial"
-    run_curve = _evaluator(*((suite, options.batch_size) if whole else (_glance, CURVE_BATCH)), False, False)
+    if whole:
+        run_curve = _evaluator(suite, options.batch_size, False, False)
+    else:
+        run_curve = _evaluator(_glance, min(CURVE_BATCH, options.batch_size), False, False)
     radii = protocol.radii or tuple(share * protocol.radius for share in CURVE)
     shown = slice(None if protocol.radii else CURVE_EXAMPLES)
     key = jax.random.key(protocol.seed)
     exhibits: dict[str, _Exhibit] = {}
-    pictured = min(CURVE_EXAMPLES, len(trained.images))
+    few, few_labels = trained.images[:CURVE_EXAMPLES], trained.labels[:CURVE_EXAMPLES]
     with _progress_bar(folder.name) as (bar, progress):
         evaluation = run_suite(
             trained.logits_fn, trained.images, trained.labels, radius=protocol.radius, key=key, progress=progress,
-            collect=partial(_collect, exhibits, pictured),
+            collect=partial(_collect, exhibits, len(few)),
         )  # fmt: skip
         bar.set_description(f"{folder.name}, accuracy curve")
         curve = accuracy_curve(
             run_curve, trained.logits_fn, trained.images[shown], trained.labels[shown], radii, key=key,
             progress=progress,
         )  # fmt: skip
-    sample = _sample(trained, exhibits)
+        sample = _sample(trained.logits_fn, few, few_labels, evaluation.attacks, exhibits)
     row = {
         "method": trained.config.method.name,
         "suite": protocol.suite,
@@ -268,44 +271,47 @@ def _evaluator(suite: Callable[[Any], list[Attack]], batch_size: int, independen
 
 
 class _Exhibit(NamedTuple):
-    """What an attack found for the first test images, rows of those it never saw left empty."""
+    """What an attack found for the first test images; rows of those it never saw are empty."""
 
     perturbation: deformreg.Perturbation
     params: Any
-    faced: np.ndarray
-    success: np.ndarray
 
 
 def _collect(
     exhibits: dict[str, _Exhibit], count: int, attack: Attack, indices: np.ndarray, result: AttackResult
 ) -> None:
-    """Keeps by its name what an attack found for the images up to `count`."""
+    """Keeps by its name what an attack found for the first `count` images."""
     if attack.name not in exhibits:
         params = jax.tree.map(lambda leaf: np.zeros((count, *leaf.shape[1:]), leaf.dtype), result.params)
-        exhibits[attack.name] = _Exhibit(attack.perturbation, params, np.zeros(count, bool), np.zeros(count, bool))
-    exhibit, shown = exhibits[attack.name], indices < count
-    exhibit.faced[indices[shown]] = True
-    exhibit.success[indices[shown]] = result.success[shown]
-    for kept, leaf in zip(jax.tree.leaves(exhibit.params), jax.tree.leaves(result.params), strict=True):
+        exhibits[attack.name] = _Exhibit(attack.perturbation, params)
+    shown = indices < count
+    for kept, leaf in zip(jax.tree.leaves(exhibits[attack.name].params), jax.tree.leaves(result.params), strict=True):
         kept[indices[shown]] = leaf[shown]
 
 
-def _sample(trained: Trained, exhibits: Mapping[str, _Exhibit]) -> Sample:
+def _sample(
+    logits_fn: Callable[[Array], Array],
+    images: np.ndarray,
+    labels: np.ndarray,
+    outcomes: Sequence[AttackOutcome],
+    exhibits: Mapping[str, _Exhibit],
+) -> Sample:
     """The first test images with the flows that the attacks found for them."""
-    images, labels = trained.images[:CURVE_EXAMPLES], trained.labels[:CURVE_EXAMPLES]
     flows, deformed = np.zeros((*images.shape[:3], 2), np.float32), images.copy()
     broken = np.zeros(len(images), bool)
-    for family, params, faced, success in exhibits.values():
-        rows = faced & ~broken
-        if family.field is None or not rows.any():
+    for outcome in outcomes:
+        attacked, fallen = outcome.attacked_mask[: len(images)], outcome.broken_mask[: len(images)]
+        rows = attacked & ~broken
+        if outcome.name not in exhibits or not rows.any():
             continue
-        deform = jax.jit(
-            lambda params, images, family=family: (family.field(params, images), family.apply(params, images))
-        )
+        family, params = exhibits[outcome.name]
+        if family.field is None:
+            continue
+        deform = jax.jit(lambda params, images, f=family: (f.field(params, images), f.apply(params, images)))
         for kept, found in zip((flows, deformed), deform(params, images), strict=True):
             kept[rows] = np.asarray(found)[rows]
-        broken |= rows & success
-    before, after = (np.asarray(_classify(trained.logits_fn, batch)) for batch in (images, deformed))
+        broken |= fallen
+    before, after = (np.asarray(_classify(logits_fn, batch)) for batch in (images, deformed))
     return Sample(images, labels, flows, deformed, before, after)
 
 

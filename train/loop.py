@@ -54,7 +54,7 @@ class Network(NamedTuple):
 
     Attributes:
         model: the Flax module.
-        shapes: of the state and its types, all that restoring one needs.
+        shapes: the state's shapes and types (``jax.ShapeDtypeStruct``s), all that restoring one needs.
         init: makes the state before the first step.
         step: the training step, not compiled.
         rate: the learning rate by step.

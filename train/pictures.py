@@ -54,12 +54,13 @@ def save_examples(path: Path, study: Study, class_names: Sequence[str], *, count
 def save_comparison(path: Path, studies: Mapping[str, Study], class_names: Sequence[str], *, count: int = 6) -> None:
     """Accuracy curves of several runs above the same test images, deformed against each of them."""
     found = {name: study.sample for name, study in studies.items()}
-    first, radius = next(iter(found.values())), next(iter(studies.values())).row["radius_pixels"]
+    first = next(iter(found.values()))
     right = np.all([sample.before == sample.labels for sample in found.values()], axis=0)
     survived = np.sum([sample.after == sample.labels for sample in found.values()], axis=0)
     # Telling images first: right on every run when clean, and attacked with different outcomes.
     telling = right & (survived > 0) & (survived < len(found))
     order = np.argsort(~telling, kind="stable")[:count]
+    largest = max(float(np.abs(sample.flows[order]).max()) for sample in found.values())
     figure = Figure(figsize=(1.35 * (count + 1), 3.4 + 1.55 * (1 + len(found))), layout="constrained")
     upper, lower = figure.subfigures(2, 1, height_ratios=[3.2, 1.55 * (1 + len(found))])
     _draw_curves(upper.add_subplot(), {name: study.row for name, study in studies.items()})
@@ -72,7 +73,7 @@ def save_comparison(path: Path, studies: Mapping[str, Study], class_names: Seque
             _label(axes[line, column], class_names, sample.after[index], sample.labels[index])
     for axis, name in zip(axes[:, 0], ("clean", *(f"against\n{name}" for name in found)), strict=True):
         axis.set_ylabel(name, fontsize=9)
-    lower.suptitle(f"deformed by at most {radius:g} px; predictions below, green where right", fontsize=10)
+    lower.suptitle(f"deformed by at most {largest:.3g} px; predictions below, green where right", fontsize=10)
     _save(figure, path)
 
 
