@@ -405,7 +405,7 @@ def test_pictures_show_the_flow_that_broke_an_image_or_the_last_one():
     def face(name, shift, indices, broken, family):
         faced = deformreg.attacks.pgd(ball=deformreg.linf(1.0), num_steps=1, perturbation=family, name=name)
         for part in ([index] for index in indices):
-            params = np.asarray(family.init(np.zeros((1, 8, 8, 1))) + shift)
+            params = np.asarray(family.init(np.zeros((1, 8, 8, 1), np.float32)) + shift)
             claims = np.array([True])  # which the fresh check need not confirm
             found = deformreg.attacks.AttackResult(np.zeros((1, 8, 8, 1)), params, claims, np.zeros(1), (), np.ones(1))
             evaluation._collect(exhibits, 4, faced, np.array(part), found)
@@ -416,7 +416,7 @@ def test_pictures_show_the_flow_that_broke_an_image_or_the_last_one():
     face("first", 1.0, [0, 1, 8], [0], edge)  # more images than are shown
     face("second", 2.0, [1, 0], [0], edge)
     face("pixels", 9.0, [2], [2], deformreg.additive())  # moves none
-    sample = evaluation._sample(logits_fn, images, np.zeros(4, int), outcomes, exhibits)
+    sample = evaluation._sample(jax.tree_util.Partial(logits_fn), images, np.zeros(4, int), outcomes, exhibits)
     assert [flow.mean() for flow in sample.flows] == [1.0, 2.0, 0.0, 0.0]
     flows = jnp.broadcast_to(jnp.array([1.0, 2.0, 0.0, 0.0]).reshape(4, 1, 1, 1), (4, 8, 8, 2))
     np.testing.assert_array_equal(sample.deformed, deformreg.warp(images, flows, boundary="edge"))
