@@ -64,7 +64,7 @@ def _row(name: str, data_dir: str | None, rounds: int, quick: bool) -> dict[str,
 
     steps(2, lambda: constant)
     single = steps(2, lambda: constant)
-    count = max(2 if quick else 4 * AHEAD, min(round(1000 / single), 50 * AHEAD))
+    count = max(2 if quick else 4 * AHEAD, min(round(500 / single), 50 * AHEAD))
     samples = harness.interleave(
         {
             "input": lambda: steps(count, lambda: next(batches)),

@@ -5,9 +5,11 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import zipfile
 import zlib
 from collections import Counter
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -137,6 +139,7 @@ def test_the_default_folder_follows_the_environment(prepared, tmp_path, monkeypa
 def test_too_large_for_memory_decodes_per_batch_to_the_same(prepared):
     kept = data.load("digits", data_dir=prepared, image_size=9)
     streamed = data.load("digits", data_dir=prepared, image_size=10, memory_limit=1000)
+    assert (kept.in_memory, streamed.in_memory) == (True, False)
     again = data.load("digits", data_dir=prepared, image_size=10)
     assert (kept.image_shape, streamed.image_shape) == ((9, 9, 1), (10, 10, 1))
     indices = np.random.default_rng(1).integers(0, 1500, 37)
@@ -474,6 +477,24 @@ def test_evaluation_covers_every_example_once(numbered, batch_size, count):
     assert lengths == [-(-10 // batch_size)] * count
     if count == 1:
         assert seen == list(range(10))
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_only_what_takes_long_is_read_ahead_in_a_thread(numbered, in_memory):
+    readers = []
+
+    def read(indices):
+        readers.append(threading.current_thread())
+        return numbered.read(indices)
+
+    source = replace(numbered, read=read, in_memory=in_memory)
+    for batches in (data.train_batches(source, batch_size=5, seed=0), data.eval_batches(source, batch_size=5)):
+        readers.clear()
+        assert len(take(batches, 2)) == 2
+        assert (threading.current_thread() in readers) == in_memory
+        assert len(readers) >= 2
+        if in_memory:
+            assert len(readers) == 2
 
 
 def test_device_prefetch_keeps_order_and_depth():

@@ -65,7 +65,7 @@ def run(config, devices, kind, steps):
     _, state, step = network(config, axis)
     state, parallel_step, first = engine.put_state(state), engine.compile(step), None
     for batch in batches(steps):
-        state, metrics = parallel_step(state, engine.put_batch(batch))
+        state, metrics = parallel_step(state, engine.feed(batch))
         first = first or {name: float(value) for name, value in metrics.items()}
     return first, jax.tree.map(np.asarray, state)
 

@@ -311,7 +311,7 @@ def device_batches(config: Config, task: Task, engine: parallel.Engine, first: i
         process_count=jax.process_count(),
     )
     fixed = engine.put_batch({"position": positions})  # the same in every step: sent once
-    return device_prefetch(host, lambda batch: {**engine.put_batch(batch), **fixed})
+    return device_prefetch(host, lambda batch: {**engine.feed(batch), **fixed})
 
 
 def correct(model: nn.Module, state: State, batch: dict[str, Array], options: Augmentation) -> Array:

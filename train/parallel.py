@@ -30,6 +30,7 @@ class Engine(NamedTuple):
         compile: ``step -> compiled step``; donates the state.
         put_state: moves a tree of arrays to every device, copied, so that donation cannot reach the caller's.
         put_batch: moves a process's share of a batch, dividing it over the devices.
+        feed: the same for a batch that one step takes: on CPUs not moved, for the step reads the host's arrays.
         whole: a state as arrays over the devices of all processes, as `jax.jit` takes them; shares the buffers.
         divide: moves a process's share of examples, divided over all devices, for `jax.jit`.
     """
@@ -38,6 +39,7 @@ class Engine(NamedTuple):
     compile: Callable[..., Any]
     put_state: Callable[[Any], Any]
     put_batch: Callable[[Any], Any]
+    feed: Callable[[Any], Any]
     whole: Callable[[Any], Any]
     divide: Callable[[Any], Any]
 
@@ -63,6 +65,7 @@ def make_engine(kind: Literal["pmap", "jit"], *, devices: int = 0, batch_size: i
         raise ConfigError(f"--batch-size must divide among {len(used)} devices, got {batch_size}")
     mesh = Mesh(np.array(used), (AXIS,), axis_types=(AxisType.Auto,))
     replicated, divided = NamedSharding(mesh, P()), NamedSharding(mesh, P(AXIS))
+    on_host = used[0].platform == "cpu" and jax.process_count() == 1
 
     def put_state(tree: Any) -> Any:
         return jax.tree.map(
@@ -78,7 +81,8 @@ def make_engine(kind: Literal["pmap", "jit"], *, devices: int = 0, batch_size: i
         def compile_sharded(step: Callable[..., Any]) -> Callable[..., Any]:
             return jax.jit(step, in_shardings=(replicated, divided), out_shardings=replicated, donate_argnums=0)
 
-        return Engine(len(used), compile_sharded, put_state, divide, lambda state: state, divide)
+        feed = (lambda batch: batch) if on_host else divide
+        return Engine(len(used), compile_sharded, put_state, divide, feed, lambda state: state, divide)
 
     local = [device for device in used if device.process_index == jax.process_index()]
 
@@ -93,17 +97,20 @@ def make_engine(kind: Literal["pmap", "jit"], *, devices: int = 0, batch_size: i
         )
 
     def fold(tree: Any) -> Any:
-        shares = jax.tree.map(lambda leaf: leaf.reshape(len(local), -1, *leaf.shape[1:]), tree)
+        return jax.tree.map(lambda leaf: leaf.reshape(len(local), -1, *leaf.shape[1:]), tree)
+
+    def put_batch(tree: Any) -> Any:
         if jax.process_count() > 1:
-            return shares
-        return jax.device_put(shares, divided)  # one leading row per device
+            return fold(tree)
+        return jax.device_put(fold(tree), divided)  # one leading row per device
 
     def globalize(leaf: Any) -> Any:
         # With several processes pmap returns arrays over this process's devices only.
         shards = [shard.data for shard in leaf.addressable_shards]
         return jax.make_array_from_single_device_arrays(leaf.shape, replicated, shards)
 
-    return Engine(len(used), compile_mapped, put_state, fold, partial(jax.tree.map, globalize), divide)
+    feed = fold if on_host else put_batch
+    return Engine(len(used), compile_mapped, put_state, put_batch, feed, partial(jax.tree.map, globalize), divide)
 
 
 def stoppable(step: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,4 +1,4 @@
-"""Batches for training and evaluation, read ahead in a thread and sent ahead to the device."""
+"""Batches for training and evaluation, read ahead and sent ahead to the device where that takes long."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def train_batches(
         images, labels = source.read(indices[part])
         return {"image": images, "label": labels}
 
-    return _read_ahead(read, range(start_step, sys.maxsize))
+    return _in_order(read, range(start_step, sys.maxsize), ahead=not source.in_memory)
 
 
 def eval_batches(source: Source, *, batch_size: int, process_index: int = 0, process_count: int = 1) -> Iterator[Batch]:
@@ -91,7 +91,7 @@ def eval_batches(source: Source, *, batch_size: int, process_index: int = 0, pro
         valid[valid] = ~source.corrupt(indices[valid])
         return {"image": images, "label": labels, "valid": valid}
 
-    return _read_ahead(read, range(-(-len(source) // batch_size)))
+    return _in_order(read, range(-(-len(source) // batch_size)), ahead=not source.in_memory)
 
 
 def device_prefetch(batches: Iterable[_Host], put: Callable[[_Host], _Device], depth: int = 2) -> Iterator[_Device]:
@@ -123,11 +123,12 @@ def _process_slice(batch_size: int, process_index: int, process_count: int) -> s
     return slice(process_index * size, (process_index + 1) * size)
 
 
-def _read_ahead(read: Callable[[int], Batch], steps: range) -> Iterator[Batch]:
-    """Maps ``read`` over the steps in Grain's prefetch threads, in order."""
+def _in_order(read: Callable[[int], Batch], steps: range, *, ahead: bool) -> Iterator[Batch]:
+    """Maps ``read`` over the steps, in a thread ahead of its user or when asked."""
     import grain
 
-    # One thread is enough for arrays in memory; sets decoded per batch use more inside `read`.
-    options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
+    # Handing a batch from thread to thread takes many times what a gather of rows in memory does; decoding, which
+    # uses more threads inside `read`, is worth one.
+    options = grain.ReadOptions(num_threads=int(ahead), prefetch_buffer_size=4 * ahead)
     dataset = grain.MapDataset.range(steps.start, steps.stop).map(read)
     return iter(dataset.to_iter_dataset(options))

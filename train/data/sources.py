@@ -46,6 +46,7 @@ class Source:
         read: ``indices int[n] -> (images uint8[n, h, w, c], labels int32[n])``, thread-safe.
         corrupt: ``indices int[n] -> bool[n]``, which examples were read before and could not be: `read` gave others
             in their place. Evaluation leaves them out.
+        in_memory: whether `read` takes no longer than a copy, so that nobody need read ahead.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Source:
     class_names: tuple[str, ...]
     read: Fetch = field(repr=False)
     corrupt: Callable[[np.ndarray], np.ndarray] = field(repr=False)
+    in_memory: bool
 
     def __len__(self) -> int:
         return self.size
@@ -190,7 +192,7 @@ def _from_records(records: Records, memory_limit: int, corrupt: Corrupt) -> Sour
         decode = tolerant(decode, corrupt, shape)
         if records.size * math.prod(shape) > memory_limit:
             read = per_batch(decode, shape, max(memory_limit, MEMORY_LIMIT), records.name)
-            return Source(records.name, records.size, shape, records.class_names, read, corrupt.mask)
+            return Source(records.name, records.size, shape, records.class_names, read, corrupt.mask, in_memory=False)
         with quiet_decoding():
             arrays = decode_all(decode, records.size, shape, records.name)
         if not len(corrupt):  # a copy would forget which examples are missing from it
@@ -207,4 +209,4 @@ def _in_memory(name: str, arrays: Arrays, class_names: tuple[str, ...], corrupt:
     else:
         check_labels(labels, len(class_names), name)
     read = from_arrays(images, labels)
-    return Source(name, len(labels), images.shape[1:], class_names, read, corrupt.mask)
+    return Source(name, len(labels), images.shape[1:], class_names, read, corrupt.mask, in_memory=True)
