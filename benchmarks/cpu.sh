@@ -39,7 +39,7 @@ for name; do
         if [ -n "${DATA_DIR:-}" ]; then
             presets+=(cifar10-vgg11-standard-narrow cifar10-vgg11-flow-narrow)
         fi
-        measure input input --rounds 5 --preset "${presets[@]}" ${DATA_DIR:+--data-dir "$DATA_DIR"}
+        measure input input --rounds 40 --preset "${presets[@]}" ${DATA_DIR:+--data-dir "$DATA_DIR"}
         ;;
     *)
         echo "error: there is no measurement $name" >&2
