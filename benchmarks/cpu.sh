@@ -3,12 +3,12 @@
 #
 #   benchmarks/cpu.sh [kernels|peers|cost|cost-more|cost-small-cnn|cost-sizes|cost-resnet-18|attacks|input ...]
 #
-# PYTHON chooses the interpreter, TORCH_PYTHON one with PyTorch. DATA_DIR holds a prepared CIFAR-10; without it, its
-# presets are left out. BEFORE is put before every measurement, for example a command that waits until the machine is
-# free. Each takes under five minutes on two cores.
+# PYTHON chooses the interpreter (default: that of make's environment, if there is one), TORCH_PYTHON one with PyTorch.
+# DATA_DIR holds a prepared CIFAR-10; without it, its presets are left out. BEFORE is put before every measurement, for
+# example a command that waits until the machine is free. Each takes under five minutes on two cores, `input` ten.
 set -uo pipefail
 cd "$(dirname "$0")/.."
-python=${PYTHON:-python3}
+python=${PYTHON:-$(command -v .venv/bin/python || echo python3)}
 torch=(--torch-python "${TORCH_PYTHON:-$python}")
 [ $# -gt 0 ] || set -- kernels peers cost cost-more cost-small-cnn cost-sizes cost-resnet-18 attacks input
 failed=0
