@@ -22,6 +22,7 @@ from train.models import create_model
 STEPS = 100
 QUICK_STEPS = {"vgg-11": 2, "small-cnn": 10}
 RADIUS = 0.5
+PIXEL_RADIUS = 8 / 255
 EVALUATION_RADIUS = 0.5
 """Some of the untrained network's images fall early, some late, some never."""
 
@@ -55,6 +56,8 @@ def measure(
 ) -> list[dict[str, Any]]:
     """Times the multi-step attack against a plain PyTorch loop, and the evaluation with and without refilling.
 
+    Where Foolbox is installed, also its steps on pixels against the same here: it has none on flows.
+
     Args:
         models: networks.
         batch_size: images attacked at a time.
@@ -73,6 +76,7 @@ def measure(
     for model in models:
         num_steps = QUICK_STEPS.get(model, 2) if quick else STEPS
         rows += _loops(model, batch_size, num_steps, rounds=rounds, quick=quick, torch_python=torch_python)
+        rows += _pixels(model, batch_size, num_steps, rounds=rounds, quick=quick)
     evaluated = models if jax.default_backend() != "cpu" else models[:1]
     for model in evaluated:
         rows += _evaluations(model, *((128, 16, 50) if quick else (512, 64, STEPS)), rounds=rounds)
@@ -90,8 +94,37 @@ def _loops(
         if peer is not None:
             candidates["pytorch loop"] = peer
         samples = harness.interleave(candidates, rounds=rounds, budget_seconds=60 if quick else None)
+    return _scaled(model, "one batch", batch_size, num_steps, samples)
+
+
+def _pixels(model: str, batch_size: int, num_steps: int, *, rounds: int, quick: bool) -> list[dict[str, Any]]:
+    """Steps on pixels, ours and those of Foolbox's JAX back end; no rows where it is not installed."""
+    try:
+        from foolbox.attacks import LinfPGD
+        from foolbox.criteria import Misclassification
+        from foolbox.models import JAXModel
+    except ImportError:
+        return []
+    loss_fn, images = loss_function(model, batch_size), smooth_images(batch_size)
+    ball, family = deformreg.linf(PIXEL_RADIUS), deformreg.additive(image_range=(0.0, 1.0))
+    attack = jax.jit(
+        lambda images: deformreg.multi_step(loss_fn, images, ball=ball, num_steps=num_steps, perturbation=family).images
+    )
+    network = JAXModel(jax.jit(logits_function(model)), bounds=(0, 1))
+    theirs = LinfPGD(rel_stepsize=1 / num_steps, steps=num_steps, random_start=False)
+    labels = Misclassification(jnp.arange(batch_size) % 10)
+    candidates = {
+        "deformreg": harness.repeated(attack, images),
+        "foolbox (JAX)": harness.repeated(lambda: theirs.run(network, images, labels, epsilon=PIXEL_RADIUS)),
+    }
+    samples = harness.interleave(candidates, rounds=rounds, budget_seconds=60 if quick else None)
+    return _scaled(model, "one batch, pixels", batch_size, num_steps, samples)
+
+
+def _scaled(model: str, mode: str, images: int, num_steps: int, samples: harness.Samples) -> list[dict[str, Any]]:
+    """Rows of attacks that took fewer steps than `STEPS`."""
     samples = {name: [value * STEPS / num_steps for value in values] for name, values in samples.items()}
-    return [_row(model, name, "one batch", batch_size, num_steps, samples, name, "deformreg") for name in samples]
+    return [_row(model, name, mode, images, num_steps, samples, name, "deformreg") for name in samples]
 
 
 @contextlib.contextmanager

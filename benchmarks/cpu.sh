@@ -1,21 +1,24 @@
 #!/usr/bin/env bash
 # The CPU figures of docs/benchmarks.md: measures what is named (default: everything), then makes tables and plots.
 #
-#   benchmarks/cpu.sh [kernels|peers|cost|cost-more|cost-small-cnn|cost-sizes|cost-resnet-18|attacks|input ...]
+#   benchmarks/cpu.sh [kernels|peers|cost|cost-more|cost-small-cnn|cost-sizes|cost-batches|cost-bfloat16|
+#                      cost-resnet-18|attacks|input ...]
 #
 # PYTHON chooses the interpreter (default: that of make's environment, if there is one), TORCH_PYTHON one with PyTorch.
 # DATA_DIR holds a prepared CIFAR-10; without it, its presets are left out. BEFORE is put before every measurement, for
-# example a command that waits until the machine is free. Each takes under five minutes on two cores, `input` ten.
+# example a command that waits until the machine is free. Each takes under five minutes on two cores, `input` seven.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-$(command -v .venv/bin/python || echo python3)}
 torch=(--torch-python "${TORCH_PYTHON:-$python}")
-[ $# -gt 0 ] || set -- kernels peers cost cost-more cost-small-cnn cost-sizes cost-resnet-18 attacks input
+[ $# -gt 0 ] || set -- kernels peers cost cost-more cost-small-cnn cost-sizes cost-batches cost-bfloat16 \
+    cost-resnet-18 attacks input
+several=(flow-gradient "flow-gradient, finite difference" "deformation, 7 steps")
 failed=0
 measure() { # file, arguments
     local file=benchmarks/results/$1-cpu.json
     shift
-    PYTHONPATH=$PWD ${BEFORE:-} "$python" -m benchmarks "$@" --json "$file" || failed=1
+    PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} ${BEFORE:-} "$python" -m benchmarks "$@" --json "$file" || failed=1
 }
 for name; do
     case $name in
@@ -30,7 +33,15 @@ for name; do
     cost-small-cnn) measure cost-small-cnn cost --model small-cnn --image-size 28 ;;
     cost-sizes)
         measure cost-sizes cost --model small-cnn --batch-size 16 --image-size 32 64 128 224 --rounds 5 \
-            --methods flow-gradient "flow-gradient, finite difference" "deformation, 7 steps"
+            --methods "${several[@]}"
+        ;;
+    cost-batches)
+        measure cost-batches cost --model small-cnn --image-size 28 --batch-size 8 32 128 512 --rounds 7 \
+            --methods "${several[@]}"
+        ;;
+    cost-bfloat16)
+        measure cost-bfloat16 cost --model small-cnn --image-size 28 --batch-size 32 --dtype float32 bfloat16 \
+            --methods "${several[@]}"
         ;;
     cost-resnet-18) measure cost-resnet-18 cost --model resnet-18 --batch-size 32 --rounds 3 --quick ;;
     attacks) measure attacks attacks --quick --rounds 5 "${torch[@]}" ;;
@@ -39,7 +50,7 @@ for name; do
         if [ -n "${DATA_DIR:-}" ]; then
             presets+=(cifar10-vgg11-standard-narrow cifar10-vgg11-flow-narrow)
         fi
-        measure input input --rounds 40 --preset "${presets[@]}" ${DATA_DIR:+--data-dir "$DATA_DIR"}
+        measure input input --rounds 25 --preset "${presets[@]}" ${DATA_DIR:+--data-dir "$DATA_DIR"}
         ;;
     *)
         echo "error: there is no measurement $name" >&2

@@ -4,12 +4,13 @@
 #
 #   benchmarks/robustness.sh RUNS_FOLDER
 #
-# Half a minute to three minutes a method on two cores; runs that are there are kept. PYTHON chooses the interpreter,
-# BEFORE is put before every command, SUITE is the suite of attacks.
+# Half a minute to three minutes a method on two cores; runs that are there are kept. PYTHON chooses the interpreter
+# (default: that of make's environment, if there is one), BEFORE is put before every command, SUITE is the suite of
+# attacks.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 folder=${1:?usage: benchmarks/robustness.sh RUNS_FOLDER}
-python=${PYTHON:-python3}
+python=${PYTHON:-$(command -v .venv/bin/python || echo python3)}
 export PYTHONPATH=$PWD
 runs=()
 fit() { # name, options

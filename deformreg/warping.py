@@ -199,9 +199,9 @@ def _packable(boundary: Boundary, images: Array) -> bool:
 def _packed(boundary: Boundary, images: Array, down: Array, right: Array) -> list[Array]:
     """The same as `_gathered`, of images whose every pixel holds its three neighbours beside it.
 
-    XLA's CPU compiler fuses a gather into everything that uses it and repeats it there; one that reads several values
-    at a time it runs once. That wins as soon as outputs and slopes are both wanted, of images of few channels, at the
-    price of four copies of them.
+    Four gathers fuse into the one result that they serve. As soon as outputs and slopes are both wanted, XLA's CPU
+    compiler makes each a pass of its own, with its own index arithmetic; then one gather of whole cells is quicker, of
+    images of few channels, at the price of four copies of them.
     """
     channels = images.shape[-1]
     margin = 2 if boundary == "zeros" else 1  # so that the outermost cells are what lies anywhere beyond them

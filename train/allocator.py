@@ -25,8 +25,8 @@ def keep_freed() -> bool:
 
     Threads that have a heap of their own by then keep it. The process's memory stays at its peak until it ends, and
     compiling takes longer (a quarter, measured), for all threads share one heap: this is for programs that run many
-    times. Steps of little memory, up to some 60 MB, lose. Left alone are processes with `GLIBC_TUNABLES` or a
-    variable of malloc's set, and those with an accelerator, whose host threads gain nothing.
+    times. Left alone are processes with `GLIBC_TUNABLES` or a variable of malloc's set, and those with an
+    accelerator, whose host threads gain nothing.
 
     Returns:
         Whether it was done; never with another C library than glibc.

@@ -124,11 +124,12 @@ def _process_slice(batch_size: int, process_index: int, process_count: int) -> s
 
 
 def _in_order(read: Callable[[int], Batch], steps: range, *, ahead: bool) -> Iterator[Batch]:
-    """Maps ``read`` over the steps, in a thread ahead of its user or when asked."""
+    """Maps ``read`` over the steps, ahead in a thread of Grain's or when asked."""
+    if not ahead:  # handing a batch from thread to thread takes many times what a gather of rows in memory does
+        return map(read, steps)
     import grain
 
-    # Handing a batch from thread to thread takes many times what a gather of rows in memory does; decoding, which
-    # uses more threads inside `read`, is worth one.
-    options = grain.ReadOptions(num_threads=int(ahead), prefetch_buffer_size=4 * ahead)
+    # One thread is enough: decoding uses more inside `read`.
+    options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
     dataset = grain.MapDataset.range(steps.start, steps.stop).map(read)
     return iter(dataset.to_iter_dataset(options))
