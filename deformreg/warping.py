@@ -57,8 +57,9 @@ def warp(
         boundary: what lies outside the image: the nearest edge pixel (``"edge"``), ``"zeros"``, or the image
             mirrored about its border pixels' centres (``"reflect"``: ... 2 1 | 0 1 2).
         within: a promise that no component of the flow is longer than so many pixels. Below two pixels it buys a
-            faster warp without a gather, of the same values and derivatives; what breaks the promise may be read
-            from nearer. None promises nothing.
+            faster warp and flow gradient without a gather, of the same values and derivatives (those with respect to
+            the images are no faster, nor are second ones); what breaks the promise may be read from nearer. None
+            promises nothing.
 
     Returns:
         The warped images, of the shape and type of `images`.
@@ -137,7 +138,7 @@ def _cell(
     `reused` says that more than one result is computed from them.
     """
     # Splitting the displacement, not the position, keeps the weights exact however large the image is. The limit
-    # keeps the index arithmetic inside int32; what lies beyond it is outside of any image.
+    # keeps the index arithmetic inside int32, for images below 2**31 pixels; what lies beyond it is outside of any.
     limit = 2.0**20 if reach is None else float(reach)
     dtype = jnp.promote_types(flow.dtype, jnp.float32)
     flow = jnp.clip(flow.astype(dtype), -limit, limit)
@@ -187,12 +188,17 @@ def _take(images: Array, indices: Array) -> Array:
     def take(pixels: Array, index: Array) -> Array:
         return pixels.at[index].get(mode="promise_in_bounds")
 
-    # One index into a list of pixels: CPUs read by it in half the time that two indices into rows and columns take.
+    # Of one channel, CPUs read a third faster by one index into a list of pixels than by a row's and a column's.
     return jax.vmap(take)(images.reshape(count, height * width, channels), indices)
 
 
 def _packable(boundary: Boundary, images: Array) -> bool:
-    """Whether `_packed` gives what `_gathered` gives (mirrored cells are the other way round), and sooner."""
+    """Whether `_packed` gives what `_gathered` gives (mirrored cells are the other way round), and sooner.
+
+    Asked when the program is traced: what a CPU host compiles for another platform gets the CPU's form, which is right
+    there too.
+    """
+    # Measured: with up to 4 channels the flow gradient takes 0.4 to 0.9 of the time, with 8 and more twice of it.
     return boundary != "reflect" and images.shape[-1] <= 4 and jax.default_backend() == "cpu"
 
 
@@ -242,7 +248,7 @@ def _chosen(reach: int, images: Array, down: Array, right: Array) -> list[Array]
 
 
 def _pad(boundary: Boundary, images: Array, width: int, axes: tuple[int, int]) -> Array:
-    """Extends four axes' `axes`, rows and columns, by `width` on both sides."""
+    """Extends the rows and columns, which lie on two of the four axes, by `width` on both sides."""
     for axis in axes:
         widths = [(width, width) if index == axis else (0, 0) for index in range(4)]
         mode = "edge" if boundary == "reflect" and images.shape[axis] == 1 else _PADDING[boundary]
@@ -287,13 +293,13 @@ def _warp_jvp(
     images_dot, flow_dot = tangents
     moving = not isinstance(flow_dot, SymbolicZero)
     cell = _cell(boundary, reach, images, flow, reused=moving)
-    outputs = _interpolate(cell)
-    tangent = jnp.zeros_like(outputs)
+    outputs, parts = _interpolate(cell), []
     if not isinstance(images_dot, SymbolicZero):
-        tangent = _interpolate(_cell(boundary, reach, images_dot, flow))
-    if not isinstance(flow_dot, SymbolicZero):
+        parts.append(_interpolate(_cell(boundary, reach, images_dot, flow)))
+    if moving:
         slope_y, slope_x = _slopes(cell)
         flow_dot = flow_dot.astype(outputs.dtype)
         down, right = (_over_channels(flow_dot[..., axis : axis + 1], images.shape[-1]) for axis in (0, 1))
-        tangent = tangent + slope_y * down + slope_x * right
+        parts.append(slope_y * down + slope_x * right)
+    tangent = sum(parts[1:], parts[0]) if parts else jnp.zeros_like(outputs)
     return outputs.astype(images.dtype), tangent.astype(images.dtype)

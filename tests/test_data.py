@@ -33,13 +33,13 @@ def prepared(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def numbered(tmp_path):
-    """Ten 2x3 colour images whose pixels and labels tell their index."""
+@pytest.fixture(params=[True, False], ids=["in memory", "ahead"])
+def numbered(tmp_path, request):
+    """Ten 2x3 colour images whose pixels and labels tell their index; read when asked, or ahead in a thread."""
     indices = np.arange(10)
     images = np.broadcast_to(indices[:, None, None, None], (10, 2, 3, 3)).astype(np.uint8)
     np.savez(tmp_path / "numbered.npz", images=images, labels=indices)
-    return data.load(str(tmp_path / "numbered.npz"))
+    return replace(data.load(str(tmp_path / "numbered.npz")), in_memory=request.param)
 
 
 def whole(source):
@@ -479,22 +479,31 @@ def test_evaluation_covers_every_example_once(numbered, batch_size, count):
         assert seen == list(range(10))
 
 
-@pytest.mark.parametrize("in_memory", [True, False])
-def test_only_what_takes_long_is_read_ahead_in_a_thread(numbered, in_memory):
+def test_only_what_takes_long_is_read_ahead_in_a_thread(numbered):
     readers = []
 
     def read(indices):
         readers.append(threading.current_thread())
         return numbered.read(indices)
 
-    source = replace(numbered, read=read, in_memory=in_memory)
+    source = replace(numbered, read=read)
     for batches in (data.train_batches(source, batch_size=5, seed=0), data.eval_batches(source, batch_size=5)):
         readers.clear()
         assert len(take(batches, 2)) == 2
-        assert (threading.current_thread() in readers) == in_memory
-        assert len(readers) >= 2
-        if in_memory:
-            assert len(readers) == 2
+        assert (threading.current_thread() in readers) == numbered.in_memory
+        assert len(readers) == 2 if numbered.in_memory else len(readers) >= 2
+
+
+def test_what_cannot_be_read_ends_the_batches_in_its_place(numbered):
+    def read(indices):
+        if 7 in indices:
+            raise DataError("image 7 is torn")
+        return numbered.read(indices)
+
+    batches = data.eval_batches(replace(numbered, read=read), batch_size=3)
+    assert labels_of(take(batches, 2)) == [[0, 1, 2], [3, 4, 5]]
+    with pytest.raises(DataError, match="image 7 is torn"):
+        next(batches)
 
 
 def test_device_prefetch_keeps_order_and_depth():

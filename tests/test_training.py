@@ -59,6 +59,23 @@ def compiled(config):
     return jax.jit(network(config)[2])
 
 
+@pytest.mark.parametrize("kind", ["pmap", "jit"])
+@pytest.mark.parametrize("devices", [1, 4])
+def test_what_a_step_is_fed_equals_what_would_be_moved(kind, devices):
+    def step(state, batch, *, axis=None):
+        total = jnp.sum(batch["image"] * (1.0 + batch["position"])[:, None, None, None])
+        return state, total if axis is None else jax.lax.psum(total, axis)
+
+    engine = parallel.make_engine(kind, devices=devices, batch_size=16)
+    (batch,) = batches(1)
+    totals = [
+        engine.compile(step)(engine.put_state(jnp.zeros(())), give(batch))[1]
+        for give in (engine.feed, engine.put_batch)
+    ]
+    np.testing.assert_array_equal(*totals)
+    np.testing.assert_allclose(totals[0], np.vdot(batch["image"].sum((1, 2, 3)), 1.0 + batch["position"]), rtol=1e-5)
+
+
 def run(config, devices, kind, steps):
     engine = parallel.make_engine(kind, devices=devices, batch_size=16)
     axis = parallel.AXIS if kind == "pmap" and config.model.synchronize else None

@@ -246,6 +246,16 @@ def test_every_transformation_agrees_with_the_plain_call(boundary, cpus):
     np.testing.assert_allclose(jax.vmap(function)(*apart)[:, 0], plain, atol=1e-6)
     np.testing.assert_allclose(jax.pmap(function, devices=cpus)(*apart)[:, 0], plain, atol=1e-6)
 
+    def gradient(images, flow):
+        return jax.grad(lambda flow: jnp.sum(function(images, flow) ** 2))(flow)
+
+    plain = gradient(images, flow)
+    np.testing.assert_allclose(jax.jit(jax.checkpoint(gradient))(images, flow), plain, atol=1e-5)
+    np.testing.assert_allclose(jax.vmap(gradient)(*apart)[:, 0], plain, atol=1e-5)
+    np.testing.assert_allclose(jax.pmap(gradient, devices=cpus)(*apart)[:, 0], plain, atol=1e-5)
+    in_turn = jax.lax.scan(lambda carry, each: (carry, gradient(*each)), None, apart)[1]
+    np.testing.assert_allclose(in_turn[:, 0], plain, atol=1e-5)
+
 
 @pytest.mark.parametrize("boundary", ["zeros", "edge"])
 @pytest.mark.parametrize("shape", [*SHAPES, (2, 4, 5, 5)])
@@ -254,7 +264,7 @@ def test_reading_a_cell_at_once_changes_nothing(boundary, shape, monkeypatch):
     flow[:, 0, 0] = 1e9, -1e9
     tangents, cotangent = (random_images(shape, 5), random_flow(shape, seed=6)), random_images(shape, 7)
 
-    def derivatives():
+    def derivatives(images, flow):
         def function(images, flow):
             return warp(images, flow, boundary=boundary)
 
@@ -265,10 +275,14 @@ def test_reading_a_cell_at_once_changes_nothing(boundary, shape, monkeypatch):
 
         return jax.jvp(function, (images, flow), tangents), jax.grad(squared, has_aux=True)(images)
 
-    monkeypatch.setattr(warping, "_packable", lambda *_: True)
-    at_once = jax.jit(lambda: derivatives())()
-    monkeypatch.setattr(warping, "_packable", lambda *_: False)
-    one_by_one = jax.jit(lambda: derivatives())()
+    def program(at_once):
+        monkeypatch.setattr(warping, "_packable", lambda *_: at_once)
+        return jax.jit(lambda *arguments: derivatives(*arguments)).lower(images, flow)
+
+    programs = program(True), program(False)
+    gathers = [lowered.as_text().count('"stablehlo.gather"') for lowered in programs]
+    assert 0 < gathers[0] < gathers[1]
+    at_once, one_by_one = (lowered.compile()(images, flow) for lowered in programs)
     for left, right in zip(jax.tree.leaves(at_once), jax.tree.leaves(one_by_one), strict=True):
         np.testing.assert_allclose(left, right, rtol=1e-5, atol=1e-5)
 

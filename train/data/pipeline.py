@@ -124,7 +124,7 @@ def _process_slice(batch_size: int, process_index: int, process_count: int) -> s
 
 
 def _in_order(read: Callable[[int], Batch], steps: range, *, ahead: bool) -> Iterator[Batch]:
-    """Maps ``read`` over the steps, ahead in a thread of Grain's or when asked."""
+    """Maps ``read`` over the steps: `ahead` of its user in a thread of Grain's, or each one when it is asked for."""
     if not ahead:  # handing a batch from thread to thread takes many times what a gather of rows in memory does
         return map(read, steps)
     import grain

@@ -43,10 +43,11 @@ class Source:
         size: the number of examples, also ``len(source)``.
         image_shape: ``(h, w, c)``.
         class_names: one name for every label.
-        read: ``indices int[n] -> (images uint8[n, h, w, c], labels int32[n])``, thread-safe.
+        read: ``indices int[n] -> (images uint8[n, h, w, c], labels int32[n])``, thread-safe; arrays of the caller's
+            own, never written to again, for a step that was only begun may read them.
         corrupt: ``indices int[n] -> bool[n]``, which examples were read before and could not be: `read` gave others
             in their place. Evaluation leaves them out.
-        in_memory: whether `read` takes no longer than a copy, so that nobody need read ahead.
+        in_memory: whether `read` only copies, out of memory or of a mapped file, so that nobody need read ahead.
     """
 
     name: str

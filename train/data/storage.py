@@ -30,7 +30,8 @@ def from_arrays(images: np.ndarray, labels: np.ndarray) -> Fetch:
     """Random access to arrays: one gather of rows a batch."""
 
     def fetch(indices: np.ndarray) -> Arrays:
-        return np.take(images, indices, axis=0), np.take(labels, indices)
+        # Plain arrays, of mapped files too, which NumPy would hand on as their subclass.
+        return np.asarray(np.take(images, indices, axis=0)), np.asarray(np.take(labels, indices))
 
     return fetch
 
