@@ -5,7 +5,7 @@
 #                      cost-resnet-18|attacks|input ...]
 #
 # PYTHON chooses the interpreter (default: that of make's environment, if there is one), TORCH_PYTHON one with PyTorch.
-# DATA_DIR holds a prepared CIFAR-10; without it, its presets are left out. BEFORE is put before every measurement, for
+# DATA_DIR holds a prepared CIFAR-10; without it, the input of its presets is left out. BEFORE is put before every measurement, for
 # example a command that waits until the machine is free. Each takes under five minutes on two cores, `input` seven.
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -46,11 +46,11 @@ for name; do
     cost-resnet-18) measure cost-resnet-18 cost --model resnet-18 --batch-size 32 --rounds 3 --quick ;;
     attacks) measure attacks attacks --quick --rounds 5 "${torch[@]}" ;;
     input)
-        presets=(mnist5k-standard mnist5k-flow digits-standard digits-flow)
+        measure input input --rounds 60 --preset mnist5k-standard mnist5k-flow digits-standard digits-flow
         if [ -n "${DATA_DIR:-}" ]; then
-            presets+=(cifar10-vgg11-standard-narrow cifar10-vgg11-flow-narrow)
+            measure input-cifar input --rounds 15 --data-dir "$DATA_DIR" \
+                --preset cifar10-vgg11-standard-narrow cifar10-vgg11-flow-narrow
         fi
-        measure input input --rounds 25 --preset "${presets[@]}" ${DATA_DIR:+--data-dir "$DATA_DIR"}
         ;;
     *)
         echo "error: there is no measurement $name" >&2
