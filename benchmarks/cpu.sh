@@ -5,8 +5,9 @@
 #                      cost-resnet-18|attacks|input ...]
 #
 # PYTHON chooses the interpreter (default: that of make's environment, if there is one), TORCH_PYTHON one with PyTorch.
-# DATA_DIR holds a prepared CIFAR-10; without it, the input of its presets is left out. BEFORE is put before every measurement, for
-# example a command that waits until the machine is free. Each takes under five minutes on two cores, `input` seven.
+# DATA_DIR holds a prepared CIFAR-10; without it, the input of its presets is left out. BEFORE is put before every
+# measurement, for example a command that waits until the machine is free. Each takes under five minutes on two cores,
+# `input` twelve.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-$(command -v .venv/bin/python || echo python3)}
