@@ -14,7 +14,8 @@ from train import parallel, presets
 from train.loop import Task, device_batches, prepare
 
 AHEAD = 6
-"""Batches that the input may hold ready, read and on the device: a block is four times as long, unless `quick`."""
+"""Batches that the input of decoded sets may hold ready, read and on the device: a block is four times as long, unless
+`quick`."""
 
 
 def measure(

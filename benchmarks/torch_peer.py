@@ -44,7 +44,7 @@ def torch_peer(python: str, script: str, words: Sequence[str]) -> Iterator[Torch
     """
     path = Path(__file__).with_name(script)
     command = [python, str(path), *words, "--threads", str(os.cpu_count() or 1)]
-    environment = {"GLIBC_TUNABLES": allocator.TUNABLES, **os.environ}  # as `keep_freed` for us
+    environment = os.environ if allocator.is_chosen() else {"GLIBC_TUNABLES": allocator.TUNABLES, **os.environ}
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     try:
         process = subprocess.Popen(command, text=True, env=environment, **pipes)

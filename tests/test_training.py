@@ -19,7 +19,7 @@ import deformreg
 from deformreg.losses import cross_entropy
 from train import evaluation, logs, loop, manifests, parallel, processes, runs
 from train.config import Config, ConfigError, Data, Method, Model, Optimizer, check, differences, from_json, to_json
-from train.data import Augmentation
+from train.data import Augmentation, DataError, load
 from train.data.augment import example_keys
 from train.models import create_model
 from train.optimizers import learning_rate, make_optimizer
@@ -323,9 +323,69 @@ def test_resume_is_exact_to_the_bit(tmp_path, data_dir):
     resumed = loop.fit(config, tmp_path / "cut", resume=True)
     for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(resumed), strict=True):
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
-    lines = [line["step"] for line in logs.read_metrics(runs.Run(tmp_path / "cut"))]
-    assert lines == sorted(lines)
-    assert lines[-1] == 15
+    ours, theirs = (
+        [{**line, "seconds": 0} for line in logs.read_metrics(runs.Run(tmp_path / name))] for name in ("whole", "cut")
+    )
+    assert [line["step"] for line in theirs] == [7, 12, 14, 15, 15]
+    assert ours[0] == theirs[0]
+    assert ours[2:] == theirs[3:]  # stopping ended a line at step 12, so that of step 14 has the two steps after it
+
+
+class _Log:
+    """Keeps what is written, in place of a file."""
+
+    def __init__(self):
+        self.lines = {}
+
+    def write(self, step, values):
+        assert step not in self.lines
+        self.lines[step] = values
+
+
+def test_the_log_counts_every_step_once_and_the_penalty_where_it_was_taken():
+    log = _Log()
+    watch = loop._Watch(log, interval=4, every=3, began=0.0)
+    for step in range(1, 11):
+        values = {"loss": step, "penalty": 10.0 * step * (step % 3 == 1), "learning_rate": 1 / step, "stop": 0}
+        watch.push(step, {"gradient_norm": 1.0, "parameter_norm": 1.0, **values})
+        if step in (5, 6, 10):
+            watch.drain()
+    spans = {4: range(1, 5), 5: [5], 6: [6], 8: [7, 8], 10: [9, 10]}
+    assert {step: line["loss"] for step, line in log.lines.items()} == {
+        step: np.mean(span) for step, span in spans.items()
+    }
+    assert {step: line["learning_rate"] for step, line in log.lines.items()} == {step: 1 / step for step in spans}
+    assert {step: line.get("penalty") for step, line in log.lines.items()} == {4: 25, 5: None, 6: None, 8: 70, 10: 100}
+
+
+def test_a_sets_own_validation_split_is_used(tmp_path):
+    rng = np.random.default_rng(0)
+
+    def save(name, **sizes):
+        arrays = {}
+        for split, (count, side) in sizes.items():
+            arrays[f"{split}_images"] = rng.integers(0, 256, (count, side, side, 1), np.uint8)
+            arrays[f"{split}_labels"] = np.arange(count) % 4
+        np.savez(tmp_path / name, **arrays)
+        return replace(TINY, data=Data(name=str(tmp_path / name)))
+
+    both = save("both.npz", train=(40, 8), validation=(12, 8), test=(8, 8))
+    assert len(loop.prepare(both).validation) == 12
+    held_out = loop.prepare(replace(both, data=replace(both.data, holdout=0.25)))
+    assert (len(held_out.train), len(held_out.validation)) == (30, 10)
+    assert len(loop.prepare(save("test.npz", train=(40, 8), test=(8, 8))).validation) == 8
+    with pytest.raises(DataError, match="no split 'test'"):
+        loop.prepare(save("train.npz", train=(40, 8)))
+    untested = save("untested.npz", train=(40, 8), validation=(8, 8))
+    loop.prepare(untested)
+    with pytest.raises(DataError, match="no split 'test'"):
+        loop.prepare(untested, evaluated=True)
+    unlike = save("unlike.npz", train=(40, 8), test=(8, 9))
+    with pytest.raises(ConfigError, match=r"images of shape \(9, 9, 1\), .* of \(8, 8, 1\): make them alike"):
+        loop.prepare(unlike)
+    loop.prepare(replace(unlike, augmentation=Augmentation(resize=8)))
+    with pytest.raises(ConfigError, match="split test: crop 8 is larger"):
+        loop.prepare(replace(save("small.npz", train=(40, 8), test=(8, 7)), augmentation=Augmentation(crop=8)))
 
 
 def test_non_finite_loss_names_the_step_and_keeps_checkpoints(tmp_path, data_dir):
@@ -379,10 +439,12 @@ def test_what_may_change_is_said(tmp_path, data_dir):
         ("jit", False, "by jit, batch statistics over all of them"),
     ],
 )
-def test_the_first_line_says_what_batch_norm_sees(capsys, kind, synchronize, expected):
+def test_the_first_lines_say_what_batch_norm_sees_and_what_validates(capsys, data_dir, kind, synchronize, expected):
     config = replace(TINY, model=Model(norm="batch", synchronize=synchronize), parallel=kind)
-    loop.announce(config, parallel.make_engine(kind, batch_size=16), None, [])
-    assert capsys.readouterr().out == f"training on 8 cpu devices {expected}\n"
+    validation = load("digits", split="test", data_dir=data_dir)
+    loop.announce(config, parallel.make_engine(kind, batch_size=16), validation, None, [])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [f"training on 8 cpu devices {expected}", "validating on digits, split test: 297 images"]
 
 
 def test_writing_is_tried_again_where_that_may_help(tmp_path, monkeypatch):

@@ -31,10 +31,15 @@ def keep_freed() -> bool:
     Returns:
         Whether it was done; never with another C library than glibc.
     """
-    if any(name == "GLIBC_TUNABLES" or name.startswith("MALLOC_") for name in os.environ) or _has_accelerator():
+    if is_chosen() or _has_accelerator():
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
     return mallopt is not None and all(mallopt(*setting) for setting in _SETTINGS.items())
+
+
+def is_chosen() -> bool:
+    """Whether the environment says already how malloc shall behave."""
+    return any(name == "GLIBC_TUNABLES" or name.startswith("MALLOC_") for name in os.environ)
 
 
 def _has_accelerator() -> bool:

@@ -17,7 +17,7 @@ import jax
 import tyro
 
 from train import processes
-from train.config import Config, ConfigError, check
+from train.config import Config, ConfigError, check, check_effect
 from train.presets import find, table
 from train.processes import PREEMPTED
 
@@ -172,8 +172,10 @@ def _explain(error: Exception) -> tuple[int, str]:
         return FAILED, str(error)
     if isinstance(error, (ConfigError, DataError, RunError, CheckpointError, OSError)):
         return UNUSABLE, str(error)
+    line = (str(error).strip().splitlines() or [""])[0]
+    if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in line:
+        return UNUSABLE, f"out of memory ({line:.200}): --accumulate, --model.remat or a smaller --batch-size take less"
     if isinstance(error, jax.errors.JaxRuntimeError) and jax.process_count() > 1:
-        line = str(error).strip().splitlines()[0]
         return FAILED, f"another process of this run is gone or cannot be reached ({line}); --resume continues"
     return 0, ""
 
@@ -194,6 +196,7 @@ def _fit(arguments: list[str]) -> int:
         Fit, prog=f"python -m train fit {name}", args=rest, default=Fit(preset.config), description=preset.summary
     )
     config = check(options.config)
+    check_effect(config, preset.config)
     placement = (options.coordinator, options.num_processes, options.process_id)
     if options.distributed:
         processes.join(*placement)
@@ -203,7 +206,7 @@ def _fit(arguments: list[str]) -> int:
     from train import loop
 
     with processes.stop_on_sigterm() as stop_requested:
-        loop.fit(config, folder, resume=options.resume, stop_requested=stop_requested)
+        loop.fit(config, folder, resume=options.resume, evaluated=options.evaluate, stop_requested=stop_requested)
         if stop_requested():
             return _fail("SIGTERM after the last step: the run is trained, --resume evaluates it", PREEMPTED)
     if processes.is_lead():

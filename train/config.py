@@ -180,11 +180,12 @@ class Config:
     """Devices to use; 0 for all."""
     select: Literal["last", "best"] = "last"
     """Which checkpoint is evaluated: the last, or the one of best clean validation accuracy (the released code's
-    choice; needs `--data.holdout`, else it selects on the test set as that code does)."""
+    choice). Validation images are those of `--data.holdout`, else the set's own validation split, else the test images,
+    on which that code selects."""
     checkpoint_every: int = 0
     """Steps between checkpoints beside the one at the end of every epoch; 0 for none."""
     log_every: int = 20
-    """Steps between lines of the metric log."""
+    """Steps between lines of the metric log; every checkpoint ends a line, too."""
     max_rollbacks: int = 0
     """How often a NaN or infinite loss may send the run back to its last checkpoint, to go on without that batch;
     counted over all starts of the run."""
@@ -294,13 +295,47 @@ def check(config: Config) -> Config:
         raise ConfigError(f"--method.penalty finite-difference needs --model.dtype float32, got {config.model.dtype}")
     if "gradient" in method.name and method.weight == 0:
         raise ConfigError(f"--method.weight must be above 0 for the method {method.name}, got 0")
-    if method.name in ("adversarial", "deformation", "flow-gradient+deformation", "spatial") and method.radius == 0:
+    if method.name in (*_ATTACKED, "spatial") and method.radius == 0:
         raise ConfigError(f"--method.radius must be above 0 for the method {method.name}, got 0")
     if method.random_start and not (method.name == "standard" or method.name.startswith("flow-gradient")):
         raise ConfigError(
             f"--method.random-start belongs to standard and the flow-gradient methods, not to {method.name}"
         )
     return config
+
+
+_ATTACKED = ("adversarial", "deformation", "flow-gradient+deformation")
+
+# Which configs read an option that others do not.
+_READ = {
+    "method.weight": lambda config: "gradient" in config.method.name,
+    "method.penalty": lambda config: "gradient" in config.method.name,
+    "method.every": lambda config: "gradient" in config.method.name,
+    "method.difference": lambda config: config.method.penalty == "finite-difference",
+    "method.statistics": lambda config: config.method.name != "standard",
+    "method.radius": lambda config: config.method.name in (*_ATTACKED, "spatial"),
+    "method.steps": lambda config: config.method.name in _ATTACKED,
+    "method.step_size": lambda config: config.method.name in _ATTACKED,
+    "method.degrees": lambda config: config.method.name == "spatial",
+    "method.draws": lambda config: config.method.name == "spatial",
+    "optimizer.nesterov": lambda config: config.optimizer.momentum > 0,
+    "optimizer.decay_epochs": lambda config: config.optimizer.schedule == "step",
+    "optimizer.decay_factor": lambda config: config.optimizer.schedule == "step",
+    "model.synchronize": lambda config: config.model.norm == "batch" and config.parallel == "pmap",
+}
+
+
+def check_effect(config: Config, default: Config) -> None:
+    """Raises a `ConfigError` if an option was changed from its default but is read by nothing in this config."""
+    for name in (line.partition(":")[0] for line in differences(default, config)):
+        if name in _READ and not _READ[name](config):
+            option = name.replace("_", "-")
+            because = {
+                "method": f"the method {config.method.name}",
+                "optimizer": f"the schedule {config.optimizer.schedule} and momentum {config.optimizer.momentum}",
+                "model": f"{config.model.norm} normalization under {config.parallel}",
+            }[name.partition(".")[0]]
+            raise ConfigError(f"--{option} has no effect with {because}: leave it out")
 
 
 def _numbers(tree: dict[str, Any], prefix: str) -> Iterator[tuple[str, float]]:

@@ -24,8 +24,8 @@ from deformreg.curves import accuracy_curve
 from deformreg.evaluation import AttackOutcome, Evaluation, Evaluator, Progress, evaluator
 from train import checkpoints, logs, runs
 from train.config import Config
-from train.data import center_view, load
-from train.loop import build
+from train.data import center_view
+from train.loop import build, open_split
 from train.steps import predict
 
 Suite = Literal["released", "quick", "standard", "full", "spatial"]
@@ -133,13 +133,7 @@ def open_run(folder: Path, *, data_dir: str | None = None, examples: int = 0) ->
     """
     config = runs.load_config(folder)
     run = runs.Run(folder)
-    test = load(
-        config.data.name,
-        split="test",
-        data_dir=data_dir or config.data.data_dir,
-        image_size=config.data.image_size,
-        max_corrupt=config.data.max_corrupt,
-    )
+    test = open_split(config, "test", data_dir)
     chosen, damaged = checkpoints.best_step(run.checkpoints) if config.select == "best" else (None, {})
     network = build(config, test)
     step, state, skipped = checkpoints.restore(run.checkpoints, network.shapes, config=config, step=chosen)

@@ -22,6 +22,7 @@ from train import checkpoints, logs, parallel, processes, rollbacks, runs
 from train.config import Config, ConfigError
 from train.data import (
     Augmentation,
+    NoSplit,
     Source,
     batch_number,
     center_view,
@@ -56,15 +57,13 @@ class Network(NamedTuple):
         model: the Flax module.
         shapes: the state's shapes and types (``jax.ShapeDtypeStruct``s), all that restoring one needs.
         init: makes the state before the first step.
-        step: the training step, not compiled.
-        rate: the learning rate by step.
+        step: the training step, not compiled; its metrics hold the learning rate as well.
     """
 
     model: nn.Module
     shapes: State
     init: Callable[[], State]
     step: Callable[..., Any]
-    rate: Callable[[Any], Any]
 
 
 class Task(NamedTuple):
@@ -72,7 +71,7 @@ class Task(NamedTuple):
 
     Attributes:
         train: training images.
-        validation: held-out images, or the test images where none are held out.
+        validation: held-out images, else the set's own validation split, else the test images.
         network: what is trained.
         steps_per_epoch: optimizer steps.
         skipped: numbers of the batches left out after rollbacks.
@@ -85,24 +84,61 @@ class Task(NamedTuple):
     skipped: tuple[int, ...] = ()
 
 
-def prepare(config: Config) -> Task:
+def prepare(config: Config, *, evaluated: bool = False) -> Task:
     """Opens the data and builds the network.
+
+    Args:
+        config: what to train.
+        evaluated: whether the test images will be wanted; then they are looked at now, not after the training.
 
     Raises:
         DataError: the data cannot be used.
         ConfigError: network or batch do not fit the data.
     """
-    data = config.data
-    options = {"data_dir": data.data_dir, "image_size": data.image_size, "holdout": data.holdout}
-    options["max_corrupt"] = data.max_corrupt
-    train = load(data.name, split="train", **options)
-    validation = load(data.name, split="validation" if data.holdout else "test", **options)
+    train = open_split(config, "train")
+    try:
+        validation = open_split(config, "validation")
+    except NoSplit:
+        validation = open_split(config, "test")
     if config.batch_size > len(train):
         raise ConfigError(f"--batch-size must be at most {len(train)}, the training images, got {config.batch_size}")
     steps_per_epoch = len(train) // config.batch_size
     if config.epochs * steps_per_epoch >= 2**31:
         raise ConfigError(f"--epochs must be at most {2**31 // steps_per_epoch}: steps are counted in 32 bits")
-    return Task(train, validation, build(config, train, steps_per_epoch), steps_per_epoch)
+    network = build(config, train, steps_per_epoch)
+    for source in (validation, *([open_split(config, "test")] if evaluated else ())):
+        _check_agreement(config, train, source)
+    return Task(train, validation, network, steps_per_epoch)
+
+
+def _check_agreement(config: Config, train: Source, other: Source) -> None:
+    """Raises `ConfigError` if a network for the images of one source cannot take those of another."""
+    try:
+        ours, theirs = (output_shape(config.augmentation, source.image_shape) for source in (train, other))
+    except ValueError as error:
+        raise ConfigError(f"{other.name}: {error}") from error
+    if ours != theirs:
+        raise ConfigError(
+            f"{other.name} has images of shape {theirs}, {train.name} of {ours}: make them alike, for example by "
+            "--augmentation.resize"
+        )
+
+
+def open_split(config: Config, split: str, data_dir: str | None = None) -> Source:
+    """A split of a config's data, which may have moved to `data_dir`.
+
+    Raises:
+        DataError: it cannot be used; a `NoSplit` if there is none.
+    """
+    data = config.data
+    return load(
+        data.name,
+        split=split,
+        data_dir=data_dir or data.data_dir,
+        image_size=data.image_size,
+        holdout=data.holdout,
+        max_corrupt=data.max_corrupt,
+    )
 
 
 def build(config: Config, source: Source, steps_per_epoch: int = 1) -> Network:
@@ -121,7 +157,18 @@ def build(config: Config, source: Source, steps_per_epoch: int = 1) -> Network:
         raise ConfigError(f"{config.model.name} on {source.name}: {error}") from error
     # It runs once: on a CPU, optimizing it takes longer than all the rest.
     options = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else {}
-    return Network(model, shapes, jax.jit(init, compiler_options=options), make_step(config, model, optimizer), rate)
+    step = _with_rate(make_step(config, model, optimizer), rate)
+    return Network(model, shapes, jax.jit(init, compiler_options=options), step)
+
+
+def _with_rate(step: Callable[..., Any], rate: Callable[[Array], Any]) -> Callable[..., Any]:
+    """A step whose metrics hold its learning rate: computed beside the step, nobody waits for it."""
+
+    def rated_step(state: State, batch: dict[str, Array], **options: Any) -> tuple[State, dict[str, Array]]:
+        after, metrics = step(state, batch, **options)
+        return after, {**metrics, "learning_rate": jnp.asarray(rate(state.step), jnp.float32)}
+
+    return rated_step
 
 
 def make_model(config: Config, num_classes: int) -> nn.Module:
@@ -139,7 +186,12 @@ def make_model(config: Config, num_classes: int) -> nn.Module:
 
 
 def fit(
-    config: Config, folder: Path, *, resume: bool = False, stop_requested: Callable[[], bool] = lambda: False
+    config: Config,
+    folder: Path,
+    *,
+    resume: bool = False,
+    evaluated: bool = False,
+    stop_requested: Callable[[], bool] = lambda: False,
 ) -> State:
     """Trains a config in a run folder, or continues it from its newest intact checkpoint.
 
@@ -147,6 +199,7 @@ def fit(
         config: what to train.
         folder: the run folder, created.
         resume: continue a run that is there.
+        evaluated: whether the run will be evaluated; then test images that cannot be used are an error now.
         stop_requested: asked before every step; where it says yes in any process, all of them save and stop.
 
     Returns:
@@ -164,14 +217,19 @@ def fit(
     skipped = rollbacks.read(folder)
     while True:
         try:
-            return _fit(config, folder, resume, skipped, stop_requested)
+            return _fit(config, folder, resume, evaluated, skipped, stop_requested)
         except NonFiniteLoss as error:
             batch = batch_number(error.step - 1, skipped)
             skipped, resume = rollbacks.skip(folder, skipped, batch, error, config.max_rollbacks), True
 
 
 def _fit(
-    config: Config, folder: Path, resume: bool, skipped: tuple[int, ...], stop_requested: Callable[[], bool]
+    config: Config,
+    folder: Path,
+    resume: bool,
+    evaluated: bool,
+    skipped: tuple[int, ...],
+    stop_requested: Callable[[], bool],
 ) -> State:
     """`fit` up to the first non-finite loss."""
     run, changes = runs.claim(folder, config, resume=resume)
@@ -181,11 +239,11 @@ def _fit(
             f"--batch-size must be a multiple of {engine.devices} devices times --accumulate {config.accumulate}, "
             f"got {config.batch_size}"
         )
-    task = prepare(config)._replace(skipped=skipped)
+    task = prepare(config, evaluated=evaluated)._replace(skipped=skipped)
     restored = checkpoints.resume(run.checkpoints, task.network.shapes, config=config) if resume else None
     runs.create(run, config)
     if processes.is_lead():
-        announce(config, engine, restored, changes)
+        announce(config, engine, task.validation, restored, changes)
     state = restored.state if restored else task.network.init()
     log = logs.MetricLog(run, after_step=int(state.step))
     try:
@@ -196,7 +254,11 @@ def _fit(
 
 
 def announce(
-    config: Config, engine: parallel.Engine, restored: checkpoints.Restored | None, changes: list[str]
+    config: Config,
+    engine: parallel.Engine,
+    validation: Source,
+    restored: checkpoints.Restored | None,
+    changes: list[str],
 ) -> None:
     """Says what runs where, and what is not as it was when the run was last continued."""
     where = f"{engine.devices} {jax.default_backend()} device{'s' * (engine.devices > 1)}"
@@ -206,7 +268,7 @@ def announce(
     if config.model.norm == "batch" and engine.devices > 1:
         synchronized = config.model.synchronize or config.parallel == "jit"
         text += f", batch statistics {'over all of them' if synchronized else 'of each alone'}"
-    print(text)
+    print(f"{text}\nvalidating on {validation.name}: {len(validation)} images")
     if restored is None:
         return
     for step, reason in restored.skipped.items():
@@ -233,7 +295,7 @@ def _train(
     stop = {asked: engine.put_batch({"stop": np.full(share, asked, np.float32)}) for asked in (False, True)}
     count_right = jax.jit(correct, static_argnums=(0, 3))
     began = time.perf_counter() - log.seconds
-    watch = _Watch(log, task.network.rate, config.log_every, began)
+    watch = _Watch(log, config.log_every, config.method.every, began)
     batches = device_batches(config, task, engine, first)
     hidden = not (processes.is_lead() and sys.stderr.isatty())
     progress = tqdm(total=last, initial=first, desc=f"{config.method.name}", unit="step", disable=hidden)
@@ -259,12 +321,17 @@ def _train(
 
 
 class _Watch:
-    """Reads metrics a few steps late, so that the device never waits, and stops at the first non-finite loss."""
+    """Reads metrics a few steps late, so that the device never waits, and stops at the first non-finite loss.
 
-    def __init__(self, log: logs.MetricLog, rate: Callable[[Any], Any], interval: int, began: float) -> None:
-        self.log, self.rate, self.interval, self.began = log, rate, interval, began
+    A line of the log is the mean over the steps since the last one (the penalty's, over those that took it); `drain`
+    ends one too. So the log does not depend on where a run was killed: it goes on from a checkpoint, and before each
+    of those there was a `drain`.
+    """
+
+    def __init__(self, log: logs.MetricLog, interval: int, every: int, began: float) -> None:
+        self.log, self.interval, self.every, self.began = log, interval, every, began
         self.pending: deque[tuple[int, dict[str, Array]]] = deque()
-        self.window: list[dict[str, float]] = []
+        self.window: dict[int, dict[str, float]] = {}
         self.loss = math.nan
         self.stopping = False
 
@@ -276,10 +343,11 @@ class _Watch:
     def drain(self) -> None:
         while self.pending:
             self._read()
+        self._write()
 
     def _read(self) -> None:
         step, metrics = self.pending.popleft()
-        values = {name: float(np.asarray(value)) for name, value in metrics.items()}
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         # The parameters too: a step of finite loss can leave some that no checkpoint must hold.
         if not all(math.isfinite(values[name]) for name in ("loss", "gradient_norm", "parameter_norm")):
             raise NonFiniteLoss(
@@ -289,12 +357,23 @@ class _Watch:
             )
         self.stopping |= values.pop("stop") > 0
         self.loss = values["loss"]
-        self.window.append(values)
+        self.window[step] = values
         if step % self.interval == 0:
-            means = {name: float(np.mean([values[name] for values in self.window])) for name in values}
-            seconds = time.perf_counter() - self.began
-            self.log.write(step, {**means, "learning_rate": float(self.rate(step - 1)), "seconds": seconds})
-            self.window.clear()
+            self._write()
+
+    def _write(self) -> None:
+        if not self.window:
+            return
+        step, last = next(reversed(self.window.items()))
+        means = {name: np.mean([values[name] for values in self.window.values()]).item() for name in last}
+        penalties = [values["penalty"] for number, values in self.window.items() if (number - 1) % self.every == 0]
+        if penalties:
+            means["penalty"] = np.mean(penalties).item()
+        else:
+            del means["penalty"]
+        seconds = time.perf_counter() - self.began
+        self.log.write(step, {**means, "learning_rate": last["learning_rate"], "seconds": seconds})
+        self.window.clear()
 
 
 def device_batches(config: Config, task: Task, engine: parallel.Engine, first: int) -> Iterator[Any]:

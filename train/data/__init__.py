@@ -8,7 +8,7 @@ from train.data.augment import (
     output_shape,
     to_float,
 )
-from train.data.errors import DataError
+from train.data.errors import DataError, NoSplit
 from train.data.order import batch_number
 from train.data.pipeline import device_prefetch, eval_batches, train_batches
 from train.data.sources import MEMORY_LIMIT, Source, hold_out, load
@@ -17,6 +17,7 @@ __all__ = [
     "MEMORY_LIMIT",
     "Augmentation",
     "DataError",
+    "NoSplit",
     "Source",
     "augment",
     "batch_number",

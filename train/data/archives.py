@@ -16,7 +16,7 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from train.data.errors import DataError, one_line
+from train.data.errors import DataError, NoSplit, one_line
 from train.data.metadata import MAX_CLASSES
 from train.data.storage import Arrays
 
@@ -142,7 +142,7 @@ def _keys(path: Path, archive: zipfile.ZipFile, members: dict[str, _Member], spl
         if all(key in members for key in keys):
             return keys
     names = sorted(name.removesuffix(".npy")[:40] for name in archive.namelist()[:10])
-    raise DataError(f"{path}: no split {split!r} in the keys {', '.join(names) or 'none'}; expected {_KEYS}")
+    raise NoSplit(f"{path}: no split {split!r} in the keys {', '.join(names) or 'none'}; expected {_KEYS}")
 
 
 def _check(path: Path, members: dict[str, _Member], keys: tuple[str, str], memory_limit: int) -> None:

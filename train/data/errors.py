@@ -1,4 +1,4 @@
-"""The one exception of the data package, and the words that several modules share."""
+"""The exceptions of the data package, and the words that several modules share."""
 
 import importlib
 from collections.abc import Iterable
@@ -8,6 +8,10 @@ from types import ModuleType
 
 class DataError(ValueError):
     """A data set cannot be used; the message is one line with the culprit and the remedy."""
+
+
+class NoSplit(DataError):
+    """A data set has no such split."""
 
 
 def require(module: str, package: str, why: str) -> ModuleType:
@@ -47,8 +51,8 @@ def one_line(error: object) -> str:
     return lines[0][:200] if lines else type(error).__name__
 
 
-def no_split(where: Path, split: str, usable: Iterable[str]) -> DataError:
+def no_split(where: Path, split: str, usable: Iterable[str]) -> NoSplit:
     """The error for a split that is missing or empty."""
     cut = "; or cut one off train with holdout" if split == "validation" else ""
     found = ", ".join(usable) or "none"
-    return DataError(f"{where}: no examples in a split {split!r}; use one that has: {found}{cut}")
+    return NoSplit(f"{where}: no examples in a split {split!r}; use one that has: {found}{cut}")
