@@ -98,7 +98,7 @@ def test_the_launcher_passes_signals_on(trainer, tmp_path):
     out, err = trainer.run(trainer.options(run, "--resume", epochs=4))
     assert f"continuing after step {saved}" in out
     assert "processes: 2, 1" in err
-    assert [line["step"] for line in log(run) if "loss" in line] == list(range(5, 61, 5))
+    assert [line["step"] for line in log(run) if "loss" in line] == sorted({saved, *range(5, 61, 5)})
 
 
 def test_when_one_process_dies_the_others_end(trainer, tmp_path):
