@@ -140,10 +140,10 @@ def open_run(folder: Path, *, data_dir: str | None = None, examples: int = 0) ->
         image_size=config.data.image_size,
         max_corrupt=config.data.max_corrupt,
     )
-    chosen, damaged = checkpoints.best_step(run.checkpoints) if config.select == "best" else (None, {})
+    steps = checkpoints.best_first(run.checkpoints) if config.select == "best" else None
     network = build(config, test)
-    step, state, skipped = checkpoints.restore(run.checkpoints, network.shapes, config=config, step=chosen)
-    for other, reason in {**damaged, **skipped}.items():
+    step, state, skipped = checkpoints.restore(run.checkpoints, network.shapes, config=config, steps=steps)
+    for other, reason in skipped.items():
         print(f"skipped the damaged checkpoint of step {other}: {reason}", file=sys.stderr)
     count = min(examples or config.evaluation.examples or len(test), len(test))
     indices = np.arange(count)
