@@ -86,6 +86,7 @@ def test_a_coordinator_that_does_not_answer_is_named(capsys, tmp_path, monkeypat
         (["evaluate", "no/such/run", "--radius", "nan"], "--radius"),
         (["evaluate", "no/such/run", "--suite", "easy"], "easy"),
         (["evaluate", "no/such/run", "--radii", "0.5", "0.2"], "--radii must increase from above 0 pixels"),
+        (["evaluate", "no/such/run", "--seed", "1" + "0" * 20], "--seed must be in 0..4294967295, got 1000"),
         (["certify"], "certify needs a run folder"),
         (["certify", "no/such/run"], "no/such/run"),
         (["certify", "no/such/run", "--family", "shear"], "shear"),

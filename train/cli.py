@@ -223,6 +223,8 @@ def _evaluate(arguments: list[str]) -> int:
         return _fail(f"--radii must increase from above 0 pixels, got {' '.join(map(str, options.radii))}")
     if options.examples < 0:
         return _fail(f"--examples must be at least 0, got {options.examples}")
+    if not 0 <= options.seed < 2**32:
+        return _fail(f"--seed must be in 0..4294967295, got {options.seed!s:.80}")
     return _compare(options)
 
 
