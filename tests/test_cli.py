@@ -139,8 +139,8 @@ def test_fit_evaluate_and_compare(capsys, tmp_path):
         assert 0 <= row["multi_step_accuracy"] <= row["clean_accuracy"] <= 1
         assert row["train_seconds"] > 0
     assert "standard" in out
-    for path in ("both/comparison.png", "both/comparison.md", "flow/examples.png", "flow/curve.png"):
-        assert (tmp_path / path).stat().st_size > 100
+    for path in ("comparison.png", "comparison.md", "flow/examples.png", "flow/curve.png"):
+        assert (tmp_path / "both" / path).stat().st_size > 100
     rows = json.loads((tmp_path / "out.json").read_text())
     assert rows["flow"]["attacks"]
     accuracies = [point["accuracy"] for point in rows["flow"]["curve"]]

@@ -73,10 +73,6 @@ class Run(NamedTuple):
     def checkpoints(self) -> Path:
         return self.folder / "checkpoints"
 
-    @property
-    def evaluation(self) -> Path:
-        return self.folder / "evaluation.json"
-
 
 def short_names(folders: Sequence[Path]) -> list[str]:
     """The folders' own names where they differ, else as much of the paths as it takes."""
