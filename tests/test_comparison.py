@@ -135,9 +135,9 @@ def test_a_report_has_its_place(tmp_path, monkeypatch):
     assert reports.places(several[:1], Path("out")) == [Path("out")]
 
 
-def test_all_results_go_below_the_output(capsys, tmp_path, monkeypatch):
+def test_all_results_go_below_the_output_whatever_classes_are_called(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    folders = [write_run(Path(where, "run")) for where in ("a", "b")]
+    folders = [write_run(Path(where, "run"), names=("$\\x$", "caf\udce9")) for where in ("$_$", "b")]  # no formulas
     before = set(Path().rglob("*"))
     assert main(["evaluate", *map(str, folders), "--output", "out", "--json", "all.json"]) == 0, capsys.readouterr()
     written = {str(path) for path in set(Path().rglob("*")) - before if path.is_file()}
@@ -152,3 +152,13 @@ def test_all_results_go_below_the_output(capsys, tmp_path, monkeypatch):
     for folder in folders:
         assert rows.pop(str(folder)) == json.loads(Path("out", folder, "evaluation.json").read_text())
     assert not rows
+
+
+@pytest.mark.parametrize("name", [os.fsdecode(b"\xff"), "a\\b"])
+def test_folders_of_which_no_checkpoint_could_be_read_are_named(capsys, tmp_path, name):
+    folder = tmp_path / name
+    for command in (["fit", "digits-flow", "--run-dir"], ["evaluate"], ["certify"], ["verify"]):
+        assert f"{str(folder)!r} has a backslash or is not UTF-8" in refused(capsys, *command, folder)
+    assert not folder.exists()
+    good = write_run(tmp_path / "run")
+    assert f"{str(folder)!r} has a backslash or is not UTF-8" in refused(capsys, "evaluate", good, "--output", folder)

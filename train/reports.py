@@ -34,6 +34,7 @@ def check_writable(folders: Sequence[Path], file: Path | None) -> None:
         RunError: they cannot.
     """
     for folder in [*folders, *([file.parent] if file else [])]:
+        runs.check_name(folder)
         there = next(path for path in (folder, *folder.parents) if path.exists())
         if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
             raise runs.RunError(f"{folder}: nothing can be written into {there}; choose another --output or --json")
