@@ -63,7 +63,7 @@ def assert_is(restored, step):
 
 def test_what_is_read_is_what_was_written(run):
     assert_is(restore(run), 2)
-    assert_is(restore(run, step=1), 1)
+    assert_is(restore(run, steps=[1]), 1)
     assert restore(run).skipped == {}
     assert jax.tree.structure(restore(run).state) == jax.tree.structure(state(0))
 
@@ -71,12 +71,31 @@ def test_what_is_read_is_what_was_written(run):
 def test_the_last_two_and_the_best_are_kept(tmp_path):
     run = write(tmp_path / "run", [0.1, 0.8, 0.3, None, 0.8, 0.2, None])
     assert manifests.steps(run.checkpoints) == [5, 6, 7]
-    assert checkpoints.best_step(run.checkpoints) == (5, {})
-    assert checkpoints.best_step(write(tmp_path / "none", [None]).checkpoints) == (None, {})
+    assert checkpoints.best_first(run.checkpoints) == [5, 6, 7]
+    assert checkpoints.best_first(write(tmp_path / "none", [None, None]).checkpoints) == [2, 1]
+
+
+def test_the_best_is_looked_for_first_and_named_where_it_is_damaged(tmp_path):
+    run = write(tmp_path / "run", [0.9, 0.3, 0.8])
+    assert checkpoints.best_first(run.checkpoints) == [1, 3, 2]
+    flip_a_bit(run.checkpoints / "2" / "manifest")
+    assert checkpoints.best_first(run.checkpoints) == [2, 1, 3]  # it may have been the best
+    flip_a_bit(run.checkpoints / "1" / "state")
+    restored = restore(run, steps=checkpoints.best_first(run.checkpoints))
+    assert_is(restored, 3)
+    assert list(restored.skipped) == [2, 1]
 
 
 def files(folder):
     return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def flip_a_bit(folder):
+    """In the middle of the largest file."""
+    largest = max(files(folder), key=lambda path: path.stat().st_size)
+    data = bytearray(largest.read_bytes())
+    data[len(data) // 2] ^= 1
+    largest.write_bytes(data)
 
 
 def test_flips_and_truncations_are_found_or_harmless(pytestconfig, tmp_path):
@@ -100,7 +119,7 @@ def test_flips_and_truncations_are_found_or_harmless(pytestconfig, tmp_path):
         outcomes["found" if restored is None else "harmless"] += 1
         if restored is not None:
             assert_is(restored, 1)
-            assert checkpoints.best_step(run.checkpoints)[0] == 1
+            assert manifests.read_manifest(run.checkpoints, 1)["accuracy"] == 0.5
         path.write_bytes(before)
     print(f"{flips} flipped bits, {flips // 5} truncations: {outcomes}")
     assert_is(restore(run), 1)
@@ -109,10 +128,7 @@ def test_flips_and_truncations_are_found_or_harmless(pytestconfig, tmp_path):
 
 @pytest.mark.parametrize("part", ["state", "manifest"])
 def test_damage_falls_back_and_is_set_aside(run, part):
-    largest = max(files(run.checkpoints / "2" / part), key=lambda path: path.stat().st_size)
-    data = bytearray(largest.read_bytes())
-    data[len(data) // 2] ^= 1
-    largest.write_bytes(data)
+    flip_a_bit(run.checkpoints / "2" / part)
     assert [bool(damage) for _, damage in checkpoints.verify(run.checkpoints, CONFIG)] == [False, True]
     restored = checkpoints.resume(run.checkpoints, state(0), config=CONFIG)
     assert_is(restored, 1)

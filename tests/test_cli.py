@@ -90,6 +90,7 @@ def test_a_coordinator_that_does_not_answer_is_named(capsys, tmp_path, monkeypat
         (["evaluate", "no/such/run", "--radius", "nan"], "--radius"),
         (["evaluate", "no/such/run", "--suite", "easy"], "easy"),
         (["evaluate", "no/such/run", "--radii", "0.5", "0.2"], "--radii must increase from above 0 pixels"),
+        (["evaluate", "no/such/run", "--seed", "1" + "0" * 20], "--seed must be in 0..4294967295, got 1000"),
         (["certify"], "certify needs a run folder"),
         (["certify", "no/such/run"], "no/such/run"),
         (["certify", "no/such/run", "--family", "shear"], "shear"),
@@ -142,8 +143,8 @@ def test_fit_evaluate_and_compare(capsys, tmp_path):
         assert 0 <= row["multi_step_accuracy"] <= row["clean_accuracy"] <= 1
         assert row["train_seconds"] > 0
     assert "standard" in out
-    for path in ("both/comparison.png", "both/comparison.md", "flow/examples.png", "flow/curve.png"):
-        assert (tmp_path / path).stat().st_size > 100
+    for path in ("comparison.png", "comparison.md", "flow/examples.png", "flow/curve.png"):
+        assert (tmp_path / "both" / path).stat().st_size > 100
     rows = json.loads((tmp_path / "out.json").read_text())
     assert rows["flow"]["attacks"]
     accuracies = [point["accuracy"] for point in rows["flow"]["curve"]]

@@ -388,6 +388,20 @@ def test_a_sets_own_validation_split_is_used(tmp_path):
         loop.prepare(replace(save("small.npz", train=(40, 8), test=(8, 7)), augmentation=Augmentation(crop=8)))
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"step": 9, "seconds": "x"}', '{"step": 9, "seconds": NaN}', '{"step": 9, "seconds": 1e999}',
+        '{"step": 9, "seconds": -1}', '{"step": 9, "seconds": 1' + "0" * 400 + "}", '{"step": 9, "seconds": null}',
+        '{"step": "9"}', '{"step": 9, "loss": ' + "[" * 100_000, "[9]", '{"step": 9,',
+    ],
+)  # fmt: skip
+def test_lines_that_no_log_has_are_left_out(tmp_path, line):
+    run = runs.Run(tmp_path)
+    run.metrics.write_text(f'{{"step": 5, "seconds": 2.5}}\n{line}\n{{"step": 7}}\n')
+    assert logs.read_metrics(run) == [{"step": 5, "seconds": 2.5}, {"step": 7}]
+
+
 def test_non_finite_loss_names_the_step_and_keeps_checkpoints(tmp_path, data_dir):
     optimizer = Optimizer(learning_rate=1e9, schedule="step", decay_epochs=(), warmup_epochs=0.0)
     config = small(data_dir, optimizer=optimizer, batch_size=100)

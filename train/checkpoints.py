@@ -6,6 +6,7 @@ step that is whole.
 
 from __future__ import annotations
 
+import math
 import shutil
 import warnings
 from collections.abc import Iterator, Sequence
@@ -33,7 +34,7 @@ class Restored(NamedTuple):
     Attributes:
         step: of the checkpoint.
         state: NumPy arrays.
-        skipped: newer steps that are damaged, with what is wrong with them.
+        skipped: steps tried before that are damaged, with what is wrong with them.
     """
 
     step: int
@@ -138,10 +139,14 @@ def _storing(run: runs.Run) -> Iterator[None]:
         ) from error
 
 
-def best_step(folder: Path) -> tuple[int | None, dict[int, str]]:
-    """The step of best validation accuracy, None where no checkpoint has one; and the damaged ones, not considered."""
+def best_first(folder: Path) -> list[int]:
+    """The steps by validation accuracy, best first, of equal ones the last; then those without one, newest first.
+
+    First of all come those whose manifest is damaged, for any of them may have been the best: `restore` names them.
+    """
     accuracies, damaged = _accuracies(folder)
-    return _best(accuracies), damaged
+    rank = {**accuracies, **dict.fromkeys(damaged, math.inf)}
+    return sorted(manifests.steps(folder), key=lambda step: (rank.get(step, -math.inf), step), reverse=True)
 
 
 def _accuracies(folder: Path) -> tuple[dict[int, float], dict[int, str]]:
@@ -155,20 +160,20 @@ def _accuracies(folder: Path) -> tuple[dict[int, float], dict[int, str]]:
     return {step: accuracy for step, accuracy in accuracies.items() if accuracy is not None}, damaged
 
 
-def restore(folder: Path, state: Tree, *, config: Config, step: int | None = None) -> Restored:
-    """Reads the newest checkpoint that is whole.
+def restore(folder: Path, state: Tree, *, config: Config, steps: Sequence[int] | None = None) -> Restored:
+    """Reads the first checkpoint that is whole.
 
     Args:
         folder: a run's checkpoints.
         state: a state of the same structure, shapes and types, or only these (`jax.eval_shape`).
         config: the run's; it must be the checkpoint's in all that training depends on.
-        step: only this one; None for the newest.
+        steps: in which order they are tried; None for all, newest first.
 
     Raises:
         CheckpointError: none is whole, or it belongs to another config or network.
     """
     skipped = {}
-    for candidate in [step] if step is not None else reversed(manifests.steps(folder)):
+    for candidate in reversed(manifests.steps(folder)) if steps is None else steps:
         try:
             manifest = manifests.read_manifest(folder, candidate)
             _check_fits(folder / str(candidate), manifest, state, config)
@@ -223,7 +228,7 @@ def resume(folder: Path, state: Tree, *, config: Config) -> Restored | None:
     if chosen < 0:
         raise CheckpointError(f"{folder}: process 0 finds no checkpoint to continue from")
     if chosen and not found:
-        found = restore(folder, state, config=config, step=chosen)
+        found = restore(folder, state, config=config, steps=[chosen])
     return found
 
 

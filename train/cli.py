@@ -73,7 +73,7 @@ class Evaluate:
     """Attacks trained runs on their test images and compares them."""
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
-    """Run folders."""
+    """Run folders, of the same test images."""
     suite: Literal["released", "quick", "standard", "full", "spatial"] = "released"
     """released: the paper's multi-step attack (zero start, last iterate); quick, standard, full: any iterate counts,
     more attacks, restarts. spatial: translations by at most the radius, with rotations by at most 10 degrees for
@@ -93,10 +93,10 @@ class Evaluate:
     data_dir: str | None = None
     """Where the data lies, if it has moved since training."""
     output: Path | None = None
-    """Folder for comparison.json, comparison.md and comparison.png; by default the run folder itself for one run and
-    the folder above the first one for several."""
+    """Folder for all that is written, with a sub-folder for each of several runs. By default the evaluation and its
+    pictures go into each run folder, and the comparison of several runs into the folder above the first one."""
     json: Path | None = None
-    """Also write the comparison (for a single run: its evaluation) to this file, for scripts."""
+    """Also write the evaluation (of several runs: all, by name) to this file, for scripts."""
     seed: int = 0
     """Seed of the attacks' random numbers."""
 
@@ -226,6 +226,8 @@ def _evaluate(arguments: list[str]) -> int:
         return _fail(f"--radii must increase from above 0 pixels, got {' '.join(map(str, options.radii))}")
     if options.examples < 0:
         return _fail(f"--examples must be at least 0, got {options.examples}")
+    if not 0 <= options.seed < 2**32:
+        return _fail(f"--seed must be in 0..4294967295, got {options.seed!s:.80}")
     return _compare(options)
 
 
@@ -233,8 +235,10 @@ def _certify(arguments: list[str]) -> int:
     from train import certification, reports, runs
 
     options = certification.parse(arguments)
+    folder = options.output or options.run
+    reports.check_writable([folder], options.json)
     certified = certification.certify_run(options)
-    reports.write_certified(options.output or options.run, runs.short_names([options.run])[0], certified)
+    reports.write_certified(folder, runs.short_names([options.run])[0], certified)
     if options.json:
         runs.write_json(options.json, certified.row)
     return 0
@@ -269,22 +273,18 @@ def _launch(arguments: list[str]) -> int:
 def _compare(options: Evaluate) -> int:
     from train import evaluation, reports, runs
 
-    names = runs.short_names(options.runs)
-    trained = [
-        evaluation.open_run(folder, data_dir=options.data_dir, examples=options.examples) for folder in options.runs
-    ]
+    trained = evaluation.open_runs(options.runs, data_dir=options.data_dir, examples=options.examples)
     radius = trained[0].config.evaluation.radius if options.radius is None else options.radius
-    sources = evaluation.open_sources(options.transfer_from, trained, data_dir=options.data_dir)
+    sources = evaluation.open_sources(options.transfer_from, trained[0], data_dir=options.data_dir)
     protocol = evaluation.Protocol(options.suite, radius, options.radii, options.independent, sources, options.seed)
-    studies = {
-        name: evaluation.evaluate_run(folder, run, protocol)
-        for name, folder, run in zip(names, options.runs, trained, strict=True)
-    }
-    class_names = trained[0].class_names
-    for folder, study in zip(options.runs, studies.values(), strict=True):
-        reports.write_run_report(folder, study, class_names)
-    if len(studies) > 1 or options.output:
-        reports.write_comparison(options.output or options.runs[0].parent, studies, class_names)
+    folders, above = reports.places(options.runs, options.output), options.output or options.runs[0].parent
+    reports.check_writable(folders if len(folders) == 1 else [*folders, above], options.json)
+    studies = {}
+    for name, folder, run in zip(runs.short_names(options.runs), folders, trained, strict=True):
+        studies[name] = evaluation.evaluate_run(name, run, protocol)
+        reports.write_run_report(folder, name, studies[name], run.class_names)
+    if len(studies) > 1:
+        reports.write_comparison(above, studies, trained[0].class_names)
     if options.json:
         rows = {name: study.row for name, study in studies.items()}
         runs.write_json(options.json, next(iter(rows.values())) if len(rows) == 1 else rows)

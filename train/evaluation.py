@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ from deformreg.curves import accuracy_curve
 from deformreg.evaluation import AttackOutcome, Evaluation, Evaluator, Progress, evaluator
 from train import checkpoints, logs, runs
 from train.config import Config
-from train.data import center_view
+from train.data import DataError, Source, center_view, output_shape
 from train.loop import build, open_split
 from train.steps import predict
 
@@ -131,54 +132,103 @@ def open_run(folder: Path, *, data_dir: str | None = None, examples: int = 0) ->
     Raises:
         RunError, ConfigError, CheckpointError, DataError: something cannot be used; one line says what.
     """
-    config = runs.load_config(folder)
-    run = runs.Run(folder)
-    test = open_split(config, "test", data_dir)
-    chosen, damaged = checkpoints.best_step(run.checkpoints) if config.select == "best" else (None, {})
-    network = build(config, test)
-    step, state, skipped = checkpoints.restore(run.checkpoints, network.shapes, config=config, step=chosen)
-    for other, reason in {**damaged, **skipped}.items():
-        print(f"skipped the damaged checkpoint of step {other}: {reason}", file=sys.stderr)
+    config, test, logits_fn, step = _restore(folder, data_dir)
     count = min(examples or config.evaluation.examples or len(test), len(test))
     indices = np.arange(count)
     images, labels = test.read(indices)
     readable = ~test.corrupt(indices)
+    if not readable.any():
+        raise DataError(f"{test.name}: none of the first {count} can be read; repair them, or --examples takes more")
     images, labels, count = images[readable], labels[readable], int(np.sum(readable))
     view = jax.jit(partial(center_view, options=config.augmentation))
     views = [np.asarray(view(images[i : i + 1000])) for i in range(0, count, 1000)]
-    logits_fn = jax.tree_util.Partial(Predictor(network.model), state.params, state.batch_stats)
-    seconds = max((line.get("seconds", 0.0) for line in logs.read_metrics(run)), default=0.0)
+    seconds = max((line.get("seconds", 0.0) for line in logs.read_metrics(runs.Run(folder))), default=0.0)
     return Trained(config, logits_fn, np.concatenate(views), labels, test.class_names, step, seconds)
 
 
-def open_sources(
-    folders: Sequence[Path], evaluated: Sequence[Trained], *, data_dir: str | None = None
-) -> tuple[tuple[str, Callable[[Array], Array]], ...]:
-    """Restores the networks whose deformed images are to be shown to the evaluated ones, as names and logits functions.
+def _restore(folder: Path, data_dir: str | None) -> tuple[Config, Source, Callable[[Array], Array], int]:
+    """A run's config, its test images, not read yet, its logits function, and the step this one is of."""
+    config = runs.load_config(folder)
+    test = open_split(config, "test", data_dir)
+    network = build(config, test)
+    stored = runs.Run(folder).checkpoints
+    steps = checkpoints.best_first(stored) if config.select == "best" else None
+    step, state, skipped = checkpoints.restore(stored, network.shapes, config=config, steps=steps)
+    for other, reason in skipped.items():
+        print(f"skipped the damaged checkpoint of step {other}: {reason}", file=sys.stderr)
+    logits_fn = jax.tree_util.Partial(Predictor(network.model), state.params, state.batch_stats)
+    return config, test, logits_fn, step
+
+
+def open_runs(folders: Sequence[Path], *, data_dir: str | None = None, examples: int = 0) -> list[Trained]:
+    """Restores runs that are to be compared: each one once, on the same test images.
 
     Raises:
-        RunError: one sees images of another shape, or knows other classes.
+        RunError: one is named twice, or sees other test images than the first.
         ConfigError, CheckpointError, DataError: as `open_run`.
     """
+    _check_each_once(folders)
+    opened: list[Trained] = []
+    for folder in folders:
+        run = open_run(folder, data_dir=data_dir, examples=examples)
+        opened.append(run)
+        if not _comparable(run, opened[0]):
+            raise runs.RunError(
+                f"{folder} does not compare with {folders[0]}, whose test images are others ({_tested_on(run)}; "
+                f"{_tested_on(opened[0])}): evaluate each alone, or give the same number of them by --examples"
+            )
+    return opened
+
+
+def _comparable(run: Trained, other: Trained) -> bool:
+    return (
+        run.class_names == other.class_names
+        and np.array_equal(run.labels, other.labels)
+        and np.array_equal(run.images, other.images)
+    )
+
+
+def _check_each_once(folders: Sequence[Path]) -> None:
+    places = [os.path.abspath(folder) for folder in folders]
+    for folder, place in zip(folders, places, strict=True):
+        if places.count(place) > 1:
+            raise runs.RunError(f"{folder} is named twice: leave one out")
+
+
+def _tested_on(run: Trained) -> str:
+    count, *shape = run.images.shape
+    return f"{count} of {run.config.data.name}, {' x '.join(map(str, shape))}, {len(run.class_names)} classes"
+
+
+def open_sources(
+    folders: Sequence[Path], evaluated: Trained, *, data_dir: str | None = None
+) -> tuple[tuple[str, Callable[[Array], Array]], ...]:
+    """Restores the networks whose deformed images are to be shown to those evaluated, as names and logits functions.
+
+    Raises:
+        RunError: one is named twice, sees images of another shape than the evaluated one, or knows other classes.
+        ConfigError, CheckpointError, DataError: as `open_run`.
+    """
+    _check_each_once(folders)
+    ours = evaluated.images.shape[1:], len(evaluated.class_names)
     sources = []
     for name, folder in zip(runs.short_names(folders), folders, strict=True):
-        source = open_run(folder, data_dir=data_dir, examples=1)
-        for run in evaluated:
-            ours, theirs = ((each.images.shape[1:], len(each.class_names)) for each in (run, source))
-            if ours != theirs:
-                raise runs.RunError(
-                    f"nothing transfers from {folder}: its network takes images {theirs[0]} of {theirs[1]} classes, "
-                    f"the evaluated one {ours[0]} of {ours[1]}"
-                )
-        sources.append((name, source.logits_fn))
+        config, test, logits_fn, _ = _restore(folder, data_dir)
+        theirs = output_shape(config.augmentation, test.image_shape), test.num_classes
+        if ours != theirs:
+            raise runs.RunError(
+                f"nothing transfers from {folder}: its network takes images {theirs[0]} of {theirs[1]} classes, "
+                f"the evaluated one {ours[0]} of {ours[1]}"
+            )
+        sources.append((name, logits_fn))
     return tuple(sources)
 
 
-def evaluate_run(folder: Path, trained: Trained, protocol: Protocol) -> Study:
-    """Evaluates a trained run and writes ``evaluation.json`` into its folder.
+def evaluate_run(name: str, trained: Trained, protocol: Protocol) -> Study:
+    """Evaluates a trained run.
 
     Args:
-        folder: the run folder.
+        name: what to call it.
         trained: from `open_run`.
         protocol: how.
 
@@ -199,12 +249,12 @@ def evaluate_run(folder: Path, trained: Trained, protocol: Protocol) -> Study:
     key = jax.random.key(protocol.seed)
     exhibits: dict[str, _Exhibit] = {}
     few, few_labels = trained.images[:CURVE_EXAMPLES], trained.labels[:CURVE_EXAMPLES]
-    with _progress_bar(folder.name) as (bar, progress):
+    with _progress_bar(name) as (bar, progress):
         evaluation = run_suite(
             trained.logits_fn, trained.images, trained.labels, radius=protocol.radius, key=key, progress=progress,
             collect=partial(_collect, exhibits, len(few)),
         )  # fmt: skip
-        bar.set_description(f"{folder.name}, accuracy curve")
+        bar.set_description(f"{name}, accuracy curve")
         curve = accuracy_curve(
             run_curve, trained.logits_fn, trained.images[shown], trained.labels[shown], radii, key=key,
             progress=progress,
@@ -224,9 +274,6 @@ def evaluate_run(folder: Path, trained: Trained, protocol: Protocol) -> Study:
         "seed": protocol.seed,
         "environment": runs.environment(),
     }
-    runs.write_json(runs.Run(folder).evaluation, row)
-    runs.write_text(folder / "evaluation.csv", reports.to_csv(evaluation))
-    runs.write_text(folder / "curve.csv", reports.curves_to_csv({folder.name: row["curve"]}))
     return Study(row, evaluation, sample)
 
 

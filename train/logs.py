@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -12,16 +13,21 @@ from train import processes, runs
 
 
 def read_metrics(run: runs.Run) -> list[dict[str, Any]]:
-    """The lines of the metric log; one that a crash cut off or a disk damaged is left out."""
+    """The lines of the metric log; one that is cut off or damaged, or whose time is no number, is left out."""
     if not run.metrics.is_file():
         return []
     lines = []
     for text in run.metrics.read_text(encoding="utf-8", errors="replace").splitlines():
-        with suppress(ValueError):
+        with suppress(ValueError, RecursionError):  # deep nesting, beside what is no JSON
             line = json.loads(text)
-            if isinstance(line, dict) and isinstance(line.get("step"), int):
+            if isinstance(line, dict) and isinstance(line.get("step"), int) and _is_time(line.get("seconds", 0.0)):
                 lines.append(line)
     return lines
+
+
+def _is_time(value: Any) -> bool:
+    """Whether a value is a finite number of seconds: no text, no NaN, no integer beyond all floats."""
+    return isinstance(value, (int, float)) and 0 <= value <= sys.float_info.max
 
 
 class MetricLog:

@@ -19,6 +19,8 @@ from train.runs import write_bytes
 RIGHT, WRONG = "#1a7f37", "#cf222e"
 COLORS = ("#0969da", "#bc4c00", "#8250df", "#1a7f37", "#bf3989", "#6e7781")
 
+mpl.rcParams["text.parse_math"] = False  # names of runs and classes are no formulas, whatever dollars are in them
+
 
 def save_curves(path: Path, rows: Mapping[str, Mapping[str, Any]]) -> None:
     """Accuracy against the budget, one line a run."""
@@ -67,7 +69,7 @@ def save_comparison(path: Path, studies: Mapping[str, Study], class_names: Seque
     axes = lower.subplots(1 + len(found), len(order), squeeze=False)
     for column, index in enumerate(order):
         _show(axes[0, column], first.images[index])
-        axes[0, column].set_xlabel(class_names[first.labels[index]], fontsize=9)
+        axes[0, column].set_xlabel(_shown(class_names[first.labels[index]]), fontsize=9)
         for line, sample in enumerate(found.values(), 1):
             _show(axes[line, column], sample.deformed[index])
             _label(axes[line, column], class_names, sample.after[index], sample.labels[index])
@@ -152,4 +154,9 @@ def _show_flow(axis: Axes, flow: np.ndarray, radius: float) -> None:
 
 
 def _label(axis: Axes, class_names: Sequence[str], predicted: int, label: int) -> None:
-    axis.set_xlabel(class_names[predicted], fontsize=9, color=RIGHT if predicted == label else WRONG)
+    axis.set_xlabel(_shown(class_names[predicted]), fontsize=9, color=RIGHT if predicted == label else WRONG)
+
+
+def _shown(class_name: str) -> str:
+    """A name as it can be drawn: folders need not be named in UTF-8."""
+    return class_name.encode(errors="backslashreplace").decode()

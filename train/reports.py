@@ -1,17 +1,43 @@
-"""Reports: Markdown tables, the comparison of several runs, and where their pictures go. JSON is the truth."""
+"""Reports: JSON, which is the truth, Markdown tables and pictures of runs and comparisons, and where they go."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from deformreg.reports import curves_to_csv, to_markdown
+from deformreg.reports import curves_to_csv, to_csv, to_markdown
 from train import pictures, runs
 from train.certification import Certified
 from train.evaluation import Study
 
 Row = Mapping[str, Any]
+
+
+def places(folders: Sequence[Path], output: Path | None) -> list[Path]:
+    """Where each run's report goes: into the run folder, or below `output`.
+
+    There a run keeps its path from the folder that all are in; a single one needs no folder of its own.
+    """
+    if output is None:
+        return list(folders)
+    whole = [os.path.abspath(folder) for folder in folders]
+    above = os.path.commonpath(whole)
+    return [output / os.path.relpath(folder, above) for folder in whole]
+
+
+def check_writable(folders: Sequence[Path], file: Path | None) -> None:
+    """Looks, before work of hours, whether its results can be written into folders and to a file; writes nothing.
+
+    Raises:
+        RunError: they cannot.
+    """
+    for folder in [*folders, *([file.parent] if file else [])]:
+        runs.check_name(folder)
+        there = next(path for path in (folder, *folder.parents) if path.exists())
+        if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+            raise runs.RunError(f"{folder}: nothing can be written into {there}; choose another --output or --json")
 
 
 def table(rows: Mapping[str, Row]) -> str:
@@ -53,14 +79,17 @@ def _caption(row: Row) -> str:
     )
 
 
-def write_run_report(folder: Path, study: Study, class_names: Sequence[str]) -> None:
-    """Writes a run's ``evaluation.md`` and pictures beside its ``evaluation.json``, and prints where they are."""
+def write_run_report(folder: Path, name: str, study: Study, class_names: Sequence[str]) -> None:
+    """Writes ``evaluation.json``, ``.csv`` and ``.md``, the curve and pictures; prints the table and where they are."""
     row = study.row
-    text = f"# {folder.name}\n\n{_caption(row)}\n\n{table({folder.name: row})}\n\n{to_markdown(study.evaluation)}"
+    runs.write_json(folder / "evaluation.json", row)
+    runs.write_text(folder / "evaluation.csv", to_csv(study.evaluation))
+    runs.write_text(folder / "curve.csv", curves_to_csv({name: row["curve"]}))
+    text = f"# {name}\n\n{_caption(row)}\n\n{table({name: row})}\n\n{to_markdown(study.evaluation)}"
     runs.write_text(folder / "evaluation.md", text + "\n![curve](curve.png)\n\n![examples](examples.png)\n")
     pictures.save_examples(folder / "examples.png", study, class_names)
-    pictures.save_curves(folder / "curve.png", {folder.name: row})
-    print(f"\n{table({folder.name: row})}\n{_flags(row)}report: {folder / 'evaluation.md'}")
+    pictures.save_curves(folder / "curve.png", {name: row})
+    print(f"\n{table({name: row})}\n{_flags(row)}report: {folder / 'evaluation.md'}")
 
 
 def _flags(row: Row) -> str:

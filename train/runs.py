@@ -73,15 +73,18 @@ class Run(NamedTuple):
     def checkpoints(self) -> Path:
         return self.folder / "checkpoints"
 
-    @property
-    def evaluation(self) -> Path:
-        return self.folder / "evaluation.json"
-
 
 def short_names(folders: Sequence[Path]) -> list[str]:
     """The folders' own names where they differ, else as much of the paths as it takes."""
     names = [folder.name or str(folder) for folder in folders]
     return names if len(set(names)) == len(names) else [str(folder) for folder in folders]
+
+
+def check_name(folder: Path) -> None:
+    """Raises `RunError` for a folder that Orbax cannot read checkpoints from: not UTF-8, or a backslash in it."""
+    path = folder.absolute().as_posix()
+    if "\\" in path or path.encode(errors="ignore").decode() != path:
+        raise RunError(f"{path!r} has a backslash or is not UTF-8: rename it or choose another folder")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -161,8 +164,10 @@ def claim(folder: Path, config: configs.Config, *, resume: bool) -> tuple[Run, l
         The run, and what has changed since it was last continued, as ``name: there, here``.
 
     Raises:
-        RunError: the folder holds a run and `resume` is false, or its config differs in what must not change.
+        RunError: the folder holds a run and `resume` is false, its config differs in what must not change, or the
+            folder's name will not do.
     """
+    check_name(folder)
     run = Run(folder)
     if run.config.exists():
         if not resume:
@@ -229,9 +234,10 @@ def load_config(folder: Path) -> configs.Config:
     """Reads a run's config.
 
     Raises:
-        RunError: the folder holds no run.
+        RunError: the folder holds no run, or the folder's name will not do.
         ConfigError: its config cannot be used.
     """
+    check_name(folder)
     path = Run(folder).config
     if not path.is_file():
         raise RunError(f"{folder} holds no run: there is no {path.name} in it")

@@ -1,0 +1,164 @@
+"""Runs evaluated together: what does not fit is refused before the first attack, results go where they should."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import flax.linen as nn
+import jax
+import numpy as np
+import pytest
+
+from train import checkpoints, data, evaluation, loop, reports, runs
+from train.cli import main
+from train.config import Config, Data, Evaluation
+
+
+class Plain(nn.Module):
+    """Compiles in no time."""
+
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        return nn.Dense(self.num_classes)(images.reshape(len(images), -1))
+
+
+@pytest.fixture(autouse=True)
+def plain(monkeypatch):
+    monkeypatch.setattr(loop, "make_model", lambda config, num_classes: Plain(num_classes))
+
+
+@pytest.fixture
+def no_attack(monkeypatch):
+    monkeypatch.setattr(evaluation, "evaluate_run", None)
+
+
+def write_run(folder, *, size=8, names=("a", "b"), seed=0, unreadable=0, accuracies=(0.5,), examples=0, select="last"):
+    """A run that nobody trained, on four random test images beside it, with a checkpoint for every accuracy."""
+    rng = np.random.default_rng(seed)
+    images, labels = rng.integers(0, 256, (4, size, size), np.uint8), np.arange(4) % len(names)
+    path = folder.with_suffix(".npz")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(
+        path, images=images, labels=labels, test_images=images,
+        test_labels=np.where(np.arange(4) < unreadable, -1, labels), class_names=np.array(names),
+    )  # fmt: skip
+    config = Config(
+        data=Data(name=str(path), max_corrupt=unreadable), select=select,
+        evaluation=Evaluation(steps=2, batch_size=8, examples=examples),
+    )  # fmt: skip
+    run = runs.Run(folder)
+    runs.create(run, config)
+    shapes = loop.build(config, data.load(str(path))).shapes
+    with checkpoints.open_writer(run, config) as writer:
+        for step, accuracy in enumerate(accuracies, 1):
+            state = jax.tree.map(lambda leaf: np.asarray(rng.random(leaf.shape), leaf.dtype), shapes)
+            writer.save(step, state, accuracy)
+    return folder
+
+
+def refused(capsys, *arguments):
+    """The one line with which a command is refused."""
+    code = main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    errors = [line for line in captured.err.splitlines() if not line.startswith("skipped an unreadable example")]
+    assert (code, len(errors), captured.out) == (2, 1, ""), captured
+    return errors[0]
+
+
+@pytest.mark.parametrize(
+    "other", [{"names": ("a", "b", "c")}, {"names": ("b", "a")}, {"examples": 3}, {"size": 6}, {"seed": 1}]
+)
+def test_runs_on_other_images_are_not_compared(capsys, tmp_path, no_attack, other):
+    first, second = write_run(tmp_path / "first"), write_run(tmp_path / "second", **other)
+    error = refused(capsys, "evaluate", first, second)
+    assert f"{second} does not compare with {first}" in error
+    assert "4 of" in error
+    if "examples" in other:
+        assert len(evaluation.open_runs([first, second], examples=3)) == 2
+
+
+def test_a_run_named_twice_is_refused(capsys, tmp_path, no_attack):
+    first, second = write_run(tmp_path / "first"), write_run(tmp_path / "second")
+    for twice in ([first, second, first], [first, tmp_path / "second" / ".." / "first"]):
+        assert "first is named twice: leave one out" in refused(capsys, "evaluate", *twice)
+    error = refused(capsys, "evaluate", first, "--transfer-from", second, second)
+    assert f"{second} is named twice" in error
+
+
+def test_the_first_images_may_be_unreadable_but_not_all(capsys, tmp_path, no_attack):
+    folder = write_run(tmp_path / "run", unreadable=3)
+    for command in ("evaluate", "certify"):
+        assert "none of the first 3 can be read" in refused(capsys, command, folder, "--examples", "3")
+    trained = evaluation.open_run(folder, examples=4)
+    assert len(trained.images) == 1
+    # What its network sees is known without them.
+    assert [name for name, _ in evaluation.open_sources([folder], trained)] == ["run"]
+    other = write_run(tmp_path / "other", size=6)
+    with pytest.raises(runs.RunError, match=r"nothing transfers from .*other: its network takes images \(6, 6, 1\)"):
+        evaluation.open_sources([other], trained)
+
+
+def test_the_next_best_checkpoint_takes_the_place_of_a_damaged_best(capsys, tmp_path):
+    folder = write_run(tmp_path / "run", accuracies=(0.9, 0.8, 0.3), select="best")
+    assert evaluation.open_run(folder).step == 1
+    arrays = [path for path in (folder / "checkpoints" / "1" / "state").rglob("*") if path.is_file()]
+    for path in arrays:
+        path.write_bytes(b"")
+    assert evaluation.open_run(folder).step == 2
+    assert capsys.readouterr().err.startswith("skipped the damaged checkpoint of step 1: ")
+
+
+def test_whether_results_can_be_written_is_seen_before_the_first_attack(capsys, tmp_path, monkeypatch, no_attack):
+    folder = write_run(tmp_path / "run")
+    (tmp_path / "file").write_text("")
+    below = tmp_path / "file" / "below"
+    for command in ("evaluate", "certify"):
+        assert f"{below}: nothing can be written" in refused(capsys, command, folder, "--output", below)
+        assert f"{below}: nothing can be written" in refused(capsys, command, folder, "--json", below / "a.json")
+    # Whoever may write everywhere sees no folder that is read-only.
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != folder)
+    for command in ("evaluate", "certify"):
+        error = refused(capsys, command, folder)
+        assert error == f"error: {folder}: nothing can be written into {folder}; choose another --output or --json"
+
+
+def test_a_report_has_its_place(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    several = [Path("a/run"), tmp_path / "b" / "run", Path("a/../c/x")]
+    assert reports.places(several, None) == several
+    assert reports.places(several, Path("out")) == [Path("out/a/run"), Path("out/b/run"), Path("out/c/x")]
+    assert reports.places(several[:2], tmp_path) == [tmp_path / "a" / "run", tmp_path / "b" / "run"]
+    assert reports.places(several[:1], Path("out")) == [Path("out")]
+
+
+def test_all_results_go_below_the_output_whatever_classes_are_called(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folders = [write_run(Path(where, "run"), names=("$\\x$", "caf\udce9")) for where in ("$_$", "b")]  # no formulas
+    before = set(Path().rglob("*"))
+    assert main(["evaluate", *map(str, folders), "--output", "out", "--json", "all.json"]) == 0, capsys.readouterr()
+    written = {str(path) for path in set(Path().rglob("*")) - before if path.is_file()}
+    report = ("evaluation.json", "evaluation.csv", "evaluation.md", "curve.csv", "curve.png", "examples.png")
+    together = ("comparison.json", "comparison.md", "comparison.png", "curves.csv")
+    assert written == {
+        "all.json",
+        *(f"out/{name}" for name in together),
+        *(f"out/{folder}/{name}" for folder in folders for name in report),
+    }
+    rows = json.loads(Path("all.json").read_text())
+    for folder in folders:
+        assert rows.pop(str(folder)) == json.loads(Path("out", folder, "evaluation.json").read_text())
+    assert not rows
+
+
+@pytest.mark.parametrize("name", [os.fsdecode(b"\xff"), "a\\b"])
+def test_folders_of_which_no_checkpoint_could_be_read_are_named(capsys, tmp_path, name):
+    folder = tmp_path / name
+    for command in (["fit", "digits-flow", "--run-dir"], ["evaluate"], ["certify"], ["verify"]):
+        assert f"{str(folder)!r} has a backslash or is not UTF-8" in refused(capsys, *command, folder)
+    assert not folder.exists()
+    good = write_run(tmp_path / "run")
+    assert f"{str(folder)!r} has a backslash or is not UTF-8" in refused(capsys, "evaluate", good, "--output", folder)
