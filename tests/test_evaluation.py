@@ -309,6 +309,16 @@ def test_suites_take_traced_radii(make):
         assert result.images.shape == (3, *SHAPE), attack.name
 
 
+@pytest.mark.parametrize("classes", [2, 3, 4])
+def test_suites_aim_at_targets_whatever_the_number_of_classes(classes):
+    images, logits_fn = data()[0][:3], perceptron(30, classes=classes)
+    labels, targets = np.zeros(3, int), np.ones(3, int)
+    for attack in suites.full(0.5, classes=classes):
+        if classes == 3 or attack.name.startswith("apgd"):
+            result = jax.eval_shape(lambda attack=attack: attack.run(logits_fn, images, labels, KEY, targets=targets))
+            assert result.images.shape == (3, *SHAPE), attack.name
+
+
 def test_reports_are_plain_data():
     images, labels = data()
     result = evaluate(LOGITS, images, labels, [any_iterate(5)], batch_size=32, key=KEY, diagnosis=False)
