@@ -344,4 +344,7 @@ def test_statistics():
     with pytest.raises(ValueError, match="increase from 0"):
         mean_minimal_displacement([0.5, 1.0], [1, 1])
     assert unforeseen_robustness([0.1, 0.2], [0.6, 0.6]) == pytest.approx(25)
+    assert unforeseen_robustness(np.array([0.1, 0.2]), np.array([0.6, 0.6])) == pytest.approx(25)
+    with pytest.raises(ValueError, match="of one length"):
+        unforeseen_robustness([], [])
     assert deformreg.evaluate is evaluate
