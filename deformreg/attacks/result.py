@@ -37,7 +37,8 @@ class AttackResult(NamedTuple):
         losses: float[n], the attack's own objective at `params` (higher is better for the attacker).
         norms: of the *final* field, or of the difference for families that move no pixels, at `params`.
         model_calls: int32[n], evaluations spent on each example; a forward pass counts one, a forward and backward
-            pass counts one. Queries, for an attack without gradients.
+            pass counts one. Queries, for an attack without gradients; a transferred one counts the passes through its
+            source as well.
     """
 
     images: Float[Array, "n h w c"]
