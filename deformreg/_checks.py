@@ -32,6 +32,15 @@ def images(value: Any, name: str = "images") -> jax.Array:
     return array
 
 
+def images_on_host(value: Any) -> np.ndarray[Any, Any]:
+    """Checks a whole data set as `images` does, without putting it on a device: there may be no room for it."""
+    if not isinstance(value, np.ndarray):
+        return np.asarray(images(value))
+    array = np.asarray(value)  # what lies in a file comes as a subclass
+    checked = jax.eval_shape(images, array)
+    return array.astype(checked.dtype, copy=False)
+
+
 def flow_for(flow: Any, shape: tuple[int, ...], name: str = "flow") -> jax.Array:
     """Returns `flow` as float[n, h, w, 2] matching images of `shape`, or raises."""
     array = floating(name, flow)

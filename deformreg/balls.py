@@ -27,7 +27,8 @@ class Ball(NamedTuple):
     Attributes:
         name: of the norm, for reports.
         radius: in the unit of the parameters; a number, or an array, see `per_example`.
-        norm: ``params -> float[n]``.
+        norm: ``params -> float[n]``; where the radius is an array, the largest share of it that is used: 1 on the
+            boundary.
         project: ``params -> params``: the nearest point of the ball, per example.
         steepest: ``gradient -> params``: the point of the *unit* ball that ascends fastest; zero where the gradient
             is zero. A step of size s moves the parameters by s in the ball's norm.
@@ -82,6 +83,11 @@ def _scale(params: Array, lengths: Array, limit: Any) -> Array:
     return params * jnp.where(lengths > limit, limit / jnp.where(lengths > limit, lengths, 1), 1)
 
 
+def _shares(sizes: Array, radius: Radius, limits: Array) -> Array:
+    """Sizes as they are or, where the radius is an array, as shares of their limits."""
+    return sizes / jnp.where(sizes > 0, limits, 1) if jnp.ndim(radius) else sizes
+
+
 def _unit(gradient: Array, lengths: Array) -> Array:
     return jnp.where(lengths > 0, gradient / jnp.where(lengths > 0, lengths, 1), 0)
 
@@ -106,13 +112,10 @@ def linf(radius: Radius) -> Ball:
         [[0.5, -0.25]]
     """
     _checks.non_negative("radius", radius)
-    shares = jnp.ndim(radius) > 0
 
     def norm(params: Params) -> Array:
         def largest(leaf: Array) -> Array:
-            sizes = jnp.abs(leaf)
-            if shares:
-                sizes = jnp.where(sizes > 0, sizes / against(radius, leaf), 0)
+            sizes = _shares(jnp.abs(leaf), radius, against(radius, leaf))
             return jnp.max(sizes, axis=tuple(range(1, leaf.ndim)), initial=0)
 
         return jnp.max(jnp.stack([largest(leaf) for leaf in jax.tree.leaves(params)]), axis=0)
@@ -153,18 +156,22 @@ def l2(radius: Radius) -> Ball:
     """
     _checks.non_negative("radius", radius)
 
-    def norm(params: Params) -> Array:
+    spread = partial(against, per_example=True)
+
+    def length(params: Params) -> Array:
         squares = [jnp.sum(leaf**2, axis=tuple(range(1, leaf.ndim))) for leaf in jax.tree.leaves(params)]
         return _safe_root(sum(squares[1:], squares[0]))
 
-    spread = partial(against, per_example=True)
+    def norm(params: Params) -> Array:
+        lengths = length(params)
+        return _shares(lengths, radius, spread(radius, lengths))
 
     def project(params: Params) -> Params:
-        lengths = norm(params)
+        lengths = length(params)
         return jax.tree.map(lambda leaf: _scale(leaf, spread(lengths, leaf), spread(radius, leaf)), params)
 
     def steepest(gradient: Params) -> Params:
-        lengths = norm(gradient)
+        lengths = length(gradient)
         return jax.tree.map(lambda leaf: _unit(leaf, spread(lengths, leaf)), gradient)
 
     def sample(key: Array, params: Params) -> Params:
@@ -173,7 +180,7 @@ def l2(radius: Radius) -> Ball:
         direction = jax.tree.map(
             lambda key, leaf: jax.random.normal(key, leaf.shape, leaf.dtype), _keys(direction_key, params), params
         )
-        lengths = norm(direction)
+        lengths = length(direction)
         dimension = sum(math.prod(leaf.shape[1:]) for leaf in jax.tree.leaves(params))
         shares = jax.random.uniform(radius_key, lengths.shape, lengths.dtype) ** (1 / dimension)
         return jax.tree.map(
@@ -207,12 +214,12 @@ def pixelwise_l2(radius: Radius) -> Ball:
     def lengths(leaf: Array) -> Array:
         return _safe_root(jnp.sum(leaf**2, axis=-1, keepdims=True))
 
-    def norm(params: Params) -> Array:
-        longest = [jnp.max(lengths(leaf), axis=tuple(range(1, leaf.ndim))) for leaf in jax.tree.leaves(params)]
-        return jnp.max(jnp.stack(longest), axis=0)
-
     def limits(leaf: Array) -> Array:
         return against(radius, leaf[..., :1])
+
+    def norm(params: Params) -> Array:
+        shares = [_shares(lengths(leaf), radius, limits(leaf)) for leaf in jax.tree.leaves(params)]
+        return jnp.max(jnp.stack([jnp.max(leaf, axis=tuple(range(1, leaf.ndim))) for leaf in shares]), axis=0)
 
     def project(params: Params) -> Params:
         return jax.tree.map(lambda leaf: _scale(leaf, lengths(leaf), limits(leaf)), params)

@@ -95,6 +95,8 @@ def certify(
     image)``. An image that comes warped already is interpolated twice and is not covered. No radius exceeds
     ``law.radius(alpha ** (1 / num_samples))``.
 
+    Every call compiles the model once, for however many images: certify many in one call.
+
     Args:
         logits_fn: ``images -> logits[n, classes]`` in inference mode, every row dependent on its own image alone. Best
             trained on the same noise. Give a ``jax.tree_util.Partial(apply, params)`` to have the weights passed as
@@ -134,7 +136,7 @@ def certify(
     """
     if not isinstance(law, SmoothingLaw):
         raise TypeError(f"law must be a SmoothingLaw, for example deformreg.smoothing.gaussian(0.3), got {law!r}")
-    images = np.asarray(_checks.images(images))
+    images = _checks.images_on_host(images)
     if images.shape[0] == 0:
         raise ValueError(f"images must hold at least one example, got shape {images.shape}")
     num_selection = _checks.count("num_selection", num_selection)

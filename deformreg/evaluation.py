@@ -7,6 +7,7 @@ its budget and the images' range; symptoms of a broken evaluation are reported a
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -19,7 +20,7 @@ from deformreg import _checks
 from deformreg._outcomes import AttackOutcome, Collect, HostArray, Progress, Setting, face, padded, predict
 from deformreg._refill import as_argument, compile_attack
 from deformreg.attacks.attack import Attack, LogitsFn, class_indices
-from deformreg.diagnosis import diagnose
+from deformreg.diagnosis import compile_diagnosis
 from deformreg.redflags import Flag, flags_from_outcomes
 from deformreg.statistics import wilson_interval
 
@@ -93,8 +94,9 @@ def evaluate(
         batch_size: rows per batch; best at most an eighth of the number of examples, since rows idle at the end.
         key: a JAX random key. Attack k (in order) draws for example i from ``fold_in(fold_in(key, k), i)``.
         targets: int[n], classes to reach; None for untargeted attacks. With targets, `robust_accuracy` counts the
-            examples that are right and did not reach their target.
-        image_range: what attacked images must lie in; None is the range of `images`, with zero.
+            examples that are right and did not reach their target; one whose target is its label is not attacked.
+        image_range: what attacked images must lie in; None is the range of `images`, with zero, which boundaries
+            bring in.
         independent: run every attack on every correctly classified example, so that their accuracies compare.
         diagnosis: also look for red flags that need passes of their own, on up to 128 examples.
         refill: False replaces a batch only as a whole.
@@ -107,7 +109,8 @@ def evaluate(
 
     Raises:
         TypeError: integer images, floating labels, or a `batch_size` that is not an integer.
-        ValueError: no examples, no attack, two attacks of one name, or shapes that do not fit.
+        ValueError: no examples, images that are not finite, no attack, two attacks of one name, or shapes that do not
+            fit.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -165,8 +168,8 @@ def evaluator(
         ``(logits_fn, images, labels, *, key, radius=None, broken=None, targets=None, progress=None, collect=None) ->
         Evaluation``.
         Called with the same function, or with ``Partial``s of the same function and new weights, and with whatever
-        radius, it compiles nothing new. `radius` is the argument of a function from radius to attacks; `broken`
-        (bool[n]) says who is known to be broken and left out.
+        radius, it compiles nothing new for images of one shape. `radius` is the argument of a function from radius to
+        attacks; `broken` (bool[n]) says who is known to be broken and left out.
 
     Raises:
         TypeError: `batch_size` is not an integer. When run: a radius that no function takes, or none for one.
@@ -182,6 +185,7 @@ def evaluator(
     if not names or len(set(names)) != len(names):
         raise ValueError(f"attacks must be one or more of different names, got {names}")
     compiled = [compile_attack(partial(_member, make, at)) for at in range(len(names))]
+    diagnose = compile_diagnosis(make)
     forward = jax.jit(lambda function, images: function(images))
 
     def run(
@@ -199,25 +203,25 @@ def evaluator(
         started = time.perf_counter()
         if (radius is None) == callable(attacks):
             raise TypeError(f"radius must be given where the attacks are a function of it, and only there: {radius}")
-        images = np.asarray(_checks.images(images))
+        images = _checks.images_on_host(images)
         count = images.shape[0]
         if count == 0:
             raise ValueError(f"images must hold at least one example, got shape {images.shape}")
         labels = np.asarray(class_indices("labels", labels, count))
         targets = None if targets is None else np.asarray(class_indices("targets", targets, count))
+        own_range = _range(images)
         setting = Setting(
             as_argument(logits_fn), forward, images, labels, targets, min(batch_size, count), refill, progress,
-            collect, image_range or (min(0.0, float(images.min())), float(images.max())),
+            collect, own_range if image_range is None else image_range,
         )  # fmt: skip
         predicted = predict(setting, images)
         correct = predicted == labels
-        if targets is not None:
-            correct &= predicted != targets
         begun = correct if broken is None else correct & ~np.asarray(broken)
+        attackable = begun if targets is None else begun & (targets != labels)
         suite = tuple(make(radius))
         outcomes: list[AttackOutcome] = []
         for number, (attack, at_radius) in enumerate(zip(suite, compiled, strict=True)):
-            attacked = begun & ~_fallen(outcomes, count, independent, attack.uses_gradients)
+            attacked = attackable & ~_fallen(outcomes, count, independent, attack.uses_gradients)
             before = np.zeros(count, bool) if independent else _fallen(outcomes, count, False, False)
             attack_key = jax.random.fold_in(key, number)
             outcomes.append(face(setting, attack, at_radius(radius), attacked, begun & ~before, attack_key))
@@ -225,9 +229,8 @@ def evaluator(
         flags = flags_from_outcomes(outcomes)
         calls = padded(count, setting.batch_size) + sum(outcome.model_calls for outcome in outcomes)
         if diagnosis:
-            found, spent = diagnose(
-                logits_fn, images[:128], labels[:128], suite, key=jax.random.fold_in(key, len(suite))
-            )
+            last_key = jax.random.fold_in(key, len(suite))
+            found, spent = diagnose(radius, logits_fn, images[:128], labels[:128], key=last_key)
             flags, calls = (*flags, *found), calls + spent
         return Evaluation(
             count,
@@ -244,6 +247,17 @@ def evaluator(
         )
 
     return run
+
+
+def _range(images: HostArray) -> tuple[float, float]:
+    """The images' range, with zero."""
+    low, high = float(images.min()), float(images.max())
+    if not (math.isfinite(low) and math.isfinite(high)):
+        (bad,) = np.nonzero(~np.isfinite(images).all(axis=(1, 2, 3)))
+        raise ValueError(
+            f"images must be finite, got NaN or infinity in {len(bad)}, the first at index {bad[0]}: leave these out"
+        )
+    return min(0.0, low), max(0.0, high)
 
 
 def _constant(suite: tuple[Attack, ...]) -> Callable[[Any], tuple[Attack, ...]]:

@@ -46,6 +46,10 @@ class Perturbation(NamedTuple):
             closed form; None has it derived from `apply`.
         constrain: ``(params, images) -> params``: the nearest parameters whose result is valid.
         field: ``(params, images) -> flow`` in pixels, for the families that move pixels; None for the others.
+        unit: what the parameters are measured in, for reports: ``"pixels"`` where they are displacements, ``"image"``
+            where they are differences of pixel values, otherwise in words.
+        unbounded: the same family without a bound of its own, for one that keeps to a bound whatever the parameters;
+            None for the others.
     """
 
     init: Callable[[Array], Params]
@@ -53,6 +57,8 @@ class Perturbation(NamedTuple):
     pullback: Callable[[Array, Array], Params] | None = None
     constrain: Callable[[Params, Array], Params] = _unconstrained
     field: Callable[[Params, Array], Array] | None = None
+    unit: str = "parameters"
+    unbounded: Perturbation | None = None
 
 
 def pull_back(
@@ -125,6 +131,7 @@ def additive(*, image_range: tuple[float, float] | None = None) -> Perturbation:
         apply=lambda params, images: images + params.astype(images.dtype),
         pullback=lambda image_gradients, images: image_gradients,
         constrain=constrain,
+        unit="image",
     )
 
 
@@ -174,6 +181,8 @@ def flow(*, boundary: Boundary = "edge", units: Units = "pixels", within: float 
         apply=lambda params, images: warp(images, in_pixels(params), boundary=boundary, within=within),
         pullback=pullback,
         field=lambda params, images: in_pixels(params),
+        unit=units,
+        unbounded=None if within is None else flow(boundary=boundary, units=units),
     )
 
 
@@ -219,6 +228,7 @@ def affine(
         init=lambda images: jnp.zeros((images.shape[0], len(columns)), images.dtype),
         apply=lambda params, images: warp(images, field(params, images), boundary=boundary),
         field=field,
+        unit="pixels" if set(parameters) <= {"dy", "dx"} else "parameters",
     )
 
 
@@ -262,4 +272,5 @@ def lowres_flow(stride: int, *, sigma: float = 0.0, boundary: Boundary = "edge")
         init=init,
         apply=lambda params, images: warp(images, field(params, images), boundary=boundary),
         field=field,
+        unit="pixels",
     )

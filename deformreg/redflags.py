@@ -66,7 +66,7 @@ def gradient_free_beats_gradients(outcomes: Sequence[Any]) -> tuple[Flag, ...]:
         outcomes: `deformreg.evaluation.AttackOutcome`.
 
     Returns:
-        A flag if those are more than 0.2 % of all examples and at least two.
+        A flag if those are at least 0.2 % of all examples and at least two.
     """
     tried = [outcome for outcome in outcomes if outcome.uses_gradients]
     if not tried:

@@ -134,7 +134,7 @@ def unforeseen_robustness(accuracies: Sequence[float], trained_accuracies: Seque
     References:
         Kang et al., "Testing Robustness Against Unforeseen Adversaries", arXiv 1908.08016.
     """
-    if len(accuracies) != len(trained_accuracies) or not accuracies:
+    if len(accuracies) != len(trained_accuracies) or len(accuracies) == 0:
         raise ValueError(
             f"accuracies and trained_accuracies must be of one length, got {len(accuracies)}, {len(trained_accuracies)}"
         )

@@ -11,7 +11,7 @@ from closed_forms import perceptron
 from jax.tree_util import Partial
 
 import deformreg
-from deformreg import attacks, balls, reports, suites
+from deformreg import _checks, attacks, balls, reports, suites
 from deformreg.curves import accuracy_curve
 from deformreg.evaluation import evaluate, evaluator
 from deformreg.perturbations import additive
@@ -124,20 +124,28 @@ def _always_broken(search):
     return search._replace(broken=jnp.ones_like(search.broken))
 
 
-def test_new_weights_and_new_data_compile_nothing_new():
+@pytest.mark.parametrize("diagnosis", [False, True])
+def test_new_weights_data_and_radii_compile_nothing_new(diagnosis):
     images, labels = data()
     traces = []
 
     def apply(scale, images):
-        traces.append(images.shape)
+        if isinstance(images, jax.core.Tracer):
+            traces.append(images.shape)
         return scale * LOGITS(images)
 
-    run = evaluator([any_iterate(5)], batch_size=32, diagnosis=False)
-    first = run(Partial(apply, jnp.float32(1)), images, labels, key=KEY)
+    def suite(radius):
+        return [any_iterate(5, radius)]
+
+    run = evaluator(suite, batch_size=32, diagnosis=diagnosis)
+    first = run(Partial(apply, jnp.float32(1)), images, labels, radius=0.1, key=KEY)
     count = len(traces)
-    assert count <= 4  # predictions, and a loop whose body and its shapes are traced
-    assert set(traces) == {(32, *SHAPE)}
-    second = run(Partial(apply, jnp.float32(2)), images[:150], labels[:150], key=KEY)
+    if diagnosis:
+        assert set(traces) == {(32, *SHAPE), (128, *SHAPE)}
+    else:
+        assert count <= 4  # predictions, and a loop whose body and its shapes are traced
+        assert set(traces) == {(32, *SHAPE)}
+    second = run(Partial(apply, jnp.float32(2)), images[:150], labels[:150], radius=0.2, key=KEY)
     assert len(traces) == count
     assert first.examples == 200
     assert second.examples == 150
@@ -185,6 +193,53 @@ def test_targets():
     assert broken.robust_accuracy < result.robust_accuracy < result.clean_accuracy
 
 
+@pytest.mark.parametrize("radius", [1e-6, 1.0])
+def test_who_is_of_the_targeted_class_stands_unattacked(radius):
+    images, labels = data()
+    attack, targets = any_iterate(10, radius), np.full(COUNT, 2)
+    result = evaluate(LOGITS, images, labels, [attack], batch_size=32, key=KEY, targets=targets, diagnosis=False)
+    assert result.clean_accuracy == 0.9
+    spared = result.correct_mask & (labels == 2)
+    np.testing.assert_array_equal(result.attacks[0].attacked_mask, result.correct_mask & ~spared)
+    assert result.standing_mask[spared].all()
+    assert spared.sum() > 5
+    if radius == 1e-6:
+        assert result.robust_accuracy == 0.9
+    else:
+        assert result.robust_accuracy < 0.8
+
+
+def test_the_default_range_holds_the_zeros_that_a_boundary_brings_in():
+    images = -1 - np.random.default_rng(0).random((4, *SHAPE)).astype(np.float32)
+    shift = attacks.rotation_translation(grid=(1, 3, 3), max_pixels=1.0, boundary="zeros")
+
+    def dark(images):
+        return jnp.stack([-images[:, 0, 0, 0], jnp.full(len(images), 0.5)], axis=1)
+
+    for sign, logits_fn in ((1, dark), (-1, lambda images: dark(-images))):
+        result = evaluate(logits_fn, sign * images, np.zeros(4, int), [shift], key=KEY, diagnosis=False)
+        assert (result.robust_accuracy, result.flags) == (0, ())
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_images_that_are_not_finite_are_named(value):
+    images, labels = data()
+    images[[17, 30], 2, 3] = value
+    for image_range in (None, (0.0, 1.0)):
+        with pytest.raises(ValueError, match="images must be finite, got NaN or infinity in 2, the first at index 17"):
+            evaluate(LOGITS, images, labels, [any_iterate()], key=KEY, image_range=image_range)
+
+
+def test_a_data_set_stays_on_the_host(tmp_path):
+    images, _ = data()
+    assert _checks.images_on_host(images) is images
+    np.save(tmp_path / "images.npy", images)
+    mapped = np.load(tmp_path / "images.npy", mmap_mode="r")
+    assert np.shares_memory(_checks.images_on_host(mapped), mapped)
+    assert _checks.images_on_host(images.astype(np.float64)).dtype == np.float32
+    np.testing.assert_array_equal(_checks.images_on_host(jnp.asarray(images)), images)
+
+
 def test_arguments_are_checked_by_name():
     images, labels = data()
     with pytest.raises(ValueError, match="different names"):
@@ -195,6 +250,10 @@ def test_arguments_are_checked_by_name():
         evaluate(LOGITS, images[:0], labels[:0], [any_iterate()], key=KEY)
     with pytest.raises(TypeError, match="images must be floating point"):
         evaluate(LOGITS, np.zeros((2, 4, 4, 1), int), labels[:2], [any_iterate()], key=KEY)
+    with pytest.raises(ValueError, match=r"images must have shape \[n, h, w, c\]"):
+        evaluate(LOGITS, images[0], labels, [any_iterate()], key=KEY)
+    with pytest.raises(TypeError, match="images must be an array, got None"):
+        evaluate(LOGITS, None, labels, [any_iterate()], key=KEY)
 
 
 def test_a_curve_attacks_whom_smaller_budgets_left_standing_and_compiles_once():
@@ -250,6 +309,16 @@ def test_suites_take_traced_radii(make):
         assert result.images.shape == (3, *SHAPE), attack.name
 
 
+@pytest.mark.parametrize("classes", [2, 3, 4])
+def test_suites_aim_at_targets_whatever_the_number_of_classes(classes):
+    images, logits_fn = data()[0][:3], perceptron(30, classes=classes)
+    labels, targets = np.zeros(3, int), np.ones(3, int)
+    for attack in suites.full(0.5, classes=classes):
+        if classes == 3 or attack.name.startswith("apgd"):
+            result = jax.eval_shape(lambda attack=attack: attack.run(logits_fn, images, labels, KEY, targets=targets))
+            assert result.images.shape == (3, *SHAPE), attack.name
+
+
 def test_reports_are_plain_data():
     images, labels = data()
     result = evaluate(LOGITS, images, labels, [any_iterate(5)], batch_size=32, key=KEY, diagnosis=False)
@@ -275,4 +344,7 @@ def test_statistics():
     with pytest.raises(ValueError, match="increase from 0"):
         mean_minimal_displacement([0.5, 1.0], [1, 1])
     assert unforeseen_robustness([0.1, 0.2], [0.6, 0.6]) == pytest.approx(25)
+    assert unforeseen_robustness(np.array([0.1, 0.2]), np.array([0.6, 0.6])) == pytest.approx(25)
+    with pytest.raises(ValueError, match="of one length"):
+        unforeseen_robustness([], [])
     assert deformreg.evaluate is evaluate

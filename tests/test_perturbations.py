@@ -26,6 +26,14 @@ def test_flow_units_differ_by_the_converter_alone():
     np.testing.assert_array_equal(moved, expected)
 
 
+def test_a_promise_of_short_flows_is_left_out_of_the_unbounded_family():
+    params, family = np.full((2, 6, 9, 2), 3.0, np.float32), flow(boundary="zeros", within=0.5)
+    moved = flow(boundary="zeros").apply(params, IMAGES)
+    np.testing.assert_array_equal(family.unbounded.apply(params, IMAGES), moved)
+    assert (family.apply(params, IMAGES) != moved).any()
+    assert flow().unbounded is None
+
+
 def test_affine_parameters_go_to_their_columns():
     params = np.array([[2.0, 0.3], [-1.0, -0.2]], np.float32)
     full = np.zeros((2, 6), np.float32)

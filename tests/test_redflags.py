@@ -8,7 +8,7 @@ from closed_forms import perceptron
 
 from deformreg import attacks, balls, diagnosis, redflags
 from deformreg.evaluation import evaluate
-from deformreg.perturbations import flow
+from deformreg.perturbations import additive, flow
 
 KEY = jax.random.key(0)
 HEALTHY = perceptron(64)
@@ -33,6 +33,35 @@ def names(logits_fn, suite=SUITE):
 def test_a_healthy_model_raises_none():
     labels = np.asarray(jnp.argmax(HEALTHY(IMAGES), axis=1))
     assert evaluate(HEALTHY, IMAGES, labels, SUITE, batch_size=16, key=KEY).flags == ()
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        attacks.elastic(0.01, sigma=0.5),
+        attacks.stadv(ball=balls.linf(0.01)),
+    ],
+    ids=lambda attack: attack.name,
+)
+def test_larger_budgets_are_tried_without_the_bound_of_the_family(attack):
+    assert names(HEALTHY, [attack]) == set()
+
+
+@pytest.mark.parametrize(
+    ("ball", "family", "radius"),
+    [
+        (balls.l2(0.8), additive(image_range=(0.0, 1.0)), 0.8 / 64**0.5),
+        (balls.pixelwise_l2(0.2), flow(), 0.2 / 2**0.5),
+    ],
+)
+def test_the_budget_examined_lies_in_the_ball(ball, family, radius):
+    def masked(images):
+        return HEALTHY(jnp.round(images * 4) / 4)
+
+    labels = np.asarray(jnp.argmax(masked(IMAGES), axis=1))
+    suite = [attacks.pgd(ball=ball, num_steps=5, perturbation=family)]
+    found = {flag.name: flag for flag in diagnosis.diagnose(masked, IMAGES, labels, suite, key=KEY)[0]}
+    np.testing.assert_allclose(found[redflags.BUDGET].evidence["radii"][0], radius)
 
 
 def test_a_quantizing_layer_is_caught():
@@ -95,7 +124,8 @@ def test_iterations_that_are_stuck_are_caught():
         return HEALTHY(turned(images, (distance > 1e-6)[:, None, None, None]))
 
     rows = diagnosis.Rows(reference, jnp.argmax(HEALTHY(reference), axis=1), jax.random.split(KEY, 64))
-    found, _ = diagnosis.check_monotone(masked, rows, np.ones(64, bool), flow(), 0.1, KEY)
+    probes = diagnosis.compile_probes(lambda radius: flow())(None)
+    found, _ = diagnosis.check_monotone(masked, rows, np.ones(64, bool), probes, 0.1, KEY)
     assert redflags.STEPS in {flag.name for flag in found}
 
 

@@ -100,7 +100,7 @@ def apgd(
         loss: ``"cross_entropy"``, ``"margin"``, ``"dlr"`` or a function.
         num_targets: 0 ascends the loss at the label (or descends it at the targets given to the run); k > 0 ascends
             the targeted form of the loss towards each of the k classes ranked next on the clean image, one after the
-            other. 9 for ten classes.
+            other (or k times towards the target given to the run). 9 for ten classes.
         initial_step: the first step, in radii. Published for pixels: 2. A flow bends the loss within a fraction of a
             pixel, and the shorter default breaks more.
         keep: ``"any"`` broken iterate ends the search, ``"best"`` goes on to the end, ``"last"`` answers with the
@@ -114,7 +114,7 @@ def apgd(
     Raises:
         TypeError: a count that is not an integer.
         ValueError: a number out of range, or an unknown `start`, `loss` or `keep`. When run: `num_targets` with a
-            function for a loss, with targets, or with more targets than other classes.
+            function for a loss, or with more targets than other classes.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -181,10 +181,12 @@ def apgd(
         return search._replace(params=moved, memory=memory, done=search.done | (over & (run == runs - 1)))
 
     def rank(logits: Array, examples: Examples) -> Array:
-        if examples.targets is not None or callable(loss) or num_targets > logits.shape[1] - 1:
+        if examples.targets is not None:
+            return jnp.broadcast_to(examples.targets[:, None], (len(logits), num_targets)).astype(jnp.int32)
+        if callable(loss) or num_targets > logits.shape[1] - 1:
             raise ValueError(
-                f"num_targets must be at most {logits.shape[1] - 1} for {logits.shape[1]} classes, with a named loss "
-                f"and without targets for the run, got {num_targets}"
+                f"num_targets must be at most {logits.shape[1] - 1} for {logits.shape[1]} classes, and with a named "
+                f"loss, got {num_targets}"
             )
         right = jnp.arange(logits.shape[1])[None, :] == examples.labels[:, None]
         order = jnp.argsort(jnp.where(right, -jnp.inf, logits), axis=1, descending=True)

@@ -22,8 +22,8 @@ class Budget(NamedTuple):
     Attributes:
         radius: in `unit`; None for no bound.
         norm: what the radius bounds, for example ``"linf"``.
-        unit: ``"pixels"`` for a bound on the displacement field, ``"image"`` for one on differences of pixel values,
-            otherwise in words.
+        unit: ``"pixels"`` for a bound on displacements, ``"image"`` for one on differences of pixel values, otherwise
+            in words.
     """
 
     radius: float | tuple[float, ...] | None
@@ -39,9 +39,7 @@ def plain(value: Any) -> Any:
 def budget_of(ball: Ball, perturbation: Perturbation) -> Budget:
     """A ball as plain data."""
     radius = plain(ball.radius)
-    if isinstance(radius, list):
-        return Budget(tuple(radius), ball.name, "parameters")
-    return Budget(radius, ball.name, "image" if perturbation.field is None else "pixels")
+    return Budget(tuple(radius) if isinstance(radius, list) else radius, ball.name, perturbation.unit)
 
 
 def used_share(ball: Ball) -> Callable[[Params, Array], Array]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
@@ -38,7 +37,8 @@ class AttackResult(NamedTuple):
         losses: float[n], the attack's own objective at `params` (higher is better for the attacker).
         norms: of the *final* field, or of the difference for families that move no pixels, at `params`.
         model_calls: int32[n], evaluations spent on each example; a forward pass counts one, a forward and backward
-            pass counts one. Queries, for an attack without gradients.
+            pass counts one. Queries, for an attack without gradients; a transferred one counts the passes through its
+            source as well.
     """
 
     images: Float[Array, "n h w c"]
@@ -69,8 +69,5 @@ def measure(perturbation: Perturbation, params: Any, images: Float[Array, "n h w
     if perturbation.field is not None:
         field = perturbation.field(params, images)
         return FlowNorms(flows.max_component(field), flows.max_displacement(field), flows.mean_displacement(field))
-    leaves = jax.tree.leaves(params)
-    # An additive family's parameters are the difference itself; subtracting images would add their rounding.
-    same = len(leaves) == 1 and leaves[0].shape == images.shape
-    difference = leaves[0] if same else perturbation.apply(params, images) - images
+    difference = perturbation.apply(params, images) - images
     return DifferenceNorms(linf(jnp.inf).norm(difference), l2(jnp.inf).norm(difference))

@@ -168,4 +168,4 @@ def limit_displacement(family: Perturbation, radius: float, *, rounds: int = 6) 
             )
         return family.constrain(params, images)
 
-    return family._replace(constrain=constrain)
+    return family._replace(constrain=constrain, unbounded=family)

@@ -111,6 +111,7 @@ def stadv(
         apply=lambda params, images: free.apply(inside(params), images),
         field=lambda params, images: inside(params),
         pullback=None,
+        unbounded=free,
     )
 
     def begin(examples: Examples) -> Search:

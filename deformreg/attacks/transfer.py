@@ -25,7 +25,8 @@ def transfer(attack: Attack, source: LogitsFn, *, name: str | None = None) -> At
         name: for reports; None makes one.
 
     Returns:
-        The attack. It uses no gradients of the model it attacks, so beating those that do is a red flag.
+        The attack. It uses no gradients of the model it attacks, so beating those that do is a red flag. Its model
+        calls are `attack`'s on the source, and one on the attacked model.
 
     Example:
         >>> import jax, jax.numpy as jnp

@@ -25,7 +25,7 @@ from deformreg.attacks import (
     transfer,
 )
 from deformreg.attacks.square import window_sides
-from deformreg.perturbations import additive, affine, flow
+from deformreg.perturbations import Perturbation, additive, affine, flow, lowres_flow
 
 KEY = jax.random.key(0)
 
@@ -249,5 +249,23 @@ def test_norms_are_those_of_the_final_field_or_difference():
     np.testing.assert_allclose(quarter.max_component, 4.0, atol=1e-5)
     np.testing.assert_allclose(quarter.max_displacement, 4.0, atol=1e-5)
     difference = measure(additive(), jnp.full((2, 5, 5, 1), 0.1), images)
-    np.testing.assert_allclose(difference.linf, 0.1)
+    np.testing.assert_allclose(difference.linf, 0.1, rtol=1e-6)
     np.testing.assert_allclose(difference.l2, 0.5, rtol=1e-6)
+    contrast = Perturbation(init=jnp.zeros_like, apply=lambda params, images: images * (1 + params))
+    np.testing.assert_allclose(measure(contrast, jnp.full((2, 5, 5, 1), 0.5), 0.1 * images).linf, 0.05, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("family", "unit"),
+    [
+        (additive(), "image"),
+        (flow(), "pixels"),
+        (flow(units="normalized"), "normalized"),
+        (lowres_flow(2), "pixels"),
+        (affine(parameters=("dy", "dx")), "pixels"),
+        (affine(), "parameters"),
+        (Perturbation(init=jnp.zeros_like, apply=lambda params, images: images * (1 + params)), "parameters"),
+    ],
+)
+def test_budgets_are_in_the_unit_of_the_parameters(family, unit):
+    assert pgd(ball=balls.linf(0.1), num_steps=2, perturbation=family).budget == (0.1, "linf", unit)

@@ -188,6 +188,11 @@ def test_targeted_apgd_aims_at_the_classes_ranked_next():
     )
     assert result.success.all()
     assert result.model_calls.tolist() == [1 + 4 + 2]  # the ranking, the first target, the step that crosses
+    # A target of the run's own goes before the ranking.
+    aimed = apgd(**common, num_targets=2, start="zero", initial_step=2.0).run(
+        logits_fn, images, labels, jax.random.key(0), targets=np.full(1, 2)
+    )
+    assert aimed.model_calls.tolist() == [1 + 2]
 
 
 def test_the_targeted_ratio_does_not_change_with_the_scale():
