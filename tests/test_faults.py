@@ -16,7 +16,7 @@ from PIL import Image
 
 from train import data, loop, rollbacks, runs
 from train.config import Config, Data, Optimizer
-from train.data import DataError, batch_number
+from train.data import DataError, batch_number, storage
 
 # Unreadable examples.
 
@@ -66,6 +66,28 @@ def test_a_decoded_copy_does_not_hide_what_is_missing_from_it(tmp_path):
         assert source.corrupt(np.array([3])).all()
     with pytest.raises(DataError, match=r"003\.png"):
         data.load(str(tmp_path), data_dir=tmp_path / "cache")
+
+
+def test_decoded_copies_of_other_options_and_processes_stay(tmp_path):
+    write_images(tmp_path / "set")
+    folder = tmp_path / "cache" / "decoded"
+
+    def copies(**options):
+        data.load(str(tmp_path / "set"), data_dir=tmp_path / "cache", **options)
+        return {path: (path / "images.npy").stat().st_ino for path in folder.iterdir()}
+
+    first = copies()
+    both = copies(image_size=2)
+    assert len(both) == 2
+    assert first.items() < both.items()
+    ((path, _),) = first.items()
+    images, labels = storage.read_cache(path)
+    storage.write_cache(path, (images.copy(), labels.copy()))  # as a process that decoded at the same time
+    assert copies() == both
+    write_images(tmp_path / "set", count=13)
+    changed = copies()
+    assert len(changed) == 2
+    assert changed.keys() & both.keys() == both.keys() - {path}
 
 
 def test_no_substitute_comes_from_the_held_out_part(tmp_path):
