@@ -1,7 +1,9 @@
-"""What goes wrong during a run: unreadable examples are skipped by rule, non-finite losses are rolled back by rule."""
+"""What goes wrong during a run: unreadable examples and non-finite losses meet a rule, two trainings do not mix."""
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import shutil
 from dataclasses import replace
@@ -14,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from train import data, loop, rollbacks, runs
+from train import data, loop, processes, rollbacks, runs
 from train.config import Config, Data, Optimizer
 from train.data import DataError, batch_number, storage
 
@@ -243,3 +245,67 @@ def test_a_damaged_list_of_rollbacks_is_refused(tmp_path):
         (tmp_path / "rollbacks.json").write_text(text)
         with pytest.raises(runs.RunError, match=r"rollbacks\.json cannot be used"):
             rollbacks.read(tmp_path)
+
+
+# One run folder, one training.
+
+
+def locked_by_another(folder):
+    """An open file that holds a run folder as another process would; its end closes it."""
+    folder.mkdir(exist_ok=True)
+    file = (folder / ".lock").open("w")
+    fcntl.flock(file, fcntl.LOCK_EX)
+    return file
+
+
+def test_a_folder_in_use_is_refused_and_left_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "PATIENCE", 0)
+    with locked_by_another(tmp_path / "run"):
+        for resume in (False, True):
+            with pytest.raises(runs.RunError, match=r"run is in use by another training: .* another --run-dir"):
+                loop.fit(CONFIG, tmp_path / "run", resume=resume)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
+
+
+def test_resuming_waits_for_the_training_before(tmp_path, monkeypatch, capsys):
+    before = locked_by_another(tmp_path / "run")
+    monkeypatch.setattr(runs.time, "sleep", lambda _: before.close())
+    runs.hold(tmp_path / "run", resume=True)
+    assert capsys.readouterr().err == f"{tmp_path / 'run'} is in use by another training: waiting for its end\n"
+    with (tmp_path / "run" / ".lock").open() as file, pytest.raises(BlockingIOError):
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    runs.hold(tmp_path / "run", resume=True)  # by the same process, as after a rollback
+
+
+def test_where_there_are_no_locks_a_training_goes_on_without(tmp_path, monkeypatch):
+    def flock(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    runs.hold(tmp_path / "run", resume=False)
+
+
+def test_a_process_waits_for_what_process_0_has_written(tmp_path, monkeypatch):
+    """A network file system shows it late."""
+    run, waits = runs.Run(tmp_path / "parent" / "run"), []
+
+    def wait(_):
+        waits.append(None)
+        if len(waits) == 2:
+            runs.write_text(run.config, "{}")
+
+    monkeypatch.setattr(processes, "is_lead", lambda: False)
+    monkeypatch.setattr(runs.time, "sleep", wait)
+    runs.create(run, CONFIG)
+    assert len(waits) == 2
+    monkeypatch.setattr(runs, "PATIENCE", 0)
+    with pytest.raises(runs.RunError, match=r"process 0 does not see .*same file system"):
+        runs.create(runs.Run(tmp_path / "other"), CONFIG)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"devices": [{}], "packages": [[]], "python": {}}', "{}", "3"])
+def test_an_environment_of_any_form_only_informs(tmp_path, text):
+    runs.create(runs.Run(tmp_path), CONFIG)
+    (tmp_path / "environment.json").write_text(text)
+    _, changes = runs.claim(tmp_path, CONFIG, resume=True)
+    assert not any("\n" in line for line in changes)

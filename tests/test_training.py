@@ -349,9 +349,10 @@ def test_a_run_folder_is_never_overwritten(tmp_path, data_dir):
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.txt").write_text("precious")
     with pytest.raises(runs.RunError, match="not empty"):
-        runs.claim(tmp_path / "other", config, resume=False)
+        runs.hold(tmp_path / "other", resume=False)
+    assert [path.name for path in (tmp_path / "other").iterdir()] == ["thesis.txt"]
     (tmp_path / "other" / "thesis.txt").rename(tmp_path / "other" / ".config.json.8x_killed")
-    runs.claim(tmp_path / "other", config, resume=True)
+    runs.hold(tmp_path / "other", resume=False)
 
 
 def test_what_may_change_is_said(tmp_path, data_dir):

@@ -161,6 +161,7 @@ def fit(
     """
     if config.max_rollbacks and jax.process_count() > 1:
         raise ConfigError(f"--max-rollbacks needs a single process, got {jax.process_count()}: leave it out")
+    runs.hold(folder, resume=resume)
     skipped = rollbacks.read(folder)
     while True:
         try:
