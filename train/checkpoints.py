@@ -213,21 +213,22 @@ def resume(folder: Path, state: Tree, *, config: Config) -> Restored | None:
         StorageError: the newest cannot be read now; nothing is set aside.
     """
     found, failure = None, None
+    kinds = (CheckpointError, runs.StorageError)  # as -1 and -2 in the other processes
     if processes.is_lead() and manifests.steps(folder):
         try:
             found = restore(folder, state, config=config)
-        except CheckpointError as error:
+        except kinds as error:
             failure = error
         else:
             for step in found.skipped:
                 aside = folder / f"damaged-{step}"
                 shutil.rmtree(aside, ignore_errors=True)
                 (folder / str(step)).rename(aside)
-    chosen = processes.from_lead(-1 if failure else found.step if found else 0)
+    chosen = processes.from_lead(-1 - kinds.index(type(failure)) if failure else found.step if found else 0)
     if failure:
         raise failure
     if chosen < 0:
-        raise CheckpointError(f"{folder}: process 0 finds no checkpoint to continue from")
+        raise kinds[-1 - chosen](f"{folder}: process 0 finds no checkpoint to continue from")
     if chosen and not found:
         found = restore(folder, state, config=config, step=chosen)
     return found
