@@ -1,14 +1,18 @@
 """Checkpoints: every kind of damage is found, and what does not belong to the run is refused."""
 
+import errno
 import json
 import random
 import resource
 import shutil
+import zlib
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from train import checkpoints, manifests, runs
@@ -34,7 +38,7 @@ def state(step, width=40):
 def write(folder, accuracies, config=CONFIG, **changes):
     """A run with a checkpoint for every accuracy, after steps 1, 2, ..."""
     run = runs.Run(folder)
-    runs.create(run, config)
+    runs.create(run, config, 1500)
     with checkpoints.open_writer(run, config) as writer:
         for step, accuracy in enumerate(accuracies, 1):
             writer.save(step, state(step, **changes), accuracy)
@@ -90,12 +94,16 @@ def files(folder):
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
+def largest(folder):
+    return max(files(folder), key=lambda path: path.stat().st_size)
+
+
 def flip_a_bit(folder):
     """In the middle of the largest file."""
-    largest = max(files(folder), key=lambda path: path.stat().st_size)
-    data = bytearray(largest.read_bytes())
+    path = largest(folder)
+    data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
-    largest.write_bytes(data)
+    path.write_bytes(data)
 
 
 def test_flips_and_truncations_are_found_or_harmless(pytestconfig, tmp_path):
@@ -147,6 +155,115 @@ def test_no_intact_checkpoint_is_an_error_and_changes_nothing(run):
     with pytest.raises(checkpoints.CheckpointError, match=r"no intact checkpoint \(step 2: .*; step 1: "):
         checkpoints.resume(run.checkpoints, state(0), config=CONFIG)
     assert {path: path.read_bytes() for path in files(run.folder)} == before
+
+
+@pytest.fixture
+def at_once(monkeypatch):
+    """Later tries without the pauses between them."""
+    monkeypatch.setattr(runs.time, "sleep", lambda _: None)
+
+
+@pytest.mark.parametrize("part", ["state", "manifest"])
+def test_a_file_that_the_disk_does_not_give_is_no_damage(run, at_once, part):
+    """The memory of this process, whose first byte nobody can read, in place of the file: an input/output error."""
+    file = largest(run.checkpoints / "2" / part)
+    file.unlink()
+    file.symlink_to("/proc/self/mem")
+    before = files(run.folder)
+    with pytest.raises(runs.StorageError, match=r"checkpoints/2 cannot be read now .*Input/output error") as caught:
+        checkpoints.resume(run.checkpoints, state(0), config=CONFIG)
+    assert "\n" not in str(caught.value)
+    assert files(run.folder) == before
+    found = dict(checkpoints.verify(run.checkpoints, CONFIG))
+    assert found[1] is None
+    assert "cannot be read now" in found[2]
+    if part == "manifest":  # the accuracies in it say what to keep
+        with pytest.raises(runs.StorageError, match="cannot be read now"):
+            write_more(run)
+
+
+def test_errors_that_pass_are_tried_again(run, at_once, monkeypatch):
+    read, errors = Path.read_bytes, [errno.ESTALE, errno.EIO]
+
+    def read_bytes(path):
+        if errors:
+            raise OSError(errors.pop(), "not now")
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    assert_is(checkpoints.resume(run.checkpoints, state(0), config=CONFIG), 2)
+    assert not errors
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("no memory"),
+        PermissionError(errno.EACCES, "Permission denied"),
+        ValueError("RESOURCE_EXHAUSTED: Failed to open: Too many open files"),
+    ],
+)
+def test_what_orbax_says_of_the_system_is_no_damage(run, at_once, monkeypatch, error):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(ocp.Checkpointer, "restore", fail)
+    with pytest.raises(runs.StorageError, match="cannot be read now"):
+        checkpoints.resume(run.checkpoints, state(0), config=CONFIG)
+    assert manifests.steps(run.checkpoints) == [1, 2]
+
+
+def change_manifest(run, step, **changes):
+    """Writes a manifest of other content, with a checksum that is right."""
+    path = run.checkpoints / str(step) / "manifest" / "metadata"
+    content = {**json.loads(path.read_text()), **changes}
+    del content["crc32"]
+    path.write_text(json.dumps({**content, "crc32": zlib.crc32(json.dumps(content, sort_keys=True).encode())}))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"leaves": []},
+        {"leaves": {"step": ["int32[]"]}},
+        {"leaves": {"step": [4, "int32[]"]}},
+        {"leaves": {"step": {}}},
+        {"accuracy": "0.5"},
+        {"accuracy": [0.5]},
+    ],
+)
+def test_manifests_of_any_form_are_damage(run, changes):
+    change_manifest(run, 2, **changes)
+    restored = checkpoints.restore(run.checkpoints, state(0), config=CONFIG)
+    assert_is(restored, 1)
+    assert restored.skipped == {2: "its manifest is none of this program's"}
+    with checkpoints.open_writer(run, CONFIG):
+        pass  # the accuracies say what to keep
+    assert [bool(damage) for _, damage in checkpoints.verify(run.checkpoints, CONFIG)] == [False, True]
+
+
+def test_a_manifest_nested_without_end_is_damage(run):
+    (run.checkpoints / "2" / "manifest" / "metadata").write_text("[" * 100_000)
+    assert_is(restore(run), 1)
+
+
+def test_a_checkpoint_of_another_version_is_named_and_verify_goes_on(run, written, capsys):
+    change_manifest(run, 2, config={**runs.config_tree(CONFIG), "later": 1})
+    with pytest.raises(checkpoints.CheckpointError, match=r"checkpoints/2: the config has no field 'later'"):
+        restore(run)
+    assert main(["verify", str(run.folder), str(written.folder)]) == 1
+    out = capsys.readouterr().out
+    assert f"{run.folder}: step 2: the config has no field 'later'" in out
+    assert out.count("intact") == 3
+
+
+def test_arrays_that_claim_more_than_the_manifest_are_not_read(run, tmp_path, monkeypatch):
+    larger = write(tmp_path / "larger", [0.5], width=400)
+    shutil.rmtree(run.checkpoints / "2" / "state")
+    shutil.copytree(larger.checkpoints / "1" / "state", run.checkpoints / "2" / "state")
+    monkeypatch.setattr(ocp.Checkpointer, "restore", lambda *_, **__: pytest.fail("it was read"))
+    with pytest.raises(manifests.Damaged, match=r"kernel is float32\[400, 30\], its manifest has float32\[40, 30\]"):
+        manifests.read(run.checkpoints, 2)
 
 
 def test_nothing_there_is_none(tmp_path):

@@ -51,7 +51,7 @@ def write_run(folder, *, size=8, names=("a", "b"), seed=0, unreadable=0, accurac
         evaluation=Evaluation(steps=2, batch_size=8, examples=examples),
     )  # fmt: skip
     run = runs.Run(folder)
-    runs.create(run, config)
+    runs.create(run, config, 1500)
     shapes = loop.build(config, data.load(str(path))).shapes
     with checkpoints.open_writer(run, config) as writer:
         for step, accuracy in enumerate(accuracies, 1):

@@ -1,9 +1,14 @@
-"""What goes wrong during a run: unreadable examples are skipped by rule, non-finite losses are rolled back by rule."""
+"""What goes wrong during a run: unreadable examples and non-finite losses meet a rule, two trainings do not mix."""
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
+import os
 import shutil
+import signal
+import subprocess
 from dataclasses import replace
 from itertools import islice
 
@@ -14,9 +19,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from train import data, loop, rollbacks, runs
+from train import data, launch, loop, processes, rollbacks, runs
 from train.config import Config, Data, Optimizer
-from train.data import DataError, batch_number
+from train.data import DataError, batch_number, storage
 
 # Unreadable examples.
 
@@ -66,6 +71,28 @@ def test_a_decoded_copy_does_not_hide_what_is_missing_from_it(tmp_path):
         assert source.corrupt(np.array([3])).all()
     with pytest.raises(DataError, match=r"003\.png"):
         data.load(str(tmp_path), data_dir=tmp_path / "cache")
+
+
+def test_decoded_copies_of_other_options_and_processes_stay(tmp_path):
+    write_images(tmp_path / "set")
+    folder = tmp_path / "cache" / "decoded"
+
+    def copies(**options):
+        data.load(str(tmp_path / "set"), data_dir=tmp_path / "cache", **options)
+        return {path: (path / "images.npy").stat().st_ino for path in folder.iterdir()}
+
+    first = copies()
+    both = copies(image_size=2)
+    assert len(both) == 2
+    assert first.items() < both.items()
+    ((path, _),) = first.items()
+    images, labels = storage.read_cache(path)
+    storage.write_cache(path, (images.copy(), labels.copy()))  # as a process that decoded at the same time
+    assert copies() == both
+    write_images(tmp_path / "set", count=13)
+    changed = copies()
+    assert len(changed) == 2
+    assert changed.keys() & both.keys() == both.keys() - {path}
 
 
 def test_no_substitute_comes_from_the_held_out_part(tmp_path):
@@ -198,7 +225,7 @@ def test_a_rollback_goes_on_without_the_batch_and_resumes_exactly(tmp_path, data
     (tmp_path / "other" / "rollbacks.json").rename(tmp_path / "known.json")
     (tmp_path / "other").rmdir()
     run, _ = runs.claim(tmp_path / "other", config, resume=False)
-    runs.create(run, config)
+    runs.create(run, config, 1500)
     (tmp_path / "known.json").rename(tmp_path / "other" / "rollbacks.json")
     assert_equal(state, loop.fit(config, tmp_path / "other", resume=True))
     # Interrupted after the rollbacks.
@@ -221,3 +248,112 @@ def test_a_damaged_list_of_rollbacks_is_refused(tmp_path):
         (tmp_path / "rollbacks.json").write_text(text)
         with pytest.raises(runs.RunError, match=r"rollbacks\.json cannot be used"):
             rollbacks.read(tmp_path)
+
+
+# One run folder, one training.
+
+
+def locked_by_another(folder):
+    """An open file that holds a run folder as another process would; its end closes it."""
+    folder.mkdir(exist_ok=True)
+    file = (folder / ".lock").open("w")
+    fcntl.flock(file, fcntl.LOCK_EX)
+    return file
+
+
+def test_a_folder_in_use_is_refused_and_left_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "PATIENCE", 0)
+    with locked_by_another(tmp_path / "run"):
+        for resume in (False, True):
+            with pytest.raises(runs.RunError, match=r"run is in use by another training: .* another --run-dir"):
+                loop.fit(CONFIG, tmp_path / "run", resume=resume)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
+
+
+def test_resuming_waits_for_the_training_before(tmp_path, monkeypatch, capsys):
+    before = locked_by_another(tmp_path / "run")
+    monkeypatch.setattr(runs.time, "sleep", lambda _: before.close())
+    runs.hold(runs.Run(tmp_path / "run"), resume=True)
+    assert capsys.readouterr().err == f"{tmp_path / 'run'} is in use by another training: waiting for its end\n"
+    with (tmp_path / "run" / ".lock").open() as file, pytest.raises(BlockingIOError):
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    runs.hold(runs.Run(tmp_path / "run"), resume=True)  # by the same process, as after a rollback
+
+
+def test_where_there_are_no_locks_a_training_goes_on_without(tmp_path, monkeypatch):
+    def flock(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    runs.hold(runs.Run(tmp_path / "run"), resume=False)
+
+
+def test_a_process_waits_for_what_process_0_has_written(tmp_path, monkeypatch):
+    """A network file system shows it late."""
+    run, waits = runs.Run(tmp_path / "parent" / "run"), []
+
+    def wait(_):
+        waits.append(None)
+        if len(waits) == 2:
+            runs.write_text(run.config, "{}")
+
+    monkeypatch.setattr(processes, "is_lead", lambda: False)
+    monkeypatch.setattr(runs.time, "sleep", wait)
+    runs.create(run, CONFIG, 1500)
+    assert len(waits) == 2
+    monkeypatch.setattr(runs, "PATIENCE", 0)
+    with pytest.raises(runs.RunError, match=r"process 0 does not see .*same file system"):
+        runs.create(runs.Run(tmp_path / "other"), CONFIG, 1500)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"devices": [{}], "packages": [[]], "python": {}}', "{}", "3"])
+def test_an_environment_of_any_form_only_informs(tmp_path, text):
+    runs.create(runs.Run(tmp_path), CONFIG, 1500)
+    (tmp_path / "environment.json").write_text(text)
+    _, changes = runs.claim(tmp_path, CONFIG, resume=True)
+    assert not any("\n" in line for line in changes)
+
+
+# The launcher's processes.
+
+
+def sleeper(started, seconds=60):
+    child = subprocess.Popen(["sleep", str(seconds)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    started.append(child)
+    return child
+
+
+def test_no_process_outlives_a_launch_that_fails():
+    started = []
+
+    def fail():
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    with pytest.raises(OSError, match="Cannot allocate"):
+        launch._supervise([lambda: sleeper(started), fail])
+    assert [child.returncode for child in started] == [-signal.SIGKILL]
+
+
+@pytest.mark.parametrize("number", launch.SIGNALS)
+def test_signals_reach_processes_that_are_being_started(number):
+    started = []
+
+    def hang_up():
+        os.kill(os.getpid(), number)
+        return sleeper(started)
+
+    before = signal.signal(number, lambda *_: pytest.fail("not the launcher's"))
+    try:
+        assert launch._supervise([lambda: sleeper(started), hang_up, lambda: sleeper(started)]) == 128 + number
+    finally:
+        signal.signal(number, before)
+    assert [child.returncode for child in started] == [-number] * 3
+
+
+def test_an_ignored_signal_stays_ignored():
+    """Under nohup a launch goes on when its session ends."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert launch._supervise([lambda: os.kill(os.getpid(), signal.SIGHUP) or sleeper([], seconds=0)]) == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)

@@ -415,22 +415,31 @@ def test_a_run_folder_is_never_overwritten(tmp_path, data_dir):
     run, changes = runs.claim(tmp_path / "run", config, resume=False)
     assert changes == []
     assert not run.folder.exists()
-    runs.create(run, config)
+    runs.hold(run, resume=False)
+    runs.create(run, config, 1500)
     with pytest.raises(runs.RunError, match="already holds a run"):
         runs.claim(tmp_path / "run", config, resume=False)
     with pytest.raises(runs.RunError, match=r"another config \(there, here\): seed: 0, 5"):
         runs.claim(tmp_path / "run", replace(config, seed=5), resume=True)
+    runs.check_data(run, 1500)
+    with pytest.raises(runs.RunError, match="was trained on 1500 images, now there are 1499: give it the same data"):
+        runs.check_data(run, 1499)
+    (run.folder / "environment.json").write_text("[" * 10**5)
+    runs.check_data(run, 1499)  # who knows
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.txt").write_text("precious")
     with pytest.raises(runs.RunError, match="not empty"):
         runs.claim(tmp_path / "other", config, resume=False)
+    assert [path.name for path in (tmp_path / "other").iterdir()] == ["thesis.txt"]
     (tmp_path / "other" / "thesis.txt").rename(tmp_path / "other" / ".config.json.8x_killed")
-    runs.claim(tmp_path / "other", config, resume=True)
+    other, _ = runs.claim(tmp_path / "other", config, resume=False)
+    runs.hold(other, resume=False)
+    runs.claim(tmp_path / "other", config, resume=False)
 
 
 def test_what_may_change_is_said(tmp_path, data_dir):
     config = small(data_dir)
-    runs.create(runs.Run(tmp_path), config)
+    runs.create(runs.Run(tmp_path), config, 1500)
     environment = json.loads((tmp_path / "environment.json").read_text())
     environment["packages"]["jax"] = "0.0.1"
     environment["processes"] = 4

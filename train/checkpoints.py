@@ -19,7 +19,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from train import manifests, processes, runs
-from train.config import Config
+from train.config import Config, ConfigError
 
 Tree = Any
 
@@ -100,7 +100,7 @@ def open_writer(run: runs.Run, config: Config) -> Iterator[Writer]:
     """Opens a run's checkpoints for writing, in all processes together, and closes them when all are on disk.
 
     Raises:
-        StorageError: the last checkpoint cannot be written.
+        StorageError: the last checkpoint cannot be written, or the accuracy of an earlier one not be read now.
     """
     keep = _Keep(_accuracies(run.checkpoints)[0])
     options = ocp.CheckpointManagerOptions(
@@ -171,6 +171,7 @@ def restore(folder: Path, state: Tree, *, config: Config, steps: Sequence[int] |
 
     Raises:
         CheckpointError: none is whole, or it belongs to another config or network.
+        StorageError: one cannot be read now, so that it is not known whether it is whole.
     """
     skipped = {}
     for candidate in reversed(manifests.steps(folder)) if steps is None else steps:
@@ -189,7 +190,11 @@ def restore(folder: Path, state: Tree, *, config: Config, steps: Sequence[int] |
 
 def _check_fits(path: Path, manifest: dict[str, Any], state: Tree, config: Config) -> None:
     """Refuses a checkpoint of another config or network; that is no damage, and no older one would do."""
-    if differing := runs.config_differences(manifest["config"], config).fixed:
+    try:
+        differing = runs.config_differences(manifest["config"], config).fixed
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: {error}; use the version of this program that wrote it") from error
+    if differing:
         raise CheckpointError(f"{path} is of another config (there, here): {'; '.join(differing)}")
     here = {name: manifests.describe(leaf) for name, leaf in manifests.flat(state).items()}
     there = {name: kind for name, (kind, _) in manifest["leaves"].items()}
@@ -210,23 +215,25 @@ def resume(folder: Path, state: Tree, *, config: Config) -> Restored | None:
 
     Raises:
         CheckpointError: there are some but none is whole, or they belong to another config or network.
+        StorageError: the newest cannot be read now; nothing is set aside.
     """
     found, failure = None, None
+    kinds = (CheckpointError, runs.StorageError)  # as -1 and -2 in the other processes
     if processes.is_lead() and manifests.steps(folder):
         try:
             found = restore(folder, state, config=config)
-        except CheckpointError as error:
+        except kinds as error:
             failure = error
         else:
             for step in found.skipped:
                 aside = folder / f"damaged-{step}"
                 shutil.rmtree(aside, ignore_errors=True)
                 (folder / str(step)).rename(aside)
-    chosen = processes.from_lead(-1 if failure else found.step if found else 0)
+    chosen = processes.from_lead(-1 - kinds.index(type(failure)) if failure else found.step if found else 0)
     if failure:
         raise failure
     if chosen < 0:
-        raise CheckpointError(f"{folder}: process 0 finds no checkpoint to continue from")
+        raise kinds[-1 - chosen](f"{folder}: process 0 finds no checkpoint to continue from")
     if chosen and not found:
         found = restore(folder, state, config=config, steps=[chosen])
     return found
@@ -238,7 +245,7 @@ def verify(folder: Path, config: Config) -> Iterator[tuple[int, str | None]]:
         try:
             differing = runs.config_differences(manifests.read_manifest(folder, step)["config"], config).fixed
             manifests.read(folder, step)
-        except manifests.Damaged as error:
+        except (manifests.Damaged, ConfigError, runs.StorageError) as error:
             yield step, str(error)
         else:
             yield step, f"another config than the run's (there, here): {'; '.join(differing)}" if differing else None

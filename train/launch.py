@@ -14,7 +14,9 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TextIO
 
 import tyro
@@ -23,6 +25,9 @@ from train.config import ConfigError
 
 FAILED = 4
 """Exit code of a process that the disk or another process failed."""
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""Passed on; SIGHUP is what the end of an ssh session sends."""
 
 GRACE = 10.0
 """Seconds that the others have to leave by themselves, once one process has failed."""
@@ -49,7 +54,7 @@ def main(arguments: list[str]) -> int:
     if split >= len(arguments) - 1:
         raise ConfigError("launch needs a command: python -m train launch --processes 2 fit PRESET [options]")
     port = _free_port()
-    return _supervise([_start(arguments[split:], index, port, options) for index in range(options.processes)])
+    return _supervise([partial(_start, arguments[split:], index, port, options) for index in range(options.processes)])
 
 
 def _free_port() -> int:
@@ -83,9 +88,10 @@ def _start(command: list[str], index: int, port: int, options: Launch) -> subpro
 
 def _copy(stream: TextIO, target: TextIO, prefix: str) -> None:
     """Passes lines on, each whole, so that those of several processes do not mix."""
-    for line in stream:
-        target.write(prefix + line)
-        target.flush()
+    with stream:
+        for line in stream:
+            target.write(prefix + line)
+            target.flush()
 
 
 def _cause(codes: list[int | None]) -> int:
@@ -94,25 +100,28 @@ def _cause(codes: list[int | None]) -> int:
     return next((code for code in failed if code != FAILED), failed[0] if failed else 0)
 
 
-def _supervise(children: list[subprocess.Popen[str]]) -> int:
-    """Waits for all; returns the exit code of the first that failed, and leaves none behind."""
-
-    def forward(number: int, _: object) -> None:
-        for child in children:
-            if child.poll() is None:
-                child.send_signal(number)
-
-    copies = [
-        threading.Thread(target=_copy, args=(stream, target, f"[{index}] "), daemon=True)
-        for index, child in enumerate(children)
-        for stream, target in ((child.stdout, sys.stdout), (child.stderr, sys.stderr))
-    ]
-    for copy in copies:
-        copy.start()
-    before = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
+def _supervise(starts: Sequence[Callable[[], subprocess.Popen[str]]]) -> int:
+    """Starts all and waits for them; returns the exit code of the first that failed, and leaves none behind."""
+    children: list[subprocess.Popen[str]] = []
+    copies: list[threading.Thread] = []
+    received: list[int] = []  # passed on once all have started, so that none misses one
+    before = {}
     code, deadline = 0, math.inf
     try:
+        for number in SIGNALS:
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
+                before[number] = signal.signal(number, lambda number, _: received.append(number))
+        for index, start in enumerate(starts):
+            child = start()
+            children.append(child)
+            for stream, target in ((child.stdout, sys.stdout), (child.stderr, sys.stderr)):
+                copies.append(threading.Thread(target=_copy, args=(stream, target, f"[{index}] "), daemon=True))
+                copies[-1].start()
         while None in (codes := [child.poll() for child in children]) and time.monotonic() < deadline:
+            while received:
+                number = received.pop(0)
+                for child in children:
+                    child.send_signal(number)
             code = code or _cause(codes)
             if code:
                 deadline = min(deadline, time.monotonic() + GRACE)

@@ -214,13 +214,14 @@ def fit(
     """
     if config.max_rollbacks and jax.process_count() > 1:
         raise ConfigError(f"--max-rollbacks needs a single process, got {jax.process_count()}: leave it out")
-    skipped = rollbacks.read(folder)
     while True:
         try:
-            return _fit(config, folder, resume, evaluated, skipped, stop_requested)
+            return _fit(config, folder, resume, evaluated, stop_requested)
         except NonFiniteLoss as error:
+            skipped = rollbacks.read(folder)
             batch = batch_number(error.step - 1, skipped)
-            skipped, resume = rollbacks.skip(folder, skipped, batch, error, config.max_rollbacks), True
+            rollbacks.skip(folder, skipped, batch, error, config.max_rollbacks)
+            resume = True
 
 
 def _fit(
@@ -228,20 +229,23 @@ def _fit(
     folder: Path,
     resume: bool,
     evaluated: bool,
-    skipped: tuple[int, ...],
     stop_requested: Callable[[], bool],
 ) -> State:
     """`fit` up to the first non-finite loss."""
-    run, changes = runs.claim(folder, config, resume=resume)
+    run, _ = runs.claim(folder, config, resume=resume)
     engine = parallel.make_engine(config.parallel, devices=config.devices, batch_size=config.batch_size)
     if config.batch_size % (engine.devices * config.accumulate):
         raise ConfigError(
             f"--batch-size must be a multiple of {engine.devices} devices times --accumulate {config.accumulate}, "
             f"got {config.batch_size}"
         )
-    task = prepare(config, evaluated=evaluated)._replace(skipped=skipped)
+    task = prepare(config, evaluated=evaluated)
+    runs.hold(run, resume=resume)
+    _, changes = runs.claim(folder, config, resume=resume)  # again, now that nobody else writes there
+    runs.check_data(run, len(task.train))
+    task = task._replace(skipped=rollbacks.read(folder))
     restored = checkpoints.resume(run.checkpoints, task.network.shapes, config=config) if resume else None
-    runs.create(run, config)
+    runs.create(run, config, len(task.train))
     if processes.is_lead():
         announce(config, engine, task.validation, restored, changes)
     state = restored.state if restored else task.network.init()

@@ -6,9 +6,12 @@ manifest: type, shape and CRC-32 of every leaf, the run's config, its validation
 
 from __future__ import annotations
 
+import errno
 import gc
 import json
 import logging
+import os
+import stat
 import sys
 import time
 import warnings
@@ -27,6 +30,13 @@ from train.config import Config
 
 Tree = Any
 Leaves = dict[str, np.ndarray]
+
+
+_ABSENT = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL}
+"""What a missing file or a damaged name leads to. Any other error of the system says nothing about what is on disk."""
+
+_NOT_NOW = ("PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "UNKNOWN")
+"""How TensorStore's `ValueError`s begin that tell of such an error; some do not give its number."""
 
 
 class Damaged(ValueError):
@@ -86,16 +96,50 @@ def read_manifest(folder: Path, step: int) -> dict[str, Any]:
 
     Raises:
         Damaged: it is missing or not what was written.
+        StorageError: it cannot be read now.
     """
+    path = folder / str(step)
     try:
-        manifest = json.loads((folder / str(step) / "manifest" / "metadata").read_bytes())
-        content = {name: manifest[name] for name in ("leaves", "config", "accuracy")}
-        intact = manifest["crc32"] == _text_crc(content)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        with _reading(path):
+            manifest = json.loads(runs.patiently((path / "manifest" / "metadata").read_bytes))
+            content = {name: manifest[name] for name in ("leaves", "config", "accuracy")}
+            intact = manifest["crc32"] == _text_crc(content)
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise Damaged(f"its manifest cannot be read ({one_line(error)})") from error
     if not intact:
         raise Damaged("the checksum of its manifest does not match")
+    if not _well_formed(content):
+        raise Damaged("its manifest is none of this program's")
     return content
+
+
+def _well_formed(content: dict[str, Any]) -> bool:
+    """Whether a manifest holds leaves and an accuracy; its config is checked where it is compared."""
+    leaves, accuracy = content["leaves"], content["accuracy"]
+    return (
+        type(accuracy) in (float, int, type(None))
+        and isinstance(leaves, dict)
+        and all(isinstance(leaf, list) and [type(part) for part in leaf] == [str, int] for leaf in leaves.values())
+    )
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Tells damage from a disk that does not answer, a lack of permission or of memory, which a later try may not meet.
+
+    Raises:
+        Damaged: a file is missing.
+        StorageError: any other error of the system.
+    """
+    try:
+        yield
+    except (OSError, MemoryError) as error:
+        if isinstance(error, OSError) and error.errno in _ABSENT:
+            raise Damaged(one_line(error)) from error
+        raise runs.StorageError(
+            f"{path} cannot be read now ({one_line(error)}); it may be whole, so nothing is set aside: mend that, or "
+            "move the folder away"
+        ) from error
 
 
 def read(folder: Path, step: int) -> Leaves:
@@ -103,17 +147,17 @@ def read(folder: Path, step: int) -> Leaves:
 
     Raises:
         Damaged: something is missing or not what was written.
+        StorageError: it cannot be read now.
     """
     expected = read_manifest(folder, step)["leaves"]
+    kinds = {path: kind for path, (kind, _) in expected.items()}
     me = jax.process_index()
     alone = ocp.options.MultiprocessingOptions(
         primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process_{me}"
     )
-    with quiet(), warnings.catch_warnings():
+    with _reading(folder / str(step)), quiet(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        leaves, reason = _read_arrays(folder / str(step) / "state", alone)
-    if reason is not None:
-        raise Damaged(reason)
+        leaves = runs.patiently(lambda: _read_state(folder / str(step) / "state", kinds, alone))
     for path, (kind, crc) in expected.items():
         if path not in leaves:
             raise Damaged(f"{path} is missing")
@@ -122,17 +166,63 @@ def read(folder: Path, step: int) -> Leaves:
     return {path: leaves[path] for path in expected}
 
 
-def _read_arrays(folder: Path, options: ocp.options.MultiprocessingOptions) -> tuple[Leaves, str | None]:
-    """The arrays by path, or what Orbax and TensorStore, which raise many kinds for damage, say against them."""
+def _read_state(folder: Path, kinds: dict[str, str], options: ocp.options.MultiprocessingOptions) -> Leaves:
+    """The arrays by path, if they are of the given types and shapes.
+
+    Raises:
+        Damaged: they are not, or cannot be decoded.
+        OSError, MemoryError: what that says is not known.
+    """
+    leaves, failure = _restore(folder, kinds, options)
+    if failure is None:
+        return leaves
+    settle()
+    if isinstance(failure, Damaged):
+        _read_files(folder)  # Orbax takes some files that it cannot look at for missing
+    raise failure
+
+
+def _restore(
+    folder: Path, kinds: dict[str, str], options: ocp.options.MultiprocessingOptions
+) -> tuple[Leaves, Exception | None]:
+    """The arrays by path, or what is to be made of Orbax's and TensorStore's error."""
     handler = ocp.StandardCheckpointHandler(multiprocessing_options=options)
     try:
         with ocp.Checkpointer(handler, multiprocessing_options=options) as reader:
+            # Before they are read: arrays that claim more than the manifest would take that memory.
+            there = {path: describe(leaf) for path, leaf in flat(handler.metadata(folder.resolve()).tree).items()}
+            for path in sorted({*kinds, *there}):
+                if there.get(path) != kinds.get(path):
+                    raise Damaged(f"{path} is {there.get(path, 'missing')}, its manifest has {kinds.get(path, 'none')}")
             tree = reader.restore(folder.resolve(), args=ocp.args.StandardRestore())
         return {path: np.asarray(leaf) for path, leaf in flat(tree).items()}, None
     except Exception as error:
-        reason = one_line(error)
-    settle()
-    return {}, reason
+        return {}, _interpret(error)
+
+
+def _interpret(error: Exception) -> Exception:
+    """A new error without the frames of one of any kind: the system's where it tells of that, else of damage."""
+    if isinstance(error, MemoryError):
+        return MemoryError(one_line(error))
+    if isinstance(error, OSError) and error.errno not in {None, *_ABSENT}:
+        return OSError(error.errno, error.strerror, error.filename)
+    if str(error).startswith(_NOT_NOW):
+        return OSError(errno.EAGAIN, one_line(error))
+    return Damaged(one_line(error))
+
+
+def _read_files(folder: Path) -> None:
+    """Reads all files below a folder. Raises the `OSError` of the first that cannot be read."""
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    for parent, _, names in os.walk(folder, onerror=fail):
+        for path in (Path(parent, name) for name in names):
+            if stat.S_ISREG(path.stat().st_mode):
+                with path.open("rb") as file:
+                    while file.read(1 << 20):
+                        pass
 
 
 @contextmanager

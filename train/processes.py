@@ -105,6 +105,11 @@ def from_lead(number: int) -> int:
     return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
 
 
+def from_all(number: int) -> list[int]:
+    """Every process's number, by process, in every process."""
+    return np.atleast_1d(multihost_utils.process_allgather(np.int32(number))).tolist()
+
+
 def leave(code: int) -> None:
     """Ends a process that fails alone: at once, since the ordinary end waits for the others, which wait for this one.
 

@@ -1,22 +1,25 @@
 """A run folder: what is in it, and how it is written.
 
-``config.json`` (the full config), ``environment.json`` (package versions, devices), ``metrics.jsonl`` (one line per
-logged step), ``events*`` (the same for TensorBoard), ``checkpoints/``, ``evaluation.json``, ``.csv`` and ``.md``,
-``curve.csv``, ``certified.json`` and ``.md``, pictures.
+``config.json`` (the full config), ``environment.json`` (versions, devices, size of the data), ``metrics.jsonl`` (one
+line per logged step), ``events*`` (the same for TensorBoard), ``checkpoints/``, ``evaluation.json``, ``.csv`` and
+``.md``, ``curve.csv``, ``certified.json`` and ``.md``, pictures; ``.lock``, which its training holds.
 """
 
 from __future__ import annotations
 
 import errno
+import functools
 import importlib.metadata
 import json
 import os
 import platform
+import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 
@@ -39,6 +42,11 @@ FREE = (
     "data.max_corrupt",
 )
 """Fields that may change when a run is continued: they say where, how fast and what else, not what is computed."""
+
+T = TypeVar("T")
+
+PATIENCE = 120
+"""Seconds that other hosts may need to notice: a new file, the loss of a host, the end of its locks."""
 
 _PASSING = {errno.EAGAIN, errno.EBUSY, errno.EINTR, errno.EIO, errno.ESTALE, errno.ETIMEDOUT}
 
@@ -66,6 +74,10 @@ class Run(NamedTuple):
         return self.folder / "config.json"
 
     @property
+    def lock(self) -> Path:
+        return self.folder / ".lock"
+
+    @property
     def metrics(self) -> Path:
         return self.folder / "metrics.jsonl"
 
@@ -87,6 +99,18 @@ def check_name(folder: Path) -> None:
         raise RunError(f"{path!r} has a backslash or is not UTF-8: rename it or choose another folder")
 
 
+def patiently(action: Callable[[], T]) -> T:
+    """Up to four tries in three seconds, as long as the errors are some that a network file system may get over."""
+    for pause in (0.2, 0.6, 2.0):
+        try:
+            return action()
+        except OSError as error:
+            if error.errno not in _PASSING:
+                raise
+        time.sleep(pause)
+    return action()
+
+
 def write_text(path: Path, text: str) -> None:
     """`write_bytes` of UTF-8."""
     write_bytes(path, text.encode())
@@ -95,15 +119,9 @@ def write_text(path: Path, text: str) -> None:
 def write_bytes(path: Path, data: bytes) -> None:
     """Writes a file whole or not at all: a reader never sees half of it.
 
-    Errors that a network file system may get over are met with four tries in three seconds.
+    Errors that a network file system may get over are met as `patiently` does.
     """
-    for pause in (0.2, 0.6, 2.0, None):
-        try:
-            return _write_whole(path, data)
-        except OSError as error:
-            if pause is None or error.errno not in _PASSING:
-                raise
-            time.sleep(pause)
+    patiently(lambda: _write_whole(path, data))
 
 
 def _write_whole(path: Path, data: bytes) -> None:
@@ -157,6 +175,61 @@ def config_differences(there: dict[str, Any], here: configs.Config) -> Differenc
     return Differences([line for line in lines if line not in free], free)
 
 
+def hold(run: Run, *, resume: bool) -> None:
+    """Keeps a claimed run's folder, which it makes, for this training alone, process 0 for all, until the process ends.
+
+    With `resume` it waits up to `PATIENCE` seconds for another training to end: for so long may processes that have
+    lost one of theirs live on.
+
+    Raises:
+        RunError: another training has the folder.
+    """
+    for second in range(1 + PATIENCE * resume):
+        if second:
+            time.sleep(1)
+        # All wait in step: where one is late by half a minute, others give it up.
+        if processes.from_lead(processes.is_lead() and _take(run)):
+            return
+        if resume and not second and processes.is_lead():
+            print(f"{run.folder} is in use by another training: waiting for its end", file=sys.stderr)
+    raise RunError(
+        f"{run.folder} is in use by another training: wait for its end, or choose another --run-dir (if the host of "
+        f"that training is lost, remove {run.lock})"
+    )
+
+
+def _take(run: Run) -> bool:
+    run.folder.mkdir(parents=True, exist_ok=True)
+    try:
+        _lock(run.lock.resolve())
+    except BlockingIOError:
+        return False
+    return True
+
+
+@functools.cache
+def _lock(path: Path) -> int:
+    """Locks a file for the rest of this process's life, however it ends; where there are no locks, goes on without.
+
+    Returns:
+        The descriptor, never closed: its end would be the lock's.
+
+    Raises:
+        BlockingIOError: another process has it.
+    """
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        import fcntl
+
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise
+    except (ImportError, OSError):
+        pass  # neither the system nor the file system need have locks
+    return handle
+
+
 def claim(folder: Path, config: configs.Config, *, resume: bool) -> tuple[Run, list[str]]:
     """Looks whether a run can live in a folder, or go on there; writes nothing.
 
@@ -176,19 +249,36 @@ def claim(folder: Path, config: configs.Config, *, resume: bool) -> tuple[Run, l
         if differences.fixed:
             raise RunError(f"{folder} was trained with another config (there, here): {'; '.join(differences.fixed)}")
         return run, differences.free + _environment_differences(folder)
-    # A process killed while it wrote the config leaves a temporary file.
-    if folder.exists() and any(not path.name.startswith(f".{run.config.name}.") for path in folder.iterdir()):
+    # A process killed before it wrote the config, or while it did, leaves its lock and a temporary file.
+    ours = (run.lock.name, f".{run.config.name}.")
+    if folder.exists() and not all(path.name.startswith(ours) for path in folder.iterdir()):
         raise RunError(f"{folder} is not empty and holds no run: choose another --run-dir")
     return run, []
 
 
-def _environment_differences(folder: Path) -> list[str]:
+def check_data(run: Run, training_images: int) -> None:
+    """Raises `RunError` for another number of images than the run began with: order and schedule would be others."""
+    there = _stored_environment(run.folder).get("training_images", training_images)
+    if there != training_images:
+        raise RunError(
+            f"{run.folder} was trained on {there!s:.40} images, now there are {training_images}: give it the same data "
+            "to continue, or choose another --run-dir"
+        )
+
+
+def _stored_environment(folder: Path) -> dict[str, Any]:
+    """What a run's ``environment.json`` says; empty where it says nothing, for it only informs."""
     try:
-        there = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
-        if not isinstance(there, dict):
-            return []
-    except (OSError, ValueError):
-        return []  # it only informs
+        stored = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return stored if isinstance(stored, dict) else {}
+
+
+def _environment_differences(folder: Path) -> list[str]:
+    there = _stored_environment(folder)
+    if not there:
+        return []
     here = environment()
     names = [
         name for name in ("python", "packages", "platform", "devices", "processes") if there.get(name) != here[name]
@@ -201,27 +291,41 @@ def _brief(value: Any, other: Any) -> str:
     if isinstance(value, dict) and isinstance(other, dict):
         return " ".join(f"{name} {value[name]}" for name in value if value[name] != other.get(name))
     if isinstance(value, list):
-        return " + ".join(f"{value.count(kind)} {kind}" for kind in dict.fromkeys(value))
+        kinds = [str(kind) for kind in value]
+        return " + ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
     return str(value)
 
 
-def create(run: Run, config: configs.Config) -> None:
-    """Makes a claimed run's folder, process 0 for all, and writes config and environment.
+def create(run: Run, config: configs.Config, training_images: int) -> None:
+    """Makes a claimed run's folders, process 0 for all, and writes config, environment and the size of the data.
 
     Raises:
         RunError: another process does not see the folder.
     """
     processes.barrier("every process has looked at the folder")
     if processes.is_lead():
-        run.folder.mkdir(parents=True, exist_ok=True)
         write_text(run.config, configs.to_json(config))
-        write_json(run.folder / "environment.json", environment())
+        run.checkpoints.mkdir(exist_ok=True)
+        write_json(run.folder / "environment.json", {**environment(), "training_images": training_images})
     processes.barrier("the folder is there")
-    if not run.config.exists():
-        raise RunError(
-            f"process {jax.process_index()} does not see {run.config}, which process 0 has written: all processes "
-            "need a --run-dir on the same file system"
-        )
+    for second in range(1 + PATIENCE):
+        if second:
+            time.sleep(1)
+        seen = processes.from_all(_seen(run.config))
+        if all(seen):
+            return
+    raise RunError(
+        f"process {seen.index(0)} does not see {run.config}, which process 0 has written: all processes need a "
+        "--run-dir on the same file system"
+    )
+
+
+def _seen(path: Path) -> bool:
+    """Whether a new file is there. NFS remembers for a while that it was not, unless its folders are listed."""
+    for folder in (path.parent.parent, path.parent):
+        with suppress(OSError):
+            os.listdir(folder)
+    return path.exists()
 
 
 def check_there(run: Run) -> None:

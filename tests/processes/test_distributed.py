@@ -68,6 +68,10 @@ def start_two(trainer, arguments):
     ]
 
 
+def children_of(process):
+    return Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+
+
 @pytest.mark.parametrize(("victim", "kind"), [(0, "pmap"), (1, "jit")])
 def test_sigterm_to_either_process_saves_one_step_and_resumes_exactly(trainer, tmp_path, victim, kind):
     run, reference = tmp_path / "run", tmp_path / "whole"
@@ -101,11 +105,22 @@ def test_the_launcher_passes_signals_on(trainer, tmp_path):
     assert [line["step"] for line in log(run) if "loss" in line] == sorted({saved, *range(5, 61, 5)})
 
 
+def test_no_process_outlives_the_session_of_its_launcher(trainer, tmp_path):
+    run = tmp_path / "run"
+    process = trainer.start(launch(trainer.options(run, epochs=4)))
+    assert wait_for(lambda: last_step(run) >= 10, process)
+    children = children_of(process)
+    process.send_signal(signal.SIGHUP)
+    process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGHUP
+    assert not any(Path(f"/proc/{child}").exists() for child in children)
+
+
 def test_when_one_process_dies_the_others_end(trainer, tmp_path):
     run = tmp_path / "run"
     process = trainer.start(launch(trainer.options(run, epochs=4)))
     assert wait_for(lambda: last_step(run) >= 10, process)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    children = children_of(process)
     os.kill(int(children[1]), signal.SIGKILL)
     process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGKILL

@@ -64,15 +64,16 @@ def folder_records(root: Path, split: str, *, data_dir: Path | None, image_size:
         images = [_decode(root, files[index].path, shape, image_size) for index in indices]
         return np.stack(images), labels[indices]
 
-    key = fingerprint([str(root.resolve()), image_size, split, *every])
+    key = fingerprint([str(root.resolve()), split, *every])
     place = fingerprint([str(root.resolve())])[:8]
+    copy = f"{root.name}-{place}-{split}-{image_size or 'original'}-{key}"
     return Records(
         name=f"{root}, split {split}",
         size=len(files),
         class_names=class_names,
         probe=functools.partial(_image_shape, root, every, image_size),
         decode=decode,
-        cache=(data_dir or default_data_dir()) / "decoded" / f"{root.name}-{place}-{split}-{key}",
+        cache=(data_dir or default_data_dir()) / "decoded" / copy,
     )
 
 

@@ -73,7 +73,7 @@ def tfds_records(name: str, split: str, *, data_dir: Path | None, image_size: in
         class_names=tuple(features["label"].names),
         probe=probe,
         decode=decode,
-        cache=folder / "decoded" / f"{split}-{fingerprint([image_size, channels, *stats])}",
+        cache=folder / "decoded" / f"{split}-{image_size or 'original'}-{fingerprint([channels, *stats])}",
     )
 
 

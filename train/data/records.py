@@ -23,8 +23,8 @@ class Records(NamedTuple):
         probe: finds the image shape ``(h, w, c)``; may have to look into files, and past as many unreadable ones as
             its argument says.
         decode: reads the examples at given indices as images of a given shape, in the calling thread.
-        cache: the folder for a decoded copy, ``.../SPLIT-FINGERPRINT``: another fingerprint for
-            other contents or options.
+        cache: the folder for a decoded copy, ``.../SPLIT-OPTIONS-FINGERPRINT``: another fingerprint for other
+            contents.
     """
 
     name: str

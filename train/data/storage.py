@@ -120,11 +120,11 @@ def read_cache(folder: Path) -> Arrays | None:
 
 
 def write_cache(folder: Path, arrays: Arrays) -> None:
-    """Keeps a decoded copy for the next start, and drops older copies of the same split.
+    """Keeps a decoded copy for the next start, and drops those of other files with the same options.
 
-    The folder's name is ``SPLIT-FINGERPRINT``. It appears complete or not at all, so processes
-    may write it at the same time. Where it cannot be written, or where it would be written through
-    a link that came with the data, the next start decodes again.
+    The folder's name is ``SPLIT-OPTIONS-FINGERPRINT``. It appears complete or not at all, so processes may write it
+    at the same time; the first one stays. Where it cannot be written, or where it would be written through a link that
+    came with the data, the next start decodes again.
     """
     if folder.parent.is_symlink():
         return
@@ -138,8 +138,10 @@ def write_cache(folder: Path, arrays: Arrays) -> None:
                     np.save(file, array)
                     file.flush()
                     os.fsync(file.fileno())  # a crash must not leave a folder of zeros behind
-            if folder.exists():  # only reached if what is there cannot be read
-                shutil.rmtree(folder, ignore_errors=True)
+            there = read_cache(folder)
+            if there is not None and there[0].shape == arrays[0].shape:
+                return  # another process was faster, and others may have mapped its copy
+            shutil.rmtree(folder, ignore_errors=True)
             copy.rename(folder)
     except OSError:
         return
