@@ -23,6 +23,7 @@ from deformreg.attacks.attack import (
     LogitsFn,
     Loss,
     Search,
+    check_loss,
     differentiate,
     fresh,
     is_broken,
@@ -133,6 +134,7 @@ def apgd(
     num_targets = _checks.count("num_targets", num_targets, minimum=0)
     _checks.choice("start", start, get_args(Literal["zero", "random"]))
     _checks.choice("keep", keep, get_args(Keep))
+    check_loss(loss)
     _checks.positive("initial_step", initial_step)
     runs, ranked = max(num_targets, 1) * restarts, int(num_targets > 0)
     plan = schedule(num_steps)._replace(initial_step=initial_step)

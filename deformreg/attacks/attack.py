@@ -9,7 +9,7 @@ into the row of a finished one at any moment without changing anybody's result.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +33,8 @@ LogitsFn = Callable[[Array], Array]
 
 Loss = Literal["cross_entropy", "margin", "dlr"] | Callable[[Array, Array], Array]
 """A name, or a function ``(logits, labels) -> losses[n]``; ascended (with targets: descended at the target)."""
+
+LOSSES = {"cross_entropy": cross_entropy, "margin": margin, "dlr": difference_of_logits_ratio}
 
 Keep = Literal["last", "best", "any"]
 """Which candidate an attack answers with: the ``"last"``, the ``"best"`` of all (one that breaks the model beats one
@@ -205,6 +207,12 @@ def is_broken(logits: Array, examples: Examples) -> Array:
     return predicted != examples.labels if examples.targets is None else predicted == examples.targets
 
 
+def check_loss(loss: Loss) -> None:
+    """Raises unless a loss is a function or one of the names."""
+    if not callable(loss):
+        _checks.choice("loss", loss, LOSSES)
+
+
 def objective(loss: Loss, logits: Array, examples: Examples) -> Array:
     """The value an attack ascends, one per example."""
     if examples.targets is not None:
@@ -213,9 +221,7 @@ def objective(loss: Loss, logits: Array, examples: Examples) -> Array:
         return -objective(loss, logits, examples._replace(labels=examples.targets, targets=None))
     if callable(loss):
         return _checks.per_example(loss(logits, examples.labels), examples.images.shape[0], "loss")
-    _checks.choice("loss", loss, get_args(get_args(Loss)[0]))
-    named = {"cross_entropy": cross_entropy, "margin": margin, "dlr": difference_of_logits_ratio}
-    return named[loss](logits, examples.labels)
+    return LOSSES[loss](logits, examples.labels)
 
 
 def try_out(

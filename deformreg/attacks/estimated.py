@@ -23,6 +23,7 @@ from deformreg.attacks.attack import (
     LogitsFn,
     Loss,
     Search,
+    check_loss,
     fresh,
     record,
     sample_rows,
@@ -77,7 +78,7 @@ def spsa(
 
     Raises:
         TypeError: a count that is not an integer.
-        ValueError: a number out of range.
+        ValueError: a number out of range, or an unknown `loss` or `keep`.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -139,7 +140,7 @@ def nes(
 
     Raises:
         TypeError: a count that is not an integer.
-        ValueError: a number out of range.
+        ValueError: a number out of range, or an unknown `loss` or `keep`.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -166,6 +167,7 @@ def _estimated(
     family = flow() if perturbation is None else perturbation
     num_steps, num_samples = _checks.count("num_steps", num_steps), _checks.count("num_samples", num_samples)
     _checks.choice("keep", keep, get_args(Keep))
+    check_loss(loss)
     _checks.non_negative("radius", ball.radius)
     length = ball.radius / 10 if step_size is None else step_size
     reach = ball.radius / 10 if probe is None else probe

@@ -22,6 +22,7 @@ from deformreg.attacks.attack import (
     LogitsFn,
     Loss,
     Search,
+    check_loss,
     differentiate,
     fresh,
     is_broken,
@@ -71,7 +72,7 @@ def pgd(
 
     Raises:
         TypeError: `num_steps` or `restarts` is not an integer.
-        ValueError: a number out of range, or an unknown `start` or `keep`.
+        ValueError: a number out of range, or an unknown `start`, `loss` or `keep`.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -86,6 +87,7 @@ def pgd(
     num_steps = _checks.count("num_steps", num_steps, minimum=0)
     restarts = _checks.count("restarts", restarts)
     _checks.choice("keep", keep, get_args(Keep))
+    check_loss(loss)
     if not callable(start):
         _checks.choice("start", start, ("zero", "random"))
     if step_size is None:

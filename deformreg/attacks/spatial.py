@@ -23,6 +23,7 @@ from deformreg.attacks.attack import (
     LogitsFn,
     Loss,
     Search,
+    check_loss,
     fresh,
     record,
     try_out,
@@ -68,7 +69,7 @@ def rotation_translation(
 
     Raises:
         TypeError: a count that is not an integer.
-        ValueError: a number out of range, or another `keep`.
+        ValueError: a number out of range, an unknown `loss`, or another `keep`.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -84,6 +85,7 @@ def rotation_translation(
     _checks.non_negative("max_degrees", max_degrees)
     _checks.non_negative("max_pixels", max_pixels)
     _checks.choice("keep", keep, ("any", "best"))
+    check_loss(loss)
     num_draws = _checks.count("num_draws", num_draws)
     limits = jnp.stack([jnp.float32(limit) for limit in (max_degrees * math.pi / 180, max_pixels, max_pixels)])
     family = affine(boundary=boundary)

@@ -112,6 +112,11 @@ def test_arguments_are_checked_by_name():
         attacks.square(ball=BALL, keep="last")
     with pytest.raises(ValueError, match="step_size must be at least 0"):
         attacks.pgd(ball=BALL, num_steps=3, step_size=-1.0)
+    makers = (attacks.apgd, attacks.square, attacks.random_fields, attacks.spsa, attacks.nes)
+    for make in (*(functools.partial(make, ball=BALL) for make in makers), attacks.rotation_translation,
+                 functools.partial(attacks.pgd, ball=BALL, num_steps=3)):  # fmt: skip
+        with pytest.raises(ValueError, match="loss must be one of 'cross_entropy', 'margin', 'dlr', got 'hinge'"):
+            make(loss="hinge")
 
 
 def test_logits_that_are_not_finite_are_no_prediction():
