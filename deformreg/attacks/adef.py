@@ -20,6 +20,7 @@ from deformreg.attacks.attack import (
     Examples,
     LogitsFn,
     Search,
+    finite_or_zero,
     fresh,
     is_broken,
     record,
@@ -152,7 +153,7 @@ def _crossing(logits: Array, vjp: Any, images: Array, labels: Array, towards: Ar
     classes = jnp.arange(logits.shape[1])[None, :]
     sign = (classes == towards[:, None]).astype(logits.dtype) - (classes == labels[:, None]).astype(logits.dtype)
     gap = jnp.sum(jnp.where(sign != 0, sign * logits, 0), axis=1)
-    (gradient,) = vjp(sign)
+    gradient = finite_or_zero(vjp(sign)[0])
     slopes = _central_differences(images)
     along = jnp.stack([jnp.sum(gradient * slope, axis=-1) for slope in slopes], axis=-1)
     smooth = _smooth(along, sigma)

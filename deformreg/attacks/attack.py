@@ -235,7 +235,7 @@ def try_out(
 def differentiate(
     logits_fn: LogitsFn, perturbation: Perturbation, loss: Loss, examples: Examples, params: Params
 ) -> tuple[Array, Array, Params]:
-    """One forward and backward pass at `params`: the objective, its gradient, and the logits."""
+    """One forward and backward pass at `params`: the objective, its gradient (finite), and the logits."""
 
     def total(params: Params) -> tuple[Array, tuple[Array, Array]]:
         logits = logits_fn(perturbation.apply(params, examples.images))
@@ -243,13 +243,20 @@ def differentiate(
         return jnp.sum(losses), (losses, logits)
 
     (_, (losses, logits)), gradient = jax.value_and_grad(total, has_aux=True)(params)
-    return losses, gradient, logits
+    return losses, finite_or_zero(gradient), logits
+
+
+def finite_or_zero(gradient: Params) -> Params:
+    """The gradient, zero where it is not finite: one step along such a component would end the search."""
+    return jax.tree.map(lambda leaf: jnp.nan_to_num(leaf, posinf=0.0, neginf=0.0), gradient)
 
 
 def record(
     search: Search, losses: Array, broken: Array, *, keep: Keep, eligible: Array | bool = True, calls: int = 1
 ) -> Search:
     """Notes what came of trying ``search.params``: keeps the better answer, counts the calls, ends won searches.
+
+    Parameters that are not finite are no answer, whatever the model makes of them.
 
     Args:
         search: the state; `params` is what was tried.
@@ -263,6 +270,8 @@ def record(
         The state.
     """
     losses = losses.astype(search.losses.dtype)
+    for leaf in jax.tree.leaves(search.params):
+        eligible &= jnp.isfinite(leaf).all(axis=tuple(range(1, leaf.ndim)))
     never = jnp.isneginf(search.losses) & ~search.broken
     better = (broken & ~search.broken) | ((broken == search.broken) & ((losses > search.losses) | never))
     better &= eligible

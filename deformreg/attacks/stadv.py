@@ -21,6 +21,7 @@ from deformreg.attacks.attack import (
     Keep,
     LogitsFn,
     Search,
+    finite_or_zero,
     fresh,
     is_broken,
     record,
@@ -131,6 +132,7 @@ def stadv(
     def step(logits_fn: LogitsFn, examples: Examples, search: Search) -> Search:
         params, memory = search.params, search.memory
         (_, (value, logits)), gradient = jax.value_and_grad(cost, has_aux=True)(params, logits_fn, examples)
+        gradient = finite_or_zero(gradient)
         first = search.calls == 0
         search = record(search, -value, is_broken(logits, examples), keep=keep)
         accepted = first | (value <= memory.value + SUFFICIENT * memory.length * memory.slope)

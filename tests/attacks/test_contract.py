@@ -10,6 +10,7 @@ from closed_forms import perceptron
 
 from deformreg import attacks, balls
 from deformreg.attacks import DifferenceNorms, FlowNorms
+from deformreg.attacks.attack import Examples, fresh, record
 from deformreg.perturbations import additive
 
 pytestmark = pytest.mark.usefixtures("strict_promotion")
@@ -117,6 +118,33 @@ def test_arguments_are_checked_by_name():
                  functools.partial(attacks.pgd, ball=BALL, num_steps=3)):  # fmt: skip
         with pytest.raises(ValueError, match="loss must be one of 'cross_entropy', 'margin', 'dlr', got 'hinge'"):
             make(loss="hinge")
+
+
+def test_a_gradient_that_is_not_a_number_is_no_success():
+    def logits_fn(images):
+        length = jnp.sqrt(jnp.sum(images**2, axis=(1, 2, 3)))  # whose slope at zero is not a number
+        return jnp.stack([jnp.full_like(length, 0.1), length], axis=1)
+
+    images, labels = jnp.zeros((2, *SHAPE)), np.zeros(2, int)
+    pixels = {"ball": BALL, "perturbation": additive(), "num_steps": 3, "keep": "any"}
+    stuck = [
+        attacks.pgd(**pixels),
+        attacks.apgd(**pixels, start="zero"),
+        attacks.adef(),
+        attacks.stadv(num_evaluations=3),
+    ]
+    for attack in stuck:
+        result = attack.run(logits_fn, images, labels, jax.random.key(0))
+        assert not result.success.any(), attack.name
+        np.testing.assert_array_equal(result.params, 0)
+    result = attacks.pgd(**pixels, restarts=2).run(logits_fn, images, labels, jax.random.key(0))
+    assert result.success.all()
+    assert np.isfinite(result.images).all()
+    # Nor are parameters that are not finite, wherever they come from.
+    search = fresh(Examples(images, labels, jax.random.split(jax.random.key(0))), images.at[0, 0].set(jnp.nan))
+    noted = record(search, jnp.ones(2), jnp.ones(2, bool), keep="any")
+    assert noted.broken.tolist() == noted.done.tolist() == [False, True]
+    assert np.isfinite(noted.kept).all()
 
 
 def test_logits_that_are_not_finite_are_no_prediction():
