@@ -56,7 +56,7 @@ def adef(
     ended in failure tries its flow once more, lengthened.
 
     Args:
-        max_norm: in pixels; infinite for no bound.
+        max_norm: in pixels, at least 0; infinite for no bound.
         num_steps: flow updates at most, at least 1.
         candidates: how many runner-up classes of the clean image are aimed at; the shortest step is taken. With
             targets, the target alone.
@@ -84,7 +84,7 @@ def adef(
         Alaifari, Alberti and Gauksson, ICLR 2019, see the module.
     """
     num_steps, candidates = _checks.count("num_steps", num_steps), _checks.count("candidates", candidates)
-    _checks.positive("max_norm", max_norm)
+    _checks.non_negative("max_norm", max_norm)
     _checks.non_negative("sigma", sigma)
     if not overshoot >= 1:
         raise ValueError(f"overshoot must be at least 1, got {overshoot}")

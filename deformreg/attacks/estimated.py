@@ -24,6 +24,7 @@ from deformreg.attacks.attack import (
     Loss,
     Search,
     check_loss,
+    finite_or_zero,
     fresh,
     record,
     sample_rows,
@@ -168,10 +169,11 @@ def _estimated(
     num_steps, num_samples = _checks.count("num_steps", num_steps), _checks.count("num_samples", num_samples)
     _checks.choice("keep", keep, get_args(Keep))
     check_loss(loss)
-    _checks.non_negative("radius", ball.radius)
     length = ball.radius / 10 if step_size is None else step_size
+    _checks.non_negative("step_size", length)
+    if probe is not None:
+        _checks.positive("probe", probe)
     reach = ball.radius / 10 if probe is None else probe
-    _checks.positive("probe", reach)
     calls = 2 * num_samples + 1
 
     def draw_rows(keys: Array, params: Any) -> Any:
@@ -191,7 +193,8 @@ def _estimated(
                 at = jax.tree.map(lambda p, d: p + jnp.asarray(sign * reach, p.dtype) * d, params, directions)
                 return try_out(logits_fn, family, loss, examples, at)[0]
 
-            slope = (probed(1) - probed(-1)) / (2 * reach * num_samples)
+            # Without a reach, in a ball that is a point, a quotient is not finite.
+            slope = finite_or_zero((probed(1) - probed(-1)) / (2 * reach * num_samples))
             return jax.tree.map(lambda t, d: t + spread(slope, d).astype(d.dtype) * d, total, directions)
 
         return jax.lax.fori_loop(0, num_samples, add, jax.tree.map(jnp.zeros_like, params))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from closed_forms import perceptron
 
-from deformreg import attacks, balls
+from deformreg import attacks, balls, suites
 from deformreg.attacks import DifferenceNorms, FlowNorms
 from deformreg.attacks.attack import Examples, fresh, record
 from deformreg.perturbations import additive
@@ -145,6 +145,20 @@ def test_a_gradient_that_is_not_a_number_is_no_success():
     noted = record(search, jnp.ones(2), jnp.ones(2, bool), keep="any")
     assert noted.broken.tolist() == noted.done.tolist() == [False, True]
     assert np.isfinite(noted.kept).all()
+
+
+def test_a_radius_of_zero_moves_nothing():
+    assert suites.full(0.0)
+    images, labels = examples()
+    for attack in (
+        attacks.adef(max_norm=0.0, num_steps=2),
+        attacks.spsa(ball=balls.linf(0.0), num_steps=2, num_samples=2),
+        attacks.nes(ball=balls.linf(0.0), num_steps=2, num_samples=2),
+    ):
+        result = attack.run(LOGITS, images, labels, jax.random.key(0))
+        np.testing.assert_array_equal(result.params, 0)
+        assert not result.success.any()
+        assert np.isfinite(result.losses).all()
 
 
 def test_logits_that_are_not_finite_are_no_prediction():
