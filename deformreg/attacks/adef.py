@@ -66,7 +66,7 @@ def adef(
         name: for reports; None makes one.
 
     Returns:
-        The attack. A step counts one model call per candidate: a forward pass they share, a backward pass each.
+        The attack. A step counts one model call per class aimed at: a forward pass they share, a backward pass each.
 
     Raises:
         TypeError: a count that is not an integer.
@@ -102,15 +102,16 @@ def adef(
         images = family.apply(params, examples.images)
         logits, vjp = jax.vjp(logits_fn, images)
         aimed = jnp.where((search.calls == 0)[:, None], _rank(logits, examples, candidates), memory.candidates)
-        search = record(search, _closeness(logits, examples), is_broken(logits, examples), keep="any", calls=candidates)
-        steps = [_crossing(logits, vjp, images, examples.labels, aimed[:, k], sigma) for k in range(aimed.shape[1])]
+        number = aimed.shape[1]
+        search = record(search, _closeness(logits, examples), is_broken(logits, examples), keep="any", calls=number)
+        steps = [_crossing(logits, vjp, images, examples.labels, aimed[:, k], sigma) for k in range(number)]
         sizes = jnp.stack([flows.max_displacement(params + each) for each in steps], axis=1)
         best = jnp.argmin(sizes, axis=1)
         moved = params
         for k, each in enumerate(steps):
             moved = choose(best == k, params + each, moved)
         old, new = flows.max_displacement(params), jnp.min(sizes, axis=1)
-        stuck = ~(new < max_norm) | (jnp.abs(new - old) <= 1e-10) | (search.calls > num_steps * candidates)
+        stuck = ~(new < max_norm) | (jnp.abs(new - old) <= 1e-10) | (search.calls > num_steps * number)
         # The lengthened last try: not beyond the bound, by a hair for rounding.
         limit = jnp.where(old > 0, max_norm * (1 - 1e-6) / jnp.where(old > 0, old, 1), 1)
         lengthened = params * spread(jnp.minimum(overshoot, jnp.maximum(limit, 1e-6)), params).astype(params.dtype)

@@ -170,6 +170,18 @@ def test_an_adef_step_is_its_twin(float64):
         np.testing.assert_allclose(result.params[row], step, rtol=1e-6, atol=1e-9)
 
 
+def test_adef_with_targets_aims_at_them_alone():
+    logits_fn = perceptron(64)
+    images = jnp.asarray(np.random.default_rng(0).random((4, 8, 8, 1)).astype(np.float32))
+    ranked = jnp.argsort(logits_fn(images), axis=1)
+    one, three = (
+        adef(candidates=count, num_steps=4).run(logits_fn, images, ranked[:, -1], KEY, targets=ranked[:, -2])
+        for count in (1, 3)
+    )
+    jax.tree.map(np.testing.assert_array_equal, one, three)
+    assert (one.model_calls <= 6).all()
+
+
 def test_stadv_minimizes_as_scipy_does(float64):
     images, _, weights = ramps(2)
     images, gap = images.astype(np.float64), 0.8
