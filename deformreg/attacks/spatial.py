@@ -28,7 +28,7 @@ from deformreg.attacks.attack import (
     record,
     try_out,
 )
-from deformreg.attacks.budget import Budget, used_share
+from deformreg.attacks.budget import Budget, plain, used_share
 from deformreg.balls import linf
 from deformreg.perturbations import Perturbation, affine
 from deformreg.warping import Boundary
@@ -111,11 +111,13 @@ def rotation_translation(
         search = record(search._replace(params=params), losses, broken, keep=keep)
         return search._replace(done=search.done | (search.calls >= candidates))
 
+    bounds = {"max_degrees": plain(max_degrees), "max_pixels": plain(max_pixels), "max_component": plain(max_component)}
     if max_component is None:
-        budget = Budget((max_degrees, max_pixels, max_pixels), "linf", "degrees, pixels, pixels")
-        size = used_share(linf(limits))
+        degrees, pixels = bounds["max_degrees"], bounds["max_pixels"]
+        budget, size = Budget((degrees, pixels, pixels), "linf", "degrees, pixels, pixels"), used_share(linf(limits))
     else:
-        budget, size = Budget(max_component, "linf", "pixels"), displacement_share(family, max_component)
+        budget = Budget(bounds["max_component"], "linf", "pixels")
+        size = displacement_share(family, max_component)
     return Attack(
         name or (f"rotation-translation-{'grid' if grid else 'worst'}-{candidates}"),
         family,
@@ -126,11 +128,8 @@ def rotation_translation(
         calls_per_step=1,
         max_steps=candidates,
         uses_gradients=False,
-        settings={
-            "max_degrees": max_degrees, "max_pixels": max_pixels, "grid": grid, "num_draws": num_draws,
-            "max_component": max_component, "boundary": boundary, "keep": keep,
-        },
-    )  # fmt: skip
+        settings={**bounds, "grid": grid, "num_draws": num_draws, "boundary": boundary, "keep": keep},
+    )
 
 
 def _grid(counts: tuple[int, int, int]) -> np.ndarray[Any, Any]:

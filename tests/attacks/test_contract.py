@@ -1,6 +1,7 @@
 """What every attack promises, whatever its method."""
 
 import functools
+import json
 
 import jax
 import jax.numpy as jnp
@@ -145,6 +146,13 @@ def test_a_gradient_that_is_not_a_number_is_no_success():
     noted = record(search, jnp.ones(2), jnp.ones(2, bool), keep="any")
     assert noted.broken.tolist() == noted.done.tolist() == [False, True]
     assert np.isfinite(noted.kept).all()
+
+
+@pytest.mark.parametrize("suite", [suites.released, suites.quick, suites.standard, suites.full, suites.spatial])
+def test_budgets_and_settings_are_plain_data(suite):
+    for attack in suite(jnp.float32(0.5)):
+        assert json.loads(json.dumps(attack.budget.radius)) in (0.5, [5.0, 0.5, 0.5])
+        json.dumps(attack.settings)
 
 
 def test_a_radius_of_zero_moves_nothing():
