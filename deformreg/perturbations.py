@@ -87,8 +87,8 @@ def pull_back(
         raise ValueError(f"image_gradients must have the images' shape {images.shape}, got {image_gradients.shape}")
     if perturbation.pullback is not None:
         return perturbation.pullback(image_gradients, images)
-    _, vjp = jax.vjp(lambda params: perturbation.apply(params, images), perturbation.init(images))
-    return vjp(image_gradients.astype(images.dtype))[0]
+    perturbed, vjp = jax.vjp(lambda params: perturbation.apply(params, images), perturbation.init(images))
+    return vjp(image_gradients.astype(perturbed.dtype))[0]
 
 
 def additive(*, image_range: tuple[float, float] | None = None) -> Perturbation:
