@@ -148,6 +148,14 @@ def test_a_gradient_that_is_not_a_number_is_no_success():
     assert np.isfinite(noted.kept).all()
 
 
+@pytest.mark.parametrize("name", ["restarts", "pixels", "adef"])
+def test_budgets_hold_for_sixteen_bit_images(name):
+    images, labels = examples()
+    result = compiled(name)(images.astype(jnp.bfloat16), labels, jax.random.key(0))
+    assert result.images.dtype == jnp.bfloat16
+    assert (ATTACKS[name].size(result.params, images) <= 1 + 1e-4).all()
+
+
 @pytest.mark.parametrize("suite", [suites.released, suites.quick, suites.standard, suites.full, suites.spatial])
 def test_budgets_and_settings_are_plain_data(suite):
     for attack in suite(jnp.float32(0.5)):
