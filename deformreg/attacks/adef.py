@@ -24,6 +24,7 @@ from deformreg.attacks.attack import (
     fresh,
     is_broken,
     record,
+    runners_up,
 )
 from deformreg.attacks.budget import Budget, plain, used_share
 from deformreg.balls import pixelwise_l2
@@ -105,17 +106,10 @@ def adef(
         number = aimed.shape[1]
         search = record(search, _closeness(logits, examples), is_broken(logits, examples), keep="any", calls=number)
         steps = [_crossing(logits, vjp, images, examples.labels, aimed[:, k], sigma) for k in range(number)]
-        sizes = jnp.stack([flows.max_displacement(params + each) for each in steps], axis=1)
-        best = jnp.argmin(sizes, axis=1)
-        moved = params
-        for k, each in enumerate(steps):
-            moved = choose(best == k, params + each, moved)
-        old, new = flows.max_displacement(params), jnp.min(sizes, axis=1)
-        stuck = ~(new < max_norm) | (jnp.abs(new - old) <= 1e-10) | (search.calls > num_steps * number)
-        # The lengthened last try: not beyond the bound, by a hair for rounding.
-        limit = jnp.where(old > 0, max_norm * (1 - 1e-6) / jnp.where(old > 0, old, 1), 1)
-        lengthened = params * spread(jnp.minimum(overshoot, jnp.maximum(limit, 1e-6)), params).astype(params.dtype)
-        moved = choose(stuck, lengthened, moved)
+        moved, size = _shortest([params + each for each in steps])
+        still = jnp.abs(size - flows.max_displacement(params)) <= 1e-10
+        stuck = ~(size < max_norm) | still | (search.calls > num_steps * number)
+        moved = choose(stuck, _lengthened(params, overshoot, max_norm), moved)
         return search._replace(
             params=moved, done=search.done | memory.last_try, memory=Memory(aimed, memory.last_try | stuck)
         )
@@ -135,14 +129,29 @@ def adef(
     )
 
 
+def _shortest(fields: list[Array]) -> tuple[Array, Array]:
+    """Per example, the field of least displacement, and its displacement."""
+    sizes = jnp.stack([flows.max_displacement(field) for field in fields], axis=1)
+    best = jnp.argmin(sizes, axis=1)
+    shortest = fields[0]
+    for k, field in enumerate(fields[1:], start=1):
+        shortest = choose(best == k, field, shortest)
+    return shortest, jnp.min(sizes, axis=1)
+
+
+def _lengthened(field: Array, factor: float, max_norm: float) -> Array:
+    """The field times `factor`, as far as the bound allows, less a hair for rounding."""
+    size = flows.max_displacement(field)
+    limit = jnp.where(size > 0, max_norm * (1 - 1e-6) / jnp.where(size > 0, size, 1), 1)
+    return field * spread(jnp.minimum(factor, jnp.maximum(limit, 1e-6)), field).astype(field.dtype)
+
+
 def _rank(logits: Array, examples: Examples, candidates: int) -> Array:
     if examples.targets is not None:
         return examples.targets[:, None].astype(jnp.int32)
     if candidates > logits.shape[1] - 1:
         raise ValueError(f"candidates must be at most {logits.shape[1] - 1}, the other classes, got {candidates}")
-    right = jnp.arange(logits.shape[1])[None, :] == examples.labels[:, None]
-    order = jnp.argsort(jnp.where(right, -jnp.inf, logits), axis=1, descending=True)
-    return order[:, :candidates].astype(jnp.int32)
+    return runners_up(logits, examples.labels, candidates)
 
 
 def _closeness(logits: Array, examples: Examples) -> Array:

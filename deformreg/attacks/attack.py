@@ -19,12 +19,14 @@ from deformreg import _checks
 from deformreg.attacks.ascent import choose
 from deformreg.attacks.budget import Budget
 from deformreg.attacks.result import AttackResult, measure
+from deformreg.balls import Ball
 from deformreg.losses import (
     cross_entropy,
     difference_of_logits_ratio,
     margin,
     targeted_difference_of_logits_ratio,
 )
+from deformreg.noise import Noise
 from deformreg.perturbations import Perturbation
 
 Params = Any
@@ -201,10 +203,25 @@ def fresh(examples: Examples, params: Params, memory: Any = ()) -> Search:
     return Search(params, zeros, jnp.full(count, -jnp.inf, dtype), no, jnp.zeros(count, jnp.int32), no, memory)
 
 
+def sample_start(
+    family: Perturbation, ball: Ball, law: Noise, examples: Examples, identity: Params, run: Array
+) -> Params:
+    """Random parameters in the ball: every example's own, and others in every run (int[n])."""
+    keys = jax.vmap(jax.random.fold_in)(examples.keys, run)
+    return family.constrain(ball.project(sample_rows(law, keys, identity)), examples.images)
+
+
 def is_broken(logits: Array, examples: Examples) -> Array:
     """Whether predictions left the label or reached the target; logits that are not finite predict nothing."""
     predicted = jnp.where(jnp.isfinite(logits).all(axis=1), jnp.argmax(logits, axis=1), -1)
     return predicted != examples.labels if examples.targets is None else predicted == examples.targets
+
+
+def runners_up(logits: Array, labels: Array, count: int) -> Array:
+    """int32[n, count]: the wrong classes with the largest logits, largest first."""
+    right = jnp.arange(logits.shape[1])[None, :] == labels[:, None]
+    order = jnp.argsort(jnp.where(right, -jnp.inf, logits), axis=1, descending=True)
+    return order[:, :count].astype(jnp.int32)
 
 
 def check_loss(loss: Loss) -> None:

@@ -27,7 +27,7 @@ from deformreg.attacks.attack import (
     fresh,
     is_broken,
     record,
-    sample_rows,
+    sample_start,
 )
 from deformreg.attacks.budget import budget_of, plain, used_share
 from deformreg.attacks.gradient import Start
@@ -100,9 +100,7 @@ def pgd(
     def draw(examples: Examples, zeros: Any, restart: Array, first: bool) -> Any:
         if first and start == "zero":
             return zeros
-        keys = jax.vmap(jax.random.fold_in)(examples.keys, restart)
-        law = start if callable(start) else ball.sample
-        return family.constrain(ball.project(sample_rows(law, keys, zeros)), examples.images)
+        return sample_start(family, ball, start if callable(start) else ball.sample, examples, zeros, restart)
 
     def begin(examples: Examples) -> Search:
         zeros = family.init(examples.images)
