@@ -78,9 +78,20 @@ def _safe_root(squared: Array) -> Array:
     return jnp.where(squared > 0, jnp.sqrt(jnp.where(squared > 0, squared, 1)), 0)
 
 
+def _lengths(vectors: Array, axes: tuple[int, ...]) -> Array:
+    """Euclidean lengths along axes, which are kept; float32 or wider.
+
+    Squares are taken in units of the largest component: those of an ordinary gradient may be too small for the type.
+    """
+    vectors = vectors.astype(jnp.promote_types(vectors.dtype, jnp.float32))
+    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(vectors), axis=axes, keepdims=True, initial=0))
+    shares = _unit(vectors, largest)
+    return largest * _safe_root(jnp.sum(shares**2, axis=axes, keepdims=True))
+
+
 def _scale(params: Array, lengths: Array, limit: Any) -> Array:
     """Shortens vectors of the given lengths to the limit."""
-    return params * jnp.where(lengths > limit, limit / jnp.where(lengths > limit, lengths, 1), 1)
+    return (params * jnp.where(lengths > limit, limit / jnp.where(lengths > limit, lengths, 1), 1)).astype(params.dtype)
 
 
 def _shares(sizes: Array, radius: Radius, limits: Array) -> Array:
@@ -89,7 +100,7 @@ def _shares(sizes: Array, radius: Radius, limits: Array) -> Array:
 
 
 def _unit(gradient: Array, lengths: Array) -> Array:
-    return jnp.where(lengths > 0, gradient / jnp.where(lengths > 0, lengths, 1), 0)
+    return jnp.where(lengths > 0, gradient / jnp.where(lengths > 0, lengths, 1), 0).astype(gradient.dtype)
 
 
 def linf(radius: Radius) -> Ball:
@@ -159,8 +170,9 @@ def l2(radius: Radius) -> Ball:
     spread = partial(against, per_example=True)
 
     def length(params: Params) -> Array:
-        squares = [jnp.sum(leaf**2, axis=tuple(range(1, leaf.ndim))) for leaf in jax.tree.leaves(params)]
-        return _safe_root(sum(squares[1:], squares[0]))
+        leaves = jax.tree.leaves(params)
+        lengths = [_lengths(leaf, tuple(range(1, leaf.ndim))).reshape(leaf.shape[0]) for leaf in leaves]
+        return _lengths(jnp.stack(lengths), (0,))[0]
 
     def norm(params: Params) -> Array:
         lengths = length(params)
@@ -212,7 +224,7 @@ def pixelwise_l2(radius: Radius) -> Ball:
     _checks.non_negative("radius", radius)
 
     def lengths(leaf: Array) -> Array:
-        return _safe_root(jnp.sum(leaf**2, axis=-1, keepdims=True))
+        return _lengths(leaf, (-1,))
 
     def limits(leaf: Array) -> Array:
         return against(radius, leaf[..., :1])

@@ -61,7 +61,9 @@ def cross_entropy(logits: Float[Array, "n classes"], labels: Int[Array, " n"]) -
 
 
 def margin(logits: Float[Array, "n classes"], labels: Int[Array, " n"]) -> Float[Array, " n"]:
-    """The best wrong logit minus the right one: positive exactly where the prediction is wrong.
+    """The best wrong logit minus the right one: positive where the prediction is wrong, negative where it is right.
+
+    It is zero where the two tie, as 16-bit or quantized logits do; the prediction is then the first of the tied.
 
     Args:
         logits: unnormalized log-probabilities, two classes or more.
@@ -97,7 +99,7 @@ def difference_of_logits_ratio(logits: Float[Array, "n classes"], labels: Int[Ar
         labels: the right classes.
 
     Returns:
-        One value per example, positive exactly where the prediction is wrong; float32 or wider.
+        One value per example, with the sign of `margin`; float32 or wider.
 
     Raises:
         TypeError: floating labels or integer logits.

@@ -388,7 +388,7 @@ def paper_weight(
         units: of the flow the penalty is taken with here; ``"normalized"`` means ``flow(units="normalized")``.
 
     Returns:
-        The weight: losses squared times this times units squared.
+        The weight, in `units` squared per unit of the loss.
 
     Raises:
         ValueError: a negative weight, a count below 1, unknown units, or ``"pixels"`` with unequal sides: no single

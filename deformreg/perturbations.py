@@ -36,11 +36,17 @@ def _unconstrained(params: Params, images: Array) -> Params:
     return params
 
 
+def _zeros(shape: tuple[int, ...], images: Array) -> Array:
+    """The identity's parameters, float32 or wider: in 16 bits small steps vanish and rounding leaves balls."""
+    return jnp.zeros(shape, jnp.promote_types(images.dtype, jnp.float32))
+
+
 class Perturbation(NamedTuple):
     """A family of image perturbations.
 
     Attributes:
-        init: ``images -> params``: the identity's parameters, zeros, first axis the example.
+        init: ``images -> params``: the identity's parameters, zeros, first axis the example; best float32 or wider
+            whatever the images, as those of this module are.
         apply: ``(params, images) -> images`` of the same shape; ``apply(init(images), images)`` equals `images`.
         pullback: ``(image_gradients, images) -> gradients`` with respect to the parameters at the identity, in
             closed form; None has it derived from `apply`.
@@ -93,8 +99,8 @@ def pull_back(
         raise ValueError(f"image_gradients must have the images' shape {images.shape}, got {image_gradients.shape}")
     if perturbation.pullback is not None:
         return perturbation.pullback(image_gradients, images)
-    _, vjp = jax.vjp(lambda params: perturbation.apply(params, images), perturbation.init(images))
-    return vjp(image_gradients.astype(images.dtype))[0]
+    perturbed, vjp = jax.vjp(lambda params: perturbation.apply(params, images), perturbation.init(images))
+    return vjp(image_gradients.astype(perturbed.dtype))[0]
 
 
 def additive(*, image_range: tuple[float, float] | None = None) -> Perturbation:
@@ -127,7 +133,7 @@ def additive(*, image_range: tuple[float, float] | None = None) -> Perturbation:
         return jnp.clip(params, image_range[0] - images, image_range[1] - images)
 
     return Perturbation(
-        init=jnp.zeros_like,
+        init=lambda images: _zeros(images.shape, images),
         apply=lambda params, images: images + params.astype(images.dtype),
         pullback=lambda image_gradients, images: image_gradients,
         constrain=constrain,
@@ -177,7 +183,7 @@ def flow(*, boundary: Boundary = "edge", units: Units = "pixels", within: float 
         return gradient[..., ::-1] * scales.reshape(1, 1, 1, 2)
 
     return Perturbation(
-        init=lambda images: jnp.zeros((*images.shape[:3], 2), images.dtype),
+        init=lambda images: _zeros((*images.shape[:3], 2), images),
         apply=lambda params, images: warp(images, in_pixels(params), boundary=boundary, within=within),
         pullback=pullback,
         field=lambda params, images: in_pixels(params),
@@ -225,7 +231,7 @@ def affine(
         return flows.affine_flow(full, images.shape[1], images.shape[2])
 
     return Perturbation(
-        init=lambda images: jnp.zeros((images.shape[0], len(columns)), images.dtype),
+        init=lambda images: _zeros((images.shape[0], len(columns)), images),
         apply=lambda params, images: warp(images, field(params, images), boundary=boundary),
         field=field,
         unit="pixels" if set(parameters) <= {"dy", "dx"} else "parameters",
@@ -263,7 +269,7 @@ def lowres_flow(stride: int, *, sigma: float = 0.0, boundary: Boundary = "edge")
 
     def init(images: Array) -> Array:
         count, height, width, _ = images.shape
-        return jnp.zeros((count, -(-height // stride), -(-width // stride), 2), images.dtype)
+        return _zeros((count, -(-height // stride), -(-width // stride), 2), images)
 
     def field(params: Array, images: Array) -> Array:
         return flows.smooth(flows.upsample(params, images.shape[1], images.shape[2]), sigma)

@@ -138,6 +138,18 @@ def test_samples_lie_in_the_ball_fill_it_and_follow_their_key(name):
     assert not np.array_equal(draws[0]["flow"][0], draws[0]["flow"][2])
 
 
+@pytest.mark.parametrize(("factory", "dimension"), [(l2, 6), (pixelwise_l2, 2)])
+@pytest.mark.parametrize(
+    ("dtype", "size"), [("float32", 1e-24), ("float32", 1e24), ("bfloat16", 1e-24), ("float16", 1e-4)]
+)
+def test_vectors_whose_squares_do_not_fit_the_type_have_lengths(factory, dimension, dtype, size):
+    ball, leaf = factory(1.0), np.full((2, 3, 2), size, dtype)
+    np.testing.assert_allclose(ball.norm(leaf), size * dimension**0.5, rtol=0.01)
+    direction = ball.steepest(leaf)
+    assert direction.dtype == ball.project(leaf).dtype == leaf.dtype
+    np.testing.assert_allclose(np.float32(direction), dimension**-0.5, rtol=0.01)
+
+
 def test_euclidean_samples_are_uniform():
     """In d dimensions a share s^d of a uniform law lies within s times the radius."""
     for ball, shape, dimension in ((l2(2.0), (4000, 3), 3), (pixelwise_l2(2.0), (1, 40, 100, 2), 2)):

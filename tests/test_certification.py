@@ -309,7 +309,7 @@ def test_all_images_and_batches_share_one_compilation():
     assert set(traces) == {(32, *SHAPE)}
 
 
-def test_noise_keeps_its_tails_for_images_of_sixteen_bits():
+def test_noise_keeps_its_tails_for_parameters_of_sixteen_bits():
     seen = []
 
     def noise(key, params):
@@ -318,7 +318,8 @@ def test_noise_keeps_its_tails_for_images_of_sixteen_bits():
 
     logits_fn, images, *_ = linear(1)
     law = GAUSSIAN._replace(noise=noise)
-    jax.eval_shape(lambda images: smoothed_votes(logits_fn, images, law=law, key=KEY), images.astype(jnp.bfloat16))
+    params = flow().init(images).astype(jnp.bfloat16)
+    jax.eval_shape(lambda: smoothed_votes(logits_fn, images, law=law, params=params, key=KEY))
     assert set(seen) == {jnp.dtype("float32")}
 
 

@@ -49,6 +49,8 @@ def test_the_sign_says_whether_the_prediction_is_wrong(loss):
     wrong = logits.argmax(axis=1) != LABELS
     assert 0 < wrong.sum() < len(wrong)
     np.testing.assert_array_equal(np.asarray(loss(logits, LABELS)) > 0, wrong)
+    # On ties it says nothing, whatever is predicted.
+    assert loss(np.array([[1, 1, 0], [1, 1, 0]], np.float32), np.array([0, 1])).tolist() == [0, 0]
 
 
 def test_the_ratio_ignores_shift_and_scale_of_the_logits():

@@ -313,11 +313,18 @@ def test_other_arguments_that_do_not_fit_are_named(call, error, words):
     assert all(word in str(caught.value) for word in words)
 
 
-def test_a_family_of_two_functions_is_enough():
+@pytest.mark.parametrize(
+    ("dtype", "x64", "rtol"), [("float32", False, 1e-5), ("float32", True, 1e-5), ("bfloat16", False, 0.02)]
+)
+def test_a_family_of_two_functions_is_enough(dtype, x64, rtol):
+    # Its parameters, and with them the perturbed images, may be wider than the images.
     brightness = Perturbation(
         init=lambda images: jnp.zeros(images.shape[0]),
         apply=lambda params, images: images + params[:, None, None, None],
     )
     weights = random_images(1)
-    penalties, _ = gradient_penalty(lambda x: jnp.sum(x * weights, axis=(1, 2, 3)), IMAGES, brightness)
-    np.testing.assert_allclose(penalties, weights.sum((1, 2, 3)) ** 2, rtol=1e-5)
+    with jax.enable_x64(x64):
+        penalties, _ = gradient_penalty(
+            lambda x: jnp.sum(x * weights, axis=(1, 2, 3)), IMAGES.astype(dtype), brightness
+        )
+    np.testing.assert_allclose(penalties, weights.sum((1, 2, 3)) ** 2, rtol=rtol)

@@ -19,6 +19,11 @@ def test_an_additive_range_bounds_the_sum_not_the_parameters():
     np.testing.assert_array_equal(additive().constrain(params, IMAGES), params)
 
 
+@pytest.mark.parametrize("family", [additive(), flow(), affine(), lowres_flow(2)])
+def test_parameters_for_sixteen_bit_images_are_float32(family):
+    assert {family.init(IMAGES.astype(dtype)).dtype for dtype in ("bfloat16", "float16")} == {np.dtype("float32")}
+
+
 def test_flow_units_differ_by_the_converter_alone():
     normalized = np.random.default_rng(1).normal(scale=0.2, size=(2, 6, 9, 2)).astype(np.float32)
     moved = flow(units="normalized", boundary="zeros").apply(normalized, IMAGES)

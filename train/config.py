@@ -91,8 +91,7 @@ class Method:
     flow-gradient+deformation (the penalty on deformed images); spatial (the worst of random rotations and
     translations)."""
     weight: float = 0.0
-    """Weight of the mean penalty: losses squared times it times pixels squared (flow) or image units squared
-    (input)."""
+    """Weight of the mean penalty, in pixels squared (flow) or image units squared (input) per unit of the loss."""
     penalty: Literal["exact", "finite-difference"] = "exact"
     """Double backpropagation, or a finite difference along each example's own gradient."""
     difference: float = 0.01

@@ -20,9 +20,11 @@ from deformreg.attacks.attack import (
     Examples,
     LogitsFn,
     Search,
+    finite_or_zero,
     fresh,
     is_broken,
     record,
+    runners_up,
 )
 from deformreg.attacks.budget import Budget, plain, used_share
 from deformreg.balls import pixelwise_l2
@@ -55,7 +57,7 @@ def adef(
     ended in failure tries its flow once more, lengthened.
 
     Args:
-        max_norm: in pixels; infinite for no bound.
+        max_norm: in pixels, at least 0; infinite for no bound.
         num_steps: flow updates at most, at least 1.
         candidates: how many runner-up classes of the clean image are aimed at; the shortest step is taken. With
             targets, the target alone.
@@ -65,7 +67,7 @@ def adef(
         name: for reports; None makes one.
 
     Returns:
-        The attack. A step counts one model call per candidate: a forward pass they share, a backward pass each.
+        The attack. A step counts one model call per class aimed at: a forward pass they share, a backward pass each.
 
     Raises:
         TypeError: a count that is not an integer.
@@ -83,7 +85,7 @@ def adef(
         Alaifari, Alberti and Gauksson, ICLR 2019, see the module.
     """
     num_steps, candidates = _checks.count("num_steps", num_steps), _checks.count("candidates", candidates)
-    _checks.positive("max_norm", max_norm)
+    _checks.non_negative("max_norm", max_norm)
     _checks.non_negative("sigma", sigma)
     if not overshoot >= 1:
         raise ValueError(f"overshoot must be at least 1, got {overshoot}")
@@ -101,19 +103,13 @@ def adef(
         images = family.apply(params, examples.images)
         logits, vjp = jax.vjp(logits_fn, images)
         aimed = jnp.where((search.calls == 0)[:, None], _rank(logits, examples, candidates), memory.candidates)
-        search = record(search, _closeness(logits, examples), is_broken(logits, examples), keep="any", calls=candidates)
-        steps = [_crossing(logits, vjp, images, examples.labels, aimed[:, k], sigma) for k in range(aimed.shape[1])]
-        sizes = jnp.stack([flows.max_displacement(params + each) for each in steps], axis=1)
-        best = jnp.argmin(sizes, axis=1)
-        moved = params
-        for k, each in enumerate(steps):
-            moved = choose(best == k, params + each, moved)
-        old, new = flows.max_displacement(params), jnp.min(sizes, axis=1)
-        stuck = ~(new < max_norm) | (jnp.abs(new - old) <= 1e-10) | (search.calls > num_steps * candidates)
-        # The lengthened last try: not beyond the bound, by a hair for rounding.
-        limit = jnp.where(old > 0, max_norm * (1 - 1e-6) / jnp.where(old > 0, old, 1), 1)
-        lengthened = params * spread(jnp.minimum(overshoot, jnp.maximum(limit, 1e-6)), params).astype(params.dtype)
-        moved = choose(stuck, lengthened, moved)
+        number = aimed.shape[1]
+        search = record(search, _closeness(logits, examples), is_broken(logits, examples), keep="any", calls=number)
+        steps = [_crossing(logits, vjp, images, examples.labels, aimed[:, k], sigma) for k in range(number)]
+        moved, size = _shortest([params + each for each in steps])
+        still = jnp.abs(size - flows.max_displacement(params)) <= 1e-10
+        stuck = ~(size < max_norm) | still | (search.calls > num_steps * number)
+        moved = choose(stuck, _lengthened(params, overshoot, max_norm), moved)
         return search._replace(
             params=moved, done=search.done | memory.last_try, memory=Memory(aimed, memory.last_try | stuck)
         )
@@ -133,14 +129,29 @@ def adef(
     )
 
 
+def _shortest(fields: list[Array]) -> tuple[Array, Array]:
+    """Per example, the field of least displacement, and its displacement."""
+    sizes = jnp.stack([flows.max_displacement(field) for field in fields], axis=1)
+    best = jnp.argmin(sizes, axis=1)
+    shortest = fields[0]
+    for k, field in enumerate(fields[1:], start=1):
+        shortest = choose(best == k, field, shortest)
+    return shortest, jnp.min(sizes, axis=1)
+
+
+def _lengthened(field: Array, factor: float, max_norm: float) -> Array:
+    """The field times `factor`, as far as the bound allows, less a hair for rounding."""
+    size = flows.max_displacement(field)
+    limit = jnp.where(size > 0, max_norm * (1 - 1e-6) / jnp.where(size > 0, size, 1), 1)
+    return field * spread(jnp.minimum(factor, jnp.maximum(limit, 1e-6)), field).astype(field.dtype)
+
+
 def _rank(logits: Array, examples: Examples, candidates: int) -> Array:
     if examples.targets is not None:
         return examples.targets[:, None].astype(jnp.int32)
     if candidates > logits.shape[1] - 1:
         raise ValueError(f"candidates must be at most {logits.shape[1] - 1}, the other classes, got {candidates}")
-    right = jnp.arange(logits.shape[1])[None, :] == examples.labels[:, None]
-    order = jnp.argsort(jnp.where(right, -jnp.inf, logits), axis=1, descending=True)
-    return order[:, :candidates].astype(jnp.int32)
+    return runners_up(logits, examples.labels, candidates)
 
 
 def _closeness(logits: Array, examples: Examples) -> Array:
@@ -152,7 +163,7 @@ def _crossing(logits: Array, vjp: Any, images: Array, labels: Array, towards: Ar
     classes = jnp.arange(logits.shape[1])[None, :]
     sign = (classes == towards[:, None]).astype(logits.dtype) - (classes == labels[:, None]).astype(logits.dtype)
     gap = jnp.sum(jnp.where(sign != 0, sign * logits, 0), axis=1)
-    (gradient,) = vjp(sign)
+    gradient = finite_or_zero(vjp(sign)[0])
     slopes = _central_differences(images)
     along = jnp.stack([jnp.sum(gradient * slope, axis=-1) for slope in slopes], axis=-1)
     smooth = _smooth(along, sigma)

@@ -23,11 +23,13 @@ from deformreg.attacks.attack import (
     LogitsFn,
     Loss,
     Search,
+    check_loss,
     differentiate,
     fresh,
     is_broken,
     record,
-    sample_rows,
+    runners_up,
+    sample_start,
 )
 from deformreg.attacks.budget import budget_of, used_share
 from deformreg.balls import Ball
@@ -133,64 +135,41 @@ def apgd(
     num_targets = _checks.count("num_targets", num_targets, minimum=0)
     _checks.choice("start", start, get_args(Literal["zero", "random"]))
     _checks.choice("keep", keep, get_args(Keep))
+    check_loss(loss)
     _checks.positive("initial_step", initial_step)
     runs, ranked = max(num_targets, 1) * restarts, int(num_targets > 0)
     plan = schedule(num_steps)._replace(initial_step=initial_step)
 
     def draw(examples: Examples, zeros: Any, run: Array) -> Any:
-        keys = jax.vmap(jax.random.fold_in)(examples.keys, run)
-        params = family.constrain(ball.project(sample_rows(ball.sample, keys, zeros)), examples.images)
+        params = sample_start(family, ball, ball.sample, examples, zeros, run)
         return choose(run % restarts == 0, zeros, params) if start == "zero" else params
 
     def begin(examples: Examples) -> Search:
         zeros = family.init(examples.images)
-        count = examples.labels.shape[0]
-        first = zeros if ranked else draw(examples, zeros, jnp.zeros(count, jnp.int32))
+        first = zeros if ranked else draw(examples, zeros, jnp.zeros(examples.labels.shape, jnp.int32))
         search = fresh(examples, first)
-        none = search.losses
-        memory = Memory(
-            zeros, zeros, zeros, none, none, none, jnp.zeros_like(none), jnp.full_like(none, initial_step),
-            jnp.ones(count, bool), jnp.zeros((count, max(num_targets, 1)), jnp.int32),
-        )  # fmt: skip
-        return search._replace(memory=memory)
+        return search._replace(memory=blank(zeros, search.losses, num_targets))
 
     def step(logits_fn: LogitsFn, examples: Examples, search: Search) -> Search:
-        before, params, memory = search.calls - ranked, search.params, search.memory
-        run, iterate = before // (num_steps + 1), before % (num_steps + 1)
-        aimed = examples
-        if ranked:
-            at = jnp.clip(run // restarts, 0, num_targets - 1)
-            aimed = examples._replace(targets=jnp.take_along_axis(memory.ranking, at[:, None], axis=1)[:, 0])
+        params, memory = search.params, search.memory
+        # The call that ranks the classes comes first: the last of a run before the first, -1.
+        run, iterate = jnp.divmod(search.calls - ranked, num_steps + 1)
+        aimed = aim(examples, memory.ranking, run // restarts) if ranked else examples
         losses, gradient, logits = differentiate(logits_fn, family, loss, aimed, params)
         over = iterate == num_steps
-        eligible = (before >= 0) & (over | (keep != "last"))
+        eligible = (run >= 0) & (over | (keep != "last"))
         search = record(search, losses, is_broken(logits, examples), keep=keep, eligible=eligible)
         memory = look_back(memory, params, losses.astype(memory.last_loss.dtype), gradient, iterate, plan)
         moved, memory = move(
             memory, params, gradient, iterate, plan, ball, lambda p: family.constrain(p, examples.images)
         )
         if ranked:
-            memory = memory._replace(ranking=jnp.where((before < 0)[:, None], rank(logits, examples), memory.ranking))
+            ranking = rank(logits, examples, loss, num_targets)
+            memory = memory._replace(ranking=jnp.where((run < 0)[:, None], ranking, memory.ranking))
         if runs > 1 or ranked:
-            begins = over | (before < 0)
-            restart = jnp.where(before < 0, 0, run + 1)
             zeros = jax.tree.map(jnp.zeros_like, params)
-            moved = jax.lax.cond(
-                begins.any(), lambda: choose(begins, draw(examples, zeros, restart), moved), lambda: moved
-            )
+            moved = jax.lax.cond(over.any(), lambda: choose(over, draw(examples, zeros, run + 1), moved), lambda: moved)
         return search._replace(params=moved, memory=memory, done=search.done | (over & (run == runs - 1)))
-
-    def rank(logits: Array, examples: Examples) -> Array:
-        if examples.targets is not None:
-            return jnp.broadcast_to(examples.targets[:, None], (len(logits), num_targets)).astype(jnp.int32)
-        if callable(loss) or num_targets > logits.shape[1] - 1:
-            raise ValueError(
-                f"num_targets must be at most {logits.shape[1] - 1} for {logits.shape[1]} classes, and with a named "
-                f"loss, got {num_targets}"
-            )
-        right = jnp.arange(logits.shape[1])[None, :] == examples.labels[:, None]
-        order = jnp.argsort(jnp.where(right, -jnp.inf, logits), axis=1, descending=True)
-        return order[:, :num_targets].astype(jnp.int32)
 
     label = loss if isinstance(loss, str) else "function"
     return Attack(
@@ -209,6 +188,31 @@ def apgd(
             "keep": keep,
         },
     )  # fmt: skip
+
+
+def blank(zeros: Any, losses: Array, num_targets: int) -> Memory:
+    """The memory of a search that has tried nothing; the first iterate overwrites it."""
+    nothing, ranking = jnp.zeros_like(losses), jnp.zeros((losses.shape[0], max(num_targets, 1)), jnp.int32)
+    reduced = jnp.ones(losses.shape, bool)
+    return Memory(zeros, zeros, zeros, losses, losses, losses, nothing, nothing, reduced, ranking)
+
+
+def rank(logits: Array, examples: Examples, loss: Loss, num_targets: int) -> Array:
+    """int32[n, num_targets]: the classes to aim at, from the clean logits, or each time the run's own target."""
+    if examples.targets is not None:
+        return jnp.broadcast_to(examples.targets[:, None], (len(logits), num_targets)).astype(jnp.int32)
+    if callable(loss) or num_targets > logits.shape[1] - 1:
+        raise ValueError(
+            f"num_targets must be at most {logits.shape[1] - 1} for {logits.shape[1]} classes, and with a named loss, "
+            f"got {num_targets}"
+        )
+    return runners_up(logits, examples.labels, num_targets)
+
+
+def aim(examples: Examples, ranking: Array, number: Array) -> Examples:
+    """The examples with one of their ranked classes for a target."""
+    at = jnp.clip(number, 0, ranking.shape[1] - 1)
+    return examples._replace(targets=jnp.take_along_axis(ranking, at[:, None], axis=1)[:, 0])
 
 
 def look_back(memory: Memory, params: Any, losses: Array, gradient: Any, iterate: Array, plan: Schedule) -> Memory:

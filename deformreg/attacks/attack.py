@@ -9,7 +9,7 @@ into the row of a finished one at any moment without changing anybody's result.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,12 +19,14 @@ from deformreg import _checks
 from deformreg.attacks.ascent import choose
 from deformreg.attacks.budget import Budget
 from deformreg.attacks.result import AttackResult, measure
+from deformreg.balls import Ball
 from deformreg.losses import (
     cross_entropy,
     difference_of_logits_ratio,
     margin,
     targeted_difference_of_logits_ratio,
 )
+from deformreg.noise import Noise
 from deformreg.perturbations import Perturbation
 
 Params = Any
@@ -33,6 +35,8 @@ LogitsFn = Callable[[Array], Array]
 
 Loss = Literal["cross_entropy", "margin", "dlr"] | Callable[[Array, Array], Array]
 """A name, or a function ``(logits, labels) -> losses[n]``; ascended (with targets: descended at the target)."""
+
+LOSSES = {"cross_entropy": cross_entropy, "margin": margin, "dlr": difference_of_logits_ratio}
 
 Keep = Literal["last", "best", "any"]
 """Which candidate an attack answers with: the ``"last"``, the ``"best"`` of all (one that breaks the model beats one
@@ -199,10 +203,31 @@ def fresh(examples: Examples, params: Params, memory: Any = ()) -> Search:
     return Search(params, zeros, jnp.full(count, -jnp.inf, dtype), no, jnp.zeros(count, jnp.int32), no, memory)
 
 
+def sample_start(
+    family: Perturbation, ball: Ball, law: Noise, examples: Examples, identity: Params, run: Array
+) -> Params:
+    """Random parameters in the ball: every example's own, and others in every run (int[n])."""
+    keys = jax.vmap(jax.random.fold_in)(examples.keys, run)
+    return family.constrain(ball.project(sample_rows(law, keys, identity)), examples.images)
+
+
 def is_broken(logits: Array, examples: Examples) -> Array:
     """Whether predictions left the label or reached the target; logits that are not finite predict nothing."""
     predicted = jnp.where(jnp.isfinite(logits).all(axis=1), jnp.argmax(logits, axis=1), -1)
     return predicted != examples.labels if examples.targets is None else predicted == examples.targets
+
+
+def runners_up(logits: Array, labels: Array, count: int) -> Array:
+    """int32[n, count]: the wrong classes with the largest logits, largest first."""
+    right = jnp.arange(logits.shape[1])[None, :] == labels[:, None]
+    order = jnp.argsort(jnp.where(right, -jnp.inf, logits), axis=1, descending=True)
+    return order[:, :count].astype(jnp.int32)
+
+
+def check_loss(loss: Loss) -> None:
+    """Raises unless a loss is a function or one of the names."""
+    if not callable(loss):
+        _checks.choice("loss", loss, LOSSES)
 
 
 def objective(loss: Loss, logits: Array, examples: Examples) -> Array:
@@ -213,9 +238,7 @@ def objective(loss: Loss, logits: Array, examples: Examples) -> Array:
         return -objective(loss, logits, examples._replace(labels=examples.targets, targets=None))
     if callable(loss):
         return _checks.per_example(loss(logits, examples.labels), examples.images.shape[0], "loss")
-    _checks.choice("loss", loss, get_args(get_args(Loss)[0]))
-    named = {"cross_entropy": cross_entropy, "margin": margin, "dlr": difference_of_logits_ratio}
-    return named[loss](logits, examples.labels)
+    return LOSSES[loss](logits, examples.labels)
 
 
 def try_out(
@@ -229,7 +252,7 @@ def try_out(
 def differentiate(
     logits_fn: LogitsFn, perturbation: Perturbation, loss: Loss, examples: Examples, params: Params
 ) -> tuple[Array, Array, Params]:
-    """One forward and backward pass at `params`: the objective, its gradient, and the logits."""
+    """One forward and backward pass at `params`: the objective, its gradient (finite), and the logits."""
 
     def total(params: Params) -> tuple[Array, tuple[Array, Array]]:
         logits = logits_fn(perturbation.apply(params, examples.images))
@@ -237,13 +260,20 @@ def differentiate(
         return jnp.sum(losses), (losses, logits)
 
     (_, (losses, logits)), gradient = jax.value_and_grad(total, has_aux=True)(params)
-    return losses, gradient, logits
+    return losses, finite_or_zero(gradient), logits
+
+
+def finite_or_zero(gradient: Params) -> Params:
+    """The gradient, zero where it is not finite: one step along such a component would end the search."""
+    return jax.tree.map(lambda leaf: jnp.nan_to_num(leaf, posinf=0.0, neginf=0.0), gradient)
 
 
 def record(
     search: Search, losses: Array, broken: Array, *, keep: Keep, eligible: Array | bool = True, calls: int = 1
 ) -> Search:
     """Notes what came of trying ``search.params``: keeps the better answer, counts the calls, ends won searches.
+
+    Parameters that are not finite are no answer, whatever the model makes of them.
 
     Args:
         search: the state; `params` is what was tried.
@@ -257,6 +287,8 @@ def record(
         The state.
     """
     losses = losses.astype(search.losses.dtype)
+    for leaf in jax.tree.leaves(search.params):
+        eligible &= jnp.isfinite(leaf).all(axis=tuple(range(1, leaf.ndim)))
     never = jnp.isneginf(search.losses) & ~search.broken
     better = (broken & ~search.broken) | ((broken == search.broken) & ((losses > search.losses) | never))
     better &= eligible

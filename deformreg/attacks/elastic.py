@@ -10,7 +10,7 @@ from typing import Literal, get_args
 
 from deformreg import _checks
 from deformreg.attacks.attack import Attack, Keep, Loss
-from deformreg.attacks.budget import Budget
+from deformreg.attacks.budget import Budget, plain
 from deformreg.attacks.gradient import Start
 from deformreg.attacks.pgd import pgd
 from deformreg.attacks.spatial import displacement_share, limit_displacement
@@ -95,7 +95,7 @@ def elastic(
     )
     settings = {**attack.settings, "bound": bound, "stride": stride, "sigma": sigma}
     if bound == "raw":
-        return attack._replace(budget=Budget(radius, "linf of the raw field", "pixels"), settings=settings)
+        return attack._replace(budget=Budget(plain(radius), "linf of the raw field", "pixels"), settings=settings)
     return attack._replace(
-        budget=Budget(radius, "linf", "pixels"), size=displacement_share(family, radius), settings=settings
+        budget=Budget(plain(radius), "linf", "pixels"), size=displacement_share(family, radius), settings=settings
     )

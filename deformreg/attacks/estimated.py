@@ -23,6 +23,8 @@ from deformreg.attacks.attack import (
     LogitsFn,
     Loss,
     Search,
+    check_loss,
+    finite_or_zero,
     fresh,
     record,
     sample_rows,
@@ -77,7 +79,7 @@ def spsa(
 
     Raises:
         TypeError: a count that is not an integer.
-        ValueError: a number out of range.
+        ValueError: a number out of range, or an unknown `loss` or `keep`.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -139,7 +141,7 @@ def nes(
 
     Raises:
         TypeError: a count that is not an integer.
-        ValueError: a number out of range.
+        ValueError: a number out of range, or an unknown `loss` or `keep`.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -166,10 +168,12 @@ def _estimated(
     family = flow() if perturbation is None else perturbation
     num_steps, num_samples = _checks.count("num_steps", num_steps), _checks.count("num_samples", num_samples)
     _checks.choice("keep", keep, get_args(Keep))
-    _checks.non_negative("radius", ball.radius)
+    check_loss(loss)
     length = ball.radius / 10 if step_size is None else step_size
+    _checks.non_negative("step_size", length)
+    if probe is not None:
+        _checks.positive("probe", probe)
     reach = ball.radius / 10 if probe is None else probe
-    _checks.positive("probe", reach)
     calls = 2 * num_samples + 1
 
     def draw_rows(keys: Array, params: Any) -> Any:
@@ -189,7 +193,8 @@ def _estimated(
                 at = jax.tree.map(lambda p, d: p + jnp.asarray(sign * reach, p.dtype) * d, params, directions)
                 return try_out(logits_fn, family, loss, examples, at)[0]
 
-            slope = (probed(1) - probed(-1)) / (2 * reach * num_samples)
+            # Without a reach, in a ball that is a point, a quotient is not finite.
+            slope = finite_or_zero((probed(1) - probed(-1)) / (2 * reach * num_samples))
             return jax.tree.map(lambda t, d: t + spread(slope, d).astype(d.dtype) * d, total, directions)
 
         return jax.lax.fori_loop(0, num_samples, add, jax.tree.map(jnp.zeros_like, params))

@@ -22,11 +22,12 @@ from deformreg.attacks.attack import (
     LogitsFn,
     Loss,
     Search,
+    check_loss,
     differentiate,
     fresh,
     is_broken,
     record,
-    sample_rows,
+    sample_start,
 )
 from deformreg.attacks.budget import budget_of, plain, used_share
 from deformreg.attacks.gradient import Start
@@ -71,7 +72,7 @@ def pgd(
 
     Raises:
         TypeError: `num_steps` or `restarts` is not an integer.
-        ValueError: a number out of range, or an unknown `start` or `keep`.
+        ValueError: a number out of range, or an unknown `start`, `loss` or `keep`.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -86,6 +87,7 @@ def pgd(
     num_steps = _checks.count("num_steps", num_steps, minimum=0)
     restarts = _checks.count("restarts", restarts)
     _checks.choice("keep", keep, get_args(Keep))
+    check_loss(loss)
     if not callable(start):
         _checks.choice("start", start, ("zero", "random"))
     if step_size is None:
@@ -98,9 +100,7 @@ def pgd(
     def draw(examples: Examples, zeros: Any, restart: Array, first: bool) -> Any:
         if first and start == "zero":
             return zeros
-        keys = jax.vmap(jax.random.fold_in)(examples.keys, restart)
-        law = start if callable(start) else ball.sample
-        return family.constrain(ball.project(sample_rows(law, keys, zeros)), examples.images)
+        return sample_start(family, ball, start if callable(start) else ball.sample, examples, zeros, restart)
 
     def begin(examples: Examples) -> Search:
         zeros = family.init(examples.images)

@@ -16,6 +16,7 @@ from deformreg.attacks.attack import (
     LogitsFn,
     Loss,
     Search,
+    check_loss,
     fresh,
     record,
     sample_rows,
@@ -53,7 +54,7 @@ def random_fields(
 
     Raises:
         TypeError: `num_fields` is not an integer.
-        ValueError: a number out of range, or another `keep`.
+        ValueError: a number out of range, an unknown `loss`, or another `keep`.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -68,6 +69,7 @@ def random_fields(
     num_fields = _checks.count("num_fields", num_fields)
     _checks.non_negative("sigma", sigma)
     _checks.choice("keep", keep, ("any", "best"))
+    check_loss(loss)
 
     def draw(key: Array, params: Any) -> Any:
         leaves, structure = jax.tree.flatten(params)

@@ -23,11 +23,12 @@ from deformreg.attacks.attack import (
     LogitsFn,
     Loss,
     Search,
+    check_loss,
     fresh,
     record,
     try_out,
 )
-from deformreg.attacks.budget import Budget, used_share
+from deformreg.attacks.budget import Budget, plain, used_share
 from deformreg.balls import linf
 from deformreg.perturbations import Perturbation, affine
 from deformreg.warping import Boundary
@@ -68,7 +69,7 @@ def rotation_translation(
 
     Raises:
         TypeError: a count that is not an integer.
-        ValueError: a number out of range, or another `keep`.
+        ValueError: a number out of range, an unknown `loss`, or another `keep`.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -84,6 +85,7 @@ def rotation_translation(
     _checks.non_negative("max_degrees", max_degrees)
     _checks.non_negative("max_pixels", max_pixels)
     _checks.choice("keep", keep, ("any", "best"))
+    check_loss(loss)
     num_draws = _checks.count("num_draws", num_draws)
     limits = jnp.stack([jnp.float32(limit) for limit in (max_degrees * math.pi / 180, max_pixels, max_pixels)])
     family = affine(boundary=boundary)
@@ -109,11 +111,13 @@ def rotation_translation(
         search = record(search._replace(params=params), losses, broken, keep=keep)
         return search._replace(done=search.done | (search.calls >= candidates))
 
+    bounds = {"max_degrees": plain(max_degrees), "max_pixels": plain(max_pixels), "max_component": plain(max_component)}
     if max_component is None:
-        budget = Budget((max_degrees, max_pixels, max_pixels), "linf", "degrees, pixels, pixels")
-        size = used_share(linf(limits))
+        degrees, pixels = bounds["max_degrees"], bounds["max_pixels"]
+        budget, size = Budget((degrees, pixels, pixels), "linf", "degrees, pixels, pixels"), used_share(linf(limits))
     else:
-        budget, size = Budget(max_component, "linf", "pixels"), displacement_share(family, max_component)
+        budget = Budget(bounds["max_component"], "linf", "pixels")
+        size = displacement_share(family, max_component)
     return Attack(
         name or (f"rotation-translation-{'grid' if grid else 'worst'}-{candidates}"),
         family,
@@ -124,11 +128,8 @@ def rotation_translation(
         calls_per_step=1,
         max_steps=candidates,
         uses_gradients=False,
-        settings={
-            "max_degrees": max_degrees, "max_pixels": max_pixels, "grid": grid, "num_draws": num_draws,
-            "max_component": max_component, "boundary": boundary, "keep": keep,
-        },
-    )  # fmt: skip
+        settings={**bounds, "grid": grid, "num_draws": num_draws, "boundary": boundary, "keep": keep},
+    )
 
 
 def _grid(counts: tuple[int, int, int]) -> np.ndarray[Any, Any]:

@@ -21,6 +21,7 @@ from deformreg.attacks.attack import (
     LogitsFn,
     Loss,
     Search,
+    check_loss,
     fresh,
     record,
     try_out,
@@ -68,7 +69,7 @@ def square(
 
     Raises:
         TypeError: `num_queries` is not an integer.
-        ValueError: a number out of range, or another `keep`.
+        ValueError: a number out of range, an unknown `loss`, or another `keep`.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -84,6 +85,7 @@ def square(
     family = flow() if perturbation is None else perturbation
     num_queries = _checks.count("num_queries", num_queries)
     _checks.choice("keep", keep, ("any", "best"))
+    check_loss(loss)
     if not 0 < share <= 1:
         raise ValueError(f"share must be in (0, 1], got {share}")
 

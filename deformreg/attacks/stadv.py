@@ -21,6 +21,7 @@ from deformreg.attacks.attack import (
     Keep,
     LogitsFn,
     Search,
+    finite_or_zero,
     fresh,
     is_broken,
     record,
@@ -102,17 +103,10 @@ def stadv(
     _checks.non_negative("confidence", confidence)
     _checks.choice("keep", keep, ("any", "best"))
     lbfgs = _lbfgs(memory_size)
-    free = flow(boundary=boundary)
+    family = flow(boundary=boundary)
 
     def inside(params: Array) -> Array:
         return params if ball is None else ball.project(params)
-
-    family = free._replace(
-        apply=lambda params, images: free.apply(inside(params), images),
-        field=lambda params, images: inside(params),
-        pullback=None,
-        unbounded=free,
-    )
 
     def begin(examples: Examples) -> Search:
         zeros = family.init(examples.images)
@@ -122,18 +116,22 @@ def stadv(
         return search._replace(memory=memory)
 
     def cost(params: Array, logits_fn: LogitsFn, examples: Examples) -> tuple[Array, tuple[Array, Array]]:
-        logits = logits_fn(family.apply(params, examples.images))
+        field = inside(params)
+        logits = logits_fn(family.apply(field, examples.images))
         gap = -margin(logits, examples.labels) if examples.targets is None else margin(logits, examples.targets)
         # The best wrong class level with the label is not yet success: aim a hair beyond.
         value = jnp.maximum(gap, -confidence - 1e-3)
-        value += flow_weight * flows.total_variation(inside(params), diagonal=diagonal)
+        value += flow_weight * flows.total_variation(field, diagonal=diagonal)
         return jnp.sum(value), (value, logits)
 
     def step(logits_fn: LogitsFn, examples: Examples, search: Search) -> Search:
         params, memory = search.params, search.memory
         (_, (value, logits)), gradient = jax.value_and_grad(cost, has_aux=True)(params, logits_fn, examples)
+        gradient = finite_or_zero(gradient)
         first = search.calls == 0
-        search = record(search, -value, is_broken(logits, examples), keep=keep)
+        # L-BFGS moves freely; the answer is the field that was used.
+        tried = search._replace(params=inside(params))
+        search = record(tried, -value, is_broken(logits, examples), keep=keep)
         accepted = first | (value <= memory.value + SUFFICIENT * memory.length * memory.slope)
         after, converged = _turn(lbfgs, memory, params, value, gradient)
         again = memory._replace(length=memory.length / 2)
@@ -146,7 +144,7 @@ def stadv(
         name or "stadv",
         family,
         Budget(None, "none", "pixels") if ball is None else budget_of(ball, family),
-        None if ball is None else lambda params, images: used_share(ball)(inside(params), images),
+        None if ball is None else used_share(ball),
         begin,
         step,
         calls_per_step=1,

@@ -1,6 +1,7 @@
 """What every attack promises, whatever its method."""
 
 import functools
+import json
 
 import jax
 import jax.numpy as jnp
@@ -8,8 +9,9 @@ import numpy as np
 import pytest
 from closed_forms import perceptron
 
-from deformreg import attacks, balls
+from deformreg import attacks, balls, suites
 from deformreg.attacks import DifferenceNorms, FlowNorms
+from deformreg.attacks.attack import Examples, fresh, record
 from deformreg.perturbations import additive
 
 pytestmark = pytest.mark.usefixtures("strict_promotion")
@@ -112,6 +114,67 @@ def test_arguments_are_checked_by_name():
         attacks.square(ball=BALL, keep="last")
     with pytest.raises(ValueError, match="step_size must be at least 0"):
         attacks.pgd(ball=BALL, num_steps=3, step_size=-1.0)
+    makers = (attacks.apgd, attacks.square, attacks.random_fields, attacks.spsa, attacks.nes)
+    for make in (*(functools.partial(make, ball=BALL) for make in makers), attacks.rotation_translation,
+                 functools.partial(attacks.pgd, ball=BALL, num_steps=3)):  # fmt: skip
+        with pytest.raises(ValueError, match="loss must be one of 'cross_entropy', 'margin', 'dlr', got 'hinge'"):
+            make(loss="hinge")
+
+
+def test_a_gradient_that_is_not_a_number_is_no_success():
+    def logits_fn(images):
+        length = jnp.sqrt(jnp.sum(images**2, axis=(1, 2, 3)))  # whose slope at zero is not a number
+        return jnp.stack([jnp.full_like(length, 0.1), length], axis=1)
+
+    images, labels = jnp.zeros((2, *SHAPE)), np.zeros(2, int)
+    pixels = {"ball": BALL, "perturbation": additive(), "num_steps": 3, "keep": "any"}
+    stuck = [
+        attacks.pgd(**pixels),
+        attacks.apgd(**pixels, start="zero"),
+        attacks.adef(),
+        attacks.stadv(num_evaluations=3),
+    ]
+    for attack in stuck:
+        result = attack.run(logits_fn, images, labels, jax.random.key(0))
+        assert not result.success.any(), attack.name
+        np.testing.assert_array_equal(result.params, 0)
+    result = attacks.pgd(**pixels, restarts=2).run(logits_fn, images, labels, jax.random.key(0))
+    assert result.success.all()
+    assert np.isfinite(result.images).all()
+    # Nor are parameters that are not finite, wherever they come from.
+    search = fresh(Examples(images, labels, jax.random.split(jax.random.key(0))), images.at[0, 0].set(jnp.nan))
+    noted = record(search, jnp.ones(2), jnp.ones(2, bool), keep="any")
+    assert noted.broken.tolist() == noted.done.tolist() == [False, True]
+    assert np.isfinite(noted.kept).all()
+
+
+@pytest.mark.parametrize("name", ["restarts", "pixels", "adef"])
+def test_budgets_hold_for_sixteen_bit_images(name):
+    images, labels = examples()
+    result = compiled(name)(images.astype(jnp.bfloat16), labels, jax.random.key(0))
+    assert result.images.dtype == jnp.bfloat16
+    assert (ATTACKS[name].size(result.params, images) <= 1 + 1e-4).all()
+
+
+@pytest.mark.parametrize("suite", [suites.released, suites.quick, suites.standard, suites.full, suites.spatial])
+def test_budgets_and_settings_are_plain_data(suite):
+    for attack in suite(jnp.float32(0.5)):
+        assert json.loads(json.dumps(attack.budget.radius)) in (0.5, [5.0, 0.5, 0.5])
+        json.dumps(attack.settings)
+
+
+def test_a_radius_of_zero_moves_nothing():
+    assert suites.full(0.0)
+    images, labels = examples()
+    for attack in (
+        attacks.adef(max_norm=0.0, num_steps=2),
+        attacks.spsa(ball=balls.linf(0.0), num_steps=2, num_samples=2),
+        attacks.nes(ball=balls.linf(0.0), num_steps=2, num_samples=2),
+    ):
+        result = attack.run(LOGITS, images, labels, jax.random.key(0))
+        np.testing.assert_array_equal(result.params, 0)
+        assert not result.success.any()
+        assert np.isfinite(result.losses).all()
 
 
 def test_logits_that_are_not_finite_are_no_prediction():

@@ -30,6 +30,14 @@ def test_the_minimal_pixel_budget_of_a_linear_model(factor):
         assert result.success[row] == (factor > 1)
 
 
+def test_many_small_steps_reach_the_boundary_of_sixteen_bit_images():
+    logits_fn, weights = linear_model((2, 2, 1))
+    attack = pgd(ball=balls.linf(1.0), num_steps=600, perturbation=additive())
+    images = jnp.zeros((1, 2, 2, 1), jnp.bfloat16)
+    result = attack.run(lambda x: logits_fn(x, -10.0), images, np.zeros(1, int), jax.random.key(0))
+    np.testing.assert_allclose(result.params[0], np.sign(weights), rtol=1e-4)
+
+
 @pytest.mark.parametrize("factor", [0.98, 1.02])
 @pytest.mark.parametrize("make", [lambda ball: pgd(ball=ball, num_steps=4, keep="any"), lambda ball: apgd(ball=ball)])
 def test_the_minimal_displacement_of_a_ramp(make, factor):
