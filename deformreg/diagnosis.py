@@ -258,7 +258,8 @@ def check_gradients(
         flags.append(
             Flag(
                 ZERO_GRADIENTS,
-                "The loss's gradient is zero on clean examples: a step function, or logits too large for it.",
+                "The loss's gradient is zero, or not finite, on clean examples: a step function, logits too large for "
+                "it, or a root or logarithm at zero.",
                 {"share_of_examples": zero, "median_margin": float(np.median(margins[weights]))},
             )
         )
