@@ -261,23 +261,24 @@ def locked_by_another(folder):
     return file
 
 
-def test_a_folder_in_use_is_refused_and_left_alone(tmp_path, monkeypatch):
+def test_a_folder_in_use_is_refused_and_left_alone(tmp_path, data_dir, monkeypatch):
     monkeypatch.setattr(runs, "PATIENCE", 0)
+    config = replace(CONFIG, data=Data(name="digits", data_dir=str(data_dir)))
     with locked_by_another(tmp_path / "run"):
         for resume in (False, True):
             with pytest.raises(runs.RunError, match=r"run is in use by another training: .* another --run-dir"):
-                loop.fit(CONFIG, tmp_path / "run", resume=resume)
+                loop.fit(config, tmp_path / "run", resume=resume)
     assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
 
 
 def test_resuming_waits_for_the_training_before(tmp_path, monkeypatch, capsys):
     before = locked_by_another(tmp_path / "run")
     monkeypatch.setattr(runs.time, "sleep", lambda _: before.close())
-    runs.hold(runs.Run(tmp_path / "run"), resume=True)
+    runs.hold(tmp_path / "run", CONFIG, resume=True)
     assert capsys.readouterr().err == f"{tmp_path / 'run'} is in use by another training: waiting for its end\n"
     with (tmp_path / "run" / ".lock").open() as file, pytest.raises(BlockingIOError):
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    runs.hold(runs.Run(tmp_path / "run"), resume=True)  # by the same process, as after a rollback
+    runs.hold(tmp_path / "run", CONFIG, resume=True)  # by the same process, as after a rollback
 
 
 def test_where_there_are_no_locks_a_training_goes_on_without(tmp_path, monkeypatch):
@@ -285,7 +286,14 @@ def test_where_there_are_no_locks_a_training_goes_on_without(tmp_path, monkeypat
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    runs.hold(runs.Run(tmp_path / "run"), resume=False)
+    runs.hold(tmp_path / "run", CONFIG, resume=False)
+
+
+def test_a_run_that_has_come_and_gone_meanwhile_is_not_overwritten(tmp_path):
+    run, _ = runs.claim(tmp_path / "run", CONFIG, resume=False)
+    runs.create(run, replace(CONFIG, seed=1), 1500)
+    with pytest.raises(runs.RunError, match="already holds a run"):
+        runs.hold(tmp_path / "run", CONFIG, resume=False)
 
 
 def test_a_process_waits_for_what_process_0_has_written(tmp_path, monkeypatch):

@@ -415,7 +415,6 @@ def test_a_run_folder_is_never_overwritten(tmp_path, data_dir):
     run, changes = runs.claim(tmp_path / "run", config, resume=False)
     assert changes == []
     assert not run.folder.exists()
-    runs.hold(run, resume=False)
     runs.create(run, config, 1500)
     with pytest.raises(runs.RunError, match="already holds a run"):
         runs.claim(tmp_path / "run", config, resume=False)
@@ -432,9 +431,8 @@ def test_a_run_folder_is_never_overwritten(tmp_path, data_dir):
         runs.claim(tmp_path / "other", config, resume=False)
     assert [path.name for path in (tmp_path / "other").iterdir()] == ["thesis.txt"]
     (tmp_path / "other" / "thesis.txt").rename(tmp_path / "other" / ".config.json.8x_killed")
-    other, _ = runs.claim(tmp_path / "other", config, resume=False)
-    runs.hold(other, resume=False)
-    runs.claim(tmp_path / "other", config, resume=False)
+    (tmp_path / "other" / ".lock").touch()
+    runs.claim(tmp_path / "other", config, resume=True)
 
 
 def test_what_may_change_is_said(tmp_path, data_dir):

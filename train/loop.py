@@ -218,10 +218,8 @@ def fit(
         try:
             return _fit(config, folder, resume, evaluated, stop_requested)
         except NonFiniteLoss as error:
-            skipped = rollbacks.read(folder)
-            batch = batch_number(error.step - 1, skipped)
-            rollbacks.skip(folder, skipped, batch, error, config.max_rollbacks)
-            resume = True
+            skipped, resume = rollbacks.read(folder), True
+            rollbacks.skip(folder, skipped, batch_number(error.step - 1, skipped), error, config.max_rollbacks)
 
 
 def _fit(
@@ -232,7 +230,7 @@ def _fit(
     stop_requested: Callable[[], bool],
 ) -> State:
     """`fit` up to the first non-finite loss."""
-    run, _ = runs.claim(folder, config, resume=resume)
+    runs.claim(folder, config, resume=resume)  # says what is wrong before the data are read
     engine = parallel.make_engine(config.parallel, devices=config.devices, batch_size=config.batch_size)
     if config.batch_size % (engine.devices * config.accumulate):
         raise ConfigError(
@@ -240,8 +238,7 @@ def _fit(
             f"got {config.batch_size}"
         )
     task = prepare(config, evaluated=evaluated)
-    runs.hold(run, resume=resume)
-    _, changes = runs.claim(folder, config, resume=resume)  # again, now that nobody else writes there
+    run, changes = runs.hold(folder, config, resume=resume)
     runs.check_data(run, len(task.train))
     task = task._replace(skipped=rollbacks.read(folder))
     restored = checkpoints.resume(run.checkpoints, task.network.shapes, config=config) if resume else None

@@ -175,26 +175,27 @@ def config_differences(there: dict[str, Any], here: configs.Config) -> Differenc
     return Differences([line for line in lines if line not in free], free)
 
 
-def hold(run: Run, *, resume: bool) -> None:
-    """Keeps a claimed run's folder, which it makes, for this training alone, process 0 for all, until the process ends.
+def hold(folder: Path, config: configs.Config, *, resume: bool) -> tuple[Run, list[str]]:
+    """`claim`s a folder, which it makes, for this training alone, process 0 for all, until the process ends.
 
     With `resume` it waits up to `PATIENCE` seconds for another training to end: for so long may processes that have
     lost one of theirs live on.
 
     Raises:
-        RunError: another training has the folder.
+        RunError: another training has the folder, or as `claim`.
     """
+    run = Run(folder)
     for second in range(1 + PATIENCE * resume):
         if second:
             time.sleep(1)
         # All wait in step: where one is late by half a minute, others give it up.
         if processes.from_lead(processes.is_lead() and _take(run)):
-            return
+            return claim(folder, config, resume=resume)
         if resume and not second and processes.is_lead():
-            print(f"{run.folder} is in use by another training: waiting for its end", file=sys.stderr)
+            print(f"{folder} is in use by another training: waiting for its end", file=sys.stderr)
     raise RunError(
-        f"{run.folder} is in use by another training: wait for its end, or choose another --run-dir (if the host of "
-        f"that training is lost, remove {run.lock})"
+        f"{folder} is in use by another training: wait for its end, or choose another --run-dir (if the host of that "
+        f"training is lost, remove {run.lock})"
     )
 
 
