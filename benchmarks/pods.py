@@ -54,7 +54,7 @@ class Chip(NamedTuple):
 
 CHIPS = {
     "v5e": Chip(197e12, 819e9, 16 * 2**30, 200e9),
-    "v6e": Chip(918e12, 1640e9, 32 * 2**30, 448e9),
+    "v6e": Chip(918e12, 1640e9, 32 * 2**30, 400e9),
 }
 
 
