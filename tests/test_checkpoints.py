@@ -106,6 +106,7 @@ def flip_a_bit(folder):
     path.write_bytes(data)
 
 
+@pytest.mark.slow
 def test_flips_and_truncations_are_found_or_harmless(pytestconfig, tmp_path):
     """One checkpoint with one flipped bit, or one file cut short: never a wrong state, step, config or accuracy."""
     flips = pytestconfig.getoption("flips")
@@ -163,6 +164,7 @@ def at_once(monkeypatch):
     monkeypatch.setattr(runs.time, "sleep", lambda _: None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["state", "manifest"])
 def test_a_file_that_the_disk_does_not_give_is_no_damage(run, at_once, part):
     """The memory of this process, whose first byte nobody can read, in place of the file: an input/output error."""

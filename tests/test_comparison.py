@@ -135,6 +135,7 @@ def test_a_report_has_its_place(tmp_path, monkeypatch):
     assert reports.places(several[:1], Path("out")) == [Path("out")]
 
 
+@pytest.mark.slow
 def test_all_results_go_below_the_output_whatever_classes_are_called(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folders = [write_run(Path(where, "run"), names=("$\\x$", "caf\udce9")) for where in ("$_$", "b")]  # no formulas

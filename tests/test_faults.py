@@ -209,6 +209,7 @@ def assert_equal(tree, other):
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
 
 
+@pytest.mark.slow
 def test_a_rollback_goes_on_without_the_batch_and_resumes_exactly(tmp_path, data_dir, poisoned, capsys):
     config = replace(CONFIG, data=Data(name="digits", data_dir=str(data_dir)))
     poisoned(6, 9)

@@ -121,6 +121,7 @@ def test_arguments_are_checked_by_name():
             make(loss="hinge")
 
 
+@pytest.mark.slow
 def test_a_gradient_that_is_not_a_number_is_no_success():
     def logits_fn(images):
         length = jnp.sqrt(jnp.sum(images**2, axis=(1, 2, 3)))  # whose slope at zero is not a number

@@ -30,6 +30,7 @@ from deformreg.perturbations import Perturbation, additive, affine, flow, lowres
 KEY = jax.random.key(0)
 
 
+@pytest.mark.slow
 def test_random_fields_lie_on_the_boundary_and_keep_the_worst():
     logits_fn = perceptron(64)
     images = jnp.asarray(np.random.default_rng(0).random((4, 8, 8, 1)).astype(np.float32))
@@ -66,6 +67,7 @@ def test_square_windows_shrink_as_published():
     assert (window_sides(100, 2, 5, 1.0) <= 2).all()
 
 
+@pytest.mark.slow
 def test_square_finds_the_corner_of_a_linear_model():
     logits_fn, weights = linear_model((2, 2, 1))
     images = jnp.zeros((3, 2, 2, 1))
@@ -182,6 +184,7 @@ def test_adef_with_targets_aims_at_them_alone():
     assert (one.model_calls <= 6).all()
 
 
+@pytest.mark.slow
 def test_stadv_minimizes_as_scipy_does(float64):
     images, _, weights = ramps(2)
     images, gap = images.astype(np.float64), 0.8
