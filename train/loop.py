@@ -96,17 +96,18 @@ def prepare(config: Config, *, evaluated: bool = False) -> Task:
         ConfigError: network or batch do not fit the data.
     """
     train = open_split(config, "train")
+    test = open_split(config, "test") if evaluated else None
     try:
         validation = open_split(config, "validation")
     except NoSplit:
-        validation = open_split(config, "test")
+        validation = test or open_split(config, "test")
     if config.batch_size > len(train):
         raise ConfigError(f"--batch-size must be at most {len(train)}, the training images, got {config.batch_size}")
     steps_per_epoch = len(train) // config.batch_size
     if config.epochs * steps_per_epoch >= 2**31:
         raise ConfigError(f"--epochs must be at most {2**31 // steps_per_epoch}: steps are counted in 32 bits")
     network = build(config, train, steps_per_epoch)
-    for source in (validation, *([open_split(config, "test")] if evaluated else ())):
+    for source in (validation, test or validation):
         _check_agreement(config, train, source)
     return Task(train, validation, network, steps_per_epoch)
 
