@@ -102,7 +102,7 @@ def example(shape: tuple[int, int, int, int], largest: float) -> tuple[Array, Ar
     keys = jax.random.split(jax.random.key(0), 3)
     count, height, width, _ = shape
     coarse = jax.random.uniform(keys[1], (count, -(-height // 8), -(-width // 8), 2), minval=-largest, maxval=largest)
-    flow = deformreg.flows.upsample(coarse, height, width)
+    flow = deformreg.fields.upsample(coarse, height, width)
     return jax.random.uniform(keys[0], shape), flow, jax.random.normal(keys[2], shape)
 
 

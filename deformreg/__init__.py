@@ -8,50 +8,31 @@ from deformreg import (
     attacks,
     balls,
     certification,
-    diagnosis,
-    flows,
+    evaluation,
+    fields,
     losses,
     noise,
     penalties,
     perturbations,
-    redflags,
-    reports,
-    smoothing,
+    released,
     statistics,
-    suites,
 )
-from deformreg.attacks import Attack, AttackResult, Perturbed, multi_step, one_step, projected_ascent
+from deformreg.attacks import Attack, multi_step, one_step
 from deformreg.balls import Ball, l2, linf, pixelwise_l2
-from deformreg.certification import Certificates, CertifiedCurve, certified_accuracy, certify
-from deformreg.curves import Curve, accuracy_curve
-from deformreg.evaluation import Evaluation, evaluate, evaluator
-from deformreg.penalties import (
-    finite_difference_penalty,
-    flow_gradient_penalty,
-    gradient_penalty,
-    image_gradients,
-    input_gradient_penalty,
-    paper_weight,
-    random_start,
-    squared_norm,
-)
-from deformreg.perturbations import Perturbation, additive, affine, flow, lowres_flow, pull_back
-from deformreg.smoothing import SmoothingLaw, smoothed_votes
-from deformreg.warping import forward_differences, warp
+from deformreg.certification import certified_accuracy, certify
+from deformreg.evaluation import accuracy_curve, evaluate, evaluator
+from deformreg.losses import cross_entropy
+from deformreg.noise import random_start
+from deformreg.penalties import finite_difference_penalty, gradient_penalty, image_gradients
+from deformreg.perturbations import Perturbation, additive, affine, flow, lowres_flow
+from deformreg.warping import warp
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Attack",
-    "AttackResult",
     "Ball",
-    "Certificates",
-    "CertifiedCurve",
-    "Curve",
-    "Evaluation",
     "Perturbation",
-    "Perturbed",
-    "SmoothingLaw",
     "accuracy_curve",
     "additive",
     "affine",
@@ -60,17 +41,15 @@ __all__ = [
     "certification",
     "certified_accuracy",
     "certify",
-    "diagnosis",
+    "cross_entropy",
     "evaluate",
+    "evaluation",
     "evaluator",
+    "fields",
     "finite_difference_penalty",
     "flow",
-    "flow_gradient_penalty",
-    "flows",
-    "forward_differences",
     "gradient_penalty",
     "image_gradients",
-    "input_gradient_penalty",
     "l2",
     "linf",
     "losses",
@@ -78,19 +57,11 @@ __all__ = [
     "multi_step",
     "noise",
     "one_step",
-    "paper_weight",
     "penalties",
     "perturbations",
     "pixelwise_l2",
-    "projected_ascent",
-    "pull_back",
     "random_start",
-    "redflags",
-    "reports",
-    "smoothed_votes",
-    "smoothing",
-    "squared_norm",
+    "released",
     "statistics",
-    "suites",
     "warp",
 ]

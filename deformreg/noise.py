@@ -6,9 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from jaxtyping import Array
+import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from deformreg import _checks
+from deformreg.perturbations import Perturbation, flow
 
 Params = Any
 Noise = Callable[[Array, Params], Params]
@@ -65,3 +67,44 @@ def uniform(radius: float) -> Noise:
     """
     _checks.non_negative("radius", radius)
     return _elementwise(lambda key, leaf: radius * jax.random.uniform(key, leaf.shape, leaf.dtype, -1, 1))
+
+
+def random_start(
+    key: Array,
+    images: Float[Array, "n h w c"],
+    perturbation: Perturbation | None = None,
+    noise: Noise | float = 0.1,
+    *,
+    image_range: tuple[float, float] | None = (0.0, 1.0),
+) -> Float[Array, "n h w c"]:
+    """Perturbs images at random, so that a penalty taken there flattens a neighbourhood and not one point.
+
+    Args:
+        key: a JAX random key; the result is a function of it.
+        images: inside `image_range`.
+        perturbation: the family; None is ``flow(boundary="zeros")``, as in the authors' code.
+        noise: a law of `deformreg.noise`, or the standard deviation of a Gaussian in the parameters' unit. The
+            authors' 0.01 in normalized units is 0.155 pixels for 32x32 images.
+        image_range: the result is clipped to it, as in the authors' code; None leaves it.
+
+    Returns:
+        The perturbed images.
+
+    Raises:
+        TypeError: integer images.
+        ValueError: images not of rank 4, or a negative `noise`.
+
+    Example:
+        >>> import jax
+        >>> images = jax.numpy.full((1, 4, 4, 1), 0.5)
+        >>> random_start(jax.random.key(0), images, noise=0.0).tolist() == images.tolist()
+        True
+
+    References:
+        Xia and Li 2021, section 3.
+    """
+    images = _checks.images(images)
+    perturbation = flow(boundary="zeros") if perturbation is None else perturbation
+    law = noise if callable(noise) else gaussian(noise)
+    moved = perturbation.apply(law(key, perturbation.init(images)), images)
+    return moved if image_range is None else jnp.clip(moved, *image_range)

@@ -29,8 +29,7 @@ from jax.extend import core as jax_core
 from jaxtyping import Array, Float
 
 from deformreg import _checks
-from deformreg.noise import Noise, gaussian
-from deformreg.perturbations import Perturbation, Units, additive, flow, pull_back
+from deformreg.perturbations import Perturbation, additive, flow, pull_back
 
 LossFn = Callable[..., Any]
 """``images -> losses[n]``, or with ``has_aux`` ``images -> (losses[n], aux)``; never reduced over the batch."""
@@ -330,85 +329,3 @@ def flow_gradient_penalty(
         Xia and Li 2021, section 3.
     """
     return gradient_penalty(loss_fn, images, flow(), has_aux=has_aux)
-
-
-def random_start(
-    key: Array,
-    images: Float[Array, "n h w c"],
-    perturbation: Perturbation | None = None,
-    noise: Noise | float = 0.1,
-    *,
-    image_range: tuple[float, float] | None = (0.0, 1.0),
-) -> Float[Array, "n h w c"]:
-    """Perturbs images at random, so that a penalty taken there flattens a neighbourhood and not one point.
-
-    Args:
-        key: a JAX random key; the result is a function of it.
-        images: inside `image_range`.
-        perturbation: the family; None is ``flow(boundary="zeros")``, as in the authors' code.
-        noise: a law of `deformreg.noise`, or the standard deviation of a Gaussian in the parameters' unit. The
-            authors' 0.01 in normalized units is 0.155 pixels for 32x32 images.
-        image_range: the result is clipped to it, as in the authors' code; None leaves it.
-
-    Returns:
-        The perturbed images.
-
-    Raises:
-        TypeError: integer images.
-        ValueError: images not of rank 4, or a negative `noise`.
-
-    Example:
-        >>> import jax
-        >>> images = jax.numpy.full((1, 4, 4, 1), 0.5)
-        >>> random_start(jax.random.key(0), images, noise=0.0).tolist() == images.tolist()
-        True
-
-    References:
-        Xia and Li 2021, section 3.
-    """
-    images = _checks.images(images)
-    perturbation = flow(boundary="zeros") if perturbation is None else perturbation
-    law = noise if callable(noise) else gaussian(noise)
-    moved = perturbation.apply(law(key, perturbation.init(images)), images)
-    return moved if image_range is None else jnp.clip(moved, *image_range)
-
-
-def paper_weight(
-    weight: float, *, batch_size: int, image_size: int | tuple[int, int], units: Units = "pixels"
-) -> float:
-    """Converts the released code's weight to the one to use with the mean of `gradient_penalty`.
-
-    That code squares the gradient of the batch's *mean* loss, in normalized units, and sums it per example before the
-    mean: a factor ``1 / batch_size^2`` hides in its weight, and ``((size - 1) / 2)^2`` in its units.
-
-    Args:
-        weight: lambda as given to the authors' code (100 to 300 there).
-        batch_size: of that code's run (128 there).
-        image_size: side of its images in pixels (32 there), or (height, width).
-        units: of the flow the penalty is taken with here; ``"normalized"`` means ``flow(units="normalized")``.
-
-    Returns:
-        The weight, in `units` squared per unit of the loss.
-
-    Raises:
-        ValueError: a negative weight, a count below 1, unknown units, or ``"pixels"`` with unequal sides: no single
-            weight in pixels exists there, so use ``flow(units="normalized")``.
-
-    Example:
-        >>> round(paper_weight(300, batch_size=128, image_size=32), 2)
-        4.4
-    """
-    _checks.non_negative("weight", weight)
-    batch_size = _checks.count("batch_size", batch_size)
-    _checks.choice("units", units, ("pixels", "normalized"))
-    height, width = image_size if isinstance(image_size, tuple) else (image_size, image_size)
-    height, width = _checks.count("image_size", height, minimum=2), _checks.count("image_size", width, minimum=2)
-    per_normalized = weight / batch_size**2
-    if units == "normalized":
-        return per_normalized
-    if height != width:
-        raise ValueError(
-            f"image_size must be square for units='pixels', got {height}x{width}: use units='normalized' "
-            "with flow(units='normalized')"
-        )
-    return per_normalized * ((width - 1) / 2) ** 2

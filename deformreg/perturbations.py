@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from deformreg import _checks, flows
+from deformreg import _checks, fields
 from deformreg.warping import Boundary, forward_differences, warp
 
 Params = Any
@@ -171,7 +171,7 @@ def flow(*, boundary: Boundary = "edge", units: Units = "pixels", within: float 
     _checks.choice("units", units, get_args(Units))
 
     def in_pixels(params: Array) -> Array:
-        return params if units == "pixels" else flows.pixels_from_normalized(params)
+        return params if units == "pixels" else fields.pixels_from_normalized(params)
 
     def pullback(image_gradients: Array, images: Array) -> Array:
         slopes = forward_differences(images, boundary=boundary)
@@ -200,7 +200,7 @@ def affine(
     """Moves all pixels of an image by one affine map about its centre.
 
     Args:
-        parameters: which of `deformreg.flows.AFFINE_PARAMETERS` are free, in this order; the others stay at zero.
+        parameters: which of `deformreg.fields.AFFINE_PARAMETERS` are free, in this order; the others stay at zero.
         boundary: what lies outside the image, see `deformreg.warp`.
 
     Returns:
@@ -218,17 +218,17 @@ def affine(
     """
     _checks.choice("boundary", boundary, get_args(Boundary))
     for name in parameters:
-        _checks.choice("parameters", name, flows.AFFINE_PARAMETERS)
+        _checks.choice("parameters", name, fields.AFFINE_PARAMETERS)
     if not parameters or len(set(parameters)) != len(parameters):
         raise ValueError(f"parameters must be one or more different names, got {parameters}")
-    columns = [flows.AFFINE_PARAMETERS.index(name) for name in parameters]
+    columns = [fields.AFFINE_PARAMETERS.index(name) for name in parameters]
 
     def field(params: Array, images: Array) -> Array:
         # Positions are computed in float32 at least: a 16-bit type cannot hold them.
         params = params.astype(jnp.promote_types(params.dtype, jnp.float32))
-        full = jnp.zeros((images.shape[0], len(flows.AFFINE_PARAMETERS)), params.dtype)
+        full = jnp.zeros((images.shape[0], len(fields.AFFINE_PARAMETERS)), params.dtype)
         full = full.at[:, jnp.array(columns)].set(params)
-        return flows.affine_flow(full, images.shape[1], images.shape[2])
+        return fields.affine_flow(full, images.shape[1], images.shape[2])
 
     return Perturbation(
         init=lambda images: _zeros((images.shape[0], len(columns)), images),
@@ -272,7 +272,7 @@ def lowres_flow(stride: int, *, sigma: float = 0.0, boundary: Boundary = "edge")
         return _zeros((count, -(-height // stride), -(-width // stride), 2), images)
 
     def field(params: Array, images: Array) -> Array:
-        return flows.smooth(flows.upsample(params, images.shape[1], images.shape[2]), sigma)
+        return fields.smooth(fields.upsample(params, images.shape[1], images.shape[2]), sigma)
 
     return Perturbation(
         init=init,

@@ -26,6 +26,6 @@ for _ in range(100):
     weights -= jax.grad(loss)(weights, images, labels)
 
 model = jax.tree_util.Partial(logits_fn, weights)
-suite = deformreg.suites.standard(radius_pixels=1.0, classes=2)
+suite = deformreg.evaluation.suites.standard(radius_pixels=1.0, classes=2)
 result = deformreg.evaluate(model, images, labels, suite, batch_size=32, key=jax.random.key(1))
-print(deformreg.reports.to_markdown(result))
+print(deformreg.evaluation.reports.to_markdown(result))

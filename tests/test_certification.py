@@ -26,8 +26,8 @@ from deformreg import (
     smoothed_votes,
     smoothing,
 )
-from deformreg._votes import tally
-from deformreg.certification import Progress
+from deformreg.certification.votes import tally
+from deformreg.certification.certify import Progress
 from deformreg.losses import margin
 from deformreg.statistics import clopper_pearson_bound, wilson_interval
 

@@ -42,7 +42,7 @@ FUNCTIONS = {name: value for name, value in public().items() if inspect.isfuncti
 CLASSES = {name: value for name, value in public().items() if inspect.isclass(value)}
 functions = pytest.mark.parametrize("name", FUNCTIONS)
 # Functions of a whole evaluation: what they do is shown where one is made, in the example of `deformreg.evaluate`.
-OF_EVALUATIONS = ("deformreg.redflags.", "deformreg.diagnosis.", "deformreg.reports.")
+OF_EVALUATIONS = ("deformreg.evaluation.flags.", "deformreg.evaluation.diagnosis.", "deformreg.evaluation.reports.")
 shown = pytest.mark.parametrize("name", [name for name in FUNCTIONS if not name.startswith(OF_EVALUATIONS)])
 
 
@@ -94,7 +94,7 @@ def test_classes_document_their_attributes(name):
 
 
 def imports(path):
-    """The modules that a file imports, in full: ``from deformreg import flows`` is ``deformreg.flows``."""
+    """The modules that a file imports, in full: ``from deformreg import fields`` is ``deformreg.fields``."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -162,11 +162,11 @@ for loss in (d.losses.cross_entropy, d.losses.margin, d.losses.difference_of_log
 trace(lambda images, field: d.warp(images, field, boundary="reflect"), images, field)
 trace(d.forward_differences, images)
 for function in ("pixels_from_normalized", "normalized_from_pixels", "total_variation", "max_component"):
-    trace(getattr(d.flows, function), field)
-trace(d.flows.max_displacement, field)
-trace(d.flows.mean_displacement, field)
-trace(lambda field: d.flows.smooth(d.flows.upsample(field, 10, 8), 1.0), field)
-trace(lambda params: d.flows.affine_flow(params, 5, 4), params)
+    trace(getattr(d.fields, function), field)
+trace(d.fields.max_displacement, field)
+trace(d.fields.mean_displacement, field)
+trace(lambda field: d.fields.smooth(d.fields.upsample(field, 10, 8), 1.0), field)
+trace(lambda params: d.fields.affine_flow(params, 5, 4), params)
 key = jax.random.key(2)
 for family in (d.additive(image_range=(0.0, 1.0)), d.flow(units="normalized"), d.affine(), d.lowres_flow(2, sigma=0.5)):
     trace(lambda images: d.gradient_penalty(loss_fn, images, family), images)

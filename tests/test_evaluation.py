@@ -12,8 +12,8 @@ from jax.tree_util import Partial
 
 import deformreg
 from deformreg import _checks, attacks, balls, reports, suites
-from deformreg.curves import accuracy_curve
-from deformreg.evaluation import evaluate, evaluator
+from deformreg.evaluation.curves import accuracy_curve
+from deformreg.evaluation.evaluate import evaluate, evaluator
 from deformreg.perturbations import additive
 from deformreg.statistics import mean_minimal_displacement, unforeseen_robustness, wilson_interval
 
@@ -297,7 +297,7 @@ def test_a_curve_attacks_whom_smaller_budgets_left_standing_and_compiles_once():
 
 
 @pytest.mark.parametrize(
-    "make", [suites.released, suites.quick, partial(suites.standard, classes=5), partial(suites.full, classes=5),
+    "make", [released.suite, suites.quick, partial(suites.standard, classes=5), partial(suites.full, classes=5),
              suites.spatial],
 )  # fmt: skip
 def test_suites_take_traced_radii(make):

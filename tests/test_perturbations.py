@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from deformreg import additive, affine, flow, flows, lowres_flow, warp
+from deformreg import additive, affine, flow, fields, lowres_flow, warp
 
 pytestmark = pytest.mark.usefixtures("strict_promotion")
 
@@ -27,7 +27,7 @@ def test_parameters_for_sixteen_bit_images_are_float32(family):
 def test_flow_units_differ_by_the_converter_alone():
     normalized = np.random.default_rng(1).normal(scale=0.2, size=(2, 6, 9, 2)).astype(np.float32)
     moved = flow(units="normalized", boundary="zeros").apply(normalized, IMAGES)
-    expected = warp(IMAGES, flows.pixels_from_normalized(normalized), boundary="zeros")
+    expected = warp(IMAGES, fields.pixels_from_normalized(normalized), boundary="zeros")
     np.testing.assert_array_equal(moved, expected)
 
 
@@ -42,10 +42,10 @@ def test_a_promise_of_short_flows_is_left_out_of_the_unbounded_family():
 def test_affine_parameters_go_to_their_columns():
     params = np.array([[2.0, 0.3], [-1.0, -0.2]], np.float32)
     full = np.zeros((2, 6), np.float32)
-    full[:, flows.AFFINE_PARAMETERS.index("dx")] = params[:, 0]
-    full[:, flows.AFFINE_PARAMETERS.index("rotation")] = params[:, 1]
+    full[:, fields.AFFINE_PARAMETERS.index("dx")] = params[:, 0]
+    full[:, fields.AFFINE_PARAMETERS.index("rotation")] = params[:, 1]
     field = affine(parameters=("dx", "rotation")).field(params, IMAGES)
-    np.testing.assert_allclose(field, flows.affine_flow(full, 6, 9), rtol=1e-6)
+    np.testing.assert_allclose(field, fields.affine_flow(full, 6, 9), rtol=1e-6)
 
 
 def test_a_low_resolution_field_is_upsampled_then_smoothed():
@@ -53,7 +53,7 @@ def test_a_low_resolution_field_is_upsampled_then_smoothed():
     params = np.random.default_rng(1).normal(size=family.init(IMAGES).shape).astype(np.float32)
     assert params.shape == (2, 2, 3, 2)
     field = jax.jit(family.field)(params, IMAGES)
-    np.testing.assert_allclose(field, flows.smooth(flows.upsample(params, 6, 9), 0.75), atol=1e-6)
+    np.testing.assert_allclose(field, fields.smooth(fields.upsample(params, 6, 9), 0.75), atol=1e-6)
     assert np.abs(field).max() <= np.abs(params).max() * (1 + 1e-6)
 
 

@@ -7,7 +7,7 @@ import pytest
 from closed_forms import perceptron
 
 from deformreg import attacks, balls, diagnosis, redflags
-from deformreg.evaluation import evaluate
+from deformreg.evaluation.evaluate import evaluate
 from deformreg.perturbations import additive, flow
 
 KEY = jax.random.key(0)

@@ -23,7 +23,7 @@ from deformreg import (
     squared_norm,
     warp,
 )
-from deformreg.flows import pixels_from_normalized
+from deformreg.fields import pixels_from_normalized
 from deformreg.losses import cross_entropy
 
 pytestmark = pytest.mark.usefixtures("strict_promotion")

@@ -16,9 +16,9 @@ import tyro
 from tqdm import tqdm
 
 import deformreg
-from deformreg import Certificates, CertifiedCurve, Perturbation, SmoothingLaw, certified_accuracy, certify, smoothing
-from deformreg.certification import Progress
-from deformreg.flows import AFFINE_PARAMETERS
+from deformreg import Perturbation, certified_accuracy, certify
+from deformreg.certification import Certificates, CertifiedCurve, Progress, SmoothingLaw, laws
+from deformreg.fields import AFFINE_PARAMETERS
 from deformreg.statistics import clopper_pearson_bound
 from train import runs
 from train.config import ConfigError
@@ -205,7 +205,7 @@ def _certificates(trained: Trained, options: Certify) -> tuple[Certificates, str
     """The certificates, in the unit that comes with them."""
     family = family_of(options.family, options.stride)
     factors = [math.pi / 180 if unit == "degrees" else 1.0 for unit in family.units]
-    make: Any = smoothing.gaussian if options.law == "gaussian" else smoothing.uniform
+    make: Any = laws.gaussian if options.law == "gaussian" else laws.uniform
     if len(options.sigma) == 1:
         factor, unit = factors[0], family.units[0]
         law: SmoothingLaw = make(options.sigma[0] * factor)

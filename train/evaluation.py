@@ -19,10 +19,18 @@ from jax import Array
 from tqdm import tqdm
 
 import deformreg
-from deformreg import reports, suites
+from deformreg import released
 from deformreg.attacks import Attack, AttackResult, pgd, transfer
-from deformreg.curves import accuracy_curve
-from deformreg.evaluation import AttackOutcome, Evaluation, Evaluator, Progress, evaluator
+from deformreg.evaluation import (
+    AttackOutcome,
+    Evaluation,
+    Evaluator,
+    Progress,
+    accuracy_curve,
+    evaluator,
+    reports,
+    suites,
+)
 from train import checkpoints, logs, runs
 from train.config import Config
 from train.data import DataError, Source, center_view, output_shape
@@ -45,7 +53,7 @@ class Protocol(NamedTuple):
     """How runs are evaluated.
 
     Attributes:
-        suite: which attacks, see `deformreg.suites`.
+        suite: which attacks, see `deformreg.evaluation.suites`.
         radius: budget per component in pixels.
         radii: of the accuracy curve, under the whole suite; none for a quick look by a lighter attack.
         independent: whether every attack faces every correctly classified image, so that the attacks compare.
@@ -287,7 +295,7 @@ class _Suite(NamedTuple):
 
     def __call__(self, radius: Any) -> list[Attack]:
         make = {
-            "released": partial(suites.released, num_steps=self.steps),
+            "released": partial(released.suite, num_steps=self.steps),
             "quick": suites.quick,
             "standard": partial(suites.standard, classes=self.classes),
             "full": partial(suites.full, classes=self.classes),

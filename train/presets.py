@@ -16,7 +16,7 @@ import difflib
 from dataclasses import replace
 from typing import NamedTuple
 
-from deformreg.penalties import paper_weight
+from deformreg.released import paper_weight
 from train.config import Config, ConfigError, Data, Evaluation, Method, Model, Optimizer
 from train.data.augment import Augmentation
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from deformreg.reports import curves_to_csv, to_csv, to_markdown
+from deformreg.evaluation.reports import curves_to_csv, to_csv, to_markdown
 from train import pictures, runs
 from train.certification import Certified
 from train.evaluation import Study

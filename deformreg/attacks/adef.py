@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from deformreg import _checks, flows
+from deformreg import _checks, fields
 from deformreg.attacks.ascent import choose, spread
 from deformreg.attacks.attack import (
     Attack,
@@ -52,7 +52,7 @@ def adef(
 ) -> Attack:
     """Adds the smallest flow that, to first order, makes a candidate class win; repeats on the deformed image.
 
-    The flow's size is ``max_p |flow[p]|`` in pixels (`deformreg.flows.max_displacement`): nearly minimal, so ADef also
+    The flow's size is ``max_p |flow[p]|`` in pixels (`deformreg.fields.max_displacement`): nearly minimal, so ADef also
     says how far an example is from being broken. A step that would exceed `max_norm` ends the search; a search that
     ended in failure tries its flow once more, lengthened.
 
@@ -107,7 +107,7 @@ def adef(
         search = record(search, _closeness(logits, examples), is_broken(logits, examples), keep="any", calls=number)
         steps = [_crossing(logits, vjp, images, examples.labels, aimed[:, k], sigma) for k in range(number)]
         moved, size = _shortest([params + each for each in steps])
-        still = jnp.abs(size - flows.max_displacement(params)) <= 1e-10
+        still = jnp.abs(size - fields.max_displacement(params)) <= 1e-10
         stuck = ~(size < max_norm) | still | (search.calls > num_steps * number)
         moved = choose(stuck, _lengthened(params, overshoot, max_norm), moved)
         return search._replace(
@@ -129,19 +129,19 @@ def adef(
     )
 
 
-def _shortest(fields: list[Array]) -> tuple[Array, Array]:
+def _shortest(candidates: list[Array]) -> tuple[Array, Array]:
     """Per example, the field of least displacement, and its displacement."""
-    sizes = jnp.stack([flows.max_displacement(field) for field in fields], axis=1)
+    sizes = jnp.stack([fields.max_displacement(field) for field in candidates], axis=1)
     best = jnp.argmin(sizes, axis=1)
-    shortest = fields[0]
-    for k, field in enumerate(fields[1:], start=1):
+    shortest = candidates[0]
+    for k, field in enumerate(candidates[1:], start=1):
         shortest = choose(best == k, field, shortest)
     return shortest, jnp.min(sizes, axis=1)
 
 
 def _lengthened(field: Array, factor: float, max_norm: float) -> Array:
     """The field times `factor`, as far as the bound allows, less a hair for rounding."""
-    size = flows.max_displacement(field)
+    size = fields.max_displacement(field)
     limit = jnp.where(size > 0, max_norm * (1 - 1e-6) / jnp.where(size > 0, size, 1), 1)
     return field * spread(jnp.minimum(factor, jnp.maximum(limit, 1e-6)), field).astype(field.dtype)
 
@@ -189,4 +189,4 @@ def _smooth(field: Array, sigma: float) -> Array:
         return field
     reach = math.ceil(4 * sigma) + 1
     padded = jnp.pad(field, [(0, 0), (reach, reach), (reach, reach), (0, 0)])
-    return flows.smooth(padded, sigma)[:, reach:-reach, reach:-reach]
+    return fields.smooth(padded, sigma)[:, reach:-reach, reach:-reach]

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from deformreg import _checks, flows
+from deformreg import _checks
 from deformreg.attacks.attack import (
     Attack,
     Examples,
@@ -88,7 +88,7 @@ def random_fields(
     def step(logits_fn: LogitsFn, examples: Examples, search: Search) -> Search:
         keys = jax.vmap(jax.random.fold_in)(examples.keys, search.calls)
         fields = sample_rows(draw, keys, search.params)
-        fields = jax.tree.map(lambda leaf: flows.smooth(leaf, sigma) if _is_field(leaf) else leaf, fields)
+        fields = jax.tree.map(lambda leaf: fields.smooth(leaf, sigma) if _is_field(leaf) else leaf, fields)
         search = search._replace(params=family.constrain(to_boundary(fields), examples.images))
         losses, broken = try_out(logits_fn, family, loss, examples, search.params)
         search = record(search, losses, broken, keep=keep)

@@ -7,13 +7,13 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from deformreg import flows
+from deformreg import fields
 from deformreg.balls import l2, linf
 from deformreg.perturbations import Perturbation
 
 
 class FlowNorms(NamedTuple):
-    """Sizes of final flow fields, in pixels, float[n] each: see the functions of these names in `deformreg.flows`."""
+    """Sizes of final flow fields, in pixels, float[n] each: see the functions of these names in `deformreg.fields`."""
 
     max_component: Float[Array, " n"]
     max_displacement: Float[Array, " n"]
@@ -68,6 +68,6 @@ def measure(perturbation: Perturbation, params: Any, images: Float[Array, "n h w
     """
     if perturbation.field is not None:
         field = perturbation.field(params, images)
-        return FlowNorms(flows.max_component(field), flows.max_displacement(field), flows.mean_displacement(field))
+        return FlowNorms(fields.max_component(field), fields.max_displacement(field), fields.mean_displacement(field))
     difference = perturbation.apply(params, images) - images
     return DifferenceNorms(linf(jnp.inf).norm(difference), l2(jnp.inf).norm(difference))

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from deformreg import _checks, flows
+from deformreg import _checks, fields
 from deformreg.attacks.attack import (
     Attack,
     Examples,
@@ -143,7 +143,7 @@ def displacement_share(family: Perturbation, radius: float) -> Any:
 
     def size(params: Any, images: Array) -> Array:
         assert family.field is not None
-        largest = flows.max_component(family.field(params, images))
+        largest = fields.max_component(family.field(params, images))
         return jnp.where(largest > 0, largest / radius, 0)
 
     return size
@@ -158,9 +158,9 @@ def limit_displacement(family: Perturbation, radius: float, *, rounds: int = 6) 
 
     def constrain(params: Any, images: Array) -> Any:
         assert family.field is not None
-        over = flows.max_component(family.field(params, images)) > radius
+        over = fields.max_component(family.field(params, images)) > radius
         for left in reversed(range(rounds)):
-            largest = flows.max_component(family.field(params, images))
+            largest = fields.max_component(family.field(params, images))
             change = (over if left else largest > radius) & (largest > 0)
             scale = jnp.where(change, radius / jnp.where(change, largest, 1), 1)
             params = jax.tree.map(

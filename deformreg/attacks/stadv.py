@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from deformreg import _checks, flows
+from deformreg import _checks, fields
 from deformreg.attacks.ascent import choose, spread
 from deformreg.attacks.attack import (
     Attack,
@@ -69,7 +69,7 @@ def stadv(
         num_evaluations: model calls (forward and backward) per example at most.
         flow_weight: of the total variation, per pixel; 0.05 as published.
         confidence: in logits, by which the wrong class shall win.
-        diagonal: the published neighbourhood has two readings, see `deformreg.flows.total_variation`: the four
+        diagonal: the published neighbourhood has two readings, see `deformreg.fields.total_variation`: the four
             adjacent pixels (default), or the four diagonal ones.
         ball: a hard bound, `deformreg.linf` or `deformreg.pixelwise_l2` in pixels; the flow is projected before it is
             used. None for none.
@@ -121,7 +121,7 @@ def stadv(
         gap = -margin(logits, examples.labels) if examples.targets is None else margin(logits, examples.targets)
         # The best wrong class level with the label is not yet success: aim a hair beyond.
         value = jnp.maximum(gap, -confidence - 1e-3)
-        value += flow_weight * flows.total_variation(field, diagonal=diagonal)
+        value += flow_weight * fields.total_variation(field, diagonal=diagonal)
         return jnp.sum(value), (value, logits)
 
     def step(logits_fn: LogitsFn, examples: Examples, search: Search) -> Search:

@@ -157,7 +157,7 @@ def test_budgets_hold_for_sixteen_bit_images(name):
     assert (ATTACKS[name].size(result.params, images) <= 1 + 1e-4).all()
 
 
-@pytest.mark.parametrize("suite", [suites.released, suites.quick, suites.standard, suites.full, suites.spatial])
+@pytest.mark.parametrize("suite", [released.suite, suites.quick, suites.standard, suites.full, suites.spatial])
 def test_budgets_and_settings_are_plain_data(suite):
     for attack in suite(jnp.float32(0.5)):
         assert json.loads(json.dumps(attack.budget.radius)) in (0.5, [5.0, 0.5, 0.5])

@@ -10,7 +10,7 @@ import pytest
 from closed_forms import linear_model, perceptron, ramp_model, ramps
 from scipy import ndimage, optimize
 
-from deformreg import balls, flows
+from deformreg import balls, fields
 from deformreg.attacks import (
     adef,
     elastic,
@@ -196,7 +196,7 @@ def test_stadv_minimizes_as_scipy_does(float64):
     def cost(flat, row):
         field = flat.reshape(1, *images.shape[1:3], 2)
         logits = logits_fn(flow().apply(field, images[row : row + 1]))[0]
-        return jnp.maximum(logits[0] - logits[1], -1e-3) + 0.05 * flows.total_variation(field)[0]
+        return jnp.maximum(logits[0] - logits[1], -1e-3) + 0.05 * fields.total_variation(field)[0]
 
     both = jax.jit(jax.value_and_grad(cost), static_argnums=1)
     for row in range(2):

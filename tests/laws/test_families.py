@@ -18,7 +18,7 @@ from deformreg import (
     squared_norm,
     warp,
 )
-from deformreg.flows import AFFINE_PARAMETERS
+from deformreg.fields import AFFINE_PARAMETERS
 
 pytestmark = pytest.mark.usefixtures("strict_promotion")
 

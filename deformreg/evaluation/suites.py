@@ -21,31 +21,6 @@ from deformreg.attacks.spatial import rotation_translation
 from deformreg.attacks.square import square
 from deformreg.attacks.stadv import stadv
 from deformreg.balls import linf
-from deformreg.perturbations import flow
-
-
-def released(radius_pixels: float, *, num_steps: int = 50) -> list[Attack]:
-    """The protocol of the released code of flow gradient regularization: lenient; to compare with its numbers only.
-
-    Zero start, `num_steps` sign steps of ``radius_pixels / num_steps``, zero padding, the last iterate counts.
-
-    Args:
-        radius_pixels: the bound on every component of the flow.
-        num_steps: gradient steps.
-
-    Returns:
-        One attack.
-
-    Example:
-        >>> [attack.name for attack in released(0.675)]
-        ['multi-step']
-
-    References:
-        Xia and Li, "Improving Resistance to Adversarial Deformations by Regularizing Gradients", Neurocomputing 455,
-        2021.
-    """
-    perturbation = flow(boundary="zeros")
-    return [pgd(ball=linf(radius_pixels), num_steps=num_steps, perturbation=perturbation, name="multi-step")]
 
 
 def quick(radius_pixels: float) -> list[Attack]:

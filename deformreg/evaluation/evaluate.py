@@ -17,16 +17,16 @@ import jax
 import numpy as np
 
 from deformreg import _checks
-from deformreg._outcomes import AttackOutcome, Collect, HostArray, Progress, Setting, face, padded, predict
-from deformreg._refill import as_argument, compile_attack
 from deformreg.attacks.attack import Attack, LogitsFn, class_indices
-from deformreg.diagnosis import compile_diagnosis
-from deformreg.redflags import Flag, flags_from_outcomes
+from deformreg.evaluation.diagnosis import compile_diagnosis
+from deformreg.evaluation.flags import Flag, flags_from_outcomes
+from deformreg.evaluation.outcomes import AttackOutcome, Collect, HostArray, Progress, Setting, face, padded, predict
+from deformreg.evaluation.rows import as_argument, compile_attack
 from deformreg.statistics import wilson_interval
 
 
 class Evaluation(NamedTuple):
-    """The result of `evaluate`: plain data. `deformreg.reports.to_json` writes it.
+    """The result of `evaluate`: plain data. `deformreg.evaluation.reports.to_json` writes it.
 
     Attributes:
         examples: how many.
@@ -56,7 +56,7 @@ class Evaluation(NamedTuple):
 
 
 Suite = Iterable[Attack] | Callable[[Any], Iterable[Attack]]
-"""Attacks of different names, or a function that makes them for a radius, such as those of `deformreg.suites`."""
+"""Attacks of different names, or a function that makes them for a radius, such as those of `deformreg.evaluation.suites`."""
 
 Evaluator = Callable[..., Evaluation]
 
@@ -90,7 +90,7 @@ def evaluate(
             passed as arguments instead of compiled in.
         images: float[n, h, w, c] in the range the model expects.
         labels: int[n].
-        attacks: of different names, see `deformreg.suites`.
+        attacks: of different names, see `deformreg.evaluation.suites`.
         batch_size: rows per batch; best at most an eighth of the number of examples, since rows idle at the end.
         key: a JAX random key. Attack k (in order) draws for example i from ``fold_in(fold_in(key, k), i)``.
         targets: int[n], classes to reach; None for untargeted attacks. With targets, `robust_accuracy` counts the
@@ -157,7 +157,7 @@ def evaluator(
 
     Args:
         attacks: see `evaluate`, as are the others; or a function from a radius to attacks, such as
-            `deformreg.suites.standard`, which is called with traced radii too.
+            `deformreg.evaluation.suites.standard`, which is called with traced radii too.
         batch_size: rows per batch.
         image_range: what attacked images must lie in.
         independent: whether every attack faces every correct example.

@@ -24,8 +24,8 @@ from jaxtyping import Array, Float, Int
 
 from deformreg import _checks
 from deformreg import noise as noises
-from deformreg._votes import tally
 from deformreg.attacks.attack import LogitsFn
+from deformreg.certification.votes import tally
 from deformreg.noise import Noise
 from deformreg.perturbations import Params, Perturbation, flow
 

@@ -2,7 +2,7 @@
 
 A flag is a reason to distrust a robust accuracy, not a proof; its evidence is the numbers it was raised on. An
 evaluation raises those that its attacks' outcomes show (`flags_from_outcomes`) and runs a short diagnosis of its own
-on some examples (`deformreg.diagnosis.diagnose`).
+on some examples (`deformreg.evaluation.diagnosis.diagnose`).
 
 References:
     Athalye, Carlini and Wagner, "Obfuscated Gradients Give a False Sense of Security", ICML 2018, section 3.1.
@@ -51,7 +51,7 @@ def flags_from_outcomes(outcomes: Sequence[Any]) -> tuple[Flag, ...]:
     """The flags that attacks' outcomes show.
 
     Args:
-        outcomes: `deformreg.evaluation.AttackOutcome`, in the order run.
+        outcomes: `deformreg.evaluation.evaluate.AttackOutcome`, in the order run.
 
     Returns:
         The flags raised.
@@ -63,7 +63,7 @@ def gradient_free_beats_gradients(outcomes: Sequence[Any]) -> tuple[Flag, ...]:
     """Random fields, Square or a grid broke examples on which the gradient attacks failed.
 
     Args:
-        outcomes: `deformreg.evaluation.AttackOutcome`.
+        outcomes: `deformreg.evaluation.evaluate.AttackOutcome`.
 
     Returns:
         A flag if those are at least 0.2 % of all examples and at least two.
@@ -96,7 +96,7 @@ def success_not_confirmed(outcomes: Sequence[Any]) -> tuple[Flag, ...]:
     """Claimed successes did not survive a fresh forward pass, or left the budget or the images' range.
 
     Args:
-        outcomes: `deformreg.evaluation.AttackOutcome`.
+        outcomes: `deformreg.evaluation.evaluate.AttackOutcome`.
 
     Returns:
         A flag if more than 1 % of an attack's claims were rejected.

@@ -1,6 +1,6 @@
 """Certified robustness of a smoothed classifier: radii within which no perturbation of a family changes its answer.
 
-What is certified is the *smoothed* classifier of `deformreg.smoothing`, not the model; with probability at least
+What is certified is the *smoothed* classifier of `deformreg.certification.laws`, not the model; with probability at least
 ``1 - alpha`` for each image by itself; against perturbations whose parameters are **added to the noise inside the same
 warp** of the clean image. An attacker who hands over an image that is warped already makes the smoother interpolate
 twice: that is another image, and it is not covered. The proof is about exact arithmetic.
@@ -21,12 +21,12 @@ import jax
 import numpy as np
 
 from deformreg import _checks
-from deformreg._refill import as_argument
-from deformreg._votes import tally
 from deformreg.attacks.attack import LogitsFn, class_indices
+from deformreg.certification.laws import SmoothingLaw
+from deformreg.certification.votes import tally
+from deformreg.evaluation.rows import as_argument
 from deformreg.noise import Noise
 from deformreg.perturbations import Perturbation, flow
-from deformreg.smoothing import SmoothingLaw
 from deformreg.statistics import clopper_pearson_bound, wilson_interval
 
 HostArray = np.ndarray[Any, Any]
@@ -102,7 +102,7 @@ def certify(
             trained on the same noise. Give a ``jax.tree_util.Partial(apply, params)`` to have the weights passed as
             arguments instead of compiled in.
         images: float[n, h, w, c] in the range the model expects.
-        law: of the noise: `deformreg.smoothing.gaussian` or `uniform`, with a scale in the unit of the parameters.
+        law: of the noise: `deformreg.certification.laws.gaussian` or `uniform`, with a scale in the unit of the parameters.
         perturbation: the family, yours or the library's; None is ``deformreg.flow()``.
         num_selection: draws that choose the class.
         num_samples: draws that bound its probability.
@@ -135,7 +135,9 @@ def certify(
         Alfarra et al., "DeformRS: Certifying Input Deformations with Randomized Smoothing", AAAI 2022.
     """
     if not isinstance(law, SmoothingLaw):
-        raise TypeError(f"law must be a SmoothingLaw, for example deformreg.smoothing.gaussian(0.3), got {law!r}")
+        raise TypeError(
+            f"law must be a SmoothingLaw, for example deformreg.certification.laws.gaussian(0.3), got {law!r}"
+        )
     images = _checks.images_on_host(images)
     if images.shape[0] == 0:
         raise ValueError(f"images must hold at least one example, got shape {images.shape}")

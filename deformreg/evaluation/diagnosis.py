@@ -1,7 +1,7 @@
 """The diagnosis of a model: model passes of its own that look for red flags.
 
 References:
-    See `deformreg.redflags`.
+    See `deformreg.evaluation.flags`.
 """
 
 from __future__ import annotations
@@ -15,13 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deformreg._refill import as_argument
 from deformreg.attacks.attack import Attack, Keep, LogitsFn, differentiate, row_keys
 from deformreg.attacks.attack import Examples as Rows
 from deformreg.attacks.pgd import pgd
 from deformreg.balls import linf
-from deformreg.perturbations import Perturbation, flow
-from deformreg.redflags import (
+from deformreg.evaluation.flags import (
     BATCH,
     BUDGET,
     IDENTITY,
@@ -33,6 +31,8 @@ from deformreg.redflags import (
     ZERO_GRADIENTS,
     Flag,
 )
+from deformreg.evaluation.rows import as_argument
+from deformreg.perturbations import Perturbation, flow
 
 HostArray = np.ndarray[Any, Any]
 

@@ -9,8 +9,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from deformreg.curves import Curve
-from deformreg.evaluation import Evaluation
+from deformreg.evaluation.curves import Curve
+from deformreg.evaluation.evaluate import Evaluation
 
 COLUMNS = ("robust_accuracy", "attacked", "broken", "model_calls", "seconds", "radius_pixels")
 

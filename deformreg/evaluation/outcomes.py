@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from deformreg._refill import Compiled, run_refilled, warm_up
 from deformreg.attacks.attack import Attack
 from deformreg.attacks.budget import Budget
 from deformreg.attacks.result import AttackResult
+from deformreg.evaluation.rows import Compiled, run_refilled, warm_up
 
 HostArray = np.ndarray[Any, Any]
 

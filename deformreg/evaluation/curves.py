@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from deformreg._outcomes import Progress
 from deformreg.attacks.attack import LogitsFn
-from deformreg.evaluation import Evaluator
+from deformreg.evaluation.evaluate import Evaluator
+from deformreg.evaluation.outcomes import Progress
 from deformreg.statistics import mean_minimal_displacement, wilson_interval
 
 
@@ -55,7 +55,7 @@ def accuracy_curve(
     is attacked until it falls, and the curve never rises. All radii share one compilation.
 
     Args:
-        run: `deformreg.evaluator` of a function from radius to attacks, for example of `deformreg.suites.quick`; best
+        run: `deformreg.evaluator` of a function from radius to attacks, for example of `deformreg.evaluation.suites.quick`; best
             with ``diagnosis=False``, for a diagnosis at every radius is a waste.
         logits_fn: ``images -> logits[n, classes]``.
         images: float[n, h, w, c].

@@ -1,0 +1,18 @@
+"""Certified robustness by randomized smoothing over a family's parameters: laws, votes, certificates."""
+
+from deformreg.certification import laws
+from deformreg.certification.certify import Certificates, CertifiedCurve, Progress, certified_accuracy, certify
+from deformreg.certification.laws import SmoothingLaw, gaussian, smoothed_votes, uniform
+
+__all__ = [
+    "Certificates",
+    "CertifiedCurve",
+    "Progress",
+    "SmoothingLaw",
+    "certified_accuracy",
+    "certify",
+    "gaussian",
+    "laws",
+    "smoothed_votes",
+    "uniform",
+]

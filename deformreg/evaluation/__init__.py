@@ -1,0 +1,22 @@
+"""Robust accuracy: attacks in sequence, verified outcomes, red flags, curves and reports."""
+
+from deformreg.evaluation import flags, reports, suites
+from deformreg.evaluation.curves import Curve, accuracy_curve
+from deformreg.evaluation.evaluate import Evaluation, Evaluator, evaluate, evaluator
+from deformreg.evaluation.flags import Flag
+from deformreg.evaluation.outcomes import AttackOutcome, Progress
+
+__all__ = [
+    "AttackOutcome",
+    "Curve",
+    "Evaluation",
+    "Evaluator",
+    "Flag",
+    "Progress",
+    "accuracy_curve",
+    "evaluate",
+    "evaluator",
+    "flags",
+    "reports",
+    "suites",
+]

@@ -1,0 +1,74 @@
+"""All that exists for the released code of Xia and Li (2021): its weights and its evaluation protocol."""
+
+from __future__ import annotations
+
+from deformreg import _checks
+from deformreg.attacks.attack import Attack
+from deformreg.attacks.pgd import pgd
+from deformreg.balls import linf
+from deformreg.perturbations import Units, flow
+
+
+def paper_weight(
+    weight: float, *, batch_size: int, image_size: int | tuple[int, int], units: Units = "pixels"
+) -> float:
+    """Converts the released code's weight to the one to use with the mean of `gradient_penalty`.
+
+    That code squares the gradient of the batch's *mean* loss, in normalized units, and sums it per example before the
+    mean: a factor ``1 / batch_size^2`` hides in its weight, and ``((size - 1) / 2)^2`` in its units.
+
+    Args:
+        weight: lambda as given to the authors' code (100 to 300 there).
+        batch_size: of that code's run (128 there).
+        image_size: side of its images in pixels (32 there), or (height, width).
+        units: of the flow the penalty is taken with here; ``"normalized"`` means ``flow(units="normalized")``.
+
+    Returns:
+        The weight, in `units` squared per unit of the loss.
+
+    Raises:
+        ValueError: a negative weight, a count below 1, unknown units, or ``"pixels"`` with unequal sides: no single
+            weight in pixels exists there, so use ``flow(units="normalized")``.
+
+    Example:
+        >>> round(paper_weight(300, batch_size=128, image_size=32), 2)
+        4.4
+    """
+    _checks.non_negative("weight", weight)
+    batch_size = _checks.count("batch_size", batch_size)
+    _checks.choice("units", units, ("pixels", "normalized"))
+    height, width = image_size if isinstance(image_size, tuple) else (image_size, image_size)
+    height, width = _checks.count("image_size", height, minimum=2), _checks.count("image_size", width, minimum=2)
+    per_normalized = weight / batch_size**2
+    if units == "normalized":
+        return per_normalized
+    if height != width:
+        raise ValueError(
+            f"image_size must be square for units='pixels', got {height}x{width}: use units='normalized' "
+            "with flow(units='normalized')"
+        )
+    return per_normalized * ((width - 1) / 2) ** 2
+
+
+def suite(radius_pixels: float, *, num_steps: int = 50) -> list[Attack]:
+    """The protocol of the released code of flow gradient regularization: lenient; to compare with its numbers only.
+
+    Zero start, `num_steps` sign steps of ``radius_pixels / num_steps``, zero padding, the last iterate counts.
+
+    Args:
+        radius_pixels: the bound on every component of the flow.
+        num_steps: gradient steps.
+
+    Returns:
+        One attack.
+
+    Example:
+        >>> [attack.name for attack in suite(0.675)]
+        ['multi-step']
+
+    References:
+        Xia and Li, "Improving Resistance to Adversarial Deformations by Regularizing Gradients", Neurocomputing 455,
+        2021.
+    """
+    perturbation = flow(boundary="zeros")
+    return [pgd(ball=linf(radius_pixels), num_steps=num_steps, perturbation=perturbation, name="multi-step")]

@@ -1,0 +1,67 @@
+"""Errors that a user can cause and mend. Each message is one line: what is wrong, and what to do about it.
+
+The command line prints the message and exits with the class's `exit_code`; any other exception is a defect of this
+program and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class UserError(Exception):
+    """Something the user gave or the machine did; the message names the culprit and the remedy.
+
+    Attributes:
+        exit_code: of the command line.
+    """
+
+    exit_code: ClassVar[int] = 2
+
+
+class ConfigError(UserError):
+    """An option or a stored config cannot be used."""
+
+
+class DataError(UserError):
+    """A data set cannot be used."""
+
+
+class NoSplit(DataError):
+    """A data set has no such split."""
+
+
+class RunError(UserError):
+    """A run folder cannot be used."""
+
+
+class CheckpointError(UserError):
+    """There is no usable checkpoint."""
+
+
+class StorageError(UserError):
+    """The disk fails a run that is under way; `--resume` continues it."""
+
+    exit_code = 4
+
+
+class Stopped(UserError):
+    """The run stops in all processes, at the same step and for the same reason."""
+
+
+class NonFiniteLoss(Stopped):
+    """The loss, gradient or parameters became NaN or infinite in more steps than may be skipped."""
+
+    exit_code = 3
+
+
+class Preempted(Stopped):
+    """SIGTERM reached one of the processes; all of them saved the step that the message names."""
+
+    exit_code = 143  # 128 + 15, what a shell reports for a process that SIGTERM ends
+
+
+def one_line(error: object) -> str:
+    """The first line of an error's message, at most 200 characters, or the error's type where it has none."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__
