@@ -87,8 +87,8 @@ def random_fields(
 
     def step(logits_fn: LogitsFn, examples: Examples, search: Search) -> Search:
         keys = jax.vmap(jax.random.fold_in)(examples.keys, search.calls)
-        fields = sample_rows(draw, keys, search.params)
-        fields = jax.tree.map(lambda leaf: fields.smooth(leaf, sigma) if _is_field(leaf) else leaf, fields)
+        drawn = sample_rows(draw, keys, search.params)
+        drawn = jax.tree.map(lambda leaf: fields.smooth(leaf, sigma) if _is_field(leaf) else leaf, drawn)
         search = search._replace(params=family.constrain(to_boundary(fields), examples.images))
         losses, broken = try_out(logits_fn, family, loss, examples, search.params)
         search = record(search, losses, broken, keep=keep)
