@@ -89,7 +89,7 @@ def random_fields(
         keys = jax.vmap(jax.random.fold_in)(examples.keys, search.calls)
         drawn = sample_rows(draw, keys, search.params)
         drawn = jax.tree.map(lambda leaf: fields.smooth(leaf, sigma) if _is_field(leaf) else leaf, drawn)
-        search = search._replace(params=family.constrain(to_boundary(fields), examples.images))
+        search = search._replace(params=family.constrain(to_boundary(drawn), examples.images))
         losses, broken = try_out(logits_fn, family, loss, examples, search.params)
         search = record(search, losses, broken, keep=keep)
         return search._replace(done=search.done | (search.calls >= num_fields))
