@@ -16,15 +16,15 @@ from pydantic import ConfigDict, Field
 from train.data.augment import Augmentation
 from train.methods import AnyMethod
 from train.methods.standard import Standard
-from train.models import GIVEN, MODELS
+from train.models import MODELS
 from train.optimizers import AnyOptimizer, Sgd
-from train.ranges import FREE, Count, CountOrNone, Fraction, Positive, Seed
+from train.ranges import FREE, HIDDEN, Count, CountOrNone, Fraction, Positive, Seed
 from train.schedules import AnySchedule, Cosine
 
 if TYPE_CHECKING:
     ModelName = str
 else:
-    ModelName = Literal[(*MODELS, GIVEN)]
+    ModelName = Literal[tuple(MODELS)]
 
 _KIND = Field(discriminator="name")
 
@@ -53,6 +53,8 @@ class Model:
 
     name: ModelName = "small-cnn"
     """Architecture; VGG and ResNet in their CIFAR form."""
+    given: Annotated[str, HIDDEN] = ""
+    """The class of a network that was passed to `fit`; it takes the place of `name`."""
     width: Annotated[float, Interval(gt=0, le=16)] = 1.0
     """Multiplier of every channel count."""
     norm: Literal["batch", "device-batch", "group"] = "batch"

@@ -25,7 +25,6 @@ from train.errors import ConfigError, NonFiniteLoss, Preempted
 from train.methods import Method
 from train.methods.given import Given
 from train.metrics import MetricLog
-from train.models import GIVEN
 from train.options import check
 from train.state import State, predict
 from train.step import Batch, Metrics
@@ -96,9 +95,9 @@ def _recorded(config: Config, method: Method | None, model: nn.Module | None, da
     if method is not None:
         config = replace(config, method=Given(title=method.name))
     if model is not None:
-        config = replace(config, model=replace(config.model, name=GIVEN))
+        config = replace(config, model=replace(config.model, given=type(model).__name__))
     if data is not None:
-        config = replace(config, data=replace(config.data, name=f"{GIVEN}: {data.train.name}"))
+        config = replace(config, data=replace(config.data, name=f"given: {data.train.name}"))
     return config
 
 

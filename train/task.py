@@ -15,7 +15,7 @@ from train.config import Config
 from train.data import NoSplit, Source, load, output_shape
 from train.errors import ConfigError
 from train.methods import Method
-from train.models import GIVEN, create_model
+from train.models import create_model
 from train.parallel import AXIS
 from train.state import State, init_state
 from train.step import Step, make_step
@@ -186,8 +186,8 @@ def make_model(config: Config, num_classes: int) -> nn.Module:
         ConfigError: the network was passed to `fit` and is not known here.
     """
     options = config.model
-    if options.name == GIVEN:
-        raise ConfigError("the network of this run comes from a script: pass it there, as model=...")
+    if options.given:
+        raise ConfigError(f"the network {options.given} of this run comes from a script: pass it there, as model=...")
     return create_model(
         options.name,
         num_classes=num_classes,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import errno
 import importlib
 import os
 import sys
@@ -65,7 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(name: str, arguments: list[str]) -> int:
     import jax
 
-    from train.errors import Preempted, UserError
+    from train.errors import Preempted, UserError, one_line
+    from train.files import is_storage_failure
 
     try:
         code: int = importlib.import_module(f"train.commands.{name}").run(arguments)
@@ -82,13 +82,11 @@ def _run(name: str, arguments: list[str]) -> int:
     except UserError as error:
         return _fail(str(error), error.exit_code)
     except OSError as error:
-        return _fail(str(error), FAILED if error.errno in _STORAGE else UNUSABLE)
+        return _fail(str(error), FAILED if is_storage_failure(error) else UNUSABLE)
     except jax.errors.JaxRuntimeError as error:
-        line = (str(error).strip().splitlines() or [""])[0]
+        line = one_line(error)
         if "RESOURCE_EXHAUSTED" in line:
-            return _fail(
-                f"out of memory ({line:.200}): --accumulate, --model.remat or a smaller --batch-size take less"
-            )
+            return _fail(f"out of memory ({line}): --accumulate, --model.remat or a smaller --batch-size take less")
         if jax.process_count() > 1:
             return _fail(f"another process is gone or cannot be reached ({line}); --resume continues", FAILED)
         raise

@@ -33,14 +33,14 @@ T = TypeVar("T")
 class Kinds:
     """Choose other kinds than the preset's; each has options of its own, which this help then shows."""
 
-    method: MethodName | None = None
+    method: MethodName = "standard"
     """How the network is made robust; its options are --method.*"""
-    rule: RuleName | None = None
-    """How a gradient penalty is differentiated; its options are --method.rule.*"""
-    optimizer: OptimizerName | None = None
+    optimizer: OptimizerName = "sgd"
     """Which optimizer; its options are --optimizer.*"""
-    schedule: ScheduleName | None = None
+    schedule: ScheduleName = "cosine"
     """How the learning rate changes over the run; its options are --schedule.*"""
+    rule: RuleName | None = None
+    """How a gradient penalty is differentiated (exact, if not said otherwise); its options are --method.rule.*"""
 
 
 @dataclass(frozen=True)
@@ -107,8 +107,10 @@ def parse(name: str, arguments: list[str]) -> Fit:
     """
     preset = find(name)
     prog = f"python -m train fit {name}"
-    chosen, _ = tyro.cli(Kinds, prog=prog, args=arguments, return_unknown_args=True, add_help=False)
-    config = choose(preset.config, chosen)
+    config = preset.config
+    kinds = Kinds(*(options.name for options in (config.method, config.optimizer, config.schedule)))
+    chosen, _ = tyro.cli(Kinds, prog=prog, args=arguments, default=kinds, return_unknown_args=True, add_help=False)
+    config = choose(config, chosen)
     return tyro.cli(
         Fit,
         prog=prog,
@@ -139,5 +141,5 @@ def choose(config: Config, kinds: Kinds) -> Config:
     return replace(config, method=replace(method, rule=_chosen(RULES, kinds.rule, method.rule)))
 
 
-def _chosen(kinds: Mapping[str, type[T]], name: str | None, current: T) -> T:
-    return current if name in (None, current.name) else kinds[str(name)]()
+def _chosen(kinds: Mapping[str, type[T]], name: str, current: T) -> T:
+    return current if kinds[name] is type(current) else kinds[name]()

@@ -16,7 +16,7 @@ from train.methods.method import STANDARD_PASSES, Aux, Forward, Penalty, Terms
 from train.ranges import HIDDEN, Positive, Statistics
 
 Rule = Callable[..., tuple[Array, Any]]
-"""``(loss_fn, images, family, has_aux=...) -> (penalties[n], losses or (losses, aux))``, as `deformreg.gradient_penalty`."""
+"""``(loss_fn, images, family, has_aux=...) -> (penalties[n], losses)``, as `deformreg.gradient_penalty`."""
 
 
 @dataclass(frozen=True)

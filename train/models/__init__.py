@@ -34,9 +34,6 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 }
 """Factories by name: ``(num_classes, width, style, remat) -> module``."""
 
-GIVEN = "given"
-"""The name in the config of a training whose network was passed to `fit`."""
-
 
 def create_model(
     name: str,
