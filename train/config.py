@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from train.data.augment import Augmentation
+from train.data.augmentation import Augmentation
 
 try:
     import tyro

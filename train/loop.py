@@ -24,7 +24,6 @@ from train.data import (
     Augmentation,
     NoSplit,
     Source,
-    batch_number,
     center_view,
     device_prefetch,
     eval_batches,
@@ -138,7 +137,7 @@ def open_split(config: Config, split: str, data_dir: str | None = None) -> Sourc
         data_dir=data_dir or data.data_dir,
         image_size=data.image_size,
         holdout=data.holdout,
-        max_corrupt=data.max_corrupt,
+        max_unreadable=data.max_corrupt,
     )
 
 
@@ -220,7 +219,7 @@ def fit(
             return _fit(config, folder, resume, evaluated, stop_requested)
         except NonFiniteLoss as error:
             skipped, resume = rollbacks.read(folder), True
-            rollbacks.skip(folder, skipped, batch_number(error.step - 1, skipped), error, config.max_rollbacks)
+            rollbacks.skip(folder, skipped, error.step - 1, error, config.max_rollbacks)
 
 
 def _fit(
@@ -380,19 +379,15 @@ class _Watch:
 
 def device_batches(config: Config, task: Task, engine: parallel.Engine, first: int) -> Iterator[Any]:
     """The batches of the steps from `first` on, counted from 0, as the compiled step takes them."""
-    share = config.batch_size // jax.process_count()
-    positions = np.arange(share, dtype=np.int32) + share * jax.process_index()
     host = train_batches(
         task.train,
         batch_size=config.batch_size,
         seed=config.seed,
-        start_step=first,
-        skipped=task.skipped,
+        first=first,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
-    fixed = engine.put_batch({"position": positions})  # the same in every step: sent once
-    return device_prefetch(host, lambda batch: {**engine.feed(batch), **fixed})
+    return device_prefetch(host, engine.feed)
 
 
 def correct(model: nn.Module, state: State, batch: dict[str, Array], options: Augmentation) -> Array:

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from deformreg.released import paper_weight
 from train.config import Config, ConfigError, Data, Evaluation, Method, Model, Optimizer
-from train.data.augment import Augmentation
+from train.data.augmentation import Augmentation
 
 
 class Preset(NamedTuple):

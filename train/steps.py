@@ -21,7 +21,7 @@ from deformreg.losses import cross_entropy
 from deformreg.penalties import image_gradients, squared_norm
 from deformreg.perturbations import Perturbation, pull_back
 from train.config import Config, Method
-from train.data.augment import augment, example_keys
+from train.data.augmentation import augment, example_keys
 
 Tree = Any
 
