@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from deformreg import _checks
+from deformreg import _checks, fields
 from deformreg.attacks.attack import (
     Attack,
     Examples,

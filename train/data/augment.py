@@ -11,10 +11,14 @@ images on 1, 2, 4 or 8 devices::
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
+from annotated_types import Interval
 from jax import Array
+
+from train.ranges import Pixels
 
 
 @dataclass(frozen=True)
@@ -25,12 +29,12 @@ class Augmentation:
     ``Augmentation(resize=36, crop=32, flip=True)``.
     """
 
-    resize: int = 0
+    resize: Pixels = 0
     """Height and width, in pixels, to which images are resized (bilinear); 0 keeps their size."""
-    crop: int = 0
+    crop: Pixels = 0
     """Height and width, in pixels, of the crop, random in training and central in evaluation; 0
     keeps the size."""
-    shift: int = 0
+    shift: Annotated[int, Interval(ge=0, le=512)] = 0
     """Largest random shift in training, in pixels, along each axis; zeros move in at the border."""
     flip: bool = False
     """Mirrors each training image left to right with probability 1/2."""
