@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -216,7 +216,9 @@ class _Exhibits:
         return Sample(images, labels, flows, deformed, before, after)
 
 
-def _deform(field: Callable[..., Array], apply: Callable[..., Array], params: Any, images: Array) -> tuple[Array, Array]:
+def _deform(
+    field: Callable[..., Array], apply: Callable[..., Array], params: Any, images: Array
+) -> tuple[Array, Array]:
     return field(params, images), apply(params, images)
 
 
