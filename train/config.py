@@ -13,7 +13,7 @@ import tyro
 from annotated_types import Interval
 from pydantic import ConfigDict, Field
 
-from train.data.augment import Augmentation
+from train.data import Augmentation
 from train.methods import AnyMethod
 from train.methods.standard import Standard
 from train.models import MODELS

@@ -100,7 +100,7 @@ def open_run(
     count = min(examples or config.evaluation.examples or len(test), len(test))
     indices = np.arange(count)
     images, labels = test.read(indices)
-    readable = ~test.corrupt(indices)
+    readable = ~test.unreadable(indices)
     if not readable.any():
         raise DataError(f"{test.name}: none of the first {count} can be read; repair them, or --examples takes more")
     images, labels = images[readable], labels[readable]

@@ -143,7 +143,7 @@ def open_split(config: Config, split: str, data_dir: str | None = None) -> Sourc
         data_dir=data_dir or data.data_dir,
         image_size=data.image_size,
         holdout=data.holdout,
-        max_corrupt=data.max_unreadable,
+        max_unreadable=data.max_unreadable,
     )
 
 
