@@ -1,7 +1,10 @@
 """Resistance to adversarial deformations: warps, flow gradient penalties and attacks as pure JAX functions.
 
-Conventions: images ``float[n, h, w, c]``; a flow ``float[n, h, w, 2]`` in pixels, last axis (dy, dx), read backward
-(``out[p] = images(p + flow[p])``); a ``loss_fn`` maps images to *unreduced* losses ``[n]``.
+Conventions: images are ``float[n, h, w, c]``; a flow is ``float[n, h, w, 2]`` in pixels, last axis (dy, dx), and says
+where to read (``out[p] = images(p + flow[p])``); a ``loss_fn`` maps images to *unreduced* losses ``[n]``.
+
+The names to start with are here, the rest is in the modules. The library needs JAX, NumPy, SciPy and jaxtyping. Optax is
+optional: only `deformreg.attacks.stadv` uses it.
 """
 
 from deformreg import (
@@ -23,7 +26,12 @@ from deformreg.certification import certified_accuracy, certify
 from deformreg.evaluation import accuracy_curve, evaluate, evaluator
 from deformreg.losses import cross_entropy
 from deformreg.noise import random_start
-from deformreg.penalties import finite_difference_penalty, gradient_penalty, image_gradients
+from deformreg.penalties import (
+    finite_difference_penalty,
+    forward_over_reverse_penalty,
+    gradient_penalty,
+    image_gradients,
+)
 from deformreg.perturbations import Perturbation, additive, affine, flow, lowres_flow
 from deformreg.warping import warp
 
@@ -48,6 +56,7 @@ __all__ = [
     "fields",
     "finite_difference_penalty",
     "flow",
+    "forward_over_reverse_penalty",
     "gradient_penalty",
     "image_gradients",
     "l2",

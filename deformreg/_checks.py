@@ -1,4 +1,4 @@
-"""Argument checks at trace time: every message names the argument, what came and what was expected."""
+"""Argument checks at trace time: every message names the argument, what was expected and what was given."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ def images(value: Any, name: str = "images") -> jax.Array:
 
 
 def images_on_host(value: Any) -> np.ndarray[Any, Any]:
-    """Checks a whole data set as `images` does, without putting it on a device: there may be no room for it."""
+    """Checks a whole data set as `images` does, without copying it to a device, where it might not fit."""
     if not isinstance(value, np.ndarray):
         return np.asarray(images(value))
-    array = np.asarray(value)  # what lies in a file comes as a subclass
+    array = np.asarray(value)  # a memory map is a subclass
     checked = jax.eval_shape(images, array)
     return array.astype(checked.dtype, copy=False)
 
@@ -53,7 +53,7 @@ def flow_for(flow: Any, shape: tuple[int, ...], name: str = "flow") -> jax.Array
 
 
 def per_example(value: Any, count: int, name: str = "loss_fn") -> jax.Array:
-    """Checks that what a loss function returned is one loss per example."""
+    """Returns what a loss function returned as float[count], one loss per example, or raises."""
     array = jnp.asarray(value)
     if array.shape != (count,):
         raise ValueError(
@@ -67,7 +67,7 @@ def non_negative(name: str, value: Any) -> None:
     """Raises if a concrete number is negative or NaN; traced values pass."""
     if isinstance(value, jax.core.Tracer):
         return
-    if not np.all(np.asarray(value) >= 0):  # NumPy, because inside a trace jax.numpy would trace the comparison
+    if not np.all(np.asarray(value) >= 0):  # inside a trace, jax.numpy would trace the comparison
         raise ValueError(f"{name} must be at least 0, got {value}")
 
 

@@ -1,7 +1,7 @@
-"""Norm balls around the identity: where a perturbation's parameters may lie, and which way is steepest inside.
+"""Norm balls around the identity: where a perturbation's parameters may lie, and which direction is steepest.
 
 A ball is a value of pure functions over parameters whose first axis is the example. Its radius is in the unit of the
-parameters it is used with: pixels for a flow, the images' unit for an additive perturbation.
+parameters: pixels for a flow, the images' unit for an additive perturbation.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from deformreg import _checks
+from deformreg._arrays import draw_leaves, safe_root
+from deformreg.perturbations import Params
 
-Params = Any
 Radius = float | Float[Array, "..."]
 
 
@@ -27,13 +28,13 @@ class Ball(NamedTuple):
     Attributes:
         name: of the norm, for reports.
         radius: in the unit of the parameters; a number, or an array, see `per_example`.
-        norm: ``params -> float[n]``; where the radius is an array, the largest share of it that is used: 1 on the
-            boundary.
+        norm: ``params -> float[n]``; for an array of radii, the largest share of its radius that a component uses: 1 on
+            the boundary.
         project: ``params -> params``: the nearest point of the ball, per example.
         steepest: ``gradient -> params``: the point of the *unit* ball that ascends fastest; zero where the gradient
             is zero. A step of size s moves the parameters by s in the ball's norm.
         sample: ``(key, params) -> params``: a random point of the ball, shaped like `params`.
-        per_example: whether an array for a radius or a step size holds one number per example (the first axis of the
+        per_example: whether an array of radii or step sizes holds one number per example (the first axis of the
             parameters) instead of broadcasting against the parameters.
     """
 
@@ -47,12 +48,12 @@ class Ball(NamedTuple):
 
 
 def against(values: Radius, leaf: Array, *, per_example: bool = False) -> Array:
-    """Brings radii, lengths or step sizes to the shape of a leaf of the parameters.
+    """Broadcasts radii, lengths or step sizes to a leaf of the parameters.
 
     Args:
         values: a number or an array.
         leaf: an array of the parameters, first axis the example.
-        per_example: whether an array's first axis is the example, rather than its last the leaf's last.
+        per_example: whether the first axis of `values` is the example; otherwise NumPy's broadcasting applies.
 
     Returns:
         The values in the leaf's shape and type.
@@ -68,25 +69,15 @@ def against(values: Radius, leaf: Array, *, per_example: bool = False) -> Array:
     return jnp.broadcast_to(array, leaf.shape)
 
 
-def _keys(key: Array, params: Params) -> Params:
-    leaves, structure = jax.tree.flatten(params)
-    return jax.tree.unflatten(structure, list(jax.random.split(key, len(leaves))))
-
-
-def _safe_root(squared: Array) -> Array:
-    """The square root, with slope zero instead of infinity at zero."""
-    return jnp.where(squared > 0, jnp.sqrt(jnp.where(squared > 0, squared, 1)), 0)
-
-
 def _lengths(vectors: Array, axes: tuple[int, ...]) -> Array:
     """Euclidean lengths along axes, which are kept; float32 or wider.
 
-    Squares are taken in units of the largest component: those of an ordinary gradient may be too small for the type.
+    The vectors are divided by their largest component first: squares of small gradients would underflow.
     """
     vectors = vectors.astype(jnp.promote_types(vectors.dtype, jnp.float32))
     largest = jax.lax.stop_gradient(jnp.max(jnp.abs(vectors), axis=axes, keepdims=True, initial=0))
     shares = _unit(vectors, largest)
-    return largest * _safe_root(jnp.sum(shares**2, axis=axes, keepdims=True))
+    return largest * safe_root(jnp.sum(shares**2, axis=axes, keepdims=True))
 
 
 def _scale(params: Array, lengths: Array, limit: Any) -> Array:
@@ -95,7 +86,7 @@ def _scale(params: Array, lengths: Array, limit: Any) -> Array:
 
 
 def _shares(sizes: Array, radius: Radius, limits: Array) -> Array:
-    """Sizes as they are or, where the radius is an array, as shares of their limits."""
+    """Sizes; for an array of radii, sizes as shares of their limits."""
     return sizes / jnp.where(sizes > 0, limits, 1) if jnp.ndim(radius) else sizes
 
 
@@ -104,15 +95,15 @@ def _unit(gradient: Array, lengths: Array) -> Array:
 
 
 def linf(radius: Radius) -> Ball:
-    """The cube: every component at most `radius` in size.
+    """The cube: the size of every component is at most `radius`.
 
     Args:
-        radius: in the unit of the parameters; an array gives every component its own, for example
+        radius: in the unit of the parameters; an array gives each component its own, for example
             ``jnp.array([0.5, 3.0, 3.0])`` (radians, pixels, pixels) for `deformreg.affine()`.
 
     Returns:
-        The ball. Its norm is the largest component's size; where the radius is an array, the largest share of the
-        component's own radius (1 on the boundary).
+        The ball. Its norm is the size of the largest component; for an array of radii, the largest share of a
+        component in its own radius (1 on the boundary).
 
     Raises:
         ValueError: the radius is negative.
@@ -137,10 +128,9 @@ def linf(radius: Radius) -> Ball:
 
     def sample(key: Array, params: Params) -> Params:
         def draw(key: Array, leaf: Array) -> Array:
-            uniform = jax.random.uniform(key, leaf.shape, leaf.dtype, -1, 1)
-            return uniform * against(radius, leaf)
+            return jax.random.uniform(key, leaf.shape, leaf.dtype, -1, 1) * against(radius, leaf)
 
-        return jax.tree.map(draw, _keys(key, params), params)
+        return draw_leaves(draw, key, params)
 
     def steepest(gradient: Params) -> Params:
         return jax.tree.map(jnp.sign, gradient)
@@ -187,11 +177,9 @@ def l2(radius: Radius) -> Ball:
         return jax.tree.map(lambda leaf: _unit(leaf, spread(lengths, leaf)), gradient)
 
     def sample(key: Array, params: Params) -> Params:
-        # A Gaussian's direction is uniform; the radius' law u^(1/d) makes the point uniform in the ball.
+        # The direction of a Gaussian is uniform; the length u^(1/d) makes the point uniform in the ball.
         direction_key, radius_key = jax.random.split(key)
-        direction = jax.tree.map(
-            lambda key, leaf: jax.random.normal(key, leaf.shape, leaf.dtype), _keys(direction_key, params), params
-        )
+        direction = draw_leaves(lambda key, leaf: jax.random.normal(key, leaf.shape, leaf.dtype), direction_key, params)
         lengths = length(direction)
         dimension = sum(math.prod(leaf.shape[1:]) for leaf in jax.tree.leaves(params))
         shares = jax.random.uniform(radius_key, lengths.shape, lengths.dtype) ** (1 / dimension)
@@ -203,15 +191,15 @@ def l2(radius: Radius) -> Ball:
 
 
 def pixelwise_l2(radius: Radius) -> Ball:
-    """Every pixel's displacement at most `radius` long: ADef's norm ``max_p |flow[p]|`` as a ball.
+    """The length of every pixel's displacement is at most `radius`: ADef's norm ``max_p |flow[p]|`` as a ball.
 
-    Unlike the cube it does not favour the diagonals.
+    Unlike the cube, it does not allow longer displacements along the diagonals.
 
     Args:
         radius: in the unit of the parameters, pixels for a flow.
 
     Returns:
-        The ball; the last axis of the parameters holds the vectors whose lengths are bounded.
+        The ball; it bounds the lengths of the vectors along the parameters' last axis.
 
     Raises:
         ValueError: the radius is negative.
@@ -246,6 +234,6 @@ def pixelwise_l2(radius: Radius) -> Ball:
             shares = jax.random.uniform(radius_key, (*leaf.shape[:-1], 1), leaf.dtype) ** (1 / leaf.shape[-1])
             return _unit(direction, lengths(direction)) * shares * limits(leaf)
 
-        return jax.tree.map(draw, _keys(key, params), params)
+        return draw_leaves(draw, key, params)
 
     return Ball("pixelwise_l2", radius, norm, project, steepest, sample)

@@ -1,7 +1,7 @@
 """Flow fields: units, generators, smoothing and norms.
 
 A flow is ``float[n, h, w, 2]``: a displacement in pixels for every pixel, last axis (dy, dx) like NumPy indices. It
-says where an output pixel *reads from*, so the picture's content moves the opposite way.
+says where an output pixel *reads from*, so the image content moves in the opposite direction.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from deformreg import _checks
+from deformreg._arrays import safe_root
 
 AFFINE_PARAMETERS = ("rotation", "dy", "dx", "log_scale_y", "log_scale_x", "shear")
 
@@ -28,11 +29,11 @@ def _flow(flow: Any, name: str = "flow") -> Array:
 def pixels_from_normalized(flow: Float[Array, "n h w 2"]) -> Float[Array, "n h w 2"]:
     """Converts a flow from PyTorch's normalized (x, y) units to pixels (dy, dx).
 
-    In normalized units, `grid_sample`'s with ``align_corners=True``, an image spans [-1, 1]: one pixel is
+    These are the units of `grid_sample` with ``align_corners=True``: an image spans [-1, 1], and one pixel is
     ``2 / (size - 1)``.
 
     Args:
-        flow: normalized units, last axis (x, y).
+        flow: in normalized units, last axis (x, y).
 
     Returns:
         The same flow in pixels, last axis (dy, dx).
@@ -55,13 +56,13 @@ def normalized_from_pixels(flow: Float[Array, "n h w 2"]) -> Float[Array, "n h w
     """Converts a flow from pixels (dy, dx) to PyTorch's normalized (x, y) units.
 
     Args:
-        flow: pixels, last axis (dy, dx); both sides of the image at least two pixels long.
+        flow: in pixels, last axis (dy, dx); both sides of the image are at least two pixels long.
 
     Returns:
         The same flow in normalized units, last axis (x, y).
 
     Raises:
-        ValueError: the shape is not [n, h, w, 2], or a side is one pixel long: it has no normalized unit.
+        ValueError: the shape is not [n, h, w, 2], or a side is one pixel long and so has no normalized unit.
 
     Example:
         >>> import jax.numpy as jnp
@@ -81,11 +82,12 @@ def affine_flow(params: Float[Array, "n 6"], height: int, width: int) -> Float[A
     A pixel at offset ``p`` from the centre reads from ``R(rotation) S H p + (dy, dx)``, with the shear
     ``H = [[1, 0], [shear, 1]]`` in (y, x) order, the scaling ``S = diag(exp(log_scale_y), exp(log_scale_x))``, and
     ``R`` the rotation that takes the direction of x (right) towards the direction of y (down). Zeros are the
-    identity. The picture's content moves the opposite way: a positive rotation turns it counterclockwise on a screen.
+    identity. The image content moves in the opposite direction: a positive rotation turns it counterclockwise on a
+    screen.
 
     Args:
-        params: one row per example, the columns named by `AFFINE_PARAMETERS`: rotation in radians, dy and dx in
-            pixels, natural logarithms of the two scales, shear in pixels of x per pixel of y.
+        params: one row per example with the columns `AFFINE_PARAMETERS`: rotation in radians, dy and dx in pixels,
+            natural logarithms of the two scales, shear in pixels of x per pixel of y.
         height: of the image, in pixels.
         width: of the image, in pixels.
 
@@ -109,7 +111,7 @@ def affine_flow(params: Float[Array, "n 6"], height: int, width: int) -> Float[A
     angle, dy, dx, log_y, log_x, shear = (params[:, i, None, None] for i in range(6))
     y = (jnp.arange(height, dtype=params.dtype) - (height - 1) / 2)[None, :, None]
     x = (jnp.arange(width, dtype=params.dtype) - (width - 1) / 2)[None, None, :]
-    # Displacements are summed from terms that vanish with the parameters, so that zeros give exactly zero.
+    # Every term vanishes with the parameters, so that zero parameters give exactly the zero flow.
     stretched_y = jnp.expm1(log_y) * y
     stretched_x = jnp.expm1(log_x) * (x + shear * y) + shear * y
     turn, lean = jnp.sin(angle), -2 * jnp.sin(angle / 2) ** 2  # sin, cos - 1
@@ -122,12 +124,12 @@ def upsample(flow: Float[Array, "n a b 2"], height: int, width: int) -> Float[Ar
     """Interpolates a coarse flow bilinearly to full resolution; displacements keep their length in pixels.
 
     Args:
-        flow: coarse field, in pixels of the full resolution.
+        flow: the coarse field, in pixels of the full resolution.
         height: of the result, in pixels.
         width: of the result, in pixels.
 
     Returns:
-        The full field; no value lies outside the range of the coarse ones.
+        The full field; its values stay within the range of the coarse ones.
 
     Raises:
         ValueError: the shape is not [n, a, b, 2], or a size is not positive.
@@ -146,7 +148,7 @@ def upsample(flow: Float[Array, "n a b 2"], height: int, width: int) -> Float[Ar
 def smooth(flow: Float[Array, "n h w 2"], sigma: float) -> Float[Array, "n h w 2"]:
     """Gaussian smoothing of a flow, with edge padding and a kernel cut at four standard deviations.
 
-    The kernel is normalized: a constant flow stays as it is and no component grows beyond its maximum.
+    The kernel is normalized: a constant flow does not change, and no component exceeds the flow's maximum.
 
     Args:
         flow: in pixels.
@@ -184,15 +186,15 @@ def smooth(flow: Float[Array, "n h w 2"], sigma: float) -> Float[Array, "n h w 2
 def total_variation(
     flow: Float[Array, "n h w 2"], *, diagonal: bool = False, epsilon: float = 1e-8
 ) -> Float[Array, " n"]:
-    """stAdv's local distortion: the lengths of the differences between neighbouring displacements, summed.
+    """The sum of the lengths of the differences between neighbouring displacements: stAdv's smoothness penalty.
 
-    ``sum over p and its neighbours q of sqrt(|flow[p] - flow[q]|^2 + epsilon)``, every pair of neighbours counted
-    once from either side; outside the image the displacements of its edge pixels go on.
+    ``sum over p and its neighbours q of sqrt(|flow[p] - flow[q]|^2 + epsilon)``. Every pair of neighbours counts twice,
+    once from either side; outside the image the flow continues with its edge values.
 
     Args:
         flow: in pixels.
-        diagonal: the paper's neighbourhood is read in two ways: the four adjacent pixels (the default), or the four
-            diagonal ones as in the code by rakutentech.
+        diagonal: the paper leaves the neighbourhood open: False takes the four adjacent pixels, True the four diagonal
+            ones, as the implementation by rakutentech does.
         epsilon: pixels squared; keeps the root differentiable where neighbours agree.
 
     Returns:
@@ -223,9 +225,7 @@ def total_variation(
             (flow.shape[0], 1 + down + height, 1 + right + width, 2),
         )
         squared = jnp.sum((flow - neighbour) ** 2, axis=-1) + epsilon
-        # A zero under the root has an infinite slope: take the root of one there and drop it.
-        root = jnp.where(squared > 0, jnp.sqrt(jnp.where(squared > 0, squared, 1)), 0)
-        total = total + root.sum(axis=(1, 2))
+        total = total + safe_root(squared).sum(axis=(1, 2))
     return total
 
 
@@ -250,8 +250,7 @@ def max_component(flow: Float[Array, "n h w 2"]) -> Float[Array, " n"]:
 
 
 def _lengths(flow: Array) -> Array:
-    squared = jnp.sum(flow**2, axis=-1)
-    return jnp.where(squared > 0, jnp.sqrt(jnp.where(squared > 0, squared, 1)), 0)
+    return safe_root(jnp.sum(flow**2, axis=-1))
 
 
 def max_displacement(flow: Float[Array, "n h w 2"]) -> Float[Array, " n"]:

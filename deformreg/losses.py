@@ -1,4 +1,4 @@
-"""Classification losses, one value per example, never reduced: higher is worse for the model.
+"""Classification losses, one value per example, unreduced: higher is worse for the model.
 
 Attacks ascend them and penalties differentiate them. Labels are integers in [0, classes).
 """
@@ -29,7 +29,7 @@ def _hot(logits: Array, labels: Array) -> Array:
 
 
 def _picked(logits: Array, labels: Array) -> Array:
-    # A product with a one-hot row has no gather, whose second derivatives would scatter.
+    # A gather would need a scatter in its derivatives; a product with a one-hot row does not.
     return jnp.sum(jnp.where(_hot(logits, labels), logits, 0), axis=1)
 
 
@@ -63,7 +63,7 @@ def cross_entropy(logits: Float[Array, "n classes"], labels: Int[Array, " n"]) -
 def margin(logits: Float[Array, "n classes"], labels: Int[Array, " n"]) -> Float[Array, " n"]:
     """The best wrong logit minus the right one: positive where the prediction is wrong, negative where it is right.
 
-    It is zero where the two tie, as 16-bit or quantized logits do; the prediction is then the first of the tied.
+    It is zero where the two tie, as 16-bit or quantized logits often do; the prediction is then the first of the two.
 
     Args:
         logits: unnormalized log-probabilities, two classes or more.
@@ -91,8 +91,8 @@ def margin(logits: Float[Array, "n classes"], labels: Int[Array, " n"]) -> Float
 def difference_of_logits_ratio(logits: Float[Array, "n classes"], labels: Int[Array, " n"]) -> Float[Array, " n"]:
     """DLR: the margin over the gap between the largest and the third largest logit.
 
-    Unlike the cross-entropy it does not change when all logits are scaled or shifted, so a model cannot hide behind a
-    large scale.
+    Unlike the cross-entropy, it does not change when all logits are scaled or shifted, so a model with large logits
+    cannot mask its gradients.
 
     Args:
         logits: unnormalized log-probabilities, three classes or more.
@@ -122,7 +122,7 @@ def difference_of_logits_ratio(logits: Float[Array, "n classes"], labels: Int[Ar
 def targeted_difference_of_logits_ratio(
     logits: Float[Array, "n classes"], labels: Int[Array, " n"], targets: Int[Array, " n"]
 ) -> Float[Array, " n"]:
-    """The targeted difference of logits ratio, to ascend: target over label, scaled by the spread of the logits.
+    """The targeted difference of logits ratio, to ascend: target minus label, over the spread of the logits.
 
     Args:
         logits: four classes or more.
@@ -130,10 +130,11 @@ def targeted_difference_of_logits_ratio(
         targets: the classes to reach.
 
     Returns:
-        One value per example, positive where the target's logit exceeds the label's.
+        One value per example, positive where the target's logit exceeds the label's; float32 or wider.
 
     Raises:
-        ValueError: fewer than four classes.
+        TypeError: floating labels or integer logits.
+        ValueError: shapes that do not fit, or fewer than four classes.
 
     Example:
         >>> import jax.numpy as jnp

@@ -1,33 +1,24 @@
-"""Noise laws over a family's parameters: pure functions ``(key, params) -> params``, for random starts."""
+"""Noise laws over a family's parameters, pure functions ``(key, params) -> params``, and randomly perturbed images."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from deformreg import _checks
-from deformreg.perturbations import Perturbation, flow
+from deformreg._arrays import draw_leaves
+from deformreg.perturbations import Params, Perturbation, flow
 
-Params = Any
 Noise = Callable[[Array, Params], Params]
-"""Draws random parameters shaped like the given ones, every example and component independently."""
-
-
-def _elementwise(draw: Callable[[Array, Array], Array]) -> Noise:
-    def noise(key: Array, params: Params) -> Params:
-        leaves, structure = jax.tree.flatten(params)
-        keys = jax.random.split(key, len(leaves))
-        return jax.tree.unflatten(structure, [draw(k, leaf) for k, leaf in zip(keys, leaves, strict=True)])
-
-    return noise
+"""``(key, params) -> params``: random parameters of the same shapes, independent for every example and component."""
 
 
 def gaussian(stddev: float) -> Noise:
-    """Independent normal components of mean zero.
+    """Independent normal components with mean zero.
 
     Args:
         stddev: standard deviation in the unit of the parameters (pixels for a flow).
@@ -44,11 +35,11 @@ def gaussian(stddev: float) -> Noise:
         (2, 8, 8, 2)
     """
     _checks.non_negative("stddev", stddev)
-    return _elementwise(lambda key, leaf: stddev * jax.random.normal(key, leaf.shape, leaf.dtype))
+    return partial(draw_leaves, lambda key, leaf: stddev * jax.random.normal(key, leaf.shape, leaf.dtype))
 
 
 def uniform(radius: float) -> Noise:
-    """Independent components, uniform in [-radius, radius].
+    """Independent components, uniform on [-radius, radius].
 
     Args:
         radius: in the unit of the parameters (pixels for a flow).
@@ -66,7 +57,7 @@ def uniform(radius: float) -> Noise:
         True
     """
     _checks.non_negative("radius", radius)
-    return _elementwise(lambda key, leaf: radius * jax.random.uniform(key, leaf.shape, leaf.dtype, -1, 1))
+    return partial(draw_leaves, lambda key, leaf: radius * jax.random.uniform(key, leaf.shape, leaf.dtype, -1, 1))
 
 
 def random_start(
@@ -77,15 +68,15 @@ def random_start(
     *,
     image_range: tuple[float, float] | None = (0.0, 1.0),
 ) -> Float[Array, "n h w c"]:
-    """Perturbs images at random, so that a penalty taken there flattens a neighbourhood and not one point.
+    """Perturbs images at random, so that a penalty taken there flattens a neighbourhood instead of one point.
 
     Args:
-        key: a JAX random key; the result is a function of it.
+        key: a JAX random key.
         images: inside `image_range`.
         perturbation: the family; None is ``flow(boundary="zeros")``, as in the authors' code.
         noise: a law of `deformreg.noise`, or the standard deviation of a Gaussian in the parameters' unit. The
             authors' 0.01 in normalized units is 0.155 pixels for 32x32 images.
-        image_range: the result is clipped to it, as in the authors' code; None leaves it.
+        image_range: the result is clipped to it, as in the authors' code; None disables clipping.
 
     Returns:
         The perturbed images.

@@ -1,12 +1,21 @@
 """Gradient penalties: the squared gradient of each example's loss with respect to a perturbation, at the identity.
 
-One vjp through the model gives the losses and the image gradient; a family's pullback turns the latter into its own
-gradient. Differentiating the penalty (double backpropagation) is left to `jax.grad`. A training loss is, in full::
+One vjp through the model gives the losses and the image gradient; a family's pullback turns the image gradient into the
+gradient with respect to its parameters. `jax.grad` differentiates the penalty. A training loss is::
 
     def objective(params):
         loss_fn = lambda images: cross_entropy(model(params, images), labels)
         penalties, losses = gradient_penalty(loss_fn, images)
         return jnp.mean(losses) + weight * jnp.mean(penalties)
+
+Three rules compute the penalty's derivative; the values are equal. In units of a forward pass, a plain training step
+costs 3:
+
+==========================  ====  ==================================================================================
+`gradient_penalty`             6  exact, by double backpropagation; keeps the activations of two backward passes
+`forward_over_reverse_...`     8  exact; about twice the memory of a plain step, also of a rematerialized model
+`finite_difference_penalty`    8  approximate; little more memory than a plain step
+==========================  ====  ==================================================================================
 
 References:
     Xia and Li, "Improving Resistance to Adversarial Deformations by Regularizing Gradients", Neurocomputing 455,
@@ -19,7 +28,7 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -29,10 +38,11 @@ from jax.extend import core as jax_core
 from jaxtyping import Array, Float
 
 from deformreg import _checks
-from deformreg.perturbations import Perturbation, additive, flow, pull_back
+from deformreg._arrays import scaled
+from deformreg.perturbations import Perturbation, flow, pull_back
 
 LossFn = Callable[..., Any]
-"""``images -> losses[n]``, or with ``has_aux`` ``images -> (losses[n], aux)``; never reduced over the batch."""
+"""``images -> losses[n]``, or with ``has_aux`` ``images -> (losses[n], aux)``; unreduced."""
 
 
 def image_gradients(
@@ -41,8 +51,8 @@ def image_gradients(
     """The gradient of every example's loss with respect to its image, and the losses, from one pass.
 
     Args:
-        loss_fn: ``images -> losses[n]``, unreduced. Where the examples interact (batch normalization on the batch's
-            own statistics), an image's gradient is that of the *sum* of the losses.
+        loss_fn: ``images -> losses[n]``, unreduced. Where examples interact (batch normalization with batch
+            statistics), an image's gradient is that of the *sum* of the losses.
         images: any range.
         has_aux: whether `loss_fn` returns ``(losses, aux)``.
 
@@ -72,7 +82,7 @@ def image_gradients(
 
 
 def _checked(loss_fn: LossFn, has_aux: bool) -> LossFn:
-    """`loss_fn` with its result checked, so that a reduced loss fails by name and not deep inside a vjp."""
+    """`loss_fn` with checks on its result, so that a reduced loss fails with a clear message."""
 
     def checked(images: Array) -> Any:
         result = loss_fn(images)
@@ -117,15 +127,15 @@ def gradient_penalty(
 ) -> tuple[Float[Array, " n"], Any]:
     """The exact penalty: ``|d loss_i / d params_i|^2`` at the identity, per example.
 
-    One forward pass and one backward pass to the images; the clean losses come with it. To train, take the mean of
-    the penalties, weigh it and add it to the mean loss: it depends neither on the batch size nor on how a batch is
-    split over devices (batch statistics inside `loss_fn` aside).
+    It takes one forward pass and one backward pass to the images and also returns the clean losses. To train, add the
+    weighted mean of the penalties to the mean loss. Unless `loss_fn` uses batch statistics, the mean does not depend on
+    the batch size or on how a batch is split over devices.
 
     Args:
         loss_fn: ``images -> losses[n]``, unreduced; called once.
         images: any range.
-        perturbation: the family; None is ``flow()``, the paper's, whose penalty is in losses squared per pixel of
-            displacement squared.
+        perturbation: the family; None is ``flow()``, the paper's, with a penalty in squared losses per squared pixel
+            of displacement.
         has_aux: whether `loss_fn` returns ``(losses, aux)``, for logits or batch statistics.
 
     Returns:
@@ -160,20 +170,18 @@ def finite_difference_penalty(
 ) -> tuple[Float[Array, " n"], Any]:
     """The penalty with a derivative by finite differences: no double backpropagation, the memory of one pass.
 
-    The value is the exact ``|g|^2``, of forward and backward pass. Its derivative with respect to the network's
-    parameters is a difference along the gradient's own direction: with ``v = g / |g|``, held constant, ``dT`` the
-    derivative of the family at the identity and ``D = (loss(images + h dT v) - loss(images)) / h``, it is
-    ``2 |g| dD``, which differs from ``d |g|^2`` by O(h). Two ordinary passes, one after the other, compute it: the
-    work of 8 forward passes where the exact penalty takes 6 and a plain loss 3, but little more memory than the plain
-    loss. The images move along the family's tangent and not by the family itself: a warp has a kink at the identity,
-    and behind it another slope. Forward-mode differentiation is not to be had.
+    The value is the exact ``|g|^2``. Its derivative is that of a difference along the gradient: with ``v = g / |g|`` held
+    constant, ``dT`` the derivative of the family at the identity and
+    ``D = (loss(images + h dT v) - loss(images)) / h``, it is ``2 |g| dD``, which differs from ``d |g|^2`` by O(h). Two
+    ordinary passes compute it, one after the other. The images move along the family's tangent instead of through the
+    family, because a warp has a kink at the identity. Forward-mode differentiation is not supported.
 
     Args:
         loss_fn: ``images -> losses[n]``, unreduced; called once. It may close over what is differentiated.
         images: any range.
         perturbation: the family; None is ``flow()``.
-        step_size: h, in the unit of the parameters and of their Euclidean norm over the example. Too small a step
-            drowns in rounding: the derivatives' own, about 1e-7 of their size, over h.
+        step_size: h, in the unit of the parameters, as their Euclidean norm over an example. Rounding adds an error of
+            about 1e-7 of the derivative over h, so h must not be too small.
         has_aux: whether `loss_fn` returns ``(losses, aux)``; `aux` is that of the unperturbed images.
 
     Returns:
@@ -193,7 +201,7 @@ def finite_difference_penalty(
         (3.0, 6.0)
 
     References:
-        Finlay and Oberman 2019, section 3.2 (there the difference itself is squared).
+        Finlay and Oberman 2019, section 3.2 (they square the difference itself).
     """
     _checks.positive("step_size", step_size)
     perturbation = flow() if perturbation is None else perturbation
@@ -204,17 +212,16 @@ def finite_difference_penalty(
     gradients = hold(gradients)
     pulled, push_forward = jax.vjp(lambda leaf: pull_back(perturbation, leaf, images), gradients)
     squared = squared_norm(pulled)
-    # Where the gradient vanishes so does the difference: any finite direction will do, zero is one.
+    # Where the gradient vanishes the direction does not matter, as long as it is finite: take zero.
     scale = jnp.where(squared > 0, step_size * jax.lax.rsqrt(jnp.where(squared > 0, squared, 1)), 0)
-    step = jax.tree.map(lambda leaf: leaf * scale.astype(leaf.dtype).reshape((-1,) + (1,) * (leaf.ndim - 1)), pulled)
-    (along,) = push_forward(hold(step))  # the pullback's transpose is the family's tangent at the identity
+    (along,) = push_forward(hold(scaled(pulled, scale)))  # the pullback's transpose is the family's tangent
     slopes = hold(2 * jnp.sqrt(squared) / step_size)
     penalties, result = _with_difference(function, (hold(squared), result), slopes, images, images + along, constants)
     return penalties, result
 
 
 def _closed(function: Callable[[Array], Any], images: Array) -> tuple[Callable[..., Any], list[Any]]:
-    """``(images, constants) -> result`` that closes over nothing traced, and the constants `function` closes over."""
+    """``(images, constants) -> result`` without closed-over arrays, and the arrays that `function` closes over."""
     traced, shape = jax.make_jaxpr(function, return_shape=True)(images)
 
     def apply(images: Array, constants: Sequence[Any]) -> Any:
@@ -228,7 +235,7 @@ def _closed(function: Callable[[Array], Any], images: Array) -> tuple[Callable[.
 def _with_difference(
     loss_fn: LossFn, known: Any, slopes: Array, images: Array, moved: Array, constants: Sequence[Any]
 ) -> Any:
-    """`known`, penalties and what `loss_fn` returned; their derivatives are those of ``slopes * (moved - images)``."""
+    """`known`, the penalties and the loss's result; the penalties' derivative is ``slopes * d(loss(moved) - loss)``."""
     return known
 
 
@@ -242,90 +249,130 @@ def _with_difference_backward(loss_fn: LossFn, arguments: Any, cotangents: Any) 
     losses_bar, *aux_bar = _differentiable(result_bar)
     difference = (slopes * penalties_bar).astype(losses_bar.dtype)
     bars = [losses_bar - difference, *aux_bar], [difference, *map(jnp.zeros_like, aux_bar)]
-    varying = [index for index, leaf in enumerate(constants) if _has_derivative(leaf)]
-
-    def evaluate(inputs: Array, *leaves: Array) -> list[Array]:
-        replaced = dict(zip(varying, leaves, strict=True))
-        return _differentiable(loss_fn(inputs, [replaced.get(index, leaf) for index, leaf in enumerate(constants)]))
+    evaluate, leaves, restore = _of_floating(loss_fn, constants)
 
     def one_pass(sums: Any, inputs_and_bar: Any) -> tuple[Any, Array]:
         inputs, bar = inputs_and_bar
-        inputs_bar, *leaves_bar = jax.vjp(evaluate, inputs, *(constants[index] for index in varying))[1](bar)
+        inputs_bar, *leaves_bar = jax.vjp(evaluate, inputs, *leaves)[1](bar)
         return jax.tree.map(jnp.add, sums, leaves_bar), inputs_bar
 
-    # A loop, so that the passes cannot overlap: the memory of one is all they take.
-    zeros = [jnp.zeros_like(constants[index]) for index in varying]
-    passes = jax.tree.map(lambda *leaves: jnp.stack(leaves), (images, bars[0]), (moved, bars[1]))
-    found, (images_bar, moved_bar) = jax.lax.scan(one_pass, zeros, passes)
-    constants_bar: list[Any] = [None] * len(constants)
-    for index, leaf in zip(varying, found, strict=True):
-        constants_bar[index] = leaf
-    return None, None, images_bar, moved_bar, constants_bar
+    # A loop, so that XLA cannot overlap the two passes: they need the memory of one.
+    passes = jax.tree.map(lambda *pair: jnp.stack(pair), (images, bars[0]), (moved, bars[1]))
+    found, (images_bar, moved_bar) = jax.lax.scan(one_pass, [jnp.zeros_like(leaf) for leaf in leaves], passes)
+    return None, None, images_bar, moved_bar, restore(found)
 
 
 _with_difference.defvjp(_with_difference_forward, _with_difference_backward)
 
 
+def forward_over_reverse_penalty(
+    loss_fn: LossFn,
+    images: Float[Array, "n h w c"],
+    perturbation: Perturbation | None = None,
+    *,
+    has_aux: bool = False,
+) -> tuple[Float[Array, " n"], Any]:
+    """The exact penalty with a derivative by forward-over-reverse differentiation: for rematerialized models.
+
+    Double backpropagation keeps what the inner backward pass computes, rematerialized or not. This rule differentiates
+    the ordinary backward pass along a direction instead, which takes twice the memory of an ordinary step and keeps the
+    savings of `jax.checkpoint`. It takes the work of 8 forward passes where `gradient_penalty` takes 6. Forward-mode
+    differentiation of the result is not supported.
+
+    Args:
+        loss_fn: ``images -> losses[n]``, unreduced; called once. It may close over what is differentiated.
+        images: any range.
+        perturbation: the family; None is ``flow()``.
+        has_aux: whether `loss_fn` returns ``(losses, aux)``.
+
+    Returns:
+        ``(penalties[n], losses[n])``, or with `has_aux` ``(penalties, (losses, aux))``.
+
+    Raises:
+        TypeError: as `gradient_penalty`.
+        ValueError: as `gradient_penalty`.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> ramp = jnp.arange(4.0).reshape(1, 1, 4, 1)
+        >>> def penalty(slope):
+        ...     return forward_over_reverse_penalty(lambda x: slope * x.sum((1, 2, 3)), ramp)[0].sum()
+        >>> jax.grad(penalty)(1.0).item()  # of 3 slope^2
+        6.0
+
+    References:
+        Pearlmutter, "Fast Exact Multiplication by the Hessian", Neural Computation 6, 1994.
+    """
+    perturbation = flow() if perturbation is None else perturbation
+    images = _checks.images(images)
+    function, constants = _closed(_checked(loss_fn, has_aux), images)
+    gradients, result = _gradients_along_tangent(function, has_aux, images, constants)
+    return squared_norm(pull_back(perturbation, gradients, images)), result
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _gradients_along_tangent(loss_fn: LossFn, has_aux: bool, images: Array, constants: Sequence[Any]) -> Any:
+    """`image_gradients`, with a derivative by forward-over-reverse differentiation."""
+    return image_gradients(lambda inputs: loss_fn(inputs, constants), images, has_aux=has_aux)
+
+
+def _gradients_along_tangent_forward(
+    loss_fn: LossFn, has_aux: bool, images: Array, constants: Sequence[Any]
+) -> tuple[Any, Any]:
+    return _gradients_along_tangent(loss_fn, has_aux, images, constants), (images, constants)
+
+
+def _gradients_along_tangent_backward(
+    loss_fn: LossFn, has_aux: bool, arguments: Any, cotangents: Any
+) -> tuple[Any, ...]:
+    # The cotangent c of the gradients g contributes d(c . g), the derivative of the gradient of the summed losses as
+    # the images move along c. The result's own cotangents enter a vjp linearly, so that they may be the tangent of its
+    # argument: one jvp of one vjp computes both.
+    images, constants = arguments
+    direction, result_bar = cotangents
+    losses_bar, *aux_bar = _differentiable(result_bar)
+    evaluate, leaves, restore = _of_floating(loss_fn, constants)
+    of_sum = [jnp.ones_like(losses_bar), *map(jnp.zeros_like, aux_bar)]
+    _, (images_bar, *found) = jax.jvp(
+        lambda inputs, bar: jax.vjp(evaluate, inputs, *leaves)[1](bar),
+        (images, of_sum),
+        (direction, [losses_bar, *aux_bar]),
+    )
+    return images_bar, restore(found)
+
+
+_gradients_along_tangent.defvjp(_gradients_along_tangent_forward, _gradients_along_tangent_backward)
+
+
+RULES: Mapping[str, Callable[..., tuple[Array, Any]]] = {
+    "exact": gradient_penalty,
+    "finite-difference": finite_difference_penalty,
+    "forward-over-reverse": forward_over_reverse_penalty,
+}
+"""The rules by name, for configurations."""
+
+
+def _of_floating(
+    loss_fn: LossFn, constants: Sequence[Any]
+) -> tuple[Callable[..., list[Array]], list[Array], Callable[[Sequence[Array]], list[Any]]]:
+    """`loss_fn` as a function of images and its floating constants; those; and how to place their cotangents."""
+    floating = [index for index, leaf in enumerate(constants) if _has_derivative(leaf)]
+
+    def evaluate(images: Array, *leaves: Array) -> list[Array]:
+        replaced = dict(zip(floating, leaves, strict=True))
+        return _differentiable(loss_fn(images, [replaced.get(index, leaf) for index, leaf in enumerate(constants)]))
+
+    def restore(cotangents: Sequence[Array]) -> list[Any]:
+        found = dict(zip(floating, cotangents, strict=True))
+        return [found.get(index) for index in range(len(constants))]
+
+    return evaluate, [constants[index] for index in floating], restore
+
+
 def _differentiable(result: Any) -> list[Array]:
-    """The leaves that have derivatives; the losses are the first."""
+    """The floating leaves; the losses are the first."""
     return [leaf for leaf in jax.tree.leaves(result) if _has_derivative(leaf)]
 
 
 def _has_derivative(leaf: Any) -> bool:
     return bool(jnp.issubdtype(jnp.result_type(leaf), jnp.inexact))
-
-
-def input_gradient_penalty(
-    loss_fn: LossFn, images: Float[Array, "n h w c"], *, has_aux: bool = False
-) -> tuple[Float[Array, " n"], Any]:
-    """Input gradient regularization: ``gradient_penalty`` with ``additive()``.
-
-    Args:
-        loss_fn: ``images -> losses[n]``, unreduced.
-        images: any range.
-        has_aux: whether `loss_fn` returns ``(losses, aux)``.
-
-    Returns:
-        As `gradient_penalty`; the penalties are in losses squared per image unit squared.
-
-    Raises:
-        TypeError: as `gradient_penalty`.
-        ValueError: as `gradient_penalty`.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> input_gradient_penalty(lambda x: x.sum((1, 2, 3)), jnp.zeros((1, 2, 2, 1)))[0].tolist()
-        [4.0]
-
-    References:
-        Ross and Doshi-Velez 2018, equation 3.
-    """
-    return gradient_penalty(loss_fn, images, additive(), has_aux=has_aux)
-
-
-def flow_gradient_penalty(
-    loss_fn: LossFn, images: Float[Array, "n h w c"], *, has_aux: bool = False
-) -> tuple[Float[Array, " n"], Any]:
-    """Flow gradient regularization: ``gradient_penalty`` with ``flow()``, in pixels.
-
-    Args:
-        loss_fn: ``images -> losses[n]``, unreduced.
-        images: any range.
-        has_aux: whether `loss_fn` returns ``(losses, aux)``.
-
-    Returns:
-        As `gradient_penalty`.
-
-    Raises:
-        TypeError: as `gradient_penalty`.
-        ValueError: as `gradient_penalty`.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> flow_gradient_penalty(lambda x: x.sum((1, 2, 3)), jnp.ones((1, 2, 2, 1)))[0].tolist()
-        [0.0]
-
-    References:
-        Xia and Li 2021, section 3.
-    """
-    return gradient_penalty(loss_fn, images, flow(), has_aux=has_aux)

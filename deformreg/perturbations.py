@@ -1,7 +1,7 @@
 """Perturbation families ``T(params, images)`` as values, like an Optax transformation: pairs of pure functions.
 
-A family knows how images are perturbed and nothing of losses, balls or noise. Zero parameters are always the
-identity. Writing one takes two functions::
+A family says how images are perturbed; losses, balls and noise are separate. Zero parameters are always the identity.
+To write one takes two functions::
 
     brightness = Perturbation(
         init=lambda images: jnp.zeros(images.shape[0]),
@@ -37,7 +37,7 @@ def _unconstrained(params: Params, images: Array) -> Params:
 
 
 def _zeros(shape: tuple[int, ...], images: Array) -> Array:
-    """The identity's parameters, float32 or wider: in 16 bits small steps vanish and rounding leaves balls."""
+    """The identity's parameters, float32 or wider: in 16 bits small steps vanish and rounding exceeds a ball."""
     return jnp.zeros(shape, jnp.promote_types(images.dtype, jnp.float32))
 
 
@@ -45,17 +45,16 @@ class Perturbation(NamedTuple):
     """A family of image perturbations.
 
     Attributes:
-        init: ``images -> params``: the identity's parameters, zeros, first axis the example; best float32 or wider
-            whatever the images, as those of this module are.
+        init: ``images -> params``: the identity's parameters, zeros, first axis the example; preferably float32 or
+            wider for images of any type, as in the families of this module.
         apply: ``(params, images) -> images`` of the same shape; ``apply(init(images), images)`` equals `images`.
         pullback: ``(image_gradients, images) -> gradients`` with respect to the parameters at the identity, in
-            closed form; None has it derived from `apply`.
-        constrain: ``(params, images) -> params``: the nearest parameters whose result is valid.
-        field: ``(params, images) -> flow`` in pixels, for the families that move pixels; None for the others.
-        unit: what the parameters are measured in, for reports: ``"pixels"`` where they are displacements, ``"image"``
-            where they are differences of pixel values, otherwise in words.
-        unbounded: the same family without a bound of its own, for one that keeps to a bound whatever the parameters;
-            None for the others.
+            closed form; None derives it from `apply`.
+        constrain: ``(params, images) -> params``: the nearest parameters with valid images.
+        field: ``(params, images) -> flow`` in pixels, for families that move pixels; None for the others.
+        unit: the unit of the parameters, for reports: ``"pixels"`` for displacements, ``"image"`` for differences of
+            pixel values, otherwise in words.
+        unbounded: for a family that bounds its own perturbations, the same family without the bound; else None.
     """
 
     init: Callable[[Array], Params]
@@ -74,11 +73,11 @@ def pull_back(
 ) -> Params:
     """Turns gradients with respect to images into gradients with respect to a family's parameters at the identity.
 
-    This is what lets several families share one pass through the model.
+    With it, several families share one pass through the model.
 
     Args:
         perturbation: the family.
-        image_gradients: of one loss per example, with respect to `images`.
+        image_gradients: gradients of one loss per example with respect to `images`.
         images: where the gradients were taken, any range.
 
     Returns:
@@ -107,11 +106,11 @@ def additive(*, image_range: tuple[float, float] | None = None) -> Perturbation:
     """Adds a value to every pixel and channel: the classic adversarial perturbation.
 
     Args:
-        image_range: keeps ``images + params`` inside this range when parameters are constrained (attacks do so after
-            every step); None leaves them free.
+        image_range: the range of ``images + params`` after `constrain`, which attacks call after every step; None for
+            no range.
 
     Returns:
-        The family; parameters float[n, h, w, c] in the images' own unit.
+        The family; parameters float[n, h, w, c] in the images' unit.
 
     Raises:
         ValueError: the range is empty.
@@ -129,7 +128,7 @@ def additive(*, image_range: tuple[float, float] | None = None) -> Perturbation:
     def constrain(params: Array, images: Array) -> Array:
         if image_range is None:
             return params
-        # Bounds on the parameters, not a clipped sum minus the images: the latter rounds out of a ball.
+        # Clips the parameters: a clipped sum minus the images could leave a ball by rounding.
         return jnp.clip(params, image_range[0] - images, image_range[1] - images)
 
     return Perturbation(
@@ -142,16 +141,16 @@ def additive(*, image_range: tuple[float, float] | None = None) -> Perturbation:
 
 
 def flow(*, boundary: Boundary = "edge", units: Units = "pixels", within: float | None = None) -> Perturbation:
-    """Moves every pixel on its own: the paper's adversarial deformation.
+    """Moves every pixel independently: the paper's adversarial deformation.
 
     The gradient at the zero flow has a closed form: the image gradient times the images' forward differences, summed
-    over the channels. No warp, no gather, no scatter.
+    over the channels. It needs no warp, no gather and no scatter.
 
     Args:
         boundary: what lies outside the image, see `deformreg.warp`.
         units: ``"pixels"``, last axis (dy, dx); or ``"normalized"``, PyTorch's [-1, 1] units, last axis (x, y).
-        within: the longest component that will come, in pixels whatever the units: the radius of an attack's ball.
-            Below two pixels the warp is then faster, see `deformreg.warp`.
+        within: an upper bound on every component, in pixels for either `units`, such as the radius of an attack's
+            ball. Below two pixels the warp is faster, see `deformreg.warp`.
 
     Returns:
         The family; parameters float[n, h, w, 2] in `units`.
@@ -200,7 +199,7 @@ def affine(
     """Moves all pixels of an image by one affine map about its centre.
 
     Args:
-        parameters: which of `deformreg.fields.AFFINE_PARAMETERS` are free, in this order; the others stay at zero.
+        parameters: the free ones of `deformreg.fields.AFFINE_PARAMETERS`, in this order; the others stay zero.
         boundary: what lies outside the image, see `deformreg.warp`.
 
     Returns:
@@ -243,13 +242,13 @@ def lowres_flow(stride: int, *, sigma: float = 0.0, boundary: Boundary = "edge")
 
     Args:
         stride: pixels between the coarse field's nodes; 1 is a full-resolution field.
-        sigma: standard deviation in pixels of a Gaussian blur of the full field; 0 for none. ``stride=1`` with a
-            blur is the elastic perturbation of Kang et al.
+        sigma: standard deviation in pixels of a Gaussian blur of the full field; 0 for none. A blur with ``stride=1``
+            is the elastic perturbation of Kang et al.
         boundary: what lies outside the image, see `deformreg.warp`.
 
     Returns:
-        The family; parameters float[n, ceil(h / stride), ceil(w / stride), 2] in pixels. Neither step lengthens a
-        component beyond the coarse field's maximum.
+        The family; parameters float[n, ceil(h / stride), ceil(w / stride), 2] in pixels. No component of the full
+        field exceeds the coarse field's maximum.
 
     Raises:
         TypeError: `stride` is not an integer.

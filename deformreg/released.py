@@ -1,4 +1,4 @@
-"""All that exists for the released code of Xia and Li (2021): its weights and its evaluation protocol."""
+"""The weights and the evaluation protocol of the released code of Xia and Li (2021)."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from deformreg.perturbations import Units, flow
 def paper_weight(
     weight: float, *, batch_size: int, image_size: int | tuple[int, int], units: Units = "pixels"
 ) -> float:
-    """Converts the released code's weight to the one to use with the mean of `gradient_penalty`.
+    """Converts the released code's weight to the weight of the mean of `deformreg.gradient_penalty`.
 
-    That code squares the gradient of the batch's *mean* loss, in normalized units, and sums it per example before the
-    mean: a factor ``1 / batch_size^2`` hides in its weight, and ``((size - 1) / 2)^2`` in its units.
+    The released code squares the gradient of the batch's *mean* loss in normalized units. Its weight therefore contains
+    a factor ``1 / batch_size^2``, and its units a factor ``((size - 1) / 2)^2``.
 
     Args:
-        weight: lambda as given to the authors' code (100 to 300 there).
-        batch_size: of that code's run (128 there).
-        image_size: side of its images in pixels (32 there), or (height, width).
-        units: of the flow the penalty is taken with here; ``"normalized"`` means ``flow(units="normalized")``.
+        weight: lambda of the authors' code (100 to 300 there).
+        batch_size: batch size of the authors' code (128 there).
+        image_size: side of the images in pixels (32 there), or (height, width).
+        units: the unit of the flow in this penalty; ``"normalized"`` means ``flow(units="normalized")``.
 
     Returns:
         The weight, in `units` squared per unit of the loss.
 
     Raises:
-        ValueError: a negative weight, a count below 1, unknown units, or ``"pixels"`` with unequal sides: no single
-            weight in pixels exists there, so use ``flow(units="normalized")``.
+        ValueError: a negative weight, a count below 1, unknown units, or ``"pixels"`` with unequal sides, where no
+            single weight exists; use ``flow(units="normalized")``.
 
     Example:
         >>> round(paper_weight(300, batch_size=128, image_size=32), 2)
@@ -51,9 +51,9 @@ def paper_weight(
 
 
 def suite(radius_pixels: float, *, num_steps: int = 50) -> list[Attack]:
-    """The protocol of the released code of flow gradient regularization: lenient; to compare with its numbers only.
+    """The released code's evaluation protocol: a weak attack, only for comparison with its published numbers.
 
-    Zero start, `num_steps` sign steps of ``radius_pixels / num_steps``, zero padding, the last iterate counts.
+    Zero start, `num_steps` sign steps of ``radius_pixels / num_steps``, zero padding, last iterate.
 
     Args:
         radius_pixels: the bound on every component of the flow.

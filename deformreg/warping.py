@@ -1,12 +1,12 @@
-"""The bilinear backward warp, with a derivative rule that never scatters for the flow.
+"""The bilinear backward warp, with a derivative rule that needs no scatter for the flow's gradient.
 
-`warp` reads every output pixel from the displaced position of the input. Automatic differentiation of that gather
-would scatter in its reverse pass even where only the flow's gradient is asked for, although that gradient is a
-product of numbers at one and the same pixel. The rule below says so: the tangent of the flow multiplies the slopes
-of the interpolated image, and only the tangent of the images goes through the gather.
+`warp` reads every output pixel from a displaced position of the input. The automatic derivative of that gather would
+scatter in its reverse pass even where only the flow's gradient is needed, although that gradient is a product of
+numbers at one pixel. The rule below avoids it: the tangent of the flow multiplies the slopes of the interpolated image,
+and only the tangent of the images goes through the gather.
 
-Where all displacements are known to be small, the gather is a choice among a few shifted copies of the image: vector
-instructions on CPUs, and no gather for TPUs, which have no fast one.
+For small displacements, a choice among a few shifted copies of the image replaces the gather: CPUs vectorize it, and
+TPUs have no fast gather.
 
 References:
     Jaderberg et al., "Spatial Transformer Networks", NeurIPS 2015, equations 5 to 7 (bilinear sampling and its
@@ -42,24 +42,22 @@ def warp(
 
     The zero flow returns the images exactly. Bilinear interpolation has kinks at the grid points; there the
     derivative with respect to the flow is always the *forward* difference, ``image[p + 1] - image[p]``: the
-    derivative from above, whatever the sign of the step that follows. In the last row and column the forward
-    neighbour is what `boundary` says lies there: the edge pixel itself for ``"edge"``, so that the derivative is
-    zero; nothing for ``"zeros"``; the pixel before for ``"reflect"``.
+    derivative from above, whatever the sign of a later step. In the last row and column `boundary` defines the
+    forward neighbour: the edge pixel itself for ``"edge"``, so that the derivative is zero; zero for ``"zeros"``; the
+    previous pixel for ``"reflect"``.
 
-    Every derivative, first and second, of forward and reverse mode, is finite for finite images and any flow but
-    NaN: what lies far outside is read as the boundary says. The flow's derivatives are products of pixels at one
-    place; their reverse pass needs neither gather nor scatter.
+    All first and second derivatives, in forward and reverse mode, are finite for finite images and any flow without
+    NaN, also far outside the image. The reverse pass to the flow needs neither gather nor scatter.
 
     Args:
-        images: any range; float16, bfloat16, float32 or float64. The interpolation of the 16-bit types is
-            computed in float32.
+        images: any range; float16, bfloat16, float32 or float64. The 16-bit types are interpolated in float32.
         flow: displacements in pixels, last axis (dy, dx), of any floating type.
-        boundary: what lies outside the image: the nearest edge pixel (``"edge"``), ``"zeros"``, or the image
-            mirrored about its border pixels' centres (``"reflect"``: ... 2 1 | 0 1 2).
-        within: a promise that no component of the flow is longer than so many pixels. Below two pixels it buys a
-            faster warp and flow gradient without a gather, of the same values and derivatives (those with respect to
-            the images are no faster, nor are second ones); what breaks the promise may be read from nearer. None
-            promises nothing.
+        boundary: the values outside the image: the nearest edge pixel (``"edge"``), ``"zeros"``, or the image
+            mirrored about the centres of its border pixels (``"reflect"``: ... 2 1 | 0 1 2).
+        within: an upper bound on the size of every component of the flow, in pixels. Below two pixels the warp and the
+            flow's gradient are faster, with the same values and derivatives; gradients of the images and second
+            derivatives are not faster. A longer component may be shortened to the next whole pixel. None for no
+            bound.
 
     Returns:
         The warped images, of the shape and type of `images`.
@@ -81,7 +79,7 @@ def warp(
     reach = _reach(within)
     if reach is None:
         return _warp(boundary, None, images, flow)
-    # One channel at a time: a last axis of three would keep CPUs from vectorizing.
+    # One channel at a time: XLA does not vectorize a last axis of three on CPUs.
     planes = _pad(boundary, jnp.moveaxis(images, -1, 0), reach, axes=(2, 3))
     return jnp.moveaxis(jnp.stack([_warp(boundary, reach, plane[..., None], flow)[..., 0] for plane in planes]), 0, -1)
 
@@ -93,7 +91,7 @@ def forward_differences(
 
     Args:
         images: any range.
-        boundary: as in `warp`; it matters in the last row and column only.
+        boundary: see `warp`; it matters in the last row and column only.
 
     Returns:
         ``(images[p + 1 row] - images[p], images[p + 1 column] - images[p])``.
@@ -110,7 +108,7 @@ def forward_differences(
 
 
 def _reach(within: float | None) -> int | None:
-    """Shifts a component within so many pixels can ask for, from -reach to reach; None if they are too many."""
+    """The largest shift that components of up to `within` pixels need; None if a gather is faster."""
     if within is None:
         return None
     if isinstance(within, jax.Array) or not isinstance(within, (int, float, np.number)):
@@ -135,10 +133,10 @@ def _cell(
 ) -> tuple[Array, ...]:
     """The four pixels around every sampling position, and the position inside their cell, in [0, 1).
 
-    `reused` says that more than one result is computed from them.
+    `reused`: whether more than one result is computed from them.
     """
-    # Splitting the displacement, not the position, keeps the weights exact however large the image is. The limit
-    # keeps the index arithmetic inside int32, for images below 2**31 pixels; what lies beyond it is outside of any.
+    # Splitting the displacement instead of the position keeps the weights exact for images of any size. The limit
+    # keeps the index arithmetic inside int32; a displacement beyond it leads outside of any image.
     limit = 2.0**20 if reach is None else float(reach)
     dtype = jnp.promote_types(flow.dtype, jnp.float32)
     flow = jnp.clip(flow.astype(dtype), -limit, limit)
@@ -188,29 +186,27 @@ def _take(images: Array, indices: Array) -> Array:
     def take(pixels: Array, index: Array) -> Array:
         return pixels.at[index].get(mode="promise_in_bounds")
 
-    # Of one channel, CPUs read a third faster by one index into a list of pixels than by a row's and a column's.
+    # One index into a list of pixels: for one channel, CPUs read a third faster than by row and column.
     return jax.vmap(take)(images.reshape(count, height * width, channels), indices)
 
 
 def _packable(boundary: Boundary, images: Array) -> bool:
-    """Whether `_packed` gives what `_gathered` gives (mirrored cells are the other way round), and sooner.
+    """Whether `_packed` equals `_gathered` (mirrored cells are reversed, so not for "reflect") and is faster.
 
-    Asked when the program is traced: what a CPU host compiles for another platform gets the CPU's form, which is right
-    there too.
+    Decided when the program is traced; the choice affects speed only, so compiling for another platform is safe.
     """
-    # Measured: with up to 4 channels the flow gradient takes 0.4 to 0.9 of the time, with 8 and more twice of it.
+    # Measured on CPUs: up to 4 channels the flow gradient takes 0.4 to 0.9 of the time, from 8 channels on twice.
     return boundary != "reflect" and images.shape[-1] <= 4 and jax.default_backend() == "cpu"
 
 
 def _packed(boundary: Boundary, images: Array, down: Array, right: Array) -> list[Array]:
-    """The same as `_gathered`, of images whose every pixel holds its three neighbours beside it.
+    """The same as `_gathered`, by one gather from four copies of the images: each pixel beside its three neighbours.
 
-    Four gathers fuse into the one result that they serve. As soon as outputs and slopes are both wanted, XLA's CPU
-    compiler makes each a pass of its own, with its own index arithmetic; then one gather of whole cells is quicker, of
-    images of few channels, at the price of four copies of them.
+    XLA for CPUs fuses four gathers into a single result. With two results (outputs and slopes) it computes each in a
+    pass of its own, with its own index arithmetic; one gather of whole cells is then faster for few channels.
     """
     channels = images.shape[-1]
-    margin = 2 if boundary == "zeros" else 1  # so that the outermost cells are what lies anywhere beyond them
+    margin = 2 if boundary == "zeros" else 1  # the outermost cells then equal every cell further out
     padded = _pad(boundary, images, margin, axes=(1, 2))
     height, width = padded.shape[1] - 1, padded.shape[2] - 1
     cells = jnp.concatenate([padded[:, i : i + height, j : j + width] for i in (0, 1) for j in (0, 1)], axis=-1)
@@ -227,7 +223,7 @@ def _mirror(index: Array, size: int) -> Array:
 
 
 def _chosen(reach: int, images: Array, down: Array, right: Array) -> list[Array]:
-    """The same from images padded by `reach`, among their shifted copies; down and right in [-reach, reach - 1]."""
+    """The same as `_gathered`, from shifted copies of images padded by `reach`; shifts in [-reach, reach - 1]."""
     height, width = down.shape[1:]
 
     def shifted(i: int, j: int) -> Array:
@@ -248,7 +244,7 @@ def _chosen(reach: int, images: Array, down: Array, right: Array) -> list[Array]
 
 
 def _pad(boundary: Boundary, images: Array, width: int, axes: tuple[int, int]) -> Array:
-    """Extends the rows and columns, which lie on two of the four axes, by `width` on both sides."""
+    """Pads two of the four axes, those of rows and columns, by `width` on both sides."""
     for axis in axes:
         widths = [(width, width) if index == axis else (0, 0) for index in range(4)]
         mode = "edge" if boundary == "reflect" and images.shape[axis] == 1 else _PADDING[boundary]
@@ -273,7 +269,7 @@ def _slopes(cell: tuple[Array, ...]) -> tuple[Array, Array]:
 
 def _over_channels(values: Array, channels: int) -> Array:
     """Repeats [n, h, w, 1] over the channels."""
-    # Transposed, a broadcast is a reduction over a last axis of three, which CPUs do slowly; this, a sum of slices.
+    # The transpose of a broadcast reduces a short last axis, slow on CPUs; that of a concatenation sums slices.
     return jnp.concatenate([values] * channels, axis=-1) if channels <= 4 else values
 
 

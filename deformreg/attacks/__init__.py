@@ -1,16 +1,28 @@
-"""Attacks: one file each, all of them per example, compiled and batched."""
+"""Attacks, one file each: per example, compiled and batched. `search` is the kit for writing another.
 
+`stadv` needs Optax, which is optional: ``pip install deformreg[attacks]``.
+"""
+
+from deformreg.attacks import search
 from deformreg.attacks.adef import adef
 from deformreg.attacks.apgd import apgd
 from deformreg.attacks.ascent import Ascent, projected_ascent
-from deformreg.attacks.attack import Attack, Examples, Search
-from deformreg.attacks.budget import Budget
+from deformreg.attacks.attack import (
+    Attack,
+    AttackResult,
+    Budget,
+    DifferenceNorms,
+    Examples,
+    FlowNorms,
+    LogitsFn,
+    Search,
+    measure,
+)
 from deformreg.attacks.elastic import elastic
 from deformreg.attacks.estimated import nes, spsa
 from deformreg.attacks.gradient import Perturbed, multi_step, one_step
 from deformreg.attacks.pgd import pgd
 from deformreg.attacks.random_fields import random_fields
-from deformreg.attacks.result import AttackResult, DifferenceNorms, FlowNorms, measure
 from deformreg.attacks.spatial import rotation_translation
 from deformreg.attacks.square import square
 from deformreg.attacks.stadv import stadv
@@ -24,6 +36,7 @@ __all__ = [
     "DifferenceNorms",
     "Examples",
     "FlowNorms",
+    "LogitsFn",
     "Perturbed",
     "Search",
     "adef",
@@ -37,6 +50,7 @@ __all__ = [
     "projected_ascent",
     "random_fields",
     "rotation_translation",
+    "search",
     "spsa",
     "square",
     "stadv",

@@ -1,4 +1,4 @@
-"""ADef: the deformation that just crosses a linearized decision boundary, again and again.
+"""ADef: the smallest deformation that crosses the linearized decision boundary, repeated.
 
 References:
     Alaifari, Alberti and Gauksson, "ADef: an Iterative Algorithm to Construct Adversarial Deformations", ICLR 2019.
@@ -14,19 +14,9 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from deformreg import _checks, fields
-from deformreg.attacks.ascent import choose, spread
-from deformreg.attacks.attack import (
-    Attack,
-    Examples,
-    LogitsFn,
-    Search,
-    finite_or_zero,
-    fresh,
-    is_broken,
-    record,
-    runners_up,
-)
-from deformreg.attacks.budget import Budget, plain, used_share
+from deformreg._arrays import choose, scaled
+from deformreg.attacks.attack import Attack, Budget, Examples, LogitsFn, Search
+from deformreg.attacks.search import finite_or_zero, fresh, is_broken, plain, record, runners_up, used_share
 from deformreg.balls import pixelwise_l2
 from deformreg.losses import margin
 from deformreg.perturbations import flow
@@ -34,7 +24,7 @@ from deformreg.warping import Boundary
 
 
 class Memory(NamedTuple):
-    """An ADef row's candidate classes, and whether it is at its last, overshooting try."""
+    """A row's candidate classes, and whether its next try is the last, lengthened one."""
 
     candidates: Array
     last_try: Array
@@ -52,26 +42,27 @@ def adef(
 ) -> Attack:
     """Adds the smallest flow that, to first order, makes a candidate class win; repeats on the deformed image.
 
-    The flow's size is ``max_p |flow[p]|`` in pixels (`deformreg.fields.max_displacement`): nearly minimal, so ADef also
-    says how far an example is from being broken. A step that would exceed `max_norm` ends the search; a search that
-    ended in failure tries its flow once more, lengthened.
+    The flow's size is ``max_p |flow[p]|`` in pixels (`deformreg.fields.max_displacement`). It is nearly minimal, so
+    ADef also measures how far an example is from being broken. A step that would exceed `max_norm` ends the search; if
+    the search failed, its flow is lengthened and tried once more.
 
     Args:
         max_norm: in pixels, at least 0; infinite for no bound.
-        num_steps: flow updates at most, at least 1.
-        candidates: how many runner-up classes of the clean image are aimed at; the shortest step is taken. With
-            targets, the target alone.
-        sigma: of the Gaussian smoothing of the steps, in pixels; 0 for none.
-        overshoot: at least 1: the last try's factor, as far as `max_norm` allows.
+        num_steps: the maximum number of flow updates, at least 1.
+        candidates: the number of runner-up classes of the clean image to aim at; each step takes the shortest. With
+            targets, ADef aims at the target alone.
+        sigma: standard deviation of the Gaussian smoothing of the steps, in pixels; 0 for none.
+        overshoot: the factor of the last try, at least 1; limited by `max_norm`.
         boundary: see `deformreg.warp`.
         name: for reports; None makes one.
 
     Returns:
-        The attack. A step counts one model call per class aimed at: a forward pass they share, a backward pass each.
+        The attack. A step counts one model call per class aimed at: they share one forward pass and have one backward
+        pass each.
 
     Raises:
         TypeError: a count that is not an integer.
-        ValueError: a number out of range. When run: more candidates than other classes.
+        ValueError: a number out of range. On `run`: more candidates than other classes.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -130,7 +121,7 @@ def adef(
 
 
 def _shortest(candidates: list[Array]) -> tuple[Array, Array]:
-    """Per example, the field of least displacement, and its displacement."""
+    """For each example, the field of least displacement, and its displacement."""
     sizes = jnp.stack([fields.max_displacement(field) for field in candidates], axis=1)
     best = jnp.argmin(sizes, axis=1)
     shortest = candidates[0]
@@ -140,10 +131,10 @@ def _shortest(candidates: list[Array]) -> tuple[Array, Array]:
 
 
 def _lengthened(field: Array, factor: float, max_norm: float) -> Array:
-    """The field times `factor`, as far as the bound allows, less a hair for rounding."""
+    """The field times `factor`, limited by the bound less a margin for rounding."""
     size = fields.max_displacement(field)
     limit = jnp.where(size > 0, max_norm * (1 - 1e-6) / jnp.where(size > 0, size, 1), 1)
-    return field * spread(jnp.minimum(factor, jnp.maximum(limit, 1e-6)), field).astype(field.dtype)
+    return scaled(field, jnp.minimum(factor, jnp.maximum(limit, 1e-6)))
 
 
 def _rank(logits: Array, examples: Examples, candidates: int) -> Array:
@@ -159,7 +150,7 @@ def _closeness(logits: Array, examples: Examples) -> Array:
 
 
 def _crossing(logits: Array, vjp: Any, images: Array, labels: Array, towards: Array, sigma: float) -> Array:
-    """The smoothed flow of least length that brings class `towards` level with the label, to first order."""
+    """The smoothed flow of least length that makes class `towards` tie with the label, to first order."""
     classes = jnp.arange(logits.shape[1])[None, :]
     sign = (classes == towards[:, None]).astype(logits.dtype) - (classes == labels[:, None]).astype(logits.dtype)
     gap = jnp.sum(jnp.where(sign != 0, sign * logits, 0), axis=1)
@@ -169,7 +160,7 @@ def _crossing(logits: Array, vjp: Any, images: Array, labels: Array, towards: Ar
     smooth = _smooth(along, sigma)
     squared = jnp.sum(smooth**2, axis=(1, 2, 3))
     factor = jnp.where(squared > 0, -gap / jnp.where(squared > 0, squared, 1), 0)
-    return spread(factor, along).astype(along.dtype) * _smooth(smooth, sigma)
+    return scaled(_smooth(smooth, sigma), factor)
 
 
 def _central_differences(images: Array) -> tuple[Array, Array]:
@@ -184,7 +175,8 @@ def _central_differences(images: Array) -> tuple[Array, Array]:
 
 
 def _smooth(field: Array, sigma: float) -> Array:
-    """Gaussian smoothing with zeros outside: unlike with edges repeated its matrix is symmetric, as the step needs."""
+    """Gaussian smoothing with zeros outside."""
+    # The step needs a symmetric smoothing matrix; with repeated edges, as in `fields.smooth`, it is not.
     if sigma == 0:
         return field
     reach = math.ceil(4 * sigma) + 1

@@ -15,14 +15,12 @@ import numpy as np
 from jaxtyping import Array
 
 from deformreg import _checks
-from deformreg.attacks.ascent import choose, spread
-from deformreg.attacks.attack import (
-    Attack,
-    Examples,
+from deformreg._arrays import choose, spread
+from deformreg.attacks.attack import Attack, Examples, LogitsFn, Search
+from deformreg.attacks.search import (
     Keep,
-    LogitsFn,
     Loss,
-    Search,
+    budget_of,
     check_loss,
     differentiate,
     fresh,
@@ -30,19 +28,19 @@ from deformreg.attacks.attack import (
     record,
     runners_up,
     sample_start,
+    used_share,
 )
-from deformreg.attacks.budget import budget_of, used_share
 from deformreg.balls import Ball
 from deformreg.perturbations import Perturbation, flow
 
-MOMENTUM = 0.75  # the share of the new step in the sum of the new and the last
-RISES = 0.75  # the share of steps since the last checkpoint that must have risen
+MOMENTUM = 0.75  # weight of the new step against the last one
+RISES = 0.75  # the share of steps since the last checkpoint that must have raised the loss
 
 
 class Schedule(NamedTuple):
-    """Where APGD looks back: per iterate, whether it is a checkpoint, and how many steps since the one before.
+    """The checkpoints: for each iterate, whether it is one, and the number of steps since the one before.
 
-    The initial step is in radii.
+    The initial step size is in radii.
     """
 
     checkpoint: Array
@@ -51,7 +49,7 @@ class Schedule(NamedTuple):
 
 
 class Memory(NamedTuple):
-    """What an APGD row carries besides its candidate; the step size is in radii."""
+    """The state of a row besides its candidate; the step size is in radii."""
 
     previous: Any
     best: Any
@@ -100,23 +98,23 @@ def apgd(
         restarts: at least 1, per target.
         start: ``"random"`` in the ball, or the first of them ``"zero"``.
         loss: ``"cross_entropy"``, ``"margin"``, ``"dlr"`` or a function.
-        num_targets: 0 ascends the loss at the label (or descends it at the targets given to the run); k > 0 ascends
-            the targeted form of the loss towards each of the k classes ranked next on the clean image, one after the
-            other (or k times towards the target given to the run). 9 for ten classes.
-        initial_step: the first step, in radii. Published for pixels: 2. A flow bends the loss within a fraction of a
-            pixel, and the shorter default breaks more.
-        keep: ``"any"`` broken iterate ends the search, ``"best"`` goes on to the end, ``"last"`` answers with the
-            last iterate alone.
+        num_targets: 0 ascends the loss at the label (or descends it at the targets of the run). k > 0 ascends the
+            targeted loss towards each of the k runner-up classes of the clean image in turn (or k times towards the
+            target of the run); 9 for ten classes.
+        initial_step: the first step size, in radii. The paper uses 2 for pixel values. The loss along a flow curves
+            within a fraction of a pixel, where the shorter default breaks more examples.
+        keep: ``"any"`` stops at the first iterate that breaks the model, ``"best"`` goes on to the end, ``"last"``
+            returns the last iterate.
         name: for reports; None makes one.
 
     Returns:
         The attack. It spends at most ``max(num_targets, 1) * restarts * (num_steps + 1)`` model calls on an example,
-        with `num_targets` one more for the ranking.
+        and with `num_targets` one more to rank the classes.
 
     Raises:
         TypeError: a count that is not an integer.
-        ValueError: a number out of range, or an unknown `start`, `loss` or `keep`. When run: `num_targets` with a
-            function for a loss, or with more targets than other classes.
+        ValueError: a number out of range, or an unknown `start`, `loss` or `keep`. On `run`: `num_targets` with a
+            function as loss, or more targets than other classes.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -152,7 +150,7 @@ def apgd(
 
     def step(logits_fn: LogitsFn, examples: Examples, search: Search) -> Search:
         params, memory = search.params, search.memory
-        # The call that ranks the classes comes first: the last of a run before the first, -1.
+        # The call that ranks the classes comes first: it counts as the last call of run -1.
         run, iterate = jnp.divmod(search.calls - ranked, num_steps + 1)
         aimed = aim(examples, memory.ranking, run // restarts) if ranked else examples
         losses, gradient, logits = differentiate(logits_fn, family, loss, aimed, params)
@@ -191,14 +189,14 @@ def apgd(
 
 
 def blank(zeros: Any, losses: Array, num_targets: int) -> Memory:
-    """The memory of a search that has tried nothing; the first iterate overwrites it."""
+    """The memory of a search that has tried nothing; the first iterate overwrites all of it."""
     nothing, ranking = jnp.zeros_like(losses), jnp.zeros((losses.shape[0], max(num_targets, 1)), jnp.int32)
     reduced = jnp.ones(losses.shape, bool)
     return Memory(zeros, zeros, zeros, losses, losses, losses, nothing, nothing, reduced, ranking)
 
 
 def rank(logits: Array, examples: Examples, loss: Loss, num_targets: int) -> Array:
-    """int32[n, num_targets]: the classes to aim at, from the clean logits, or each time the run's own target."""
+    """int32[n, num_targets]: the runner-up classes of the clean logits, or the target of the run repeated."""
     if examples.targets is not None:
         return jnp.broadcast_to(examples.targets[:, None], (len(logits), num_targets)).astype(jnp.int32)
     if callable(loss) or num_targets > logits.shape[1] - 1:
@@ -210,13 +208,13 @@ def rank(logits: Array, examples: Examples, loss: Loss, num_targets: int) -> Arr
 
 
 def aim(examples: Examples, ranking: Array, number: Array) -> Examples:
-    """The examples with one of their ranked classes for a target."""
+    """The examples with one of their ranked classes as target."""
     at = jnp.clip(number, 0, ranking.shape[1] - 1)
     return examples._replace(targets=jnp.take_along_axis(ranking, at[:, None], axis=1)[:, 0])
 
 
 def look_back(memory: Memory, params: Any, losses: Array, gradient: Any, iterate: Array, plan: Schedule) -> Memory:
-    """Updates the best point, and at a checkpoint decides whether the step is halved."""
+    """Updates the best point, and at a checkpoint decides whether to halve the step size."""
     first = iterate == 0
     better = first | (losses > memory.best_loss)
     best_loss = jnp.where(better, losses, memory.best_loss)
@@ -240,7 +238,7 @@ def look_back(memory: Memory, params: Any, losses: Array, gradient: Any, iterate
 def move(
     memory: Memory, params: Any, gradient: Any, iterate: Array, plan: Schedule, ball: Ball, constrain: Any
 ) -> tuple[Any, Memory]:
-    """The next iterate: a projected step, from the best point if the step was just halved, plus momentum."""
+    """The next iterate: a projected step plus momentum, from the best point if the step size was just halved."""
     jump = plan.checkpoint[iterate] & memory.reduced
     at, gradient = choose(jump, memory.best, params), choose(jump, memory.best_gradient, gradient)
     previous = choose(iterate == 0, params, memory.previous)

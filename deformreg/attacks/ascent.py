@@ -1,4 +1,4 @@
-"""Projected ascent: the one loop under every gradient attack. It knows a ball and a function to ascend, no images."""
+"""Projected ascent: the loop under the gradient attacks. It knows a ball and a function to ascend, but no images."""
 
 from __future__ import annotations
 
@@ -11,17 +11,19 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from deformreg import _checks
+from deformreg._arrays import choose
 from deformreg.balls import Ball, Radius, against
+from deformreg.perturbations import Params
 
-Params = Any
-Keep = Literal["last", "best"]
+Iterate = Literal["last", "best"]
+"""Which point an ascent returns: the last one, or the one of the highest objective."""
 
 
 class Ascent(NamedTuple):
-    """What an ascent found.
+    """The result of an ascent.
 
     Attributes:
-        params: the kept parameters, inside the ball.
+        params: the returned point, inside the ball.
         values: float[n], the objective there.
     """
 
@@ -29,23 +31,12 @@ class Ascent(NamedTuple):
     values: Float[Array, " n"]
 
 
-def spread(values: Array, leaf: Array) -> Array:
-    """Gives per-example values trailing axes, so that they broadcast against a leaf."""
-    return values.reshape(values.shape + (1,) * (leaf.ndim - values.ndim))
-
-
-def choose(take: Array, ours: Params, theirs: Params) -> Params:
-    """Per example, `ours` where `take` is true, else `theirs`."""
-    return jax.tree.map(lambda a, b: jnp.where(spread(take, a), a, b), ours, theirs)
-
-
 def uphill(
     params: Params, gradient: Params, ball: Ball, step_size: Radius, constrain: Callable[[Params], Params]
 ) -> Params:
     """One step along the ball's steepest direction, projected back."""
     sizes = partial(against, step_size, per_example=ball.per_example)
-    direction = ball.steepest(gradient)
-    moved = jax.tree.map(lambda leaf, d: leaf + sizes(leaf) * d, params, direction)
+    moved = jax.tree.map(lambda leaf, d: leaf + sizes(leaf) * d, params, ball.steepest(gradient))
     return constrain(ball.project(moved))
 
 
@@ -56,7 +47,7 @@ def projected_ascent(
     ball: Ball,
     step_size: Radius,
     num_steps: int,
-    keep: Keep = "last",
+    keep: Iterate = "last",
     constrain: Callable[[Params], Params] = lambda params: params,
 ) -> Ascent:
     """Ascends a function per example: steps along the ball's steepest direction, each projected back.
@@ -65,15 +56,15 @@ def projected_ascent(
         objective: ``params -> float[n]``, one value per example that depends on that example's parameters alone.
         params: the start, a pytree of arrays whose first axis is the example.
         ball: norm and radius; its steepest direction decides between sign and normalized steps.
-        step_size: in the ball's norm; an array broadcasts against the parameters, or holds one number per example
-            where the ball's does (`l2`).
+        step_size: in the ball's norm; an array broadcasts against the parameters, or holds one number per example for
+            `deformreg.l2`.
         num_steps: at least 0; a Python integer.
         keep: ``"last"`` returns the last point, ``"best"`` the one of the highest objective, the start included.
         constrain: a further projection after the ball's, for example onto valid images.
 
     Returns:
-        The kept points with their values. `num_steps` gradients and one more value are computed; the latter is
-        dropped by the compiler where nobody reads it.
+        The points with their values. It computes `num_steps` gradients and one more value, which the compiler drops
+        where it is not used.
 
     Raises:
         TypeError: `num_steps` is not an integer.
@@ -91,25 +82,25 @@ def projected_ascent(
     """
     _checks.non_negative("step_size", step_size)
     num_steps = _checks.count("num_steps", num_steps, minimum=0)
-    _checks.choice("keep", keep, get_args(Keep))
+    _checks.choice("keep", keep, get_args(Iterate))
 
     def total(params: Params) -> tuple[Array, Array]:
         values = objective(params)
         return jnp.sum(values), values
 
+    def better(best: Ascent, params: Params, values: Array) -> Ascent:
+        is_better = values > best.values
+        return Ascent(choose(is_better, params, best.params), jnp.where(is_better, values, best.values))
+
     def step(_: Any, state: tuple[Params, Ascent]) -> tuple[Params, Ascent]:
         params, best = state
         (_, values), gradient = jax.value_and_grad(total, has_aux=True)(params)
         if keep == "best":
-            better = values > best.values
-            best = Ascent(choose(better, params, best.params), jnp.where(better, values, best.values))
+            best = better(best, params, values)
         return uphill(params, gradient, ball, step_size, constrain), best
 
     values = jax.eval_shape(objective, params)
     worst = jnp.full(values.shape, -jnp.inf, values.dtype)
     params, best = jax.lax.fori_loop(0, num_steps, step, (params, Ascent(params, worst)))
     values = objective(params)
-    if keep == "last":
-        return Ascent(params, values)
-    better = values > best.values
-    return Ascent(choose(better, params, best.params), jnp.where(better, values, best.values))
+    return Ascent(params, values) if keep == "last" else better(best, params, values)

@@ -9,11 +9,9 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 from deformreg import _checks
-from deformreg.attacks.attack import Attack, Keep, Loss
-from deformreg.attacks.budget import Budget, plain
-from deformreg.attacks.gradient import Start
+from deformreg.attacks.attack import Attack, Budget
 from deformreg.attacks.pgd import pgd
-from deformreg.attacks.spatial import displacement_share, limit_displacement
+from deformreg.attacks.search import Keep, Loss, Start, displacement_share, limit_displacement, plain
 from deformreg.balls import linf
 from deformreg.perturbations import lowres_flow
 from deformreg.warping import Boundary
@@ -38,12 +36,12 @@ def elastic(
 ) -> Attack:
     """Sign steps on a raw field that is interpolated and smoothed before it moves pixels.
 
-    Smoothing shrinks a field, much so with random signs. The published budget bounds the *raw* field, so its radius
-    says little about how far pixels move; ``bound="final"`` bounds what they do move.
+    Smoothing shrinks a field, strongly so one of random signs. The published budget bounds the *raw* field, so its
+    radius says little about how far pixels move; ``bound="final"`` bounds the displacement of the pixels.
 
     Args:
-        radius: in pixels, of every component.
-        bound: of the ``"final"`` field, or of the ``"raw"`` one as published.
+        radius: bound on every component, in pixels.
+        bound: whether `radius` bounds the ``"final"`` field, or the ``"raw"`` one as published.
         stride: pixels between the raw field's nodes; 1 as published.
         sigma: standard deviation of the smoothing in pixels. Published: 3 for 224 pixels; 0.43 for 32.
         boundary: see `deformreg.warp`.
@@ -56,7 +54,7 @@ def elastic(
         name: for reports; None makes one.
 
     Returns:
-        The attack. `deformreg.statistics.unforeseen_robustness` sums up several radii.
+        The attack. `deformreg.statistics.unforeseen_robustness` combines the accuracies at several radii.
 
     Raises:
         TypeError: a count that is not an integer.
@@ -80,7 +78,7 @@ def elastic(
     ball = linf(radius)
     if bound == "final":
         family = limit_displacement(family, radius, rounds=1)
-        # The raw field is free: only its smoothed form is bounded, by the family's own constraint.
+        # The family's constraint bounds the smoothed field, so the ball must not bound the raw one.
         ball = ball._replace(project=lambda params: params)
     attack = pgd(
         ball=ball,

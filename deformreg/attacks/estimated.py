@@ -1,4 +1,4 @@
-"""SPSA and NES: ascent along gradients estimated from queries alone.
+"""SPSA and NES: ascent along gradients that are estimated from queries.
 
 References:
     Uesato et al., "Adversarial Risk and the Dangers of Evaluating Against Weak Attacks", ICML 2018 (SPSA).
@@ -8,6 +8,7 @@ References:
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple, get_args
 
 import jax
@@ -15,33 +16,32 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from deformreg import _checks
-from deformreg.attacks.ascent import spread
-from deformreg.attacks.attack import (
-    Attack,
-    Examples,
+from deformreg._arrays import draw_leaves, scaled, spread
+from deformreg.attacks.attack import Attack, Examples, LogitsFn, Search
+from deformreg.attacks.search import (
     Keep,
-    LogitsFn,
     Loss,
-    Search,
+    budget_of,
     check_loss,
     finite_or_zero,
     fresh,
     record,
     sample_rows,
+    step_keys,
     try_out,
+    used_share,
 )
-from deformreg.attacks.budget import budget_of, used_share
 from deformreg.balls import Ball
 from deformreg.perturbations import Perturbation, flow
 
 
 class Rule(NamedTuple):
-    """What the attacks here differ in.
+    """The parts in which the two attacks differ.
 
     Attributes:
-        draw: ``(key, shape, dtype) -> array``: a random direction to look along.
-        remember: ``(zeros, count) -> memory`` of a search that begins.
-        turn: ``(gradient, memory) -> (direction, memory)``: where to go, in steps.
+        draw: ``(key, shape, dtype) -> array``: a random direction for a finite difference.
+        remember: ``(zeros, count) -> memory`` at the start of a search.
+        turn: ``(gradient, memory) -> (direction, memory)``: the direction of the next step, in step sizes.
     """
 
     draw: Callable[[Array, Any, Any], Array]
@@ -61,16 +61,16 @@ def spsa(
     keep: Keep = "any",
     name: str | None = None,
 ) -> Attack:
-    """Ascent by Adam on simultaneous perturbations: differences along random signs, averaged.
+    """Adam along SPSA's gradient estimate: averaged differences along random sign vectors.
 
     Args:
-        ball: see `deformreg.attacks.pgd`; with a single number for a radius.
+        ball: see `deformreg.attacks.pgd`; its radius is a single number.
         num_steps: at least 1.
         num_samples: pairs of queries per step.
-        probe: how far a query looks, in the parameters' unit; None is a tenth of the radius.
-        step_size: Adam's; None is a tenth of the radius.
+        probe: distance of a query from the current point, in the parameters' unit; None is a tenth of the radius.
+        step_size: Adam's step size; None is a tenth of the radius.
         perturbation: the family; None is ``flow()``.
-        loss: see `deformreg.attacks.pgd`; the published attack's is the margin.
+        loss: see `deformreg.attacks.pgd`; the published attack uses the margin.
         keep: see `deformreg.attacks.pgd`.
         name: for reports; None makes one.
 
@@ -123,13 +123,13 @@ def nes(
     keep: Keep = "any",
     name: str | None = None,
 ) -> Attack:
-    """Steepest ascent in the ball's norm on natural evolution strategies' estimate: antithetic Gaussian queries.
+    """Steepest ascent in the ball's norm along NES's gradient estimate: antithetic Gaussian queries.
 
     Args:
-        ball: see `deformreg.attacks.pgd`; with a single number for a radius.
+        ball: see `deformreg.attacks.pgd`; its radius is a single number.
         num_steps: at least 1.
         num_samples: antithetic pairs of queries per step.
-        probe: the Gaussian's standard deviation, in the parameters' unit; None is a tenth of the radius.
+        probe: standard deviation of the Gaussian, in the parameters' unit; None is a tenth of the radius.
         step_size: in the ball's norm; None is a tenth of the radius.
         perturbation: the family; None is ``flow()``.
         loss: see `deformreg.attacks.pgd`.
@@ -176,26 +176,19 @@ def _estimated(
     reach = ball.radius / 10 if probe is None else probe
     calls = 2 * num_samples + 1
 
-    def draw_rows(keys: Array, params: Any) -> Any:
-        def whole(key: Array, params: Any) -> Any:
-            leaves, structure = jax.tree.flatten(params)
-            parts = jax.random.split(key, len(leaves))
-            drawn = [rule.draw(k, leaf.shape, leaf.dtype) for k, leaf in zip(parts, leaves, strict=True)]
-            return jax.tree.unflatten(structure, drawn)
-
-        return sample_rows(whole, keys, params)
+    draw = partial(draw_leaves, lambda key, leaf: rule.draw(key, leaf.shape, leaf.dtype))
 
     def estimate(logits_fn: LogitsFn, examples: Examples, params: Any, keys: Array) -> Any:
         def add(sample: Array, total: Any) -> Any:
-            directions = draw_rows(jax.vmap(lambda key: jax.random.fold_in(key, sample))(keys), params)
+            directions = sample_rows(draw, jax.vmap(lambda key: jax.random.fold_in(key, sample))(keys), params)
 
             def probed(sign: int) -> Array:
                 at = jax.tree.map(lambda p, d: p + jnp.asarray(sign * reach, p.dtype) * d, params, directions)
                 return try_out(logits_fn, family, loss, examples, at)[0]
 
-            # Without a reach, in a ball that is a point, a quotient is not finite.
+            # In a ball of radius zero `reach` is zero and the quotient is not finite.
             slope = finite_or_zero((probed(1) - probed(-1)) / (2 * reach * num_samples))
-            return jax.tree.map(lambda t, d: t + spread(slope, d).astype(d.dtype) * d, total, directions)
+            return jax.tree.map(jnp.add, total, scaled(directions, slope))
 
         return jax.lax.fori_loop(0, num_samples, add, jax.tree.map(jnp.zeros_like, params))
 
@@ -208,7 +201,7 @@ def _estimated(
         losses, broken = try_out(logits_fn, family, loss, examples, params)
         last = search.calls >= num_steps * calls
         search = record(search, losses, broken, keep=keep, eligible=last | (keep != "last"), calls=calls)
-        keys = jax.vmap(jax.random.fold_in)(examples.keys, search.calls)
+        keys = step_keys(examples, search.calls)
         gradient = estimate(logits_fn, examples, params, keys)
         direction, memory = rule.turn(gradient, search.memory)
         moved = jax.tree.map(

@@ -1,32 +1,29 @@
 """One-step and multi-step gradient attacks in any perturbation family.
 
 ``multi_step(loss_fn, images, ball=linf(0.5), num_steps=50)`` deforms; with ``perturbation=additive(...)`` it is the
-classic pixel attack (FGSM and PGD). All of it runs inside `jit`, `vmap` and `pmap`.
+classic pixel attack (FGSM and PGD). Both functions work inside `jit`, `vmap` and `pmap`.
 
 References:
     Xia and Li, "Improving Resistance to Adversarial Deformations by Regularizing Gradients", Neurocomputing 455, 2021
     (zero start, step radius / num_steps, last iterate).
     Goodfellow et al., "Explaining and Harnessing Adversarial Examples", ICLR 2015 (one step).
-    Madry et al., "Towards Deep Learning Models Resistant to Adversarial Attacks", ICLR 2018 (many, random start).
+    Madry et al., "Towards Deep Learning Models Resistant to Adversarial Attacks", ICLR 2018 (many steps, random start).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from deformreg import _checks
-from deformreg.attacks.ascent import Keep, projected_ascent
+from deformreg.attacks.ascent import Iterate, projected_ascent
+from deformreg.attacks.search import Start
 from deformreg.balls import Ball, Radius
-from deformreg.noise import Noise
 from deformreg.perturbations import Perturbation, flow
-
-Start = Literal["zero", "random"] | Noise
-"""Where an attack begins: at the clean image, uniformly in the ball, or at a draw of a law from `deformreg.noise`."""
 
 
 class Perturbed(NamedTuple):
@@ -35,7 +32,7 @@ class Perturbed(NamedTuple):
     Attributes:
         images: float[n, h, w, c], the perturbed images.
         params: their parameters in the family, inside the ball.
-        losses: float[n], the loss reached.
+        losses: float[n], the losses of the perturbed images.
     """
 
     images: Float[Array, "n h w c"]
@@ -53,26 +50,26 @@ def multi_step(
     step_size: Radius | None = None,
     start: Start = "zero",
     key: Array | None = None,
-    keep: Keep = "last",
+    keep: Iterate = "last",
 ) -> Perturbed:
     """Ascends every example's loss inside a ball of perturbations.
 
     Args:
-        loss_fn: ``images -> losses[n]``, unreduced; ascended. For a targeted attack return the negative loss of the
+        loss_fn: ``images -> losses[n]``, unreduced; ascended. For a targeted attack, return the negative loss at the
             target.
         images: any range.
         ball: `deformreg.linf` (sign steps), `deformreg.l2` or `deformreg.pixelwise_l2` (normalized steps), its radius
             in the family's unit: pixels for flows.
         num_steps: gradient steps, at least 0.
         perturbation: the family; None is ``flow()``.
-        step_size: in the ball's norm; None is ``radius / num_steps``, the paper's choice. A start inside the ball
-            needs a larger one to be able to cross it.
+        step_size: in the ball's norm; None is ``radius / num_steps``, the paper's choice. A random start needs a
+            larger one to cross the ball.
         start: ``"zero"``, ``"random"`` (uniform in the ball) or a law of `deformreg.noise` (then projected).
         key: a JAX random key; required unless the start is zero.
         keep: ``"last"`` iterate, as in the paper's code, or the ``"best"`` one.
 
     Returns:
-        The perturbed images, their parameters and losses. No gradient flows through them.
+        The perturbed images, their parameters and losses; gradients are stopped.
 
     Raises:
         TypeError: integer images or a non-integer `num_steps`.

@@ -1,4 +1,4 @@
-"""Projected gradient ascent as an attack value: the released protocol by default, any iterate and restarts on request.
+"""Projected gradient ascent as an attack value: the released protocol by default, with restarts on request.
 
 References:
     Xia and Li, "Improving Resistance to Adversarial Deformations by Regularizing Gradients", Neurocomputing 455, 2021.
@@ -14,23 +14,23 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from deformreg import _checks
-from deformreg.attacks.ascent import choose, uphill
-from deformreg.attacks.attack import (
-    Attack,
-    Examples,
+from deformreg._arrays import choose
+from deformreg.attacks.ascent import uphill
+from deformreg.attacks.attack import Attack, Examples, LogitsFn, Search
+from deformreg.attacks.search import (
     Keep,
-    LogitsFn,
     Loss,
-    Search,
+    Start,
+    budget_of,
     check_loss,
     differentiate,
     fresh,
     is_broken,
+    plain,
     record,
     sample_start,
+    used_share,
 )
-from deformreg.attacks.budget import budget_of, plain, used_share
-from deformreg.attacks.gradient import Start
 from deformreg.balls import Ball, Radius
 from deformreg.perturbations import Perturbation, flow
 
@@ -50,18 +50,17 @@ def pgd(
     """Multi-step projected gradient ascent; with ``perturbation=additive(...)`` the classic pixel attack.
 
     The defaults are the protocol of the released code of flow gradient regularization: zero start, steps of
-    ``radius / num_steps``, the last iterate counts. Stricter: ``start="random", restarts=5, keep="any"``, which also
-    takes longer steps: what falls falls early, and an evaluation gives its row to the next example.
+    ``radius / num_steps``, last iterate. ``start="random", restarts=5, keep="any"`` is stricter.
 
     Args:
         ball: `deformreg.linf`, `deformreg.l2` or `deformreg.pixelwise_l2`, its radius in the family's unit (pixels
             for flows), the same for every example.
         num_steps: gradient steps per restart, at least 0.
-        step_size: in the ball's norm; None is ``radius / num_steps`` from the zero start, 2.5 times that where a
-            start is random, so that the ball can be crossed; with ``keep="any"`` no less than ``radius / 4``.
+        step_size: in the ball's norm. None is ``radius / num_steps`` for a single zero start and 2.5 times that with
+            random starts, to cross the ball; with ``keep="any"`` at least ``radius / 4``.
         perturbation: the family; None is ``flow()``.
         start: ``"zero"``, ``"random"`` (uniform in the ball) or a law of `deformreg.noise`.
-        restarts: starts, at least 1; after a zero start the others are random in the ball.
+        restarts: the number of starts, at least 1; after a zero start the others are random in the ball.
         loss: ``"cross_entropy"``, ``"margin"``, ``"dlr"`` or a function ``(logits, labels) -> losses[n]``.
         keep: ``"last"`` iterate of each start, the ``"best"``, or ``"any"`` iterate that breaks the model, which ends
             the example's search.
@@ -92,6 +91,7 @@ def pgd(
         _checks.choice("start", start, ("zero", "random"))
     if step_size is None:
         crossing = 1.0 if start == "zero" and restarts == 1 else 2.5
+        # With "any", long steps break an example early, and an evaluation gives its row to the next one.
         length: Radius = ball.radius * max(crossing / max(num_steps, 1), 0.25 if keep == "any" else 0.0)
     else:
         length = step_size

@@ -1,4 +1,4 @@
-"""Random smooth fields on the budget's boundary: the baseline that every other attack must beat."""
+"""Random smooth fields on the ball's boundary: the baseline that every other attack must beat."""
 
 from __future__ import annotations
 
@@ -8,22 +8,23 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from deformreg import _checks
-from deformreg.attacks.attack import (
-    Attack,
-    Examples,
+from deformreg import _checks, fields
+from deformreg._arrays import scaled
+from deformreg.attacks.attack import Attack, Examples, LogitsFn, Search
+from deformreg.attacks.search import (
     Keep,
-    LogitsFn,
     Loss,
-    Search,
+    budget_of,
     check_loss,
     fresh,
     record,
     sample_rows,
+    step_keys,
     try_out,
+    used_share,
 )
-from deformreg.attacks.budget import budget_of, used_share
 from deformreg.balls import Ball
+from deformreg.noise import gaussian
 from deformreg.perturbations import Perturbation, flow
 
 
@@ -40,12 +41,12 @@ def random_fields(
     """Tries independent Gaussian fields, smoothed and scaled to the ball's boundary; keeps the worst.
 
     Args:
-        ball: see `deformreg.attacks.pgd`; with a single number for a radius.
-        num_fields: draws per example, each one forward pass.
-        sigma: standard deviation in pixels of the smoothing; 0 for white noise. Parameters that are not a field
-            ``[n, h, w, 2]`` stay white.
+        ball: see `deformreg.attacks.pgd`; its radius is a single number.
+        num_fields: draws per example; each costs one forward pass.
+        sigma: standard deviation of the smoothing in pixels; 0 for white noise. Parameters of another shape than
+            ``[n, h, w, 2]`` are not smoothed.
         perturbation: the family; None is ``flow()``.
-        loss: what "worst" means, see `deformreg.attacks.pgd`.
+        loss: the measure of "worst", see `deformreg.attacks.pgd`.
         keep: ``"any"`` stops at the first draw that breaks the model, ``"best"`` tries them all.
         name: for reports; None makes one.
 
@@ -71,23 +72,18 @@ def random_fields(
     _checks.choice("keep", keep, ("any", "best"))
     check_loss(loss)
 
-    def draw(key: Array, params: Any) -> Any:
-        leaves, structure = jax.tree.flatten(params)
-        keys = jax.random.split(key, len(leaves))
-        drawn = [jax.random.normal(k, leaf.shape, leaf.dtype) for k, leaf in zip(keys, leaves, strict=True)]
-        return jax.tree.unflatten(structure, drawn)
+    white = gaussian(1.0)
 
     def to_boundary(params: Any) -> Any:
         norms = ball.norm(params)
         scale = jnp.where(norms > 0, ball.radius / jnp.where(norms > 0, norms, 1), 0)
-        return ball.project(jax.tree.map(lambda leaf: leaf * scale.reshape((-1,) + (1,) * (leaf.ndim - 1)), params))
+        return ball.project(scaled(params, scale))
 
     def begin(examples: Examples) -> Search:
         return fresh(examples, family.init(examples.images))
 
     def step(logits_fn: LogitsFn, examples: Examples, search: Search) -> Search:
-        keys = jax.vmap(jax.random.fold_in)(examples.keys, search.calls)
-        drawn = sample_rows(draw, keys, search.params)
+        drawn = sample_rows(white, step_keys(examples, search.calls), search.params)
         drawn = jax.tree.map(lambda leaf: fields.smooth(leaf, sigma) if _is_field(leaf) else leaf, drawn)
         search = search._replace(params=family.constrain(to_boundary(drawn), examples.images))
         losses, broken = try_out(logits_fn, family, loss, examples, search.params)

@@ -1,8 +1,8 @@
 """Rotations and translations: the full grid, or the worst of k random ones.
 
 References:
-    Engstrom et al., "Exploring the Landscape of Spatial Robustness", ICML 2019 (grid, worst of k; gradients do not find
-    the worst rotation reliably, so neither method here uses any).
+    Engstrom et al., "Exploring the Landscape of Spatial Robustness", ICML 2019. Gradients do not find the worst
+    rotation reliably, so neither the grid nor the worst of k uses them.
 """
 
 from __future__ import annotations
@@ -15,22 +15,23 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from deformreg import _checks, fields
-from deformreg.attacks.attack import (
-    Attack,
-    Examples,
+from deformreg import _checks
+from deformreg.attacks.attack import Attack, Budget, Examples, LogitsFn, Search
+from deformreg.attacks.search import (
     Keep,
-    LogitsFn,
     Loss,
-    Search,
     check_loss,
+    displacement_share,
     fresh,
+    limit_displacement,
+    plain,
     record,
+    step_keys,
     try_out,
+    used_share,
 )
-from deformreg.attacks.budget import Budget, plain, used_share
 from deformreg.balls import linf
-from deformreg.perturbations import Perturbation, affine
+from deformreg.perturbations import affine
 from deformreg.warping import Boundary
 
 
@@ -46,22 +47,22 @@ def rotation_translation(
     keep: Keep = "any",
     name: str | None = None,
 ) -> Attack:
-    """Rotates about the centre and translates; among what was tried, a wrong prediction beats a higher loss.
+    """Rotates about the centre and translates; a candidate that breaks the model beats one with a higher loss.
 
-    ``boundary="zeros"`` is the black canvas: black enters, and what leaves the image is cropped. To lose nothing, pad
-    the images with zeros beforehand, if the model takes them.
+    With ``boundary="zeros"`` the image moves on a black canvas, and content that leaves the image is lost. To keep it,
+    pad the images with zeros beforehand, if the model accepts the larger size.
 
     Args:
-        max_degrees: the largest rotation either way.
+        max_degrees: the largest rotation in either direction.
         max_pixels: the largest translation along either axis.
-        grid: candidates along (rotation, dy, dx), evenly spaced, both ends included; a count of 1 is zero. The
-            default is the paper's 775. None tries `num_draws` uniform ones instead.
-        num_draws: random candidates, drawn for each example by itself; 10 in the paper.
-        max_component: additionally shrinks every candidate until no pixel moves further than this along either axis,
-            in pixels: the threat model of the flow attacks under `deformreg.linf`.
+        grid: the number of candidates along (rotation, dy, dx), evenly spaced with both ends included; one candidate
+            means zero. The default is the paper's 775. None tries `num_draws` random candidates instead.
+        num_draws: random candidates, drawn separately for each example; 10 in the paper.
+        max_component: also shrinks every candidate until no pixel moves further than this along either axis, in
+            pixels: the threat model of the flow attacks under `deformreg.linf`.
         boundary: see `deformreg.warp`.
-        loss: the order among candidates that do not break the model.
-        keep: ``"any"`` stops at the first that does, ``"best"`` tries all and keeps the worst (for training).
+        loss: orders the candidates that do not break the model.
+        keep: ``"any"`` stops at the first that breaks it, ``"best"`` tries all and keeps the worst (for training).
         name: for reports; None makes one.
 
     Returns:
@@ -103,7 +104,7 @@ def rotation_translation(
 
     def step(logits_fn: LogitsFn, examples: Examples, search: Search) -> Search:
         if table is None:
-            params = jax.vmap(draw)(jax.vmap(jax.random.fold_in)(examples.keys, search.calls))
+            params = jax.vmap(draw)(step_keys(examples, search.calls))
         else:
             params = limits[None, :] * jnp.asarray(table)[jnp.minimum(search.calls, candidates - 1)]
         params = family.constrain(params.astype(search.params.dtype), examples.images)
@@ -136,37 +137,3 @@ def _grid(counts: tuple[int, int, int]) -> np.ndarray[Any, Any]:
     """Evenly spaced points of the unit cube."""
     axes = [np.linspace(-1, 1, n) if n > 1 else np.zeros(1) for n in (_checks.count("grid", n) for n in counts)]
     return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3).astype(np.float32)
-
-
-def displacement_share(family: Perturbation, radius: float) -> Any:
-    """``(params, images) -> float[n]``: the final field's largest component over `radius` pixels."""
-
-    def size(params: Any, images: Array) -> Array:
-        assert family.field is not None
-        largest = fields.max_component(family.field(params, images))
-        return jnp.where(largest > 0, largest / radius, 0)
-
-    return size
-
-
-def limit_displacement(family: Perturbation, radius: float, *, rounds: int = 6) -> Perturbation:
-    """The family with parameters shrunk towards zero until the final field's largest component is `radius` pixels.
-
-    A linear family needs one round. A rotation's field does not shrink in proportion, so several close in on the
-    radius; the last only shrinks.
-    """
-
-    def constrain(params: Any, images: Array) -> Any:
-        assert family.field is not None
-        over = fields.max_component(family.field(params, images)) > radius
-        for left in reversed(range(rounds)):
-            largest = fields.max_component(family.field(params, images))
-            change = (over if left else largest > radius) & (largest > 0)
-            scale = jnp.where(change, radius / jnp.where(change, largest, 1), 1)
-            params = jax.tree.map(
-                lambda leaf, scale=scale: leaf * scale.reshape((-1,) + (1,) * (leaf.ndim - 1)).astype(leaf.dtype),
-                params,
-            )
-        return family.constrain(params, images)
-
-    return family._replace(constrain=constrain, unbounded=family)

@@ -1,4 +1,4 @@
-"""Square, the query-efficient random search, on flow fields or pixels.
+"""Square, a query-efficient random search, on flow fields or pixels.
 
 References:
     Andriushchenko et al., "Square Attack: a Query-Efficient Black-Box Adversarial Attack via Random Search", ECCV 2020.
@@ -14,27 +14,16 @@ import numpy as np
 from jaxtyping import Array
 
 from deformreg import _checks
-from deformreg.attacks.attack import (
-    Attack,
-    Examples,
-    Keep,
-    LogitsFn,
-    Loss,
-    Search,
-    check_loss,
-    fresh,
-    record,
-    try_out,
-)
-from deformreg.attacks.budget import budget_of, used_share
+from deformreg.attacks.attack import Attack, Examples, LogitsFn, Search
+from deformreg.attacks.search import Keep, Loss, budget_of, check_loss, fresh, record, step_keys, try_out, used_share
 from deformreg.balls import Ball
 from deformreg.perturbations import Perturbation, flow
 
-HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # of 10 000 queries
+HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # in a search of 10,000 queries
 
 
 def window_sides(num_queries: int, height: int, width: int, share: float) -> np.ndarray[Any, Any]:
-    """The side of the changed square at each query: its area starts at `share` of the image and is halved."""
+    """The side of the square at each query: its area starts at `share` of the image and is repeatedly halved."""
     at = np.arange(num_queries) * 10_000 // num_queries
     shares = share * 0.5 ** np.searchsorted(np.array(HALVINGS), at, side="left")
     sides: np.ndarray[Any, Any] = np.clip(np.rint(np.sqrt(shares * height * width)), 1, min(height, width))
@@ -51,16 +40,17 @@ def square(
     keep: Keep = "any",
     name: str | None = None,
 ) -> Attack:
-    """Random search over squares: each query shifts one window of every channel to the boundary, kept if better.
+    """Random search over squares: each query moves one window of every channel to the boundary, kept if better.
 
-    The start is vertical stripes. Windows, signs and stripes are drawn for each example by itself.
+    The search starts from vertical stripes. Windows, signs and stripes are drawn separately for each example.
 
     Args:
-        ball: see `deformreg.attacks.pgd`; the published attack is `deformreg.linf`'s.
-        num_queries: forward passes per example, the start's included; the windows' schedule is scaled to it.
-        share: of the image, the first window's area.
+        ball: see `deformreg.attacks.pgd`; the published attack uses `deformreg.linf`.
+        num_queries: forward passes per example, that of the start included; the schedule of window sizes is scaled to
+            it.
+        share: area of the first window as a share of the image, in (0, 1].
         perturbation: the family, parameters ``[n, h, w, k]``; None is ``flow()``, whose channels are dy and dx.
-        loss: see `deformreg.attacks.pgd`; the published attack's is ``"margin"``.
+        loss: see `deformreg.attacks.pgd`; the published attack uses ``"margin"``.
         keep: ``"any"`` stops at success, ``"best"`` spends all queries.
         name: for reports; None makes one.
 
@@ -114,7 +104,7 @@ def square(
         search = record(search, losses, broken, keep=keep)
         _, height, width, _ = search.kept.shape
         sides = jnp.asarray(window_sides(num_queries, height, width, share))
-        keys = jax.vmap(jax.random.fold_in)(examples.keys, search.calls)
+        keys = step_keys(examples, search.calls)
         proposed = jax.vmap(propose)(keys, search.kept, sides[jnp.minimum(search.calls, num_queries - 1)])
         proposed = family.constrain(ball.project(proposed), examples.images)
         return search._replace(params=proposed, done=search.done | (search.calls >= num_queries))

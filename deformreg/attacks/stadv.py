@@ -1,12 +1,13 @@
 """stAdv: a smooth flow that fools the model, by L-BFGS on a margin loss plus the flow's total variation.
 
+The only part of the library that needs Optax (for L-BFGS): ``pip install deformreg[attacks]``.
+
 References:
     Xiao et al., "Spatially Transformed Adversarial Examples", ICLR 2018.
 """
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import Any, NamedTuple
 
 import jax
@@ -14,30 +15,20 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from deformreg import _checks, fields
-from deformreg.attacks.ascent import choose, spread
-from deformreg.attacks.attack import (
-    Attack,
-    Examples,
-    Keep,
-    LogitsFn,
-    Search,
-    finite_or_zero,
-    fresh,
-    is_broken,
-    record,
-)
-from deformreg.attacks.budget import Budget, budget_of, used_share
+from deformreg._arrays import choose, scaled
+from deformreg.attacks.attack import Attack, Budget, Examples, LogitsFn, Search
+from deformreg.attacks.search import Keep, budget_of, finite_or_zero, fresh, is_broken, record, used_share
 from deformreg.balls import Ball
 from deformreg.losses import margin
 from deformreg.perturbations import flow
 from deformreg.warping import Boundary
 
-SUFFICIENT = 1e-4  # Armijo: the share of the first-order decrease that a step must bring
-SMALLEST = 2.0**-20  # of a step, before a search is given up
+SUFFICIENT = 1e-4  # Armijo's condition: the share of the first-order decrease that a step must achieve
+SMALLEST = 2.0**-20  # the step length at which a line search gives up
 
 
 class Memory(NamedTuple):
-    """An L-BFGS row: the last accepted point, its value, the direction from it, the trial step along it."""
+    """A row of L-BFGS: the last accepted point, its value, the direction from it, and the trial step along it."""
 
     point: Array
     value: Array
@@ -59,22 +50,22 @@ def stadv(
     keep: Keep = "best",
     name: str | None = None,
 ) -> Attack:
-    """Minimizes ``max(margin to success, -confidence) + flow_weight * total variation`` for each example by itself.
+    """Minimizes ``max(margin to success, -confidence) + flow_weight * total variation`` for each example.
 
-    Every example has its own L-BFGS with a backtracking line search; it is frozen once it has converged or spent its
-    evaluations. As published there is *no* bound on the flow, only the weight on its roughness, so success rates mean
-    nothing without the norms beside them; `ball` adds a bound.
+    Every example has its own L-BFGS with a backtracking line search and stops once it has converged or spent its
+    evaluations. The published attack does *not* bound the flow, it only penalizes its roughness, so a success rate
+    means nothing without the norms; `ball` adds a bound.
 
     Args:
-        num_evaluations: model calls (forward and backward) per example at most.
-        flow_weight: of the total variation, per pixel; 0.05 as published.
-        confidence: in logits, by which the wrong class shall win.
-        diagonal: the published neighbourhood has two readings, see `deformreg.fields.total_variation`: the four
-            adjacent pixels (default), or the four diagonal ones.
+        num_evaluations: the maximum number of model calls (forward and backward) per example.
+        flow_weight: weight of the total variation, per pixel; 0.05 as published.
+        confidence: the margin in logits by which the wrong class must win.
+        diagonal: whether the neighbourhood is the four diagonal pixels instead of the four adjacent ones, see
+            `deformreg.fields.total_variation`.
         ball: a hard bound, `deformreg.linf` or `deformreg.pixelwise_l2` in pixels; the flow is projected before it is
-            used. None for none.
+            used. None for no bound.
         boundary: see `deformreg.warp`.
-        memory_size: pairs that L-BFGS remembers.
+        memory_size: the number of pairs in L-BFGS's memory.
         keep: ``"best"`` goes on to the smoothest flow that succeeds, ``"any"`` stops at the first.
         name: for reports; None makes one.
 
@@ -119,7 +110,7 @@ def stadv(
         field = inside(params)
         logits = logits_fn(family.apply(field, examples.images))
         gap = -margin(logits, examples.labels) if examples.targets is None else margin(logits, examples.targets)
-        # The best wrong class level with the label is not yet success: aim a hair beyond.
+        # A tie between the label and the best wrong class is not yet a success: aim slightly beyond it.
         value = jnp.maximum(gap, -confidence - 1e-3)
         value += flow_weight * fields.total_variation(field, diagonal=diagonal)
         return jnp.sum(value), (value, logits)
@@ -129,7 +120,7 @@ def stadv(
         (_, (value, logits)), gradient = jax.value_and_grad(cost, has_aux=True)(params, logits_fn, examples)
         gradient = finite_or_zero(gradient)
         first = search.calls == 0
-        # L-BFGS moves freely; the answer is the field that was used.
+        # L-BFGS moves without a bound; the candidate to keep is the projected field.
         tried = search._replace(params=inside(params))
         search = record(tried, -value, is_broken(logits, examples), keep=keep)
         accepted = first | (value <= memory.value + SUFFICIENT * memory.length * memory.slope)
@@ -137,7 +128,7 @@ def stadv(
         again = memory._replace(length=memory.length / 2)
         memory = choose(accepted, after, again)
         over = (accepted & converged) | (memory.length < SMALLEST) | (search.calls >= num_evaluations)
-        moved = memory.point + spread(memory.length, params).astype(params.dtype) * memory.direction
+        moved = memory.point + scaled(memory.direction, memory.length)
         return search._replace(params=moved, memory=memory, done=search.done | over)
 
     return Attack(
@@ -159,14 +150,14 @@ def stadv(
 
 def _lbfgs(memory_size: int) -> Any:
     try:
-        optax: Any = import_module("optax")  # here, so that the library itself does without
+        import optax
     except ImportError:
         raise ImportError("stadv needs Optax's L-BFGS: pip install deformreg[attacks]") from None
     return optax.scale_by_lbfgs(memory_size=memory_size)
 
 
 def _turn(lbfgs: Any, memory: Memory, params: Array, value: Array, gradient: Array) -> tuple[Memory, Array]:
-    """The memory after accepting `params`: a new direction, downhill in any case; and whether there is none left."""
+    """The memory after accepting `params`, with a new downhill direction, and whether the search has converged."""
     axes = tuple(range(1, params.ndim))
     preconditioned, history = jax.vmap(lbfgs.update)(gradient, memory.history, params)
     slope = -jnp.sum(gradient * preconditioned, axis=axes)

@@ -1,4 +1,4 @@
-"""Transfer: images made to fool one model, shown to another.
+"""Transfer: images that fool one model, tried on another.
 
 References:
     Papernot, McDaniel and Goodfellow, "Transferability in Machine Learning", arXiv 1605.07277.
@@ -11,22 +11,23 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from deformreg.attacks.ascent import choose
-from deformreg.attacks.attack import Attack, Examples, LogitsFn, Search, try_out
+from deformreg._arrays import choose
+from deformreg.attacks.attack import Attack, Examples, LogitsFn, Search
+from deformreg.attacks.search import try_out
 
 
 def transfer(attack: Attack, source: LogitsFn, *, name: str | None = None) -> Attack:
-    """An attack that searches on another model and tries its one answer on the attacked one.
+    """An attack that searches on a source model and tries its result once on the attacked model.
 
     Args:
-        attack: best one that goes on after success (``keep="best"``): an image just across the source's boundary
+        attack: the search; best with ``keep="best"``, because an image just across the source's decision boundary
             transfers badly.
-        source: the other model, ``images -> logits[n, classes]``.
+        source: the source model, ``images -> logits[n, classes]``.
         name: for reports; None makes one.
 
     Returns:
-        The attack. It uses no gradients of the model it attacks, so beating those that do is a red flag. Its model
-        calls are `attack`'s on the source, and one on the attacked model.
+        The attack. It uses no gradients of the attacked model; if it beats an attack that does, that is a red flag.
+        Its model calls are those of `attack` on the source, and one on the attacked model.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -53,14 +54,14 @@ def transfer(attack: Attack, source: LogitsFn, *, name: str | None = None) -> At
         inner: Search = search.memory
         inner = choose(inner.done, inner, attack.step(source, examples, inner))
 
-        def show() -> tuple[Any, Any]:
+        def try_on_attacked() -> tuple[Any, Any]:
             losses, broken = try_out(logits_fn, attack.perturbation, "margin", examples, inner.kept)
             return losses.astype(search.losses.dtype), broken
 
         def wait() -> tuple[Any, Any]:
             return search.losses, jnp.zeros_like(search.broken)
 
-        losses, broken = jax.lax.cond(inner.done.any(), show, wait)
+        losses, broken = jax.lax.cond(inner.done.any(), try_on_attacked, wait)
         calls = inner.calls + inner.done
         return Search(inner.params, inner.kept, losses, broken & inner.done, calls, inner.done, inner)
 

@@ -21,10 +21,9 @@ import jax
 import numpy as np
 
 from deformreg import _checks
-from deformreg.attacks.attack import LogitsFn, class_indices
+from deformreg.attacks.attack import LogitsFn, as_argument, class_indices
 from deformreg.certification.laws import SmoothingLaw
 from deformreg.certification.votes import tally
-from deformreg.evaluation.rows import as_argument
 from deformreg.noise import Noise
 from deformreg.perturbations import Perturbation, flow
 from deformreg.statistics import clopper_pearson_bound, wilson_interval

@@ -15,9 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deformreg.attacks.attack import Attack, Keep, LogitsFn, differentiate, row_keys
+from deformreg.attacks.attack import Attack, LogitsFn, as_argument, row_keys
 from deformreg.attacks.attack import Examples as Rows
 from deformreg.attacks.pgd import pgd
+from deformreg.attacks.search import Keep, differentiate
 from deformreg.balls import linf
 from deformreg.evaluation.flags import (
     BATCH,
@@ -31,7 +32,6 @@ from deformreg.evaluation.flags import (
     ZERO_GRADIENTS,
     Flag,
 )
-from deformreg.evaluation.rows import as_argument
 from deformreg.perturbations import Perturbation, flow
 
 HostArray = np.ndarray[Any, Any]

@@ -17,11 +17,11 @@ import jax
 import numpy as np
 
 from deformreg import _checks
-from deformreg.attacks.attack import Attack, LogitsFn, class_indices
+from deformreg.attacks.attack import Attack, LogitsFn, as_argument, class_indices
 from deformreg.evaluation.diagnosis import compile_diagnosis
 from deformreg.evaluation.flags import Flag, flags_from_outcomes
 from deformreg.evaluation.outcomes import AttackOutcome, Collect, HostArray, Progress, Setting, face, padded, predict
-from deformreg.evaluation.rows import as_argument, compile_attack
+from deformreg.evaluation.rows import compile_attack
 from deformreg.statistics import wilson_interval
 
 

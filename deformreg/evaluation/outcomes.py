@@ -9,9 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from deformreg.attacks.attack import Attack
-from deformreg.attacks.budget import Budget
-from deformreg.attacks.result import AttackResult
+from deformreg.attacks.attack import Attack, AttackResult, Budget
 from deformreg.evaluation.rows import Compiled, run_refilled, warm_up
 
 HostArray = np.ndarray[Any, Any]

@@ -13,9 +13,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from deformreg.attacks.ascent import choose
-from deformreg.attacks.attack import Attack, Examples, LogitsFn, Search, advance, finish, row_keys
-from deformreg.attacks.result import AttackResult
+from deformreg._arrays import choose
+from deformreg.attacks.attack import (
+    Attack,
+    AttackResult,
+    Examples,
+    LogitsFn,
+    Search,
+    advance,
+    as_argument,
+    finish,
+    row_keys,
+)
 
 
 class Compiled(NamedTuple):
@@ -49,11 +58,6 @@ class Finished(NamedTuple):
     result: AttackResult
     size: np.ndarray[Any, Any]
     steps: int
-
-
-def as_argument(logits_fn: LogitsFn) -> Partial:
-    """A function as a pytree that `jit` takes as an argument; a `Partial`'s arrays are traced, not baked in."""
-    return logits_fn if isinstance(logits_fn, Partial) else Partial(logits_fn)  # type: ignore[no-untyped-call]
 
 
 def compile_attack(make: Callable[[Any], Attack]) -> Callable[[Any], Compiled]:

@@ -1,0 +1,215 @@
+"""The kit for writing an attack: start a search, try candidates, record the results, describe the budget.
+
+An attack's `begin` returns a `fresh` search. Its `step` evaluates ``search.params`` with `try_out` (forward pass) or
+`differentiate` (forward and backward pass), passes the result to `record`, and sets the next candidate and `done`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from deformreg import _checks, fields
+from deformreg._arrays import choose, scaled
+from deformreg.attacks.attack import Budget, Examples, LogitsFn, Search
+from deformreg.balls import Ball
+from deformreg.losses import (
+    cross_entropy,
+    difference_of_logits_ratio,
+    margin,
+    targeted_difference_of_logits_ratio,
+)
+from deformreg.noise import Noise
+from deformreg.perturbations import Params, Perturbation
+
+Loss = Literal["cross_entropy", "margin", "dlr"] | Callable[[Array, Array], Array]
+"""A name, or a function ``(logits, labels) -> losses[n]``; ascended (with targets: descended at the target)."""
+
+LOSSES = {"cross_entropy": cross_entropy, "margin": margin, "dlr": difference_of_logits_ratio}
+
+Start = Literal["zero", "random"] | Noise
+"""Where an attack begins: at the clean image, uniformly in the ball, or at a draw of a law from `deformreg.noise`."""
+
+Keep = Literal["last", "best", "any"]
+"""Which candidate an attack returns: the ``"last"``; the ``"best"`` of all (one that breaks the model beats one that
+does not, then the higher loss); or ``"any"``: the first that breaks the model ends the search, else the best."""
+
+
+def check_loss(loss: Loss) -> None:
+    """Raises unless a loss is a function or one of the names."""
+    if not callable(loss):
+        _checks.choice("loss", loss, LOSSES)
+
+
+def objective(loss: Loss, logits: Array, examples: Examples) -> Array:
+    """The value an attack ascends, one per example."""
+    if examples.targets is not None:
+        if loss == "dlr":
+            return targeted_difference_of_logits_ratio(logits, examples.labels, examples.targets)
+        return -objective(loss, logits, examples._replace(labels=examples.targets, targets=None))
+    if callable(loss):
+        return _checks.per_example(loss(logits, examples.labels), examples.images.shape[0], "loss")
+    return LOSSES[loss](logits, examples.labels)
+
+
+def is_broken(logits: Array, examples: Examples) -> Array:
+    """Whether predictions left the label or reached the target; logits that are not finite predict nothing."""
+    predicted = jnp.where(jnp.isfinite(logits).all(axis=1), jnp.argmax(logits, axis=1), -1)
+    return predicted != examples.labels if examples.targets is None else predicted == examples.targets
+
+
+def runners_up(logits: Array, labels: Array, count: int) -> Array:
+    """int32[n, count]: the wrong classes with the largest logits, largest first."""
+    right = jnp.arange(logits.shape[1])[None, :] == labels[:, None]
+    order = jnp.argsort(jnp.where(right, -jnp.inf, logits), axis=1, descending=True)
+    return order[:, :count].astype(jnp.int32)
+
+
+def fresh(examples: Examples, params: Params, memory: Any = ()) -> Search:
+    """A search that has tried nothing and is about to try `params`."""
+    count = examples.images.shape[0]
+    dtype = jnp.promote_types(examples.images.dtype, jnp.float32)
+    no = jnp.zeros(count, bool)
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    return Search(params, zeros, jnp.full(count, -jnp.inf, dtype), no, jnp.zeros(count, jnp.int32), no, memory)
+
+
+def step_keys(examples: Examples, number: Array) -> Array:
+    """Every row's key for its step or restart `number`, int[n]."""
+    return jax.vmap(jax.random.fold_in)(examples.keys, number)
+
+
+def sample_rows(draw: Callable[[Array, Params], Params], keys: Array, params: Params) -> Params:
+    """Draws each row from its own key, as a batch of one."""
+
+    def one(key: Array, row: Params) -> Params:
+        return jax.tree.map(lambda leaf: leaf[0], draw(key, jax.tree.map(lambda leaf: leaf[None], row)))
+
+    return jax.vmap(one)(keys, params)
+
+
+def sample_start(
+    family: Perturbation, ball: Ball, law: Noise, examples: Examples, identity: Params, restart: Array
+) -> Params:
+    """Random parameters in the ball, different for every example and every restart (int[n])."""
+    drawn = sample_rows(law, step_keys(examples, restart), identity)
+    return family.constrain(ball.project(drawn), examples.images)
+
+
+def try_out(
+    logits_fn: LogitsFn, perturbation: Perturbation, loss: Loss, examples: Examples, params: Params
+) -> tuple[Array, Array]:
+    """One forward pass at `params`: the objective and whether the model breaks."""
+    logits = logits_fn(perturbation.apply(params, examples.images))
+    return objective(loss, logits, examples), is_broken(logits, examples)
+
+
+def differentiate(
+    logits_fn: LogitsFn, perturbation: Perturbation, loss: Loss, examples: Examples, params: Params
+) -> tuple[Array, Params, Array]:
+    """One forward and backward pass at `params`: the objective, its gradient (finite), and the logits."""
+
+    def total(params: Params) -> tuple[Array, tuple[Array, Array]]:
+        logits = logits_fn(perturbation.apply(params, examples.images))
+        losses = objective(loss, logits, examples)
+        return jnp.sum(losses), (losses, logits)
+
+    (_, (losses, logits)), gradient = jax.value_and_grad(total, has_aux=True)(params)
+    return losses, finite_or_zero(gradient), logits
+
+
+def finite_or_zero(gradient: Params) -> Params:
+    """The gradient, zero where it is not finite: one step along such a component would end the search."""
+    return jax.tree.map(lambda leaf: jnp.nan_to_num(leaf, posinf=0.0, neginf=0.0), gradient)
+
+
+def record(
+    search: Search, losses: Array, broken: Array, *, keep: Keep, eligible: Array | bool = True, calls: int = 1
+) -> Search:
+    """Records the evaluation of ``search.params``: keeps the better candidate, counts calls, ends successful searches.
+
+    A candidate with parameters that are not finite is never kept, whatever the model predicts there.
+
+    Args:
+        search: the state; its `params` were evaluated.
+        losses: the objective there.
+        broken: whether the model broke there.
+        keep: ``"best"`` goes on after a success, the others stop.
+        eligible: bool[n], which candidates may be kept.
+        calls: model calls spent.
+
+    Returns:
+        The state.
+    """
+    losses = losses.astype(search.losses.dtype)
+    for leaf in jax.tree.leaves(search.params):
+        eligible &= jnp.isfinite(leaf).all(axis=tuple(range(1, leaf.ndim)))
+    is_first = jnp.isneginf(search.losses) & ~search.broken
+    better = (broken & ~search.broken) | ((broken == search.broken) & ((losses > search.losses) | is_first))
+    better &= eligible
+    return search._replace(
+        kept=choose(better, search.params, search.kept),
+        losses=jnp.where(better, losses, search.losses),
+        broken=search.broken | (broken & eligible),
+        calls=search.calls + calls,
+        done=search.done if keep == "best" else search.done | (broken & eligible),
+    )
+
+
+def plain(value: Any) -> Any:
+    """An array or number as plain data; None while it is traced, as for a radius that is an argument of `jit`."""
+    return None if isinstance(value, jax.core.Tracer) else np.asarray(value).tolist()
+
+
+def budget_of(ball: Ball, perturbation: Perturbation) -> Budget:
+    """A ball as plain data."""
+    radius = plain(ball.radius)
+    return Budget(tuple(radius) if isinstance(radius, list) else radius, ball.name, perturbation.unit)
+
+
+def used_share(ball: Ball) -> Callable[[Params, Array], Array]:
+    """The share of a ball's radius that parameters use: 1 on the boundary."""
+
+    def size(params: Params, images: Array) -> Array:
+        del images
+        norms = ball.norm(params)
+        if jnp.ndim(ball.radius) > 0:  # the norm of such a ball is a share already
+            return norms
+        return jnp.where(norms > 0, norms / jnp.asarray(ball.radius, norms.dtype), 0)
+
+    return size
+
+
+def displacement_share(family: Perturbation, radius: float) -> Callable[[Params, Array], Array]:
+    """``(params, images) -> float[n]``: the final field's largest component over `radius` pixels."""
+
+    def size(params: Params, images: Array) -> Array:
+        assert family.field is not None
+        largest = fields.max_component(family.field(params, images))
+        return jnp.where(largest > 0, largest / radius, 0)
+
+    return size
+
+
+def limit_displacement(family: Perturbation, radius: float, *, rounds: int = 6) -> Perturbation:
+    """The family with parameters shrunk towards zero until the final field's largest component is `radius` pixels.
+
+    A linear family needs one round. A rotation's field does not shrink in proportion to its angle, so several rounds
+    approach the radius from either side; the last one only shrinks.
+    """
+
+    def constrain(params: Params, images: Array) -> Params:
+        assert family.field is not None
+        over = fields.max_component(family.field(params, images)) > radius
+        for remaining in reversed(range(rounds)):
+            largest = fields.max_component(family.field(params, images))
+            change = (over if remaining else largest > radius) & (largest > 0)
+            params = scaled(params, jnp.where(change, radius / jnp.where(change, largest, 1), 1))
+        return family.constrain(params, images)
+
+    return family._replace(constrain=constrain, unbounded=family)

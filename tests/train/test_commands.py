@@ -1,0 +1,206 @@
+"""The command line, in process: help, spelling, and one line for everything a user can mend."""
+
+from __future__ import annotations
+
+import json
+import socket
+
+import numpy as np
+import pytest
+from train.cli import main
+
+from train.presets import PRESETS
+
+
+def run(capsys, *arguments):
+    """Exit code, standard output and standard error of a command."""
+    try:
+        code = main(list(arguments))
+    except SystemExit as exit_:
+        code = exit_.code
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_help_names_every_command(capsys):
+    code, out, _ = run(capsys, "--help")
+    assert code == 0
+    assert all(command in out for command in ("fit", "evaluate", "certify", "verify", "launch", "presets"))
+
+
+def test_no_command_is_an_error(capsys):
+    assert run(capsys)[0] == 2
+
+
+def test_presets_lists_them_all(capsys):
+    code, out, _ = run(capsys, "presets")
+    assert code == 0
+    assert all(name in out for name in PRESETS)
+
+
+def test_every_option_has_a_help_text(capsys):
+    code, out, _ = run(capsys, "fit", "digits-flow", "--help")
+    assert code == 0
+    for option in ("--method.weight", "--data-dir", "--run-dir", "--resume", "--optimizer.learning-rate"):
+        assert option in out
+    assert "pixels" in out
+
+
+def test_a_coordinator_that_does_not_answer_is_named(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr("train.processes.CONNECT_SECONDS", 0.3)
+    with socket.socket() as taken:  # bound, but nobody listens
+        taken.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        options = ("--distributed", "--coordinator", address, "--num-processes", "2", "--process-id", "1")
+        code, _, err = run(capsys, "fit", "digits-flow", *options, "--run-dir", str(tmp_path / "run"))
+    assert code == 2
+    assert f"--coordinator {address} has not answered for 0 s" in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "culprit"),
+    [
+        (["fitt"], "'fitt': did you mean fit?"),
+        (["fit", "digits-flwo"], "did you mean digits-flow?"),
+        (["fit", "digits-flow", "--method.wieght", "3"], "--method.weight"),
+        (["fit", "digits-flow", "--method.name", "magic"], "magic"),
+        (["fit", "digits-flow", "--batch-size", "-3"], "--batch-size must be at least 1, got -3"),
+        (["fit", "digits-flow", "--method.weight", "-1"], "--method.weight must be at least 0"),
+        (["fit", "digits-flow", "--method.weight", "nan"], "--method.weight must be a finite number, got nan"),
+        (["fit", "digits-standard", "--method.weight", "3"], "--method.weight has no effect with the method standard"),
+        (["fit", "digits-flow", "--method.radius", "1"], "--method.radius has no effect with the method flow-gradient"),
+        (["fit", "digits-flow", "--optimizer.decay-epochs", "3"], "--optimizer.decay-epochs has no effect"),
+        (["fit", "digits-flow", "--model.no-synchronize", "--parallel", "jit"], "--model.synchronize has no effect"),
+        (["fit", "digits-flow", "--batch-size", "5000"], "--batch-size"),
+        (["fit", "digits-flow", "--model.width", "1e30"], "--model.width must be above 0 and at most 16"),
+        (["fit", "digits-flow", "--optimizer.decay-epochs", "3", "-1"], "--optimizer.decay-epochs"),
+        (["fit", "digits-flow", "--data.name", "no-such-set", "--data-dir", "."], "no-such-set"),
+        (["fit", "cifar10-vgg11-flow", "--data.name", "digits", "--augmentation.resize", "20"], "crop"),
+        (["fit", "digits-flow", "--process-id", "1"], "belong to --distributed"),
+        (["fit", "digits-flow", "--distributed", "--coordinator", "host"], "--coordinator must be HOST:PORT, got host"),
+        (["launch"], "launch needs a command"),
+        (["launch", "--processes", "0", "fit", "digits-flow"], "--processes must be at least 1, got 0"),
+        (["launch", "--devices", "2", "fit", "digits-flow"], "--devices"),
+        (["verify"], "verify"),
+        (["verify", "no/such/run"], "no/such/run"),
+        (["evaluate"], "evaluate"),
+        (["evaluate", "no/such/run"], "no/such/run"),
+        (["evaluate", "no/such/run", "--radius", "-1"], "--radius"),
+        (["evaluate", "no/such/run", "--radius", "nan"], "--radius"),
+        (["evaluate", "no/such/run", "--suite", "easy"], "easy"),
+        (["evaluate", "no/such/run", "--radii", "0.5", "0.2"], "--radii must increase from above 0 pixels"),
+        (["evaluate", "no/such/run", "--seed", "1" + "0" * 20], "--seed must be in 0..4294967295, got 1000"),
+        (["certify"], "certify needs a run folder"),
+        (["certify", "no/such/run"], "no/such/run"),
+        (["certify", "no/such/run", "--family", "shear"], "shear"),
+        (["certify", "no/such/run", "--sigma", "0"], "--sigma must be above 0, got 0"),
+        (["certify", "no/such/run", "--sigma", "1", "nan"], "--sigma must be above 0, got 1.0 nan"),
+        (["certify", "no/such/run", "--sigma", "1", "2"], "--sigma must be 1 numbers"),
+        (["certify", "no/such/run", "--family", "affine", "--sigma", "1"], "--sigma must be 6 numbers"),
+        (["certify", "no/such/run", "--num-samples", "0"], "--num-samples must be in 1..1000000000, got 0"),
+        (["certify", "no/such/run", "--num-samples", "9"], "certify nothing at --alpha 0.001"),
+        (["certify", "no/such/run", "--num-selection", "0"], "--num-selection must be at least 1, got 0"),
+        (["certify", "no/such/run", "--alpha", "1"], "--alpha must be in (0, 1), got 1.0"),
+        (["certify", "no/such/run", "--examples", "-1"], "--examples must be at least 0"),
+        (["certify", "no/such/run", "--radii", "0.5", "0.2"], "--radii must be increasing"),
+        (["certify", "no/such/run", "--stride", "0"], "--stride must be at least 1"),
+        (["certify", "no/such/run", "--batch-size", "0"], "--batch-size must be at least 1"),
+        (["certify", "no/such/run", "--seed", "-1"], "--seed must be in 0..4294967295"),
+    ],
+)
+def test_what_cannot_be_used_is_named(capsys, tmp_path, arguments, culprit):
+    if arguments[0] == "fit":
+        arguments = [*arguments, "--run-dir", str(tmp_path / "run")]
+        if "--data-dir" not in arguments:
+            arguments += ["--data-dir", str(tmp_path / "data")]
+    code, _, err = run(capsys, *arguments)
+    assert code == 2
+    # tyro boxes its own messages and breaks their lines.
+    assert culprit in " ".join(err.replace("│", " ").split())
+    assert "Traceback" not in err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_fit_evaluate_and_compare(capsys, tmp_path):
+    options = ["--data-dir", str(tmp_path / "data"), "--epochs", "2", "--model.width", "0.25", "--devices", "1"]
+    options += ["--evaluation.steps", "3", "--evaluation.examples", "100"]
+    for name in ("standard", "flow"):
+        code, out, err = run(
+            capsys, "fit", f"digits-{name}", "--run-dir", str(tmp_path / name), "--no-evaluate", *options
+        )
+        assert code == 0, err
+        assert str(tmp_path / name) in out
+    folders = [str(tmp_path / name) for name in ("standard", "flow")]
+    code, out, err = run(
+        capsys, "evaluate", *folders, "--output", str(tmp_path / "both"), "--json", str(tmp_path / "out.json")
+    )
+    assert code == 0, err
+    comparison = json.loads((tmp_path / "both" / "comparison.json").read_text())
+    assert set(comparison) == {"standard", "flow"}
+    for row in comparison.values():
+        assert 0 <= row["multi_step_accuracy"] <= row["clean_accuracy"] <= 1
+        assert row["train_seconds"] > 0
+    assert "standard" in out
+    for path in ("comparison.png", "comparison.md", "flow/examples.png", "flow/curve.png"):
+        assert (tmp_path / "both" / path).stat().st_size > 100
+    rows = json.loads((tmp_path / "out.json").read_text())
+    assert rows["flow"]["attacks"]
+    accuracies = [point["accuracy"] for point in rows["flow"]["curve"]]
+    assert all(np.isfinite(accuracies))
+    options_of_suites = ["--radii", "0.1", "0.2", "--independent", "--json", str(tmp_path / "one.json")]
+    code, out, err = run(capsys, "evaluate", folders[1], "--transfer-from", folders[0], *options_of_suites)
+    assert code == 0, err
+    row = json.loads((tmp_path / "one.json").read_text())
+    assert set(row["attacks"]) == {"multi-step", "transfer from standard"}
+    assert len({attack["attacked"] for attack in row["attacks"].values()}) == 1
+    assert [point["radius_pixels"] for point in row["curve"]] == [0, 0.1, 0.2]
+    assert row["curve_examples"] == row["examples"] == 100
+    assert 0 < row["mean_minimal_displacement"] <= 0.2
+    assert (tmp_path / "flow" / "curve.csv").read_text().count("\n") == 4
+    code, _, err = run(capsys, "fit", "digits-flow", "--run-dir", folders[1], *options)
+    assert code == 2
+    assert "already holds a run" in err
+
+
+@pytest.mark.slow
+def test_certify_a_run(capsys, tmp_path):
+    options = ["--data-dir", str(tmp_path / "data"), "--epochs", "3", "--model.width", "0.25", "--devices", "1"]
+    options += ["--method.random-start", "0.3", "--no-evaluate"]
+    folder = tmp_path / "noisy"
+    code, _, err = run(capsys, "fit", "digits-standard", "--run-dir", str(folder), *options)
+    assert code == 0, err
+    few = ["--num-samples", "200", "--examples", "12", "--batch-size", "150"]
+    code, out, err = run(capsys, "certify", str(folder), *few, "--json", str(tmp_path / "flow.json"))
+    assert (code, err) == (0, "")  # no progress bar where nobody watches
+    assert str(folder / "certified.md") in out
+    assert (folder / "certified.png").read_bytes().startswith(b"\x89PNG")
+    row = json.loads((tmp_path / "flow.json").read_text())
+    assert row == json.loads((folder / "certified.json").read_text())
+    assert (row["family"], row["law"], row["sigma"], row["unit"], row["examples"]) == (
+        "flow",
+        "gaussian",
+        [0.3],
+        "px",
+        12,
+    )
+    radii, right = np.array(row["radii"]), np.array(row["predictions"]) == row["labels"]
+    assert 0.5 < row["smoothed_accuracy"] == right.mean() <= 1
+    assert row["abstained"] == np.sum(radii == 0) == np.sum(np.array(row["predictions"]) == -1)
+    assert row["mean_radius"] == pytest.approx(np.mean(radii * right))
+    assert radii.max() <= row["ceiling"] < 0.3 * 1.9
+    for point in row["curve"]:
+        assert point["accuracy"] == pytest.approx(np.mean(right & (radii > point["radius"])))
+    rotation = ["--family", "rotation", "--law", "uniform", "--sigma", "20", "--radii", "5", "--output", str(tmp_path)]
+    code, _, err = run(capsys, "certify", str(folder), *few, *rotation)
+    assert code == 0, err
+    row = json.loads((tmp_path / "certified.json").read_text())
+    assert (row["unit"], row["norm"]) == ("degrees", "l1 norm of the parameters")
+    assert 5 < np.max(row["radii"]) <= row["ceiling"] < 20
+    assert [point["radius"] for point in row["curve"]] == [5]
+    code, _, err = run(capsys, "certify", str(folder), *few, "--family", "affine", "--output", str(tmp_path))
+    assert code == 0, err
+    row = json.loads((tmp_path / "certified.json").read_text())
+    assert (row["unit"], len(row["sigma"])) == ("sigma", 6)
+    assert row["norm"] == "l2 norm of the parameters, each divided by its sigma"

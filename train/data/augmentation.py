@@ -1,0 +1,126 @@
+"""Augmentation inside the compiled step: pure functions of a key and ``uint8`` images.
+
+Each example's random draws depend on its position in the global batch, so a step gives the same
+images on 1, 2, 4 or 8 devices::
+
+    key = jax.random.fold_in(run_key, step)
+    positions = jnp.arange(n) + jax.lax.axis_index("data") * n  # under pmap; else the default
+    images = augment(key, batch["image"], options, positions=positions)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import jax
+import jax.numpy as jnp
+from annotated_types import Interval
+from jax import Array
+
+from train.ranges import Pixels
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Changes to training images: resize, pad, random crop, random flip, in this order.
+
+    Evaluation resizes in the same way and crops the centre. The paper's recipe for CIFAR-10 is
+    ``Augmentation(resize=36, crop=32, flip=True)``.
+    """
+
+    resize: Pixels = 0
+    """Height and width, in pixels, to which images are resized (bilinear); 0 keeps their size."""
+    crop: Pixels = 0
+    """Height and width, in pixels, of the crop, random in training and central in evaluation; 0
+    keeps the size."""
+    shift: Annotated[int, Interval(ge=0, le=512)] = 0
+    """Largest random shift in training, in pixels, along each axis; zeros move in at the border."""
+    flip: bool = False
+    """Mirrors each training image left to right with probability 1/2."""
+
+
+def output_shape(options: Augmentation, image_shape: tuple[int, ...]) -> tuple[int, int, int]:
+    """The shape ``(h, w, c)`` of augmented images of ``image_shape``.
+
+    Raises:
+        ValueError: a negative option, or a crop larger than the image it is taken from.
+    """
+    height, width, channels = image_shape
+    if min(options.resize, options.crop, options.shift) < 0:
+        raise ValueError(f"resize, crop and shift must be 0 or more pixels, got {options}")
+    if options.resize:
+        height = width = options.resize
+    if options.crop > min(height, width):
+        raise ValueError(f"crop {options.crop} is larger than the images of {height} x {width}")
+    return options.crop or height, options.crop or width, channels
+
+
+def to_float(images: Array) -> Array:
+    """``uint8`` images in 0..255 as ``float32`` in [0, 1]; float images pass unchanged."""
+    if images.dtype == jnp.uint8:
+        return images.astype(jnp.float32) / 255
+    return images
+
+
+def example_keys(key: Array, positions: Array) -> Array:
+    """One key for each position ``int[n]`` of the global batch."""
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, positions)
+
+
+def augment(key: Array, images: Array, options: Augmentation, *, positions: Array | None = None) -> Array:
+    """Augments training images.
+
+    Args:
+        key: a key for this step, the same on every device.
+        images: ``uint8[n, h, w, c]``.
+        options: what to do; a compile-time constant.
+        positions: ``int[n]``, the examples' places in the global batch; None means that the
+            images are the global batch.
+
+    Returns:
+        ``float32[n, *output_shape]`` in [0, 1]. An example's result depends on the key and on its
+        position, not on the other examples (after resizing, the last bit may differ between batch
+        sizes).
+    """
+    height, width, _ = output_shape(options, images.shape[1:])
+    positions = jnp.arange(len(images)) if positions is None else positions
+    images = _resize(images, options.resize)
+    pad = options.shift
+    rows, columns = images.shape[1] + 2 * pad - height, images.shape[2] + 2 * pad - width
+    limits = jnp.array([rows + 1, columns + 1, 2])
+    draws = jax.vmap(lambda key: jax.random.randint(key, (3,), 0, limits))(example_keys(key, positions))
+    if rows or columns:
+        padded = jnp.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+        images = jax.vmap(
+            lambda image, corner: jax.lax.dynamic_slice(
+                image, (corner[0], corner[1], 0), (height, width, image.shape[-1])
+            )
+        )(padded, draws)
+    if options.flip:
+        images = jnp.where(draws[:, 2, None, None, None] == 1, images[:, :, ::-1], images)
+    return to_float(images)
+
+
+def center_view(images: Array, options: Augmentation) -> Array:
+    """The images for evaluation: resized like training images and cropped at the centre, without randomness.
+
+    Args:
+        images: ``uint8[n, h, w, c]``.
+        options: the training options; ``shift`` and ``flip`` are ignored.
+
+    Returns:
+        ``float32[n, *output_shape]`` in [0, 1].
+    """
+    height, width, _ = output_shape(options, images.shape[1:])
+    images = _resize(images, options.resize)
+    top, left = (images.shape[1] - height) // 2, (images.shape[2] - width) // 2
+    return to_float(images[:, top : top + height, left : left + width])
+
+
+def _resize(images: Array, size: int) -> Array:
+    """Bilinear, as float; images that already have the size stay ``uint8``, which is exact and smaller."""
+    if not size or images.shape[1:3] == (size, size):
+        return images
+    resized: Array = jax.image.resize(to_float(images), (len(images), size, size, images.shape[-1]), "bilinear")
+    return resized
