@@ -45,6 +45,8 @@ class Data:
     """Fraction of the training images, in [0, 1), kept aside as validation set."""
     image_size: Annotated[int, Interval(ge=1, le=4096)] | None = None
     """Side in pixels to which images of different sizes are resized when they are read."""
+    given: Annotated[str, HIDDEN] = ""
+    """The name of images that were passed to `fit`; they take the place of `name`."""
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ import flax.linen as nn
 import jax
 import numpy as np
 import pytest
+from train.cli import main
 
 from train import checkpoints, data, evaluation, loop, reports, runs
-from train.cli import main
 from train.config import Config, Data, Evaluation
 
 
