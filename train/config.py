@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 from annotated_types import Interval
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
 from train.data import Augmentation
 from train.methods import AnyMethod
@@ -86,10 +86,6 @@ class Evaluation:
 @dataclass(frozen=True)
 class Config:
     """One training."""
-
-    __pydantic_config__ = ConfigDict(
-        strict=True, extra="forbid", allow_inf_nan=False, revalidate_instances="always", frozen=True
-    )
 
     data: Data = field(default_factory=Data)
     augmentation: Augmentation = field(default_factory=Augmentation)

@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 
 from train.config import Config
 from train.errors import ConfigError
@@ -147,7 +147,7 @@ def kind_of(options: Any) -> str:
 
 @cache
 def _adapter(kind: Hashable) -> TypeAdapter[Any]:
-    return TypeAdapter(kind, config=None if hasattr(kind, "__pydantic_config__") else _STRICT)
+    return TypeAdapter(with_config(_STRICT)(kind))
 
 
 def _validated(kind: type[T], value: T | str) -> T:

@@ -62,20 +62,9 @@ def test_the_cost_of_a_step_in_passes(method, passes):
     assert method.make().passes == passes
 
 
-def test_the_three_rules_take_the_same_step():
+def test_both_exact_rules_take_the_same_step():
     exact = FlowGradient(weight=3.0)
     assert_same_step(exact, replace(exact, rule=ForwardOverReverse()))
-    start, *ends = (
-        jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(params)])
-        for params in (
-            network(TINY)[1].params,
-            after_one_step(exact)[0].params,
-            after_one_step(replace(exact, rule=FiniteDifference()))[0].params,
-        )
-    )
-    first, second = (end - start for end in ends)
-    # A network of rectifiers has kinks inside any finite step: near, not equal.
-    assert jnp.vdot(first, second) > 0.99 * jnp.linalg.norm(first) * jnp.linalg.norm(second)
 
 
 def test_a_share_of_the_batch_is_penalized_with_the_same_weight():
