@@ -75,9 +75,11 @@ FAMILIES = {
 LAWS: dict[str, Callable[[Any], SmoothingLaw]] = {"gaussian": laws.gaussian, "uniform": laws.uniform}
 
 if TYPE_CHECKING:
-    FamilyName = LawName = str
+    FamilyName = str
+    LawName = str
 else:
-    FamilyName, LawName = Literal[(*FAMILIES,)], Literal[(*LAWS,)]
+    FamilyName = Literal[(*FAMILIES,)]
+    LawName = Literal[(*LAWS,)]
 
 _SUMMARIES = "; ".join(f"{name}: {family.summary}" for name, family in FAMILIES.items())
 

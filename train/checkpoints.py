@@ -20,7 +20,7 @@ import orbax.checkpoint as ocp
 
 from train import manifests, options, processes, runs
 from train.config import Config
-from train.errors import CheckpointError, ConfigError, Stopped, StorageError, one_line
+from train.errors import CheckpointError, ConfigError, Stopped, StorageError, UserError, one_line
 from train.manifests import Damaged, Stored
 
 Tree = Any
@@ -102,7 +102,7 @@ def open_writer(run: runs.Run, config: Config) -> Iterator[Writer]:
     Raises:
         StorageError: the last checkpoint cannot be written, or an earlier manifest cannot be read now.
     """
-    stored = _open_all(run.checkpoints).items()
+    stored = open_all(run.checkpoints).items()
     keep = _Keep({step: one.accuracy for step, one in stored if isinstance(one, Stored) and one.accuracy is not None})
     manager_options = ocp.CheckpointManagerOptions(
         preservation_policy=keep,
@@ -150,7 +150,7 @@ def _open(folder: Path, step: int) -> Stored | str:
         return str(error)
 
 
-def _open_all(folder: Path) -> Opened:
+def open_all(folder: Path) -> Opened:
     """All checkpoints of a folder, oldest first. Raises `StorageError` if a manifest cannot be read now."""
     return {step: _open(folder, step) for step in manifests.steps(folder)}
 
@@ -184,7 +184,7 @@ def restore(folder: Path, state: Tree, *, config: Config, select: Literal["last"
         StorageError: one cannot be read now, so that it is not known whether it is intact.
     """
     if select == "best":
-        opened = _open_all(folder)
+        opened = open_all(folder)
         return _first_intact(folder, ((step, opened[step]) for step in best_first(opened)), state, config)
     newest_first = reversed(manifests.steps(folder))
     return _first_intact(folder, ((step, _open(folder, step)) for step in newest_first), state, config)
@@ -251,7 +251,8 @@ def resume(folder: Path, state: Tree, *, config: Config) -> Restored | None:
         StorageError: the newest cannot be read now; nothing is renamed.
     """
     found: Restored | None = None
-    outcome, failure = _Outcome.NOTHING, None
+    failure: UserError | None = None
+    outcome = _Outcome.NOTHING
     if processes.is_lead() and manifests.steps(folder):
         try:
             found, outcome = restore(folder, state, config=config), _Outcome.FOUND

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -31,12 +31,21 @@ from deformreg.evaluation import (
 from train import environment
 from train.restored import LogitsFn, Trained
 
-SUITES = ("released", *suites.SUITES)
+Attacks = Callable[[Any], list[Attack]]
+
+SUITES: dict[str, Callable[[int, int], Attacks]] = {
+    "released": lambda steps, classes: partial(released.suite, num_steps=steps),
+    "quick": lambda steps, classes: suites.quick,
+    "standard": lambda steps, classes: partial(suites.standard, classes=classes),
+    "full": lambda steps, classes: partial(suites.full, classes=classes),
+    "spatial": lambda steps, classes: suites.spatial,
+}
+"""Suites by name, each a function of the attack steps and the number of classes."""
 
 if TYPE_CHECKING:
     SuiteName = str
 else:
-    SuiteName = Literal[SUITES]
+    SuiteName = Literal[(*SUITES,)]
 
 CURVE = (0.25, 0.5, 0.75, 1.0, 1.5)
 """Budgets of the accuracy curve where none are named, as multiples of the suite's."""
@@ -102,6 +111,11 @@ class Study(NamedTuple):
     sample: Sample
 
 
+def budget(suite: str) -> str:
+    """What a suite's radius bounds, in words."""
+    return "translation, with 10 degrees a pixel" if suite == "spatial" else "displacement per component"
+
+
 def evaluate_run(name: str, trained: Trained, protocol: Protocol) -> Study:
     """Evaluates a trained run.
 
@@ -160,15 +174,13 @@ def _evaluators(protocol: Protocol, steps: int, classes: int, batch_size: int) -
     return run_suite, make(_glance, batch_size=min(CURVE_BATCH, batch_size), diagnosis=False)
 
 
-def _suite(protocol: Protocol, steps: int, classes: int) -> suites.Suite:
+def _suite(protocol: Protocol, steps: int, classes: int) -> Attacks:
     """The protocol's suite, followed by the transfers."""
-    suite = released.suite(num_steps=steps) if protocol.suite == "released" else suites.SUITES[protocol.suite]
-    for name, logits_fn in protocol.sources:
-        suite = suite.plus(f"transfer from {name}", partial(_transfer, name, logits_fn))
-    return suite
+    make = SUITES[protocol.suite](steps, classes)
+    return lambda radius: [*make(radius), *(_transfer(radius, *source) for source in protocol.sources)]
 
 
-def _transfer(name: str, logits_fn: LogitsFn, radius: Any) -> Attack:
+def _transfer(radius: Any, name: str, logits_fn: LogitsFn) -> Attack:
     search = pgd(ball=deformreg.linf(radius), num_steps=50, step_size=radius / 20, start="random", keep="best")
     return transfer(search, logits_fn, name=f"transfer from {name}")
 
@@ -216,7 +228,9 @@ class _Exhibits:
         return Sample(images, labels, flows, deformed, before, after)
 
 
-def _deform(field: Callable[..., Array], apply: Callable[..., Array], params: Any, images: Array) -> tuple[Array, Array]:
+def _deform(
+    field: Callable[..., Array], apply: Callable[..., Array], params: Any, images: Array
+) -> tuple[Array, Array]:
     return field(params, images), apply(params, images)
 
 

@@ -14,7 +14,6 @@ from train.ranges import HIDDEN, Fraction, NonNegative, Positive
 class Sgd:
     """Stochastic gradient descent with momentum."""
 
-    name: Annotated[Literal["sgd"], HIDDEN] = "sgd"
     learning_rate: Positive = 0.01
     """Peak learning rate."""
     momentum: Fraction = 0.9
@@ -23,6 +22,7 @@ class Sgd:
     """Nesterov's momentum."""
     weight_decay: NonNegative = 5e-4
     """Added to the gradient times the parameters, before the momentum, as PyTorch's SGD does; on every parameter."""
+    name: Annotated[Literal["sgd"], HIDDEN] = "sgd"
 
     def make(self, rate: optax.ScalarOrSchedule) -> optax.GradientTransformation:
         return optax.chain(
@@ -35,7 +35,6 @@ class Sgd:
 class AdamW:
     """Adam with decoupled weight decay."""
 
-    name: Annotated[Literal["adamw"], HIDDEN] = "adamw"
     learning_rate: Positive = 1e-3
     """Peak learning rate."""
     weight_decay: NonNegative = 0.05
@@ -44,6 +43,7 @@ class AdamW:
     """Decay of the gradient's mean, in [0, 1)."""
     beta2: Fraction = 0.999
     """Decay of the gradient's mean square, in [0, 1)."""
+    name: Annotated[Literal["adamw"], HIDDEN] = "adamw"
 
     def make(self, rate: optax.ScalarOrSchedule) -> optax.GradientTransformation:
         return optax.adamw(rate, b1=self.beta1, b2=self.beta2, weight_decay=self.weight_decay)

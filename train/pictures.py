@@ -1,4 +1,4 @@
-"""Pictures: attacked images beside the flows that deform them, and accuracy against the budget."""
+"""Pictures: attacked images beside the flows that deform them, and accuracy against the radius."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from train.certification import Certified
-from train.evaluation import Study
+from train.certification import FAMILIES, Certified
+from train.evaluation import Study, budget
 from train.files import write_bytes
 
 RIGHT, WRONG = "#1a7f37", "#cf222e"
 COLORS = ("#0969da", "#bc4c00", "#8250df", "#1a7f37", "#bf3989", "#6e7781")
 
-mpl.rcParams["text.parse_math"] = False  # names of runs and classes are no formulas, whatever dollars are in them
+mpl.rcParams["text.parse_math"] = False  # names of runs and classes with dollars in them are not formulas
 
 
 def save_curves(path: Path, rows: Mapping[str, Mapping[str, Any]]) -> None:
-    """Accuracy against the budget, one line a run."""
+    """Draws accuracy against the radius, one line per run."""
     figure = Figure(figsize=(5, 3.6), layout="constrained")
     _draw_curves(figure.add_subplot(), rows)
     _save(figure, path)
 
 
 def save_examples(path: Path, study: Study, class_names: Sequence[str], *, count: int = 5) -> None:
-    """A grid of clean image, flow, deformed image and difference, with the predicted labels.
+    """Draws a grid of clean image, flow, deformed image and difference, with the predicted labels.
 
-    Shows images that the attack breaks where there are any: the first `count`, filled up with others.
+    The first `count` images: those that an attack broke before the others.
     """
     images, labels, flows, deformed, before, after = study.sample
     order = np.argsort((after == labels).astype(int) + (before != labels), kind="stable")[:count]
@@ -54,17 +54,17 @@ def save_examples(path: Path, study: Study, class_names: Sequence[str], *, count
 
 
 def save_comparison(path: Path, studies: Mapping[str, Study], class_names: Sequence[str], *, count: int = 6) -> None:
-    """Accuracy curves of several runs above the same test images, deformed against each of them."""
+    """Draws the accuracy curves of several runs above the same test images, deformed against each of them."""
     found = {name: study.sample for name, study in studies.items()}
     first = next(iter(found.values()))
     right = np.all([sample.before == sample.labels for sample in found.values()], axis=0)
     survived = np.sum([sample.after == sample.labels for sample in found.values()], axis=0)
-    # Telling images first: right on every run when clean, and attacked with different outcomes.
+    # First the images that tell the runs apart: all classify them right when clean, only some when attacked.
     telling = right & (survived > 0) & (survived < len(found))
     order = np.argsort(~telling, kind="stable")[:count]
     largest = max(float(np.abs(sample.flows[order]).max()) for sample in found.values())
     figure = Figure(figsize=(1.35 * (count + 1), 3.4 + 1.55 * (1 + len(found))), layout="constrained")
-    upper, lower = figure.subfigures(2, 1, height_ratios=[3.2, 1.55 * (1 + len(found))])
+    upper, lower = figure.subfigures(2, 1, squeeze=False, height_ratios=[3.2, 1.55 * (1 + len(found))])[:, 0]
     _draw_curves(upper.add_subplot(), {name: study.row for name, study in studies.items()})
     axes = lower.subplots(1 + len(found), len(order), squeeze=False)
     for column, index in enumerate(order):
@@ -80,36 +80,25 @@ def save_comparison(path: Path, studies: Mapping[str, Study], class_names: Seque
 
 
 def save_certified(path: Path, name: str, certified: Certified) -> None:
-    """Certified accuracy against the radius, beside the network's own accuracy without noise."""
+    """Draws certified accuracy against the radius, beside the network's own accuracy without noise."""
     row, curve = certified.row, certified.fine
     figure = Figure(figsize=(5, 3.6), layout="constrained")
     axis = figure.add_subplot()
-    accuracies, ends = 100 * np.array(curve.accuracies), 100 * np.array(curve.intervals)
+    accuracies, (low, high) = 100 * np.array(curve.accuracies), 100 * np.array(curve.intervals).T
     axis.step(curve.radii, accuracies, where="post", color=COLORS[0], label=f"{name}, certified")
-    axis.fill_between(curve.radii, *ends.T, step="post", color=COLORS[0], alpha=0.15, linewidth=0)
+    axis.fill_between(curve.radii, low, high, step="post", color=COLORS[0], alpha=0.15, linewidth=0)
     axis.axhline(100 * row["clean_accuracy"], color=COLORS[5], linestyle=":", label="the network itself, clean")
     size = f"{row['norm'][:2]} norm, {row['unit']}"
-    _style(axis, f"certified radius of the {threat(row)} ({size})", "certified accuracy, %")
+    _style(axis, f"certified radius of the {FAMILIES[row['family']].threat} ({size})", "certified accuracy, %")
     axis.set_xlim(right=row["ceiling"])
     _save(figure, path)
 
 
-def threat(row: Mapping[str, Any]) -> str:
-    """What a certified run withstands, in words."""
-    names = {"flow": "flow", "smooth": "coarse flow", "affine": "affine map"}
-    return names.get(row["family"], row["family"])
-
-
 def _save(figure: Figure, path: Path) -> None:
-    """A picture, like every report, is there whole or not at all."""
+    """Writes a picture, like every report, whole or not at all."""
     data = io.BytesIO()
     figure.savefig(data, dpi=160)
     write_bytes(path, data.getvalue())
-
-
-def budget(row: Mapping[str, Any]) -> str:
-    """What an evaluation's radius bounds, in words."""
-    return "translation, with 10 degrees a pixel" if row["suite"] == "spatial" else "displacement per component"
 
 
 def _draw_curves(axis: Axes, rows: Mapping[str, Mapping[str, Any]]) -> None:
@@ -119,7 +108,7 @@ def _draw_curves(axis: Axes, rows: Mapping[str, Mapping[str, Any]]) -> None:
         axis.plot(radii, [100 * point["accuracy"] for point in curve], "o-", color=color, label=name, markersize=4)
         low, high = ([100 * point[end] for point in curve] for end in ("low", "high"))
         axis.fill_between(radii, low, high, color=color, alpha=0.15, linewidth=0)
-    _style(axis, f"largest {budget(next(iter(rows.values())))}, px", "accuracy, %")
+    _style(axis, f"largest {budget(next(iter(rows.values()))['suite'])}, px", "accuracy, %")
 
 
 def _style(axis: Axes, xlabel: str, ylabel: str) -> None:
@@ -137,7 +126,7 @@ def _show(axis: Axes, image: np.ndarray) -> None:
 
 
 def _show_flow(axis: Axes, flow: np.ndarray, radius: float) -> None:
-    """A flow as colors (hue the direction, saturation the length) under arrows where content comes from."""
+    """Draws a flow as colors (hue: direction, saturation: length) under arrows to where content comes from."""
     angle = np.arctan2(flow[..., 0], flow[..., 1]) / (2 * np.pi) % 1
     length = np.hypot(flow[..., 0], flow[..., 1]) / max(radius * np.sqrt(2), 1e-9)
     colors = mpl.colors.hsv_to_rgb(np.stack([angle, np.clip(length, 0, 1), np.ones_like(angle)], axis=-1))
@@ -158,5 +147,5 @@ def _label(axis: Axes, class_names: Sequence[str], predicted: int, label: int) -
 
 
 def _shown(class_name: str) -> str:
-    """A name as it can be drawn: folders need not be named in UTF-8."""
+    """A name as it can be drawn: folders of classes may have names that are not UTF-8."""
     return class_name.encode(errors="backslashreplace").decode()

@@ -15,10 +15,15 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from train.errors import ConfigError, Preempted
+from train.errors import ConfigError, NonFiniteLoss, Preempted
 
 CONNECT_SECONDS = 300.0
 """How long the other processes wait for process 0 to answer."""
+
+PREEMPTED = Preempted.exit_code
+
+TOGETHER = (0, NonFiniteLoss.exit_code, PREEMPTED)
+"""Exit codes with which all processes end at the same step, each waiting for the others."""
 
 _WEEK = 7 * 24 * 3600
 
@@ -79,6 +84,11 @@ def _from_environment(name: str) -> int | None:
     raise ConfigError(f"${name} must be a number, got {value!r}")
 
 
+def is_joined() -> bool:
+    """Whether this process is one of several that `join` connected."""
+    return bool(jax.distributed.is_initialized())
+
+
 def is_lead() -> bool:
     """Whether this process is process 0, which writes for all."""
     return jax.process_index() == 0
@@ -104,7 +114,7 @@ def leave(code: int) -> None:
 
     Does nothing in a process that has not joined others.
     """
-    if not jax.distributed.is_initialized():
+    if not is_joined():
         return
     sys.stdout.flush()
     sys.stderr.flush()
@@ -132,7 +142,7 @@ def stop_on_sigterm() -> Iterator[Callable[[], bool]]:
             if number[0] != signal.SIGTERM:
                 continue
             if requested.is_set():
-                os._exit(Preempted.exit_code)
+                os._exit(PREEMPTED)
             requested.set()
             print("SIGTERM: saving a checkpoint; a second one leaves at once", file=sys.stderr, flush=True)
 

@@ -1,4 +1,4 @@
-"""Reports: JSON, which is the truth, Markdown tables and pictures of runs and comparisons, and where they go."""
+"""Reports of evaluated and certified runs: where they go, JSON with all numbers, CSV, Markdown tables."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import Any
 
 from deformreg.evaluation.reports import curves_to_csv, to_csv, to_markdown
 from train import files, pictures, runs
-from train.certification import Certified
+from train.certification import FAMILIES, Certified
 from train.errors import RunError
-from train.evaluation import Study
+from train.evaluation import Study, budget
 
 Row = Mapping[str, Any]
 
 
 def places(folders: Sequence[Path], output: Path | None) -> list[Path]:
-    """Where each run's report goes: into the run folder, or below `output`.
+    """The folder of each run's report: the run folder, or one below `output`.
 
-    There a run keeps its path from the folder that all are in; a single one needs no folder of its own.
+    Below `output` a run keeps its path relative to the folder that holds all of them; a single run's is `output`.
     """
     if output is None:
         return list(folders)
@@ -29,16 +29,15 @@ def places(folders: Sequence[Path], output: Path | None) -> list[Path]:
 
 
 def check_writable(folders: Sequence[Path], file: Path | None) -> None:
-    """Looks, before work of hours, whether its results can be written into folders and to a file; writes nothing.
+    """Raises `RunError`, before hours of work, if results cannot be written into folders and to a file.
 
-    Raises:
-        RunError: they cannot.
+    Writes nothing.
     """
     for folder in [*folders, *([file.parent] if file else [])]:
         runs.check_name(folder)
-        there = next(path for path in (folder, *folder.parents) if path.exists())
-        if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
-            raise RunError(f"{folder}: nothing can be written into {there}; choose another --output or --json")
+        existing = next(path for path in (folder, *folder.parents) if path.exists())
+        if not (existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)):
+            raise RunError(f"{folder}: nothing can be written into {existing}; choose another --output or --json")
 
 
 def table(rows: Mapping[str, Row]) -> str:
@@ -55,9 +54,8 @@ def table(rows: Mapping[str, Row]) -> str:
 
 
 def _aligned(lines: list[list[str]]) -> str:
-    """A Markdown table whose columns the terminal shows one below the other; the second line is its rule."""
+    """A Markdown table with padded columns, readable in a terminal; the second line is its rule."""
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    # The terminal shows the same text: pad the columns, keep the rule's colons at its ends.
     padded = [[cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines]
     padded[1] = [_rule(cell, width) for cell, width in zip(lines[1], widths, strict=True)]
     return "\n".join("| " + " | ".join(line) + " |" for line in padded)
@@ -74,14 +72,14 @@ def _percent(value: float) -> str:
 def _caption(row: Row) -> str:
     return (
         f"Accuracy in percent of {row['examples']} test images; suite `{row['suite']}` at {row['radius_pixels']:g} px, "
-        f"the largest {pictures.budget(row)}; in brackets Wilson's 95 % interval. Mean px: the mean of the smallest "
+        f"the largest {budget(row['suite'])}; in brackets Wilson's 95 % interval. Mean px: the mean of the smallest "
         f"budgets that break an image, counted up to {row['curve'][-1]['radius_pixels']:g} px "
         f"({row['curve_examples']} images, {row['curve_suite']})."
     )
 
 
 def write_run_report(folder: Path, name: str, study: Study, class_names: Sequence[str]) -> None:
-    """Writes ``evaluation.json``, ``.csv`` and ``.md``, the curve and pictures; prints the table and where they are."""
+    """Writes ``evaluation.json``, ``.csv`` and ``.md``, the curve and pictures; prints the table and the path."""
     row = study.row
     files.write_json(folder / "evaluation.json", row)
     files.write_text(folder / "evaluation.csv", to_csv(study.evaluation))
@@ -98,7 +96,7 @@ def _flags(row: Row) -> str:
 
 
 def write_comparison(folder: Path, studies: Mapping[str, Study], class_names: Sequence[str]) -> None:
-    """Writes ``comparison.json``, ``.md`` and ``.png`` for several runs and prints the table and their paths."""
+    """Writes ``comparison.json``, ``.md`` and ``.png`` of several runs; prints the table and the paths."""
     rows = {name: study.row for name, study in studies.items()}
     first = next(iter(rows.values()))
     files.write_json(folder / "comparison.json", {name: _summary(row) for name, row in rows.items()})
@@ -130,7 +128,7 @@ def _summary(row: Row) -> dict[str, Any]:
 
 
 def write_certified(folder: Path, name: str, certified: Certified) -> None:
-    """Writes ``certified.json``, ``.md`` and ``.png`` and prints the table and where they are."""
+    """Writes ``certified.json``, ``.md`` and ``.png``; prints the table and the path."""
     row = certified.row
     lines = [[f"radius, {row['unit']}", f"certified, % of {row['examples']}", "95 % interval"], [":--", "--:", "--:"]]
     lines += [
@@ -146,11 +144,12 @@ def write_certified(folder: Path, name: str, certified: Certified) -> None:
 
 def _certified_caption(row: Row) -> str:
     return (
-        f"Certified accuracy of the smoothed classifier: the share of {row['examples']} test images that it answers "
-        f"right, provably so under every {pictures.threat(row)} whose size ({row['norm']}, in {row['unit']}) is at "
-        f"most the radius. {row['law'].capitalize()} noise, sigma {' '.join(f'{value:g}' for value in row['sigma'])}; "
-        f"{row['num_samples']} draws an image; each certificate holds with probability {1 - row['alpha']:g}. Covered "
-        f"are parameters added to the noise inside the same warp of the clean image, not images that come deformed "
-        f"already. Clean accuracy of the network itself {_percent(row['clean_accuracy'])} %; the smoothed classifier "
-        f"abstains on {row['abstained']}; mean radius {row['mean_radius']:.3g}, ceiling {row['ceiling']:.3g}."
+        f"Certified accuracy of the smoothed classifier: the share of {row['examples']} test images that it classifies "
+        f"correctly, provably so under every {FAMILIES[row['family']].threat} whose size ({row['norm']}, in "
+        f"{row['unit']}) is at most the radius. {row['law'].capitalize()} noise, sigma "
+        f"{' '.join(f'{value:g}' for value in row['sigma'])}; {row['num_samples']} draws per image; each certificate "
+        f"holds with probability {1 - row['alpha']:g}. It covers parameters added to the noise inside the same warp of "
+        f"the clean image, not images that are already deformed. Clean accuracy of the network itself "
+        f"{_percent(row['clean_accuracy'])} %; the smoothed classifier abstains on {row['abstained']}; mean radius "
+        f"{row['mean_radius']:.3g}, ceiling {row['ceiling']:.3g}."
     )

@@ -64,10 +64,10 @@ class _Opened(NamedTuple):
     step: int
 
 
-def _open(folder: Path, data_dir: str | None) -> _Opened:
+def _open(folder: Path, data_dir: str | None, model: nn.Module | None = None, test: Source | None = None) -> _Opened:
     config = runs.load_config(folder)
-    test = open_split(config, "test", data_dir)
-    network = build(config, test)
+    test = open_split(config, "test", data_dir) if test is None else test
+    network = build(config, test, model=model)
     stored = runs.Run(folder).checkpoints
     step, state, skipped = checkpoints.restore(stored, network.shapes, config=config, select=config.select)
     for other, reason in skipped.items():
@@ -76,22 +76,31 @@ def _open(folder: Path, data_dir: str | None) -> _Opened:
     return _Opened(config, test, logits_fn, step)
 
 
-def open_run(folder: Path, *, data_dir: str | None = None, examples: int = 0) -> Trained:
+def open_run(
+    folder: Path,
+    *,
+    data_dir: str | None = None,
+    examples: int = 0,
+    model: nn.Module | None = None,
+    test: Source | None = None,
+) -> Trained:
     """Restores a run's network and opens its test images.
 
     Args:
         folder: the run folder.
         data_dir: where the data is now; None for where it was in training.
         examples: number of test images, from the first; 0 for the config's choice.
+        model: the network in place of the config's, as it was given to `train.fit`.
+        test: test images in place of the config's.
 
     Raises:
         RunError, ConfigError, CheckpointError, DataError: something cannot be used.
     """
-    config, test, logits_fn, step = _open(folder, data_dir)
+    config, test, logits_fn, step = _open(folder, data_dir, model, test)
     count = min(examples or config.evaluation.examples or len(test), len(test))
     indices = np.arange(count)
     images, labels = test.read(indices)
-    readable = ~test.corrupt(indices)
+    readable = ~test.unreadable(indices)
     if not readable.any():
         raise DataError(f"{test.name}: none of the first {count} can be read; repair them, or --examples takes more")
     images, labels = images[readable], labels[readable]

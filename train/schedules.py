@@ -55,11 +55,11 @@ class Cosine(_WarmedUp):
 class Step(_WarmedUp):
     """The peak, multiplied by a factor after some epochs."""
 
-    name: Annotated[Literal["step"], HIDDEN] = "step"
     decay_epochs: tuple[Annotated[int, Interval(ge=1, le=10**6)], ...] = (40, 60)
     """Epochs after which the rate is multiplied by `decay_factor`."""
     decay_factor: Share = 0.1
     """Factor of every decay."""
+    name: Annotated[Literal["step"], HIDDEN] = "step"
 
     def make(self, peak: float, epochs: int, steps_per_epoch: int) -> optax.Schedule:
         warmup = self._warmup_steps(steps_per_epoch)

@@ -88,7 +88,7 @@ def assert_same_to_the_bit(run: Path, other: Path) -> None:
     """The final states of two runs."""
     step = last_step(run)
     assert step == last_step(other)
-    ours, theirs = (manifests.read(folder / "checkpoints", step) for folder in (run, other))
+    ours, theirs = (manifests.open_step(folder / "checkpoints", step).read() for folder in (run, other))
     assert ours.keys() == theirs.keys()
     for path in ours:
         assert ours[path].tobytes() == theirs[path].tobytes(), path
@@ -96,5 +96,5 @@ def assert_same_to_the_bit(run: Path, other: Path) -> None:
 
 def largest_difference(run: Path, other: Path) -> float:
     """Over the parameters after the last step."""
-    ours, theirs = (manifests.read(folder / "checkpoints", last_step(run)) for folder in (run, other))
+    ours, theirs = (manifests.open_step(folder / "checkpoints", last_step(run)).read() for folder in (run, other))
     return max(float(np.max(np.abs(ours[path] - theirs[path]))) for path in ours if path.startswith("params/"))

@@ -13,6 +13,7 @@ import optax
 import pytest
 from jax.flatten_util import ravel_pytree
 from methods import METHODS
+from train.steps import init_state, make_step
 
 from deformreg.losses import cross_entropy
 from deformreg.penalties import gradient_penalty, image_gradients
@@ -20,7 +21,6 @@ from train import parallel
 from train.config import Config, ConfigError, Model, check
 from train.data import Augmentation
 from train.models import create_model
-from train.steps import init_state, make_step
 
 DESCENT = optax.sgd(1.0)  # one step moves the parameters by minus the gradient
 

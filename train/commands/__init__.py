@@ -48,15 +48,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         near = difflib.get_close_matches(name, COMMANDS, 1)
         return _fail(f"there is no command {name!r}: " + (f"did you mean {near[0]}?" if near else "see --help"))
     from train import processes
+    from train.errors import NonFiniteLoss, Preempted
 
     try:
         code = _run(name, rest)
     except Exception:
-        if processes.is_joined():
-            traceback.print_exc()
-            processes.leave(1)
-        raise
-    if code not in processes.TOGETHER:
+        traceback.print_exc()
+        processes.leave(1)
+        return 1
+    if code not in (0, NonFiniteLoss.exit_code, Preempted.exit_code):  # these, all processes end with together
         processes.leave(code)
     return code
 

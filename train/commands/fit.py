@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 import tyro
 
 from train.config import Config
-from train.errors import ConfigError
+from train.errors import ConfigError, Preempted
 from train.methods import METHODS
 from train.methods.penalties import RULES
 from train.optimizers import OPTIMIZERS
@@ -89,13 +89,13 @@ def run(arguments: list[str]) -> int:
         fit(config, folder, resume=options.resume, evaluated=options.evaluate, stop_requested=stop_requested)
         if stop_requested():
             print("stopped: SIGTERM after the last step: the run is trained, --resume evaluates it", file=sys.stderr)
-            return processes.PREEMPTED
+            return Preempted.exit_code
     if processes.is_lead():
         print(f"trained: {folder}")
         if options.evaluate:
             from train.commands import evaluate
 
-            evaluate.compare(evaluate.Evaluate((folder,)))
+            evaluate.evaluate(evaluate.Evaluate((folder,)))
     return 0
 
 

@@ -36,9 +36,9 @@ class _Attacked:
 class Adversarial(_Attacked):
     """Training on images whose pixels are attacked."""
 
-    name: Annotated[Literal["adversarial"], HIDDEN] = "adversarial"
     radius: Positive = 8 / 255
     """Budget of the attack: image units in [0, 1], per pixel."""
+    name: Annotated[Literal["adversarial"], HIDDEN] = "adversarial"
 
     def make(self) -> Method:
         return self._make(self.name, deformreg.additive(image_range=(0.0, 1.0)), self.radius)
@@ -48,9 +48,9 @@ class Adversarial(_Attacked):
 class Deformation(_Attacked):
     """Training on images attacked by flows."""
 
-    name: Annotated[Literal["deformation"], HIDDEN] = "deformation"
     radius: Positive = 0.155
     """Budget of the attack: pixels per component."""
+    name: Annotated[Literal["deformation"], HIDDEN] = "deformation"
 
     def make(self) -> Method:
         return self._make(self.name, deformreg.flow(within=self.radius), self.radius)

@@ -14,9 +14,9 @@ from train.ranges import HIDDEN
 class Given:
     """A method from your own script: `fit(config, folder, method=...)`."""
 
-    name: Annotated[Literal["given"], HIDDEN] = "given"
     title: str = ""
     """The method's name."""
+    name: Annotated[Literal["given"], HIDDEN] = "given"
 
     def make(self) -> Method:
         raise ConfigError(f"the method {self.title!r} comes from a script: run it, or call fit(..., method=...) again")

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 import optax
+from pydantic import Field
 
 import deformreg
 from train.methods.inputs import attacked, in_turn, noisy
@@ -26,7 +27,7 @@ class _Gradient:
 
     weight: Positive = 1.0
     """Weight of the mean penalty per unit of the loss: pixels squared (flow) or image units squared (input)."""
-    rule: AnyRule = field(default_factory=Exact)
+    rule: Annotated[AnyRule, Field(discriminator="name")] = field(default_factory=Exact)
     """How the penalty's derivative is computed; --rule NAME chooses."""
     every: Count = 1
     """Take the penalty on every k-th step only, with k times the weight."""
@@ -55,10 +56,10 @@ class InputGradient(_Gradient):
 class FlowGradient(_Gradient):
     """The squared gradient of the loss with respect to a flow: the paper's regularization."""
 
-    name: Annotated[Literal["flow-gradient"], HIDDEN] = "flow-gradient"
     random_start: NonNegative = 0.0
     """Standard deviation in pixels of a random flow before loss and penalty (0.155 is the released code's 0.01
     normalized units at 32x32); 0 for none."""
+    name: Annotated[Literal["flow-gradient"], HIDDEN] = "flow-gradient"
 
     def make(self) -> Method:
         inputs = noisy(self.random_start) if self.random_start else CLEAN
@@ -70,7 +71,6 @@ class FlowGradient(_Gradient):
 class FlowGradientDeformation(_Gradient):
     """The flow gradient penalty on images attacked by flows."""
 
-    name: Annotated[Literal["flow-gradient+deformation"], HIDDEN] = "flow-gradient+deformation"
     random_start: NonNegative = 0.0
     """Standard deviation in pixels of a random flow after the attack; 0 for none."""
     radius: Positive = 0.155
@@ -79,6 +79,7 @@ class FlowGradientDeformation(_Gradient):
     """Gradient steps of the attack."""
     step_size: Positive | None = None
     """Step of the attack in pixels; by default 2.5 * radius / steps."""
+    name: Annotated[Literal["flow-gradient+deformation"], HIDDEN] = "flow-gradient+deformation"
 
     def make(self) -> Method:
         inputs = attacked(

@@ -47,9 +47,9 @@ class ForwardOverReverse:
 class FiniteDifference:
     """A finite difference along each example's own gradient: the memory of one standard pass."""
 
-    name: Annotated[Literal["finite-difference"], HIDDEN] = "finite-difference"
     step_size: Positive = 0.01
     """Step of the difference, in the Euclidean norm over a whole example: pixels (flow) or image units."""
+    name: Annotated[Literal["finite-difference"], HIDDEN] = "finite-difference"
 
     passes = 8.0
 

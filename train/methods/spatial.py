@@ -21,7 +21,6 @@ from train.ranges import HIDDEN, Positive, Statistics
 class Spatial:
     """Training on the worst of random rotations with translations."""
 
-    name: Annotated[Literal["spatial"], HIDDEN] = "spatial"
     radius: Positive = 3.0
     """Largest translation along either axis, in pixels."""
     degrees: Annotated[float, Interval(ge=0, le=360)] = 30.0
@@ -30,6 +29,7 @@ class Spatial:
     """Random rotations with translations per image, of which the one of highest loss is trained on."""
     statistics: Statistics = "batch"
     """Batch-normalization statistics that judge them: the batch's or the running ones."""
+    name: Annotated[Literal["spatial"], HIDDEN] = "spatial"
 
     def make(self) -> Method:
         attack = deformreg.attacks.rotation_translation(

@@ -14,10 +14,10 @@ from train.ranges import HIDDEN, NonNegative
 class Standard:
     """The loss of the images alone."""
 
-    name: Annotated[Literal["standard"], HIDDEN] = "standard"
     random_start: NonNegative = 0.0
     """Standard deviation in pixels of Gaussian noise on every pixel's displacement, which certified flows need; 0 for
     clean images."""
+    name: Annotated[Literal["standard"], HIDDEN] = "standard"
 
     def make(self) -> Method:
         return Method(self.name, noisy(self.random_start) if self.random_start else CLEAN)

@@ -1,4 +1,4 @@
-"""What goes wrong during a run: unreadable examples and non-finite losses meet a rule, two trainings do not mix."""
+"""What goes wrong during a run: non-finite losses meet a rule, two trainings do not mix."""
 
 from __future__ import annotations
 
@@ -17,144 +17,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from PIL import Image
 
 from train import data, launch, loop, processes, rollbacks, runs
 from train.config import Config, Data, Optimizer
-from train.data import DataError, batch_number, storage
-
-# Unreadable examples.
-
-
-def write_images(root, count=12, corrupt=(), split="train"):
-    """Images of two classes whose pixels tell their index; some cut off."""
-    for index in range(count):
-        path = root / split / ("cat", "dog")[index * 2 // count] / f"{index:03}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (3, 2), (index, index, index)).save(path)
-        if index in corrupt:
-            path.write_bytes(path.read_bytes()[:40])
-
-
-def indices_of(images):
-    return images[:, 0, 0, 0].tolist()
-
-
-@pytest.mark.parametrize("memory_limit", [data.MEMORY_LIMIT, 1])
-def test_the_next_example_takes_the_place_of_an_unreadable_one(tmp_path, capsys, memory_limit):
-    write_images(tmp_path, corrupt=(3, 4, 11))
-    options = {"data_dir": tmp_path / "cache", "memory_limit": memory_limit}
-    source = data.load(str(tmp_path), max_corrupt=3, **options)
-    for _ in range(2):
-        images, labels = source.read(np.arange(12))
-        assert indices_of(images) == [0, 1, 2, 5, 5, 5, 6, 7, 8, 9, 10, 0]
-        assert labels.tolist() == [0] * 6 + [1] * 5 + [0]
-        assert np.flatnonzero(source.corrupt(np.arange(12))).tolist() == [3, 4, 11]
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 3  # each once
-    assert all(f"({number} of at most 3)" in line for number, line in enumerate(lines, 1))
-    assert sorted(name for line in lines for name in ("003", "004", "011") if f"{name}.png" in line) == [
-        "003", "004", "011",
-    ]  # fmt: skip
-    alone = data.load(str(tmp_path), max_corrupt=3, **options).read(np.array([4]))[0]
-    assert indices_of(alone) == [5]  # whatever was read before
-    with pytest.raises(DataError, match=r"\.png: .*number 3, over --data.max-corrupt"):
-        data.load(str(tmp_path), max_corrupt=2, **options).read(np.arange(12))
-    with pytest.raises(DataError, match=r"\.png: the image cannot be decoded"):
-        data.load(str(tmp_path), **options).read(np.arange(12))
-
-
-def test_a_decoded_copy_does_not_hide_what_is_missing_from_it(tmp_path):
-    write_images(tmp_path, corrupt=(3,))
-    for _ in range(2):
-        source = data.load(str(tmp_path), max_corrupt=1, data_dir=tmp_path / "cache")
-        assert source.corrupt(np.array([3])).all()
-    with pytest.raises(DataError, match=r"003\.png"):
-        data.load(str(tmp_path), data_dir=tmp_path / "cache")
-
-
-def test_decoded_copies_of_other_options_and_processes_stay(tmp_path):
-    write_images(tmp_path / "set")
-    folder = tmp_path / "cache" / "decoded"
-
-    def copies(**options):
-        data.load(str(tmp_path / "set"), data_dir=tmp_path / "cache", **options)
-        return {path: (path / "images.npy").stat().st_ino for path in folder.iterdir()}
-
-    first = copies()
-    both = copies(image_size=2)
-    assert len(both) == 2
-    assert first.items() < both.items()
-    ((path, _),) = first.items()
-    images, labels = storage.read_cache(path)
-    storage.write_cache(path, (images.copy(), labels.copy()))  # as a process that decoded at the same time
-    assert copies() == both
-    write_images(tmp_path / "set", count=13)
-    changed = copies()
-    assert len(changed) == 2
-    assert changed.keys() & both.keys() == both.keys() - {path}
-
-
-def test_no_substitute_comes_from_the_held_out_part(tmp_path):
-    write_images(tmp_path, count=40, corrupt=range(0, 40, 3))
-    parts = {}
-    for split in ("train", "validation"):
-        source = data.load(str(tmp_path), split=split, holdout=0.4, max_corrupt=14, data_dir=tmp_path / "cache")
-        parts[split] = set(indices_of(source.read(np.arange(len(source)))[0]))
-    assert not parts["train"] & parts["validation"]
-    assert all(index % 3 for part in parts.values() for index in part)
-
-
-def test_evaluation_leaves_unreadable_examples_out(tmp_path):
-    write_images(tmp_path, corrupt=(3, 4))
-    source = data.load(str(tmp_path), max_corrupt=2, data_dir=tmp_path / "cache", memory_limit=1)
-    batches = list(data.eval_batches(source, batch_size=5))
-    seen = [index for batch in batches for index in indices_of(batch["image"][batch["valid"]])]
-    assert seen == [0, 1, 2, 5, 6, 7, 8, 9, 10, 11]
-    assert {batch["image"].shape for batch in batches} == {(5, 2, 3, 3)}
-
-
-def test_nothing_readable_is_an_error(tmp_path):
-    write_images(tmp_path, count=4, corrupt=range(4))
-    with pytest.raises(DataError, match="no image in it can be decoded"):
-        data.load(str(tmp_path), max_corrupt=9, data_dir=tmp_path / "cache")
-
-
-def test_labels_out_of_range_are_unreadable_examples(tmp_path):
-    path = str(tmp_path / "set.npz")
-    labels = np.array([0, 1, -1, 2**40, 1], np.int64)
-    images = np.arange(5, dtype=np.uint8)[:, None, None] * np.ones((1, 2, 2), np.uint8)
-    np.savez(path, images=images, labels=labels, class_names=np.array(["a", "b"]))
-    found, kept = data.load(path, max_corrupt=2).read(np.arange(5))
-    assert (indices_of(found), kept.tolist()) == ([0, 1, 4, 4, 4], [0, 1, 1, 1, 1])
-    with pytest.raises(DataError, match=r"example 3 .*number 2, over"):
-        data.load(path, max_corrupt=1)
-
-
-def test_a_flipped_bit_in_an_array_record_costs_its_examples_only(tmp_path):
-    source = data.load("digits", data_dir=tmp_path, split="test", memory_limit=1)
-    images, labels = source.read(np.arange(297))
-    (path,) = (tmp_path / "digits" / "1.0.0").glob("*-test.array_record*")
-    content = bytearray(path.read_bytes())
-    content[len(content) // 3] ^= 4
-    path.write_bytes(content)
-    with pytest.raises(DataError, match=r"records .* cannot be read"):
-        data.load("digits", data_dir=tmp_path, split="test")
-    source = data.load("digits", data_dir=tmp_path, split="test", max_corrupt=5)
-    found, kept = source.read(np.arange(297))
-    lost = source.corrupt(np.arange(297))
-    assert 0 < lost.sum() <= 5
-    np.testing.assert_array_equal(found[~lost], images[~lost])
-    np.testing.assert_array_equal(kept[~lost], labels[~lost])
-
 
 # Rollbacks.
-
-
-@pytest.mark.parametrize("skipped", [(), (0,), (3,), (2, 3, 5), (5, 3, 2)])
-def test_batches_left_out_move_later_ones_up(skipped):
-    left = [number for number in range(20) if number not in skipped]
-    assert [batch_number(step, skipped) for step in range(10)] == left[:10]
 
 
 class Plain(nn.Module):

@@ -16,8 +16,10 @@ import orbax.checkpoint as ocp
 import pytest
 
 from train import checkpoints, manifests, runs
-from train.cli import main
-from train.config import Config, Model, from_json, to_json
+from train.commands import main
+from train.config import Config, Model
+from train.errors import CheckpointError, StorageError
+from train.options import from_json, to_json, to_tree
 
 CONFIG = Config(model=Model(width=0.25))
 
@@ -59,6 +61,10 @@ def restore(run, config=CONFIG, **options):
     return checkpoints.restore(run.checkpoints, state(0), config=config, **options)
 
 
+def best_first(run):
+    return checkpoints.best_first(checkpoints.open_all(run.checkpoints))
+
+
 def assert_is(restored, step):
     assert restored.step == step
     for ours, theirs in zip(jax.tree.leaves(restored.state), jax.tree.leaves(state(step)), strict=True):
@@ -67,7 +73,6 @@ def assert_is(restored, step):
 
 def test_what_is_read_is_what_was_written(run):
     assert_is(restore(run), 2)
-    assert_is(restore(run, steps=[1]), 1)
     assert restore(run).skipped == {}
     assert jax.tree.structure(restore(run).state) == jax.tree.structure(state(0))
 
@@ -75,17 +80,17 @@ def test_what_is_read_is_what_was_written(run):
 def test_the_last_two_and_the_best_are_kept(tmp_path):
     run = write(tmp_path / "run", [0.1, 0.8, 0.3, None, 0.8, 0.2, None])
     assert manifests.steps(run.checkpoints) == [5, 6, 7]
-    assert checkpoints.best_first(run.checkpoints) == [5, 6, 7]
-    assert checkpoints.best_first(write(tmp_path / "none", [None, None]).checkpoints) == [2, 1]
+    assert best_first(run) == [5, 6, 7]
+    assert best_first(write(tmp_path / "none", [None, None])) == [2, 1]
 
 
 def test_the_best_is_looked_for_first_and_named_where_it_is_damaged(tmp_path):
     run = write(tmp_path / "run", [0.9, 0.3, 0.8])
-    assert checkpoints.best_first(run.checkpoints) == [1, 3, 2]
+    assert best_first(run) == [1, 3, 2]
     flip_a_bit(run.checkpoints / "2" / "manifest")
-    assert checkpoints.best_first(run.checkpoints) == [2, 1, 3]  # it may have been the best
+    assert best_first(run) == [2, 1, 3]  # it may have been the best
     flip_a_bit(run.checkpoints / "1" / "state")
-    restored = restore(run, steps=checkpoints.best_first(run.checkpoints))
+    restored = restore(run, select="best")
     assert_is(restored, 3)
     assert list(restored.skipped) == [2, 1]
 
@@ -123,12 +128,12 @@ def test_flips_and_truncations_are_found_or_harmless(pytestconfig, tmp_path):
             del damaged[rng.randrange(len(damaged)) :]
         path.write_bytes(damaged)
         restored = None
-        with suppress(checkpoints.CheckpointError):
+        with suppress(CheckpointError):
             restored = restore(run)
         outcomes["found" if restored is None else "harmless"] += 1
         if restored is not None:
             assert_is(restored, 1)
-            assert manifests.read_manifest(run.checkpoints, 1)["accuracy"] == 0.5
+            assert manifests.open_step(run.checkpoints, 1).accuracy == 0.5
         path.write_bytes(before)
     print(f"{flips} flipped bits, {flips // 5} truncations: {outcomes}")
     assert_is(restore(run), 1)
@@ -153,7 +158,7 @@ def test_no_intact_checkpoint_is_an_error_and_changes_nothing(run):
     for step in (1, 2):
         (run.checkpoints / str(step) / "manifest" / "metadata").write_text("{}")
     before = {path: path.read_bytes() for path in files(run.folder)}
-    with pytest.raises(checkpoints.CheckpointError, match=r"no intact checkpoint \(step 2: .*; step 1: "):
+    with pytest.raises(CheckpointError, match=r"no intact checkpoint \(step 2: .*; step 1: "):
         checkpoints.resume(run.checkpoints, state(0), config=CONFIG)
     assert {path: path.read_bytes() for path in files(run.folder)} == before
 
@@ -161,7 +166,7 @@ def test_no_intact_checkpoint_is_an_error_and_changes_nothing(run):
 @pytest.fixture
 def at_once(monkeypatch):
     """Later tries without the pauses between them."""
-    monkeypatch.setattr(runs.time, "sleep", lambda _: None)
+    monkeypatch.setattr("time.sleep", lambda _: None)
 
 
 @pytest.mark.slow
@@ -172,7 +177,7 @@ def test_a_file_that_the_disk_does_not_give_is_no_damage(run, at_once, part):
     file.unlink()
     file.symlink_to("/proc/self/mem")
     before = files(run.folder)
-    with pytest.raises(runs.StorageError, match=r"checkpoints/2 cannot be read now .*Input/output error") as caught:
+    with pytest.raises(StorageError, match=r"checkpoints/2 cannot be read now .*Input/output error") as caught:
         checkpoints.resume(run.checkpoints, state(0), config=CONFIG)
     assert "\n" not in str(caught.value)
     assert files(run.folder) == before
@@ -180,19 +185,19 @@ def test_a_file_that_the_disk_does_not_give_is_no_damage(run, at_once, part):
     assert found[1] is None
     assert "cannot be read now" in found[2]
     if part == "manifest":  # the accuracies in it say what to keep
-        with pytest.raises(runs.StorageError, match="cannot be read now"):
+        with pytest.raises(StorageError, match="cannot be read now"):
             write_more(run)
 
 
 def test_errors_that_pass_are_tried_again(run, at_once, monkeypatch):
-    read, errors = Path.read_bytes, [errno.ESTALE, errno.EIO]
+    original, errors = Path.open, [errno.ESTALE, errno.EIO]
 
-    def read_bytes(path):
+    def open_(path, *arguments, **options):
         if errors:
             raise OSError(errors.pop(), "not now")
-        return read(path)
+        return original(path, *arguments, **options)
 
-    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    monkeypatch.setattr(Path, "open", open_)
     assert_is(checkpoints.resume(run.checkpoints, state(0), config=CONFIG), 2)
     assert not errors
 
@@ -210,7 +215,7 @@ def test_what_orbax_says_of_the_system_is_no_damage(run, at_once, monkeypatch, e
         raise error
 
     monkeypatch.setattr(ocp.Checkpointer, "restore", fail)
-    with pytest.raises(runs.StorageError, match="cannot be read now"):
+    with pytest.raises(StorageError, match="cannot be read now"):
         checkpoints.resume(run.checkpoints, state(0), config=CONFIG)
     assert manifests.steps(run.checkpoints) == [1, 2]
 
@@ -238,7 +243,7 @@ def test_manifests_of_any_form_are_damage(run, changes):
     change_manifest(run, 2, **changes)
     restored = checkpoints.restore(run.checkpoints, state(0), config=CONFIG)
     assert_is(restored, 1)
-    assert restored.skipped == {2: "its manifest is none of this program's"}
+    assert restored.skipped == {2: "not a deformreg checkpoint manifest"}
     with checkpoints.open_writer(run, CONFIG):
         pass  # the accuracies say what to keep
     assert [bool(damage) for _, damage in checkpoints.verify(run.checkpoints, CONFIG)] == [False, True]
@@ -250,8 +255,8 @@ def test_a_manifest_nested_without_end_is_damage(run):
 
 
 def test_a_checkpoint_of_another_version_is_named_and_verify_goes_on(run, written, capsys):
-    change_manifest(run, 2, config={**runs.config_tree(CONFIG), "later": 1})
-    with pytest.raises(checkpoints.CheckpointError, match=r"checkpoints/2: the config has no field 'later'"):
+    change_manifest(run, 2, config={**to_tree(CONFIG), "later": 1})
+    with pytest.raises(CheckpointError, match=r"checkpoints/2: the config has no field 'later'"):
         restore(run)
     assert main(["verify", str(run.folder), str(written.folder)]) == 1
     out = capsys.readouterr().out
@@ -265,26 +270,26 @@ def test_arrays_that_claim_more_than_the_manifest_are_not_read(run, tmp_path, mo
     shutil.copytree(larger.checkpoints / "1" / "state", run.checkpoints / "2" / "state")
     monkeypatch.setattr(ocp.Checkpointer, "restore", lambda *_, **__: pytest.fail("it was read"))
     with pytest.raises(manifests.Damaged, match=r"kernel is float32\[400, 30\], its manifest has float32\[40, 30\]"):
-        manifests.read(run.checkpoints, 2)
+        manifests.open_step(run.checkpoints, 2).read()
 
 
 def test_nothing_there_is_none(tmp_path):
     assert checkpoints.resume(tmp_path / "none", state(0), config=CONFIG) is None
-    with pytest.raises(checkpoints.CheckpointError, match="no intact checkpoint"):
+    with pytest.raises(CheckpointError, match="no intact checkpoint"):
         checkpoints.restore(tmp_path / "none", state(0), config=CONFIG)
 
 
 def test_another_config_is_refused_by_field(run):
     other = replace(CONFIG, seed=7, model=Model(width=0.5), devices=3)
-    expected = r"of another config \(there, here\): model.width: 0.25, 0.5; seed: 0, 7$"
-    with pytest.raises(checkpoints.CheckpointError, match=expected):
+    expected = r"of another config \(stored, current\): model.width: 0.25, 0.5; seed: 0, 7$"
+    with pytest.raises(CheckpointError, match=expected):
         restore(run, config=other)
 
 
 def test_another_network_is_refused_by_array(tmp_path):
     run = write(tmp_path / "run", [0.5], width=20)
     expected = r"of another network.*params/kernel: float32\[20, 30\], float32\[40, 30\]"
-    with pytest.raises(checkpoints.CheckpointError, match=expected):
+    with pytest.raises(CheckpointError, match=expected):
         restore(run)
 
 
@@ -301,20 +306,20 @@ def test_verify_names_every_step_and_fails_on_damage(run, capsys, tmp_path):
 def test_verify_notices_a_changed_config(run, capsys):
     run.config.write_text(to_json(replace(from_json(run.config.read_text()), seed=1)))
     assert main(["verify", str(run.folder)]) == 1
-    assert capsys.readouterr().out.count("another config than the run's (there, here): seed: 0, 1") == 2
+    assert capsys.readouterr().out.count("of another config (stored, current): seed: 0, 1") == 2
 
 
 def test_a_vanished_folder_is_named(run):
     with checkpoints.open_writer(run, CONFIG) as writer:
         shutil.rmtree(run.folder)
-        with pytest.raises(runs.StorageError, match="has vanished"):
+        with pytest.raises(StorageError, match="has vanished"):
             writer.save(3, state(3))
     assert not run.config.exists()
 
 
 def test_a_full_disk_is_one_line_and_spares_earlier_checkpoints(run):
     """Files may not grow beyond a kilobyte: what a full disk does to the threads that write."""
-    with pytest.raises(runs.StorageError, match="a checkpoint cannot be written") as caught, files_limited_to(1024):
+    with pytest.raises(StorageError, match="a checkpoint cannot be written") as caught, files_limited_to(1024):
         write_more(run)
     assert "\n" not in str(caught.value)
     assert_is(restore(run), 2)
@@ -341,5 +346,5 @@ def write_more(run):
 def test_checkpoints_that_cannot_be_opened_are_one_line(run):
     shutil.rmtree(run.checkpoints)
     run.checkpoints.write_text("not a folder")
-    with pytest.raises(runs.StorageError, match="Not a directory"):
+    with pytest.raises(StorageError, match="Not a directory"):
         write_more(run)

@@ -1,0 +1,87 @@
+"""`load`: names, splits, memory, held-out examples, labels."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from data_files import refused, whole, write_folder
+
+from train import data
+from train.data import DataError, source
+from train.data.kind import InMemory, Kind
+
+
+def test_the_import_is_light():
+    heavy = ["tensorflow", "tensorflow_datasets", "grain", "PIL", "mlxtend", "sklearn", "tqdm"]
+    code = f"import train.data, sys; print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_default_folder_follows_the_environment(prepared, tmp_path, monkeypatch):
+    monkeypatch.setenv("DEFORMREG_DATA", str(prepared))
+    assert len(data.load("digits", split="test")) == 297
+    monkeypatch.setenv("DEFORMREG_DATA", str(tmp_path / "nothing"))
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
+    refused([str(tmp_path / "nothing"), str(tmp_path / "tfds"), "tfds build cifar10"], "cifar10")
+
+
+def test_too_large_for_memory_decodes_per_batch_to_the_same(prepared):
+    kept = data.load("digits", data_dir=prepared, image_size=9)
+    streamed = data.load("digits", data_dir=prepared, image_size=10, memory_limit=1000)
+    assert (kept.in_memory, streamed.in_memory) == (True, False)
+    again = data.load("digits", data_dir=prepared, image_size=10)
+    assert (kept.image_shape, streamed.image_shape) == ((9, 9, 1), (10, 10, 1))
+    indices = np.random.default_rng(1).integers(0, 1500, 37)
+    for left, right in zip(streamed.read(indices), again.read(indices), strict=True):
+        np.testing.assert_array_equal(left, right)
+
+
+def test_unprepared_and_unknown_sets_say_what_to_do(tmp_path):
+    refused(["'mnist' is not prepared", str(tmp_path), "tfds build mnist"], "mnist", data_dir=tmp_path)
+    refused("folder", "no such/thing.zip", data_dir=tmp_path)
+    refused(["'validation'", "train, test", "holdout"], "digits", data_dir=tmp_path, split="validation")
+
+
+def test_a_name_that_is_known_wins_over_a_folder_of_that_name(prepared, tmp_path, monkeypatch):
+    write_folder(tmp_path / "digits")
+    monkeypatch.chdir(tmp_path)
+    assert data.load("digits", data_dir=prepared).num_classes == 10
+    assert data.load("folder:digits", data_dir=tmp_path / "cache").num_classes == 2
+
+
+def test_a_new_kind_of_set_is_one_value_in_the_registry(monkeypatch):
+    images, labels = np.arange(12, dtype=np.uint8).reshape(3, 2, 2, 1), np.array([0, 1, 0], np.int32)
+    kind = Kind(lambda name, data_dir: name == "mine", lambda request: InMemory("mine", ("a", "b"), (images, labels)))
+    monkeypatch.setattr(source, "KINDS", (*source.KINDS, kind))
+    np.testing.assert_array_equal(whole(data.load("mine"))[0], images)
+
+
+@pytest.mark.parametrize("memory_limit", [data.MEMORY_LIMIT, 1])
+def test_labels_outside_the_classes_are_named_or_replaced(copied, memory_limit):
+    features = copied / "features.json"
+    tree = json.loads(features.read_text())
+    tree["featuresDict"]["features"]["label"]["classLabel"]["numClasses"] = "9"
+    features.write_text(json.dumps(tree))
+    (copied / "label.labels.txt").unlink(missing_ok=True)
+    options = {"split": "test", "data_dir": copied.parents[1], "memory_limit": memory_limit}
+    refused(["digits, split test: label 9 of example", "not in 0..8"], "digits", **options)
+    opened = data.load("digits", max_unreadable=297, **options)
+    labels = whole(opened)[1]
+    assert labels.max() == 8
+    assert opened.unreadable(np.arange(297)).sum() > 10
+
+
+def test_holdout_cuts_the_same_disjoint_part_every_time(numbered, tmp_path):
+    path = str(tmp_path / "numbered.npz")
+    rest, cut = (data.load(path, split=s, holdout=0.3) for s in ("train", "validation"))
+    assert (len(rest), len(cut)) == (7, 3)
+    both = np.concatenate([whole(rest)[1], whole(cut)[1]])
+    assert sorted(both) == list(range(10))
+    assert whole(data.load(path, split="validation", holdout=0.3))[1].tolist() == both[7:].tolist()
+    np.testing.assert_array_equal(whole(cut)[0][:, 0, 0, 0], whole(cut)[1])
+    for fraction in (0.01, 0.99, 1.0, -0.1):
+        with pytest.raises(DataError):
+            data.load(path, holdout=fraction)

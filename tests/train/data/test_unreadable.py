@@ -1,0 +1,68 @@
+"""Unreadable examples are named, counted and replaced, up to a limit."""
+
+import numpy as np
+import pytest
+from data_files import indices_of, write_images
+
+from train import data
+from train.data import DataError
+
+
+@pytest.mark.parametrize("memory_limit", [data.MEMORY_LIMIT, 1])
+def test_the_next_example_takes_the_place_of_an_unreadable_one(tmp_path, capsys, memory_limit):
+    write_images(tmp_path, damaged=(3, 4, 11))
+    options = {"data_dir": tmp_path / "cache", "memory_limit": memory_limit}
+    source = data.load(str(tmp_path), max_unreadable=3, **options)
+    for _ in range(2):
+        images, labels = source.read(np.arange(12))
+        assert indices_of(images) == [0, 1, 2, 5, 5, 5, 6, 7, 8, 9, 10, 0]
+        assert labels.tolist() == [0] * 6 + [1] * 5 + [0]
+        assert np.flatnonzero(source.unreadable(np.arange(12))).tolist() == [3, 4, 11]
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 3  # each once
+    assert all(f"({number} of at most 3)" in line for number, line in enumerate(lines, 1))
+    assert sorted(name for line in lines for name in ("003", "004", "011") if f"{name}.png" in line) == [
+        "003", "004", "011",
+    ]  # fmt: skip
+    alone = data.load(str(tmp_path), max_unreadable=3, **options).read(np.array([4]))[0]
+    assert indices_of(alone) == [5]  # whatever was read before
+    with pytest.raises(DataError, match=r"\.png: .*number 3, over --data.max-unreadable"):
+        data.load(str(tmp_path), max_unreadable=2, **options).read(np.arange(12))
+    with pytest.raises(DataError, match=r"\.png: the image cannot be decoded"):
+        data.load(str(tmp_path), **options).read(np.arange(12))
+
+
+def test_no_substitute_comes_from_the_held_out_part(tmp_path):
+    write_images(tmp_path, count=40, damaged=range(0, 40, 3))
+    parts = {}
+    for split in ("train", "validation"):
+        source = data.load(str(tmp_path), split=split, holdout=0.4, max_unreadable=14, data_dir=tmp_path / "cache")
+        parts[split] = set(indices_of(source.read(np.arange(len(source)))[0]))
+    assert not parts["train"] & parts["validation"]
+    assert all(index % 3 for part in parts.values() for index in part)
+
+
+def test_evaluation_leaves_unreadable_examples_out(tmp_path):
+    write_images(tmp_path, damaged=(3, 4))
+    source = data.load(str(tmp_path), max_unreadable=2, data_dir=tmp_path / "cache", memory_limit=1)
+    batches = list(data.eval_batches(source, batch_size=5))
+    seen = [index for batch in batches for index in indices_of(batch["image"][batch["valid"]])]
+    assert seen == [0, 1, 2, 5, 6, 7, 8, 9, 10, 11]
+    assert {batch["image"].shape for batch in batches} == {(5, 2, 3, 3)}
+
+
+def test_nothing_readable_is_an_error(tmp_path):
+    write_images(tmp_path, count=4, damaged=range(4))
+    with pytest.raises(DataError, match="no image in it can be decoded"):
+        data.load(str(tmp_path), max_unreadable=9, data_dir=tmp_path / "cache")
+
+
+def test_labels_out_of_range_are_unreadable_examples(tmp_path):
+    path = str(tmp_path / "set.npz")
+    labels = np.array([0, 1, -1, 2**40, 1], np.int64)
+    images = np.arange(5, dtype=np.uint8)[:, None, None] * np.ones((1, 2, 2), np.uint8)
+    np.savez(path, images=images, labels=labels, class_names=np.array(["a", "b"]))
+    found, kept = data.load(path, max_unreadable=2).read(np.arange(5))
+    assert (indices_of(found), kept.tolist()) == ([0, 1, 4, 4, 4], [0, 1, 1, 1, 1])
+    with pytest.raises(DataError, match=r"example 3 .*number 2, over"):
+        data.load(path, max_unreadable=1)

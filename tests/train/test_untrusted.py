@@ -1,0 +1,45 @@
+"""Configs from strangers: they run no code and are refused in one line."""
+
+from __future__ import annotations
+
+import pytest
+
+from train import runs
+from train.config import Config, ConfigError, from_json, to_json
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 100_000,
+        '{"a":' * 100_000,
+        "9" * 5000,
+        "NaN",
+        "null",
+        '"text"',
+        '{"epochs": 1e400}',
+        '{"method": {"weight": NaN}}',
+        '{"method": {"weight": 1' + "0" * 400 + "}}",
+        '{"epochs": 1' + "0" * 30 + "}",
+        '{"seed": 18446744073709551616}',
+        '{"__class__": "os.system"}',
+        '{"model": {"name": ["vgg-11"]}}',
+        '{"optimizer": {"decay_epochs": [[1]]}}',
+        '{"model": {"__init__": 3}}',
+        "",
+    ],
+)
+def test_configs_are_data(text):
+    with pytest.raises(ConfigError) as caught:
+        from_json(text)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert len(message) < 400
+
+
+def test_config_files_of_any_bytes_are_named(tmp_path):
+    for content in (b"\xff\xfe\x00", b"\x80abc", b"{" + b" " * (2 << 20) + b"}"):
+        (tmp_path / "config.json").write_bytes(content)
+        with pytest.raises((ConfigError, runs.RunError), match=r"config\.json"):
+            runs.load_config(tmp_path)
+    assert from_json(to_json(Config())) == Config()
