@@ -9,7 +9,6 @@ from deformreg import (
     additive,
     affine,
     flow,
-    forward_differences,
     l2,
     linf,
     lowres_flow,
@@ -19,6 +18,7 @@ from deformreg import (
     pixelwise_l2,
     projected_ascent,
 )
+from deformreg.warping import forward_differences
 
 pytestmark = pytest.mark.usefixtures("strict_promotion")
 

@@ -13,17 +13,15 @@ from deformreg import (
     affine,
     finite_difference_penalty,
     flow,
-    flow_gradient_penalty,
     gradient_penalty,
     image_gradients,
-    input_gradient_penalty,
     lowres_flow,
-    paper_weight,
-    pull_back,
     random_start,
-    squared_norm,
 )
 from deformreg.losses import cross_entropy
+from deformreg.penalties import squared_norm
+from deformreg.perturbations import pull_back
+from deformreg.released import paper_weight
 
 pytestmark = pytest.mark.usefixtures("strict_promotion")
 

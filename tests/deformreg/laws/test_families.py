@@ -14,11 +14,11 @@ from deformreg import (
     flow,
     gradient_penalty,
     lowres_flow,
-    pull_back,
-    squared_norm,
     warp,
 )
 from deformreg.fields import AFFINE_PARAMETERS
+from deformreg.penalties import squared_norm
+from deformreg.perturbations import pull_back
 
 pytestmark = pytest.mark.usefixtures("strict_promotion")
 
