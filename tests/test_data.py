@@ -1,5 +1,7 @@
 """Data sources, the batch pipeline and augmentation."""
 
+import contextlib
+import io
 import itertools
 import os
 import shutil
@@ -201,9 +203,8 @@ def test_a_corrupt_record_is_named(tmp_path):
             yield 0, {"image": Image.new("RGB", (2, 2)), "label": 1}
             yield 1, {"image": b"\x89PNG but not really", "label": 0}
 
-    from train.data.builders import quiet_tfds
 
-    with quiet_tfds():
+    with contextlib.redirect_stdout(io.StringIO()):
         Broken(data_dir=tmp_path, file_format="array_record").download_and_prepare()
     fails(["broken", "example 1", "cannot be decoded"], "broken", data_dir=tmp_path)
     source = data.load("broken", data_dir=tmp_path, memory_limit=1)
@@ -429,8 +430,8 @@ def test_batches_depend_on_the_seed_only(numbered):
 @pytest.mark.parametrize("step", [0, 1, 5, 123_456_789])
 def test_resuming_equals_the_uninterrupted_run(numbered, step):
     start = max(step - 3, 0)
-    run = take(data.train_batches(numbered, batch_size=4, seed=7, start_step=start), 8)
-    resumed = take(data.train_batches(numbered, batch_size=4, seed=7, start_step=step), 5)
+    run = take(data.train_batches(numbered, batch_size=4, seed=7, first=start), 8)
+    resumed = take(data.train_batches(numbered, batch_size=4, seed=7, first=step), 5)
     for left, right in zip(run[step - start :], resumed, strict=True) if start else ():
         np.testing.assert_array_equal(left["image"], right["image"])
     assert labels_of(run[step - start :])[:5] == labels_of(resumed)

@@ -1,40 +1,41 @@
-"""Orbax checkpoints, written in the background and never taken at their word.
+"""Orbax checkpoints: written asynchronously by all processes together, verified on read.
 
-All processes write together, each step with a manifest (`train.manifests`). Process 0 chooses what is read: the newest
-step that is whole.
+Each step holds a manifest (`train.manifests`). Process 0 chooses the step to resume from: the newest intact one.
 """
 
 from __future__ import annotations
 
+import enum
 import math
 import shutil
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from train import manifests, processes, runs
-from train.config import Config, ConfigError
+from train import manifests, options, processes, runs
+from train.config import Config
+from train.errors import CheckpointError, ConfigError, Stopped, StorageError, one_line
+from train.manifests import Damaged, Stored
 
 Tree = Any
 
-
-class CheckpointError(ValueError):
-    """No usable checkpoint; the message is one line with the culprit and the remedy."""
+Opened = dict[int, Stored | str]
+"""The checkpoints of a folder, by step; in place of one whose manifest is damaged, what is wrong with it."""
 
 
 class Restored(NamedTuple):
-    """What `restore` found.
+    """A checkpoint read back.
 
     Attributes:
         step: of the checkpoint.
         state: NumPy arrays.
-        skipped: steps tried before that are damaged, with what is wrong with them.
+        skipped: the damaged steps tried before, with what is wrong with each.
     """
 
     step: int
@@ -42,25 +43,24 @@ class Restored(NamedTuple):
     skipped: dict[int, str]
 
 
+# Writing.
+
+
 class _Keep:
-    """Keeps the last two steps and the one of best validation accuracy."""
+    """Orbax's rule of which steps stay: the last two and the one of best validation accuracy."""
 
     def __init__(self, accuracies: dict[int, float]) -> None:
         self.accuracies = accuracies
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
         steps = [checkpoint.step for checkpoint in checkpoints]
-        kept = {*steps[-2:], _best({step: self.accuracies[step] for step in steps if step in self.accuracies})}
-        return [step in kept for step in steps]
-
-
-def _best(accuracies: dict[int, float]) -> int | None:
-    """The step of highest accuracy, of several the last."""
-    return max(accuracies, key=lambda step: (accuracies[step], step), default=None)
+        known = [step for step in steps if step in self.accuracies]
+        best = max(known, key=lambda step: (self.accuracies[step], step), default=None)
+        return [step in (*steps[-2:], best) for step in steps]
 
 
 class Writer(NamedTuple):
-    """Where checkpoints go.
+    """Writes the checkpoints of a run.
 
     Attributes:
         manager: Orbax's.
@@ -97,26 +97,27 @@ class Writer(NamedTuple):
 
 @contextmanager
 def open_writer(run: runs.Run, config: Config) -> Iterator[Writer]:
-    """Opens a run's checkpoints for writing, in all processes together, and closes them when all are on disk.
+    """Opens a run's checkpoints for writing in all processes together, and closes them when all are on disk.
 
     Raises:
-        StorageError: the last checkpoint cannot be written, or the accuracy of an earlier one not be read now.
+        StorageError: the last checkpoint cannot be written, or an earlier manifest cannot be read now.
     """
-    keep = _Keep(_accuracies(run.checkpoints)[0])
-    options = ocp.CheckpointManagerOptions(
+    stored = _open_all(run.checkpoints).items()
+    keep = _Keep({step: one.accuracy for step, one in stored if isinstance(one, Stored) and one.accuracy is not None})
+    manager_options = ocp.CheckpointManagerOptions(
         preservation_policy=keep,
         cleanup_tmp_directories=True,
-        # In the background, a folder that cannot be made leaves threads that hold up the exit for minutes.
+        # Where a folder cannot be made, asynchronous creation leaves threads that delay the exit for minutes.
         async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
     )
     with manifests.quiet():
         with _storing(run):
-            manager = ocp.CheckpointManager(run.checkpoints.resolve(), options=options)
+            manager = ocp.CheckpointManager(run.checkpoints.resolve(), options=manager_options)
         try:
             yield Writer(manager, keep, run, config)
         except BaseException as error:
-            # A process that fails alone must not wait for the others.
-            if jax.process_count() == 1 or isinstance(error, processes.Stopped):
+            # Closing waits for the other processes, so a process that fails alone must not close.
+            if jax.process_count() == 1 or isinstance(error, Stopped):
                 with suppress(Exception):
                     manager.close()
             raise
@@ -126,126 +127,168 @@ def open_writer(run: runs.Run, config: Config) -> Iterator[Writer]:
 
 @contextmanager
 def _storing(run: runs.Run) -> Iterator[None]:
-    """Turns the many kinds of error that writing raises into one."""
+    """Turns the many kinds of error that writing raises into `StorageError`."""
     try:
         yield
-    except runs.StorageError:
+    except StorageError:
         raise
     except Exception as error:
         manifests.settle()
-        raise runs.StorageError(
-            f"{run.checkpoints}: a checkpoint cannot be written ({manifests.one_line(error)}); earlier ones are kept: "
-            "make room or mend the disk, and --resume continues"
+        raise StorageError(
+            f"{run.checkpoints}: a checkpoint cannot be written ({one_line(error)}); earlier ones are kept: free some "
+            "space or repair the disk, and --resume continues"
         ) from error
 
 
-def best_first(folder: Path) -> list[int]:
-    """The steps by validation accuracy, best first, of equal ones the last; then those without one, newest first.
+# Reading.
 
-    First of all come those whose manifest is damaged, for any of them may have been the best: `restore` names them.
+
+def _open(folder: Path, step: int) -> Stored | str:
+    try:
+        return manifests.open_step(folder, step)
+    except Damaged as error:
+        return str(error)
+
+
+def _open_all(folder: Path) -> Opened:
+    """All checkpoints of a folder, oldest first. Raises `StorageError` if a manifest cannot be read now."""
+    return {step: _open(folder, step) for step in manifests.steps(folder)}
+
+
+def best_first(opened: Opened) -> list[int]:
+    """The steps by validation accuracy, best first, the later of equal ones first; then those without one.
+
+    Steps of a damaged manifest come before all: any of them may have been the best, and `restore` names them.
     """
-    accuracies, damaged = _accuracies(folder)
-    rank = {**accuracies, **dict.fromkeys(damaged, math.inf)}
-    return sorted(manifests.steps(folder), key=lambda step: (rank.get(step, -math.inf), step), reverse=True)
+
+    def rank(step: int) -> tuple[float, int]:
+        stored = opened[step]
+        if isinstance(stored, str):
+            return math.inf, step
+        return (-math.inf if stored.accuracy is None else stored.accuracy), step
+
+    return sorted(opened, key=rank, reverse=True)
 
 
-def _accuracies(folder: Path) -> tuple[dict[int, float], dict[int, str]]:
-    """Validation accuracies in [0, 1] of the steps that have one; and steps whose manifest is damaged."""
-    accuracies, damaged = {}, {}
-    for step in manifests.steps(folder):
-        try:
-            accuracies[step] = manifests.read_manifest(folder, step)["accuracy"]
-        except manifests.Damaged as error:
-            damaged[step] = str(error)
-    return {step: accuracy for step, accuracy in accuracies.items() if accuracy is not None}, damaged
-
-
-def restore(folder: Path, state: Tree, *, config: Config, steps: Sequence[int] | None = None) -> Restored:
-    """Reads the first checkpoint that is whole.
+def restore(folder: Path, state: Tree, *, config: Config, select: Literal["last", "best"] = "last") -> Restored:
+    """Reads the first intact checkpoint.
 
     Args:
         folder: a run's checkpoints.
         state: a state of the same structure, shapes and types, or only these (`jax.eval_shape`).
-        config: the run's; it must be the checkpoint's in all that training depends on.
-        steps: in which order they are tried; None for all, newest first.
+        config: the run's; it must equal the checkpoint's in every field that may not change on resume.
+        select: the order of tries: newest first, or best validation accuracy first.
 
     Raises:
-        CheckpointError: none is whole, or it belongs to another config or network.
-        StorageError: one cannot be read now, so that it is not known whether it is whole.
+        CheckpointError: none is intact, or one belongs to another config or network.
+        StorageError: one cannot be read now, so that it is not known whether it is intact.
     """
-    skipped = {}
-    for candidate in reversed(manifests.steps(folder)) if steps is None else steps:
+    if select == "best":
+        opened = _open_all(folder)
+        return _first_intact(folder, ((step, opened[step]) for step in best_first(opened)), state, config)
+    newest_first = reversed(manifests.steps(folder))
+    return _first_intact(folder, ((step, _open(folder, step)) for step in newest_first), state, config)
+
+
+def _first_intact(
+    folder: Path, candidates: Iterable[tuple[int, Stored | str]], state: Tree, config: Config
+) -> Restored:
+    skipped: dict[int, str] = {}
+    for step, stored in candidates:
+        if isinstance(stored, str):
+            skipped[step] = stored
+            continue
+        _check_fits(stored, state, config)
         try:
-            manifest = manifests.read_manifest(folder, candidate)
-            _check_fits(folder / str(candidate), manifest, state, config)
-            leaves = manifests.read(folder, candidate)
-        except manifests.Damaged as error:
-            skipped[candidate] = str(error)
+            leaves = stored.read()
+        except Damaged as error:
+            skipped[step] = str(error)
             continue
         restored = [leaves[path] for path in manifests.flat(state)]
-        return Restored(candidate, jax.tree.unflatten(jax.tree.structure(state), restored), skipped)
+        return Restored(step, jax.tree.unflatten(jax.tree.structure(state), restored), skipped)
     detail = "; ".join(f"step {step}: {reason}" for step, reason in skipped.items()) or "there is none"
     raise CheckpointError(f"{folder}: no intact checkpoint ({detail})")
 
 
-def _check_fits(path: Path, manifest: dict[str, Any], state: Tree, config: Config) -> None:
-    """Refuses a checkpoint of another config or network; that is no damage, and no older one would do."""
+def _check_fits(stored: Stored, state: Tree, config: Config) -> None:
+    """Raises `CheckpointError` for a checkpoint of another config or network: an older one would not fit either."""
     try:
-        differing = runs.config_differences(manifest["config"], config).fixed
+        differing = options.differences(stored.config(), config).fixed
     except ConfigError as error:
-        raise CheckpointError(f"{path}: {error}; use the version of this program that wrote it") from error
+        raise CheckpointError(f"{stored.path}: {error}; use the version of this program that wrote it") from error
     if differing:
-        raise CheckpointError(f"{path} is of another config (there, here): {'; '.join(differing)}")
-    here = {name: manifests.describe(leaf) for name, leaf in manifests.flat(state).items()}
-    there = {name: kind for name, (kind, _) in manifest["leaves"].items()}
+        raise CheckpointError(f"{stored.path} is of another config (stored, current): {'; '.join(differing)}")
+    current = {name: manifests.describe(leaf) for name, leaf in manifests.flat(state).items()}
+    kinds = {name: leaf.kind for name, leaf in stored.leaves.items()}
     differing = [
-        f"{name}: {there.get(name, 'missing')}, {here.get(name, 'missing')}"
-        for name in sorted({*here, *there})
-        if here.get(name) != there.get(name)
+        f"{name}: {kinds.get(name, 'missing')}, {current.get(name, 'missing')}"
+        for name in sorted({*current, *kinds})
+        if current.get(name) != kinds.get(name)
     ]
     if differing:
         more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
-        raise CheckpointError(f"{path} is of another network (there, here): {'; '.join(differing[:3])}{more}")
+        raise CheckpointError(
+            f"{stored.path} is of another network (stored, current): {'; '.join(differing[:3])}{more}"
+        )
+
+
+class _Outcome(enum.IntEnum):
+    """What process 0 found; sent to the others as a number."""
+
+    NOTHING = 0
+    FOUND = 1
+    UNUSABLE = 2
+    UNREADABLE = 3
 
 
 def resume(folder: Path, state: Tree, *, config: Config) -> Restored | None:
-    """Reads in every process the newest checkpoint that process 0 finds whole; None where there is none at all.
+    """Reads in every process the newest checkpoint that process 0 finds intact; None if there is none at all.
 
-    Damaged newer ones are set aside, as ``damaged-STEP``, since the run comes to their steps again.
+    Damaged newer ones are renamed to ``damaged-STEP``, since the run will write their steps again.
 
     Raises:
-        CheckpointError: there are some but none is whole, or they belong to another config or network.
-        StorageError: the newest cannot be read now; nothing is set aside.
+        CheckpointError: there are some but none is intact, or they belong to another config or network.
+        StorageError: the newest cannot be read now; nothing is renamed.
     """
-    found, failure = None, None
-    kinds = (CheckpointError, runs.StorageError)  # as -1 and -2 in the other processes
+    found: Restored | None = None
+    outcome, failure = _Outcome.NOTHING, None
     if processes.is_lead() and manifests.steps(folder):
         try:
-            found = restore(folder, state, config=config)
-        except kinds as error:
-            failure = error
+            found, outcome = restore(folder, state, config=config), _Outcome.FOUND
+        except CheckpointError as error:
+            outcome, failure = _Outcome.UNUSABLE, error
+        except StorageError as error:
+            outcome, failure = _Outcome.UNREADABLE, error
         else:
-            for step in found.skipped:
-                aside = folder / f"damaged-{step}"
-                shutil.rmtree(aside, ignore_errors=True)
-                (folder / str(step)).rename(aside)
-    chosen = processes.from_lead(-1 - kinds.index(type(failure)) if failure else found.step if found else 0)
-    if failure:
+            _set_aside(folder, found.skipped)
+    outcome = _Outcome(processes.from_lead(outcome))
+    if failure is not None:
         raise failure
-    if chosen < 0:
-        raise kinds[-1 - chosen](f"{folder}: process 0 finds no checkpoint to continue from")
-    if chosen and not found:
-        found = restore(folder, state, config=config, steps=[chosen])
-    return found
+    if outcome is _Outcome.UNUSABLE:
+        raise CheckpointError(f"{folder}: process 0 finds no checkpoint to continue from")
+    if outcome is _Outcome.UNREADABLE:
+        raise StorageError(f"{folder}: process 0 cannot read the newest checkpoint now")
+    if outcome is _Outcome.NOTHING:
+        return None
+    step = processes.from_lead(found.step if found else 0)
+    return found or _first_intact(folder, [(step, _open(folder, step))], state, config)
+
+
+def _set_aside(folder: Path, damaged: Iterable[int]) -> None:
+    for step in damaged:
+        aside = folder / f"damaged-{step}"
+        shutil.rmtree(aside, ignore_errors=True)
+        (folder / str(step)).rename(aside)
 
 
 def verify(folder: Path, config: Config) -> Iterator[tuple[int, str | None]]:
-    """Reads all checkpoints; yields each step with what is wrong with it, None for nothing."""
+    """Reads all checkpoints; yields each step with what is wrong with it, None if it is intact."""
     for step in manifests.steps(folder):
         try:
-            differing = runs.config_differences(manifests.read_manifest(folder, step)["config"], config).fixed
-            manifests.read(folder, step)
-        except (manifests.Damaged, ConfigError, runs.StorageError) as error:
+            stored = manifests.open_step(folder, step)
+            differing = options.differences(stored.config(), config).fixed
+            stored.read()
+        except (Damaged, ConfigError, StorageError) as error:
             yield step, str(error)
         else:
-            yield step, f"another config than the run's (there, here): {'; '.join(differing)}" if differing else None
+            yield step, f"of another config (stored, current): {'; '.join(differing)}" if differing else None

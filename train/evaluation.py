@@ -1,17 +1,14 @@
-"""Evaluation of trained runs: the attack suite on the test images, the accuracy curve, and the examples to look at."""
+"""The evaluation of a trained run: a suite on its test images, the accuracy curve, and a sample to look at."""
 
 from __future__ import annotations
 
 import functools
-import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,13 +28,15 @@ from deformreg.evaluation import (
     reports,
     suites,
 )
-from train import checkpoints, logs, runs
-from train.config import Config
-from train.data import DataError, Source, center_view, output_shape
-from train.loop import build, open_split
-from train.steps import predict
+from train import environment
+from train.restored import LogitsFn, Trained
 
-Suite = Literal["released", "quick", "standard", "full", "spatial"]
+SUITES = ("released", *suites.SUITES)
+
+if TYPE_CHECKING:
+    SuiteName = str
+else:
+    SuiteName = Literal[SUITES]
 
 CURVE = (0.25, 0.5, 0.75, 1.0, 1.5)
 """Budgets of the accuracy curve where none are named, as multiples of the suite's."""
@@ -53,51 +52,25 @@ class Protocol(NamedTuple):
     """How runs are evaluated.
 
     Attributes:
-        suite: which attacks, see `deformreg.evaluation.suites`.
+        suite: which attacks, one of `SUITES`.
         radius: budget per component in pixels.
-        radii: of the accuracy curve, under the whole suite; none for a quick look by a lighter attack.
-        independent: whether every attack faces every correctly classified image, so that the attacks compare.
+        radii: of the accuracy curve, by the whole suite; with none a lighter attack draws a curve at `CURVE`.
+        independent: whether every attack runs on every correctly classified image, so that the attacks compare.
         sources: names and logits functions of networks whose deformed images are shown to the evaluated ones as well.
         seed: of the attacks' random numbers.
     """
 
-    suite: Suite = "released"
+    suite: SuiteName = "released"
     radius: float = 0.675
     radii: tuple[float, ...] = ()
     independent: bool = False
-    sources: tuple[tuple[str, Callable[[Array], Array]], ...] = ()
+    sources: tuple[tuple[str, LogitsFn], ...] = ()
     seed: int = 0
 
-
-class Predictor(NamedTuple):
-    """`predict` of one architecture. Equal for equal architectures, so that several runs share what is compiled."""
-
-    model: nn.Module
-
-    def __call__(self, params: Any, batch_stats: Any, images: Array) -> Array:
-        return predict(self.model, params, batch_stats, images)
-
-
-class Trained(NamedTuple):
-    """A run read back.
-
-    Attributes:
-        config: its config.
-        logits_fn: ``float[n, h, w, c] -> logits[n, classes]`` on running statistics.
-        images: float[n, h, w, c], the test images as the network sees them.
-        labels: int32[n].
-        class_names: one per label.
-        step: of the checkpoint.
-        train_seconds: time spent training, compilation included.
-    """
-
-    config: Config
-    logits_fn: Callable[[Array], Array]
-    images: np.ndarray
-    labels: np.ndarray
-    class_names: tuple[str, ...]
-    step: int
-    train_seconds: float
+    @property
+    def whole_curve(self) -> bool:
+        """Whether the suite itself draws the curve: on request, or for a threat that a flow attack does not share."""
+        return bool(self.radii) or self.suite == "spatial"
 
 
 class Sample(NamedTuple):
@@ -106,8 +79,8 @@ class Sample(NamedTuple):
     Attributes:
         images: float[n, h, w, c], clean.
         labels: int32[n].
-        flows: float[n, h, w, 2], in pixels: of the attack that broke the image, else of the last that moved its
-            pixels; zero where none did.
+        flows: float[n, h, w, 2], in pixels: of the attack that broke the image, else of the last one that moved its
+            pixels; zero if none did.
         deformed: float[n, h, w, c].
         before: int[n], predictions on the clean images.
         after: int[n], predictions on the deformed ones.
@@ -122,152 +95,41 @@ class Sample(NamedTuple):
 
 
 class Study(NamedTuple):
-    """An evaluated run: `row` is what ``evaluation.json`` holds, `sample` what the pictures show."""
+    """An evaluated run: `row` is the content of ``evaluation.json``, `sample` what the pictures show."""
 
     row: dict[str, Any]
     evaluation: Evaluation
     sample: Sample
 
 
-def open_run(folder: Path, *, data_dir: str | None = None, examples: int = 0) -> Trained:
-    """Restores a run's network and opens its test images.
-
-    Args:
-        folder: the run folder.
-        data_dir: where the data lies now; None for where it lay in training.
-        examples: how many test images, from the first; 0 for the config's choice.
-
-    Raises:
-        RunError, ConfigError, CheckpointError, DataError: something cannot be used; one line says what.
-    """
-    config, test, logits_fn, step = _restore(folder, data_dir)
-    count = min(examples or config.evaluation.examples or len(test), len(test))
-    indices = np.arange(count)
-    images, labels = test.read(indices)
-    readable = ~test.corrupt(indices)
-    if not readable.any():
-        raise DataError(f"{test.name}: none of the first {count} can be read; repair them, or --examples takes more")
-    images, labels, count = images[readable], labels[readable], int(np.sum(readable))
-    view = jax.jit(partial(center_view, options=config.augmentation))
-    views = [np.asarray(view(images[i : i + 1000])) for i in range(0, count, 1000)]
-    seconds = max((line.get("seconds", 0.0) for line in logs.read_metrics(runs.Run(folder))), default=0.0)
-    return Trained(config, logits_fn, np.concatenate(views), labels, test.class_names, step, seconds)
-
-
-def _restore(folder: Path, data_dir: str | None) -> tuple[Config, Source, Callable[[Array], Array], int]:
-    """A run's config, its test images, not read yet, its logits function, and the step this one is of."""
-    config = runs.load_config(folder)
-    test = open_split(config, "test", data_dir)
-    network = build(config, test)
-    stored = runs.Run(folder).checkpoints
-    steps = checkpoints.best_first(stored) if config.select == "best" else None
-    step, state, skipped = checkpoints.restore(stored, network.shapes, config=config, steps=steps)
-    for other, reason in skipped.items():
-        print(f"skipped the damaged checkpoint of step {other}: {reason}", file=sys.stderr)
-    logits_fn = jax.tree_util.Partial(Predictor(network.model), state.params, state.batch_stats)
-    return config, test, logits_fn, step
-
-
-def open_runs(folders: Sequence[Path], *, data_dir: str | None = None, examples: int = 0) -> list[Trained]:
-    """Restores runs that are to be compared: each one once, on the same test images.
-
-    Raises:
-        RunError: one is named twice, or sees other test images than the first.
-        ConfigError, CheckpointError, DataError: as `open_run`.
-    """
-    _check_each_once(folders)
-    opened: list[Trained] = []
-    for folder in folders:
-        run = open_run(folder, data_dir=data_dir, examples=examples)
-        opened.append(run)
-        if not _comparable(run, opened[0]):
-            raise runs.RunError(
-                f"{folder} does not compare with {folders[0]}, whose test images are others ({_tested_on(run)}; "
-                f"{_tested_on(opened[0])}): evaluate each alone, or give the same number of them by --examples"
-            )
-    return opened
-
-
-def _comparable(run: Trained, other: Trained) -> bool:
-    return (
-        run.class_names == other.class_names
-        and np.array_equal(run.labels, other.labels)
-        and np.array_equal(run.images, other.images)
-    )
-
-
-def _check_each_once(folders: Sequence[Path]) -> None:
-    places = [os.path.abspath(folder) for folder in folders]
-    for folder, place in zip(folders, places, strict=True):
-        if places.count(place) > 1:
-            raise runs.RunError(f"{folder} is named twice: leave one out")
-
-
-def _tested_on(run: Trained) -> str:
-    count, *shape = run.images.shape
-    return f"{count} of {run.config.data.name}, {' x '.join(map(str, shape))}, {len(run.class_names)} classes"
-
-
-def open_sources(
-    folders: Sequence[Path], evaluated: Trained, *, data_dir: str | None = None
-) -> tuple[tuple[str, Callable[[Array], Array]], ...]:
-    """Restores the networks whose deformed images are to be shown to those evaluated, as names and logits functions.
-
-    Raises:
-        RunError: one is named twice, sees images of another shape than the evaluated one, or knows other classes.
-        ConfigError, CheckpointError, DataError: as `open_run`.
-    """
-    _check_each_once(folders)
-    ours = evaluated.images.shape[1:], len(evaluated.class_names)
-    sources = []
-    for name, folder in zip(runs.short_names(folders), folders, strict=True):
-        config, test, logits_fn, _ = _restore(folder, data_dir)
-        theirs = output_shape(config.augmentation, test.image_shape), test.num_classes
-        if ours != theirs:
-            raise runs.RunError(
-                f"nothing transfers from {folder}: its network takes images {theirs[0]} of {theirs[1]} classes, "
-                f"the evaluated one {ours[0]} of {ours[1]}"
-            )
-        sources.append((name, logits_fn))
-    return tuple(sources)
-
-
 def evaluate_run(name: str, trained: Trained, protocol: Protocol) -> Study:
     """Evaluates a trained run.
 
     Args:
-        name: what to call it.
-        trained: from `open_run`.
-        protocol: how.
+        name: shown beside the progress bar.
+        trained: from `train.restored`.
+        protocol: which attacks, at which budgets.
 
     Returns:
-        The row: accuracies are fractions in [0, 1] of all examples, a clean error counts as broken; and the sample.
+        The row, whose accuracies are fractions in [0, 1] of all examples (a clean error counts as broken); and the
+        sample.
     """
     options = trained.config.evaluation
-    suite = _Suite(protocol.suite, options.steps, len(trained.class_names), protocol.sources)
-    # The released protocol reproduces published numbers; looking for red flags belongs to the strict suites.
-    run_suite = _evaluator(suite, options.batch_size, protocol.independent, protocol.suite != "released")
-    whole = bool(protocol.radii) or protocol.suite == "spatial"
-    if whole:
-        run_curve = _evaluator(suite, options.batch_size, False, False)
-    else:
-        run_curve = _evaluator(_glance, min(CURVE_BATCH, options.batch_size), False, False)
+    run_suite, run_curve = _evaluators(protocol, options.steps, len(trained.class_names), options.batch_size)
     radii = protocol.radii or tuple(share * protocol.radius for share in CURVE)
     shown = slice(None if protocol.radii else CURVE_EXAMPLES)
     key = jax.random.key(protocol.seed)
-    exhibits: dict[str, _Exhibit] = {}
-    few, few_labels = trained.images[:CURVE_EXAMPLES], trained.labels[:CURVE_EXAMPLES]
+    exhibits = _Exhibits(min(CURVE_EXAMPLES, len(trained.images)))
     with _progress_bar(name) as (bar, progress):
         evaluation = run_suite(
             trained.logits_fn, trained.images, trained.labels, radius=protocol.radius, key=key, progress=progress,
-            collect=partial(_collect, exhibits, len(few)),
+            collect=exhibits.collect,
         )  # fmt: skip
         bar.set_description(f"{name}, accuracy curve")
         curve = accuracy_curve(
             run_curve, trained.logits_fn, trained.images[shown], trained.labels[shown], radii, key=key,
             progress=progress,
         )  # fmt: skip
-        sample = _sample(trained.logits_fn, few, few_labels, evaluation.attacks, exhibits)
     row = {
         "method": trained.config.method.name,
         "suite": protocol.suite,
@@ -276,36 +138,39 @@ def evaluate_run(name: str, trained: Trained, protocol: Protocol) -> Study:
         "train_seconds": trained.train_seconds,
         **reports.to_dict(evaluation),
         "curve": reports.curve_points(curve),
-        "curve_suite": protocol.suite if whole else "15 sign steps from zero, any iterate",
+        "curve_suite": protocol.suite if protocol.whole_curve else "15 sign steps from zero, any iterate",
         "curve_examples": curve.examples,
         "mean_minimal_displacement": curve.mean_minimal_displacement,
         "seed": protocol.seed,
-        "environment": runs.environment(),
+        "environment": environment.describe(),
     }
-    return Study(row, evaluation, sample)
+    return Study(row, evaluation, exhibits.sample(trained, evaluation.attacks))
 
 
-class _Suite(NamedTuple):
-    """A suite as a function of the radius; equal ones share what is compiled."""
+@functools.cache
+def _evaluators(protocol: Protocol, steps: int, classes: int, batch_size: int) -> tuple[Evaluator, Evaluator]:
+    """Evaluators of the suite and of the curve; runs of one protocol share what they compile."""
+    suite = _suite(protocol, steps, classes)
+    make = partial(evaluator, image_range=(0.0, 1.0))
+    # The released protocol reproduces published numbers; the search for red flags belongs to the strict suites.
+    diagnosis = protocol.suite != "released"
+    run_suite = make(suite, batch_size=batch_size, independent=protocol.independent, diagnosis=diagnosis)
+    if protocol.whole_curve:
+        return run_suite, make(suite, batch_size=batch_size, diagnosis=False)
+    return run_suite, make(_glance, batch_size=min(CURVE_BATCH, batch_size), diagnosis=False)
 
-    name: Suite
-    steps: int
-    classes: int
-    sources: tuple[tuple[str, Callable[[Array], Array]], ...]
 
-    def __call__(self, radius: Any) -> list[Attack]:
-        make = {
-            "released": partial(released.suite, num_steps=self.steps),
-            "quick": suites.quick,
-            "standard": partial(suites.standard, classes=self.classes),
-            "full": partial(suites.full, classes=self.classes),
-            "spatial": suites.spatial,
-        }[self.name]
-        search = pgd(ball=deformreg.linf(radius), num_steps=50, step_size=radius / 20, start="random", keep="best")
-        return [
-            *make(radius),
-            *(transfer(search, logits_fn, name=f"transfer from {name}") for name, logits_fn in self.sources),
-        ]
+def _suite(protocol: Protocol, steps: int, classes: int) -> suites.Suite:
+    """The protocol's suite, followed by the transfers."""
+    suite = released.suite(num_steps=steps) if protocol.suite == "released" else suites.SUITES[protocol.suite]
+    for name, logits_fn in protocol.sources:
+        suite = suite.plus(f"transfer from {name}", partial(_transfer, name, logits_fn))
+    return suite
+
+
+def _transfer(name: str, logits_fn: LogitsFn, radius: Any) -> Attack:
+    search = pgd(ball=deformreg.linf(radius), num_steps=50, step_size=radius / 20, start="random", keep="best")
+    return transfer(search, logits_fn, name=f"transfer from {name}")
 
 
 def _glance(radius: Any) -> list[Attack]:
@@ -314,64 +179,55 @@ def _glance(radius: Any) -> list[Attack]:
     return [pgd(ball=deformreg.linf(radius), num_steps=15, step_size=radius / 6, perturbation=perturbation, keep="any")]
 
 
-@functools.cache
-def _evaluator(suite: Callable[[Any], list[Attack]], batch_size: int, independent: bool, diagnosis: bool) -> Evaluator:
-    return evaluator(suite, batch_size=batch_size, image_range=(0.0, 1.0), independent=independent, diagnosis=diagnosis)
+class _Exhibits:
+    """What each attack finds for the first test images: its family and parameters; zeros for images it never saw."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.found: dict[str, tuple[deformreg.Perturbation, Any]] = {}
+
+    def collect(self, attack: Attack, indices: np.ndarray, result: AttackResult) -> None:
+        """Keeps a batch's result, by the attack's name."""
+        if attack.name not in self.found:
+            params = jax.tree.map(lambda leaf: np.zeros((self.count, *leaf.shape[1:]), leaf.dtype), result.params)
+            self.found[attack.name] = attack.perturbation, params
+        shown = indices < self.count
+        kept = jax.tree.leaves(self.found[attack.name][1])
+        for leaf, new in zip(kept, jax.tree.leaves(result.params), strict=True):
+            leaf[indices[shown]] = new[shown]
+
+    def sample(self, trained: Trained, outcomes: Sequence[AttackOutcome]) -> Sample:
+        """The first test images, deformed by what was found for them."""
+        images, labels = trained.images[: self.count], trained.labels[: self.count]
+        flows, deformed = np.zeros((*images.shape[:3], 2), np.float32), images.copy()
+        broken = np.zeros(self.count, bool)
+        for outcome in outcomes:
+            rows = outcome.attacked_mask[: self.count] & ~broken
+            if outcome.name not in self.found or not rows.any():
+                continue
+            family, params = self.found[outcome.name]
+            if family.field is None:
+                continue
+            deform = jax.jit(partial(_deform, family.field, family.apply))
+            for kept, new in zip((flows, deformed), deform(params, images), strict=True):
+                kept[rows] = np.asarray(new)[rows]
+            broken |= outcome.broken_mask[: self.count]
+        before, after = (np.asarray(_classify(trained.logits_fn, batch)) for batch in (images, deformed))
+        return Sample(images, labels, flows, deformed, before, after)
 
 
-class _Exhibit(NamedTuple):
-    """What an attack found for the first test images; rows of those it never saw are empty."""
-
-    perturbation: deformreg.Perturbation
-    params: Any
-
-
-def _collect(
-    exhibits: dict[str, _Exhibit], count: int, attack: Attack, indices: np.ndarray, result: AttackResult
-) -> None:
-    """Keeps by its name what an attack found for the first `count` images."""
-    if attack.name not in exhibits:
-        params = jax.tree.map(lambda leaf: np.zeros((count, *leaf.shape[1:]), leaf.dtype), result.params)
-        exhibits[attack.name] = _Exhibit(attack.perturbation, params)
-    shown = indices < count
-    for kept, leaf in zip(jax.tree.leaves(exhibits[attack.name].params), jax.tree.leaves(result.params), strict=True):
-        kept[indices[shown]] = leaf[shown]
-
-
-def _sample(
-    logits_fn: Callable[[Array], Array],
-    images: np.ndarray,
-    labels: np.ndarray,
-    outcomes: Sequence[AttackOutcome],
-    exhibits: Mapping[str, _Exhibit],
-) -> Sample:
-    """The first test images with the flows that the attacks found for them."""
-    flows, deformed = np.zeros((*images.shape[:3], 2), np.float32), images.copy()
-    broken = np.zeros(len(images), bool)
-    for outcome in outcomes:
-        attacked, fallen = outcome.attacked_mask[: len(images)], outcome.broken_mask[: len(images)]
-        rows = attacked & ~broken
-        if outcome.name not in exhibits or not rows.any():
-            continue
-        family, params = exhibits[outcome.name]
-        if family.field is None:
-            continue
-        deform = jax.jit(lambda params, images, f=family: (f.field(params, images), f.apply(params, images)))
-        for kept, found in zip((flows, deformed), deform(params, images), strict=True):
-            kept[rows] = np.asarray(found)[rows]
-        broken |= fallen
-    before, after = (np.asarray(_classify(logits_fn, batch)) for batch in (images, deformed))
-    return Sample(images, labels, flows, deformed, before, after)
+def _deform(field: Callable[..., Array], apply: Callable[..., Array], params: Any, images: Array) -> tuple[Array, Array]:
+    return field(params, images), apply(params, images)
 
 
 @jax.jit
-def _classify(logits_fn: Callable[[Array], Array], images: Array) -> Array:
+def _classify(logits_fn: LogitsFn, images: Array) -> Array:
     return jnp.argmax(logits_fn(images), axis=1)
 
 
 @contextmanager
 def _progress_bar(name: str) -> Iterator[tuple[Any, Callable[[Progress], None]]]:
-    """A bar with the attack at work and the running robust accuracy; silent where nobody watches."""
+    """A bar with the attack at work and the running robust accuracy; silent if standard error is no terminal."""
     with tqdm(desc=name, unit="image", disable=not sys.stderr.isatty()) as bar:
 
         def show(progress: Progress) -> None:

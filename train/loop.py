@@ -7,9 +7,9 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Protocol
 
 import flax.linen as nn
 import jax
@@ -18,178 +18,26 @@ import numpy as np
 from jax import Array
 from tqdm import tqdm
 
-from train import checkpoints, logs, parallel, processes, rollbacks, runs
-from train.config import Config, ConfigError
-from train.data import (
-    Augmentation,
-    NoSplit,
-    Source,
-    batch_number,
-    center_view,
-    device_prefetch,
-    eval_batches,
-    load,
-    output_shape,
-    train_batches,
-)
-from train.models import create_model
-from train.optimizers import learning_rate, make_optimizer
-from train.steps import State, init_state, make_step, predict
-
-
-class NonFiniteLoss(processes.Stopped):
-    """The loss became NaN or infinite; the message names the step.
-
-    Args:
-        message: one line.
-        step: the step whose loss it was, from 1.
-    """
-
-    def __init__(self, message: str, step: int) -> None:
-        super().__init__(message)
-        self.step = step
-
-
-class Network(NamedTuple):
-    """A config's network and everything that trains it.
-
-    Attributes:
-        model: the Flax module.
-        shapes: the state's shapes and types (``jax.ShapeDtypeStruct``s), all that restoring one needs.
-        init: makes the state before the first step.
-        step: the training step, not compiled; its metrics hold the learning rate as well.
-    """
-
-    model: nn.Module
-    shapes: State
-    init: Callable[[], State]
-    step: Callable[..., Any]
-
-
-class Task(NamedTuple):
-    """A config made concrete.
-
-    Attributes:
-        train: training images.
-        validation: held-out images, else the set's own validation split, else the test images.
-        network: what is trained.
-        steps_per_epoch: optimizer steps.
-        skipped: numbers of the batches left out after rollbacks.
-    """
-
-    train: Source
-    validation: Source
-    network: Network
-    steps_per_epoch: int
-    skipped: tuple[int, ...] = ()
-
-
-def prepare(config: Config, *, evaluated: bool = False) -> Task:
-    """Opens the data and builds the network.
-
-    Args:
-        config: what to train.
-        evaluated: whether the test images will be wanted; then they are looked at now, not after the training.
-
-    Raises:
-        DataError: the data cannot be used.
-        ConfigError: network or batch do not fit the data.
-    """
-    train = open_split(config, "train")
-    test = open_split(config, "test") if evaluated else None
-    try:
-        validation = open_split(config, "validation")
-    except NoSplit:
-        validation = test or open_split(config, "test")
-    if config.batch_size > len(train):
-        raise ConfigError(f"--batch-size must be at most {len(train)}, the training images, got {config.batch_size}")
-    steps_per_epoch = len(train) // config.batch_size
-    if config.epochs * steps_per_epoch >= 2**31:
-        raise ConfigError(f"--epochs must be at most {2**31 // steps_per_epoch}: steps are counted in 32 bits")
-    network = build(config, train, steps_per_epoch)
-    for source in (validation, test or validation):
-        _check_agreement(config, train, source)
-    return Task(train, validation, network, steps_per_epoch)
-
-
-def _check_agreement(config: Config, train: Source, other: Source) -> None:
-    """Raises `ConfigError` if a network for the images of one source cannot take those of another."""
-    try:
-        ours, theirs = (output_shape(config.augmentation, source.image_shape) for source in (train, other))
-    except ValueError as error:
-        raise ConfigError(f"{other.name}: {error}") from error
-    if ours != theirs:
-        raise ConfigError(
-            f"{other.name} has images of shape {theirs}, {train.name} of {ours}: make them alike, for example by "
-            "--augmentation.resize"
-        )
-
-
-def open_split(config: Config, split: str, data_dir: str | None = None) -> Source:
-    """A split of a config's data, which may have moved to `data_dir`.
-
-    Raises:
-        DataError: it cannot be used; a `NoSplit` if there is none.
-    """
-    data = config.data
-    return load(
-        data.name,
-        split=split,
-        data_dir=data_dir or data.data_dir,
-        image_size=data.image_size,
-        holdout=data.holdout,
-        max_corrupt=data.max_corrupt,
-    )
-
-
-def build(config: Config, source: Source, steps_per_epoch: int = 1) -> Network:
-    """The network of a config for the images of a source.
-
-    Raises:
-        ConfigError: network, augmentation and images do not fit together.
-    """
-    rate = learning_rate(config.optimizer, epochs=config.epochs, steps_per_epoch=steps_per_epoch)
-    optimizer = make_optimizer(config.optimizer, rate)
-    model = make_model(config, source.num_classes)
-    try:
-        init = partial(init_state, model, optimizer, output_shape(config.augmentation, source.image_shape), config.seed)
-        shapes = jax.eval_shape(init)
-    except ValueError as error:
-        raise ConfigError(f"{config.model.name} on {source.name}: {error}") from error
-    # It runs once: on a CPU, optimizing it takes longer than all the rest.
-    options = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else {}
-    step = _with_rate(make_step(config, model, optimizer), rate)
-    return Network(model, shapes, jax.jit(init, compiler_options=options), step)
-
-
-def _with_rate(step: Callable[..., Any], rate: Callable[[Array], Any]) -> Callable[..., Any]:
-    """A step whose metrics hold its learning rate: computed beside the step, nobody waits for it."""
-
-    def rated_step(state: State, batch: dict[str, Array], **options: Any) -> tuple[State, dict[str, Array]]:
-        after, metrics = step(state, batch, **options)
-        return after, {**metrics, "learning_rate": jnp.asarray(rate(state.step), jnp.float32)}
-
-    return rated_step
-
-
-def make_model(config: Config, num_classes: int) -> nn.Module:
-    """The network of a config."""
-    mapped = config.parallel == "pmap" and config.model.synchronize
-    return create_model(
-        config.model.name,
-        num_classes=num_classes,
-        width=config.model.width,
-        norm=config.model.norm,
-        dtype=jnp.dtype(config.model.dtype),
-        axis_name=parallel.AXIS if mapped else None,
-        remat=config.model.remat,
-    )
+from train import checkpoints, parallel, processes, runs
+from train.config import Config
+from train.data import Augmentation, Source, center_view, device_prefetch, eval_batches, train_batches
+from train.errors import ConfigError, NonFiniteLoss, Preempted
+from train.methods import Method
+from train.methods.given import Given
+from train.metrics import MetricLog
+from train.options import check
+from train.state import State, predict
+from train.step import Batch, Metrics
+from train.task import Splits, Task, prepare
 
 
 def fit(
     config: Config,
-    folder: Path,
+    folder: Path | str,
     *,
+    method: Method | None = None,
+    model: nn.Module | None = None,
+    data: Splits | None = None,
     resume: bool = False,
     evaluated: bool = False,
     stop_requested: Callable[[], bool] = lambda: False,
@@ -199,38 +47,26 @@ def fit(
     Args:
         config: what to train.
         folder: the run folder, created.
-        resume: continue a run that is there.
+        method: a training method of your own in place of the config's.
+        model: a Flax Linen module in place of the config's, called as ``model.apply(variables, images, train=...)``
+            with images in [0, 1]; it returns logits and may keep ``batch_stats``.
+        data: training and validation images in place of the config's.
+        resume: continue the run in that folder; starts it where there is none.
         evaluated: whether the run will be evaluated; then test images that cannot be used are an error now.
-        stop_requested: asked before every step; where it says yes in any process, all of them save and stop.
+        stop_requested: asked before every step; once it says yes in any process, all of them save and stop.
 
     Returns:
         The trained state.
 
     Raises:
         ConfigError, DataError, RunError, CheckpointError: something cannot be used; one line says what.
-        NonFiniteLoss: the loss became NaN or infinite, once more than rollbacks are allowed; checkpoints from before
-            remain.
+        NonFiniteLoss: loss, gradient or parameters were not finite in more steps than may be skipped; checkpoints from
+            before remain.
         Preempted: a stop was requested; the last step is saved.
         StorageError: the run folder cannot be written any more; checkpoints from before remain.
     """
-    if config.max_rollbacks and jax.process_count() > 1:
-        raise ConfigError(f"--max-rollbacks needs a single process, got {jax.process_count()}: leave it out")
-    while True:
-        try:
-            return _fit(config, folder, resume, evaluated, stop_requested)
-        except NonFiniteLoss as error:
-            skipped, resume = rollbacks.read(folder), True
-            rollbacks.skip(folder, skipped, batch_number(error.step - 1, skipped), error, config.max_rollbacks)
-
-
-def _fit(
-    config: Config,
-    folder: Path,
-    resume: bool,
-    evaluated: bool,
-    stop_requested: Callable[[], bool],
-) -> State:
-    """`fit` up to the first non-finite loss."""
+    folder = Path(folder)
+    config = check(_recorded(config, method, model, data))
     runs.claim(folder, config, resume=resume)  # says what is wrong before the data are read
     engine = parallel.make_engine(config.parallel, devices=config.devices, batch_size=config.batch_size)
     if config.batch_size % (engine.devices * config.accumulate):
@@ -238,21 +74,31 @@ def _fit(
             f"--batch-size must be a multiple of {engine.devices} devices times --accumulate {config.accumulate}, "
             f"got {config.batch_size}"
         )
-    task = prepare(config, evaluated=evaluated)
+    task = prepare(config, evaluated=evaluated, method=method, model=model, data=data)
     run, changes = runs.hold(folder, config, resume=resume)
-    runs.check_data(run, len(task.train))
-    task = task._replace(skipped=rollbacks.read(folder))
+    runs.check_data(run, len(task.splits.train))
     restored = checkpoints.resume(run.checkpoints, task.network.shapes, config=config) if resume else None
-    runs.create(run, config, len(task.train))
+    runs.create(run, config, len(task.splits.train))
     if processes.is_lead():
-        announce(config, engine, task.validation, restored, changes)
+        announce(config, engine, task.splits.validation, restored, changes)
     state = restored.state if restored else task.network.init()
-    log = logs.MetricLog(run, after_step=int(state.step))
+    log = MetricLog(run, after_step=int(state.step))
     try:
         with checkpoints.open_writer(run, config) as writer:
             return _train(config, task, engine, writer, log, engine.put_state(state), stop_requested)
     finally:
         log.close()
+
+
+def _recorded(config: Config, method: Method | None, model: nn.Module | None, data: Splits | None) -> Config:
+    """The config with what was passed as a value named as such, so that the run folder does not claim otherwise."""
+    if method is not None:
+        config = replace(config, method=Given(title=method.name))
+    if model is not None:
+        config = replace(config, model=replace(config.model, given=type(model).__name__))
+    if data is not None:
+        config = replace(config, data=replace(config.data, name=f"given: {data.train.name}"))
+    return config
 
 
 def announce(
@@ -262,14 +108,13 @@ def announce(
     restored: checkpoints.Restored | None,
     changes: list[str],
 ) -> None:
-    """Says what runs where, and what is not as it was when the run was last continued."""
+    """Says what runs where, and what has changed since the run was last continued."""
     where = f"{engine.devices} {jax.default_backend()} device{'s' * (engine.devices > 1)}"
     if jax.process_count() > 1:
         where += f" of {jax.process_count()} processes"
     text = f"training on {where} by {config.parallel}"
-    if config.model.norm == "batch" and engine.devices > 1:
-        synchronized = config.model.synchronize or config.parallel == "jit"
-        text += f", batch statistics {'over all of them' if synchronized else 'of each alone'}"
+    if config.model.norm != "group" and engine.devices > 1:
+        text += f", batch statistics {'of each alone' if config.model.norm == 'device-batch' else 'over all of them'}"
     print(f"{text}\nvalidating on {validation.name}: {len(validation)} images")
     if restored is None:
         return
@@ -277,7 +122,10 @@ def announce(
         print(f"skipped a damaged checkpoint, now damaged-{step}: {reason}", file=sys.stderr)
     print(f"continuing after step {restored.step}")
     if changes:
-        print("changed since (there, here); devices, processes and versions may change the last bits:", file=sys.stderr)
+        print(
+            "changed since (stored, current); devices, processes and versions may change the last bits:",
+            file=sys.stderr,
+        )
     for line in changes:
         print(f"  {line}", file=sys.stderr)
 
@@ -287,132 +135,182 @@ def _train(
     task: Task,
     engine: parallel.Engine,
     writer: checkpoints.Writer,
-    log: logs.MetricLog,
+    log: MetricLog,
     state: State,
     stop_requested: Callable[[], bool],
 ) -> State:
-    first, last = int(state.step), config.epochs * task.steps_per_epoch
-    compiled = engine.compile(parallel.stoppable(task.network.step))
-    share = engine.devices // jax.process_count()
-    stop = {asked: engine.put_batch({"stop": np.full(share, asked, np.float32)}) for asked in (False, True)}
-    count_right = jax.jit(correct, static_argnums=(0, 3))
-    began = time.perf_counter() - log.seconds
-    watch = _Watch(log, config.log_every, config.method.every, began)
-    batches = device_batches(config, task, engine, first)
+    last = config.epochs * task.steps_per_epoch
+    compiled = engine.compile(task.step)
+    watch = Watch(log, config, task.method.every, step=int(state.step), skipped=int(state.skipped))
+    batches = device_batches(config, task.splits.train, engine, watch.step + watch.skipped, stop_requested)
     hidden = not (processes.is_lead() and sys.stderr.isatty())
-    progress = tqdm(total=last, initial=first, desc=f"{config.method.name}", unit="step", disable=hidden)
-    for step in range(first + 1, last + 1):
-        state, metrics = compiled(state, {**next(batches), **stop[stop_requested()]})
-        watch.push(step, metrics)
-        progress.update()
-        epoch_ends = step % task.steps_per_epoch == 0
-        due = epoch_ends or (config.checkpoint_every and step % config.checkpoint_every == 0)
-        if not (due or watch.stopping):
+    progress = tqdm(total=last, initial=watch.step, desc=task.method.name, unit="step", disable=hidden)
+
+    def is_due(step: int) -> bool:
+        saves = config.checkpoint_every and step % config.checkpoint_every == 0
+        return step > saved and bool(step % task.steps_per_epoch == 0 or saves or watch.stopping)
+
+    saved = watch.step
+    while saved < last:
+        state, step_metrics = compiled(state, next(batches))
+        watch.push(step_metrics)
+        progress.n = watch.step
+        progress.update(0)
+        if not is_due(watch.step):
             continue
         watch.drain()
-        whole, accuracy = engine.whole(state), None
-        if epoch_ends:
-            accuracy = validate(config, task, engine, whole, count_right)
-            log.write(step, {"validation_accuracy": accuracy, "seconds": time.perf_counter() - began})
+        if not is_due(watch.step):
+            continue  # a step was skipped: what was due comes with the next one
+        saved, whole, accuracy = watch.step, engine.whole(state), None
+        if saved % task.steps_per_epoch == 0:
+            accuracy = validate(config, task, engine, whole)
+            log.write(saved, {"validation_accuracy": accuracy, "seconds": watch.seconds})
             progress.set_postfix(accuracy=f"{accuracy:.3f}", loss=f"{watch.loss:.3f}")
-        writer.save(step, whole, accuracy)
-        if watch.stopping and step < last:
-            raise processes.Preempted(f"saved step {step} of {last}; --resume continues from there")
+        writer.save(saved, whole, accuracy)
+        if watch.stopping and saved < last:
+            raise Preempted(f"saved step {saved} of {last}; --resume continues from there")
     progress.close()
     return state
 
 
-class _Watch:
-    """Reads metrics a few steps late, so that the device never waits, and stops at the first non-finite loss.
+class Log(Protocol):
+    """Where metrics go: `MetricLog`."""
+
+    seconds: float
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Appends the values of a step."""
+
+
+class Watch:
+    """Reads metrics a few steps late, so that the device never waits, and stops at too many non-finite steps.
 
     A line of the log is the mean over the steps since the last one (the penalty's, over those that took it); `drain`
     ends one too. So the log does not depend on where a run was killed: it goes on from a checkpoint, and before each
     of those there was a `drain`.
+
+    Attributes:
+        skipped: batches left out so far.
+        loss: of the last step read.
+        stopping: whether a process was asked to stop.
     """
 
-    def __init__(self, log: logs.MetricLog, interval: int, every: int, began: float) -> None:
-        self.log, self.interval, self.every, self.began = log, interval, every, began
-        self.pending: deque[tuple[int, dict[str, Array]]] = deque()
-        self.window: dict[int, dict[str, float]] = {}
+    def __init__(self, log: Log, config: Config, every: int, *, step: int, skipped: int) -> None:
+        self._log, self._config, self._every = log, config, every
+        self._began = time.perf_counter() - log.seconds
+        self._pending: deque[Metrics] = deque()
+        self._window: dict[int, dict[str, float]] = {}
+        self._read_step = step
+        self.skipped = skipped
         self.loss = math.nan
         self.stopping = False
 
-    def push(self, step: int, metrics: dict[str, Array]) -> None:
-        self.pending.append((step, metrics))
-        while len(self.pending) > 2:
+    @property
+    def step(self) -> int:
+        """Steps taken; where some are not read yet, as many as there are if none of them was skipped."""
+        return self._read_step + len(self._pending)
+
+    @property
+    def seconds(self) -> float:
+        """Time spent training, over all starts."""
+        return time.perf_counter() - self._began
+
+    def push(self, metrics: Metrics) -> None:
+        """Takes the metrics of the next step."""
+        self._pending.append(metrics)
+        while len(self._pending) > 2:
             self._read()
 
     def drain(self) -> None:
-        while self.pending:
+        """Reads all that is there and ends a line of the log."""
+        while self._pending:
             self._read()
         self._write()
 
     def _read(self) -> None:
-        step, metrics = self.pending.popleft()
-        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        # The parameters too: a step of finite loss can leave some that no checkpoint must hold.
-        if not all(math.isfinite(values[name]) for name in ("loss", "gradient_norm", "parameter_norm")):
-            raise NonFiniteLoss(
-                f"step {step}: loss {values['loss']}, gradient norm {values['gradient_norm']}; the checkpoints from "
-                "before are kept. Lower --optimizer.learning-rate or --method.weight, or allow --max-rollbacks",
-                step,
-            )
+        values = {name: float(value) for name, value in jax.device_get(self._pending.popleft()).items()}
+        step, skipped = int(values.pop("step")), int(values.pop("skipped"))
         self.stopping |= values.pop("stop") > 0
+        self._read_step = step
+        if skipped > self.skipped:
+            self.skipped = skipped
+            self._name_skipped(step + 1, values)
+            return
         self.loss = values["loss"]
-        self.window[step] = values
-        if step % self.interval == 0:
+        self._window[step] = values
+        if step % self._config.log_every == 0:
             self._write()
 
+    def _name_skipped(self, step: int, values: dict[str, float]) -> None:
+        what = f"step {step}: loss {values['loss']}, gradient norm {values['gradient_norm']}"
+        allowed = self._config.max_skipped
+        if self.skipped > allowed:
+            raise NonFiniteLoss(
+                f"{what}; the checkpoints from before are kept. Lower --optimizer.learning-rate or --method.weight, or "
+                "allow --max-skipped"
+            )
+        batch = step + self.skipped - 2
+        self._log.write(step, {"skipped_batch": batch, "skipped": self.skipped, "seconds": self.seconds})
+        if processes.is_lead():
+            print(f"skipped batch {batch} ({self.skipped} of at most {allowed}): {what}", file=sys.stderr)
+
     def _write(self) -> None:
-        if not self.window:
+        if not self._window:
             return
-        step, last = next(reversed(self.window.items()))
-        means = {name: np.mean([values[name] for values in self.window.values()]).item() for name in last}
-        penalties = [values["penalty"] for number, values in self.window.items() if (number - 1) % self.every == 0]
+        step, last = next(reversed(self._window.items()))
+        means = {name: np.mean([values[name] for values in self._window.values()]).item() for name in last}
+        penalties = [values["penalty"] for number, values in self._window.items() if (number - 1) % self._every == 0]
         if penalties:
             means["penalty"] = np.mean(penalties).item()
         else:
             del means["penalty"]
-        seconds = time.perf_counter() - self.began
-        self.log.write(step, {**means, "learning_rate": last["learning_rate"], "seconds": seconds})
-        self.window.clear()
+        self._log.write(step, {**means, "learning_rate": last["learning_rate"], "seconds": self.seconds})
+        self._window.clear()
 
 
-def device_batches(config: Config, task: Task, engine: parallel.Engine, first: int) -> Iterator[Any]:
-    """The batches of the steps from `first` on, counted from 0, as the compiled step takes them."""
-    share = config.batch_size // jax.process_count()
-    positions = np.arange(share, dtype=np.int32) + share * jax.process_index()
+def device_batches(
+    config: Config,
+    source: Source,
+    engine: parallel.Engine,
+    first: int,
+    stop_requested: Callable[[], bool] = lambda: False,
+) -> Iterator[Any]:
+    """The batches from number `first` on, as the compiled step takes them."""
     host = train_batches(
-        task.train,
+        source,
         batch_size=config.batch_size,
         seed=config.seed,
-        start_step=first,
-        skipped=task.skipped,
+        first=first,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
-    fixed = engine.put_batch({"position": positions})  # the same in every step: sent once
-    return device_prefetch(host, lambda batch: {**engine.feed(batch), **fixed})
+    share = engine.devices // jax.process_count()
+    # Asked when a batch is used, not when it is read ahead; both answers are on the devices already.
+    stop = {asked: engine.put_batch({"stop": np.full(share, asked, np.float32)}) for asked in (False, True)}
+    for batch in device_prefetch(host, engine.feed):
+        yield {**batch, **stop[stop_requested()]}
 
 
-def correct(model: nn.Module, state: State, batch: dict[str, Array], options: Augmentation) -> Array:
+def count_right(model: nn.Module, state: State, batch: Batch, options: Augmentation) -> Array:
     """How many valid examples of a batch are classified right, clean, and how many there are: ``int[2]``."""
     logits = predict(model, state.params, state.batch_stats, center_view(batch["image"], options))
     right = (jnp.argmax(logits, axis=-1) == batch["label"]) & batch["valid"]
     return jnp.stack([jnp.sum(right), jnp.sum(batch["valid"])])
 
 
-def validate(
-    config: Config, task: Task, engine: parallel.Engine, state: State, count_right: Callable[..., Array]
-) -> float:
+_count_right = jax.jit(count_right, static_argnums=(0, 3))
+
+
+def validate(config: Config, task: Task, engine: parallel.Engine, state: State) -> float:
     """Clean accuracy on the validation images that can be read, divided over the devices of all processes."""
-    size = min(len(task.validation), 500)
+    source = task.splits.validation
+    size = min(len(source), 500)
     batches = eval_batches(
-        task.validation,
+        source,
         batch_size=-(-size // engine.devices) * engine.devices,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
-    counts = [count_right(task.network.model, state, engine.divide(batch), config.augmentation) for batch in batches]
+    counts = [_count_right(task.network.model, state, engine.divide(batch), config.augmentation) for batch in batches]
     right, examples = np.sum([np.asarray(count) for count in counts], axis=0)
     return float(right) / float(examples)

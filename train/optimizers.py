@@ -1,31 +1,57 @@
-"""The optimizer of a run: Optax SGD under a learning-rate schedule."""
+"""Optimizers: one value a kind, one line in `AnyOptimizer`."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Annotated, Literal, get_args
+
 import optax
 
-from train.config import Optimizer
+from train.ranges import HIDDEN, Fraction, NonNegative, Positive
 
 
-def learning_rate(options: Optimizer, *, epochs: int, steps_per_epoch: int) -> optax.Schedule:
-    """The learning rate as a function of the step."""
-    total, warmup = epochs * steps_per_epoch, round(options.warmup_epochs * steps_per_epoch)
-    peak = options.learning_rate
-    if options.schedule == "cosine":
-        schedule = optax.cosine_decay_schedule(peak, max(total - warmup, 1))
-    elif options.schedule == "step":
-        drops = {epoch * steps_per_epoch - warmup: options.decay_factor for epoch in options.decay_epochs}
-        schedule = optax.piecewise_constant_schedule(peak, drops)
-    else:
-        schedule = optax.constant_schedule(peak)
-    if not warmup:
-        return schedule
-    return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), schedule], [warmup])
+@dataclass(frozen=True)
+class Sgd:
+    """Stochastic gradient descent with momentum."""
+
+    name: Annotated[Literal["sgd"], HIDDEN] = "sgd"
+    learning_rate: Positive = 0.01
+    """Peak learning rate."""
+    momentum: Fraction = 0.9
+    """Momentum, in [0, 1)."""
+    nesterov: bool = False
+    """Nesterov's momentum."""
+    weight_decay: NonNegative = 5e-4
+    """Added to the gradient times the parameters, before the momentum, as PyTorch's SGD does; on every parameter."""
+
+    def make(self, rate: optax.ScalarOrSchedule) -> optax.GradientTransformation:
+        return optax.chain(
+            optax.add_decayed_weights(self.weight_decay),
+            optax.sgd(rate, momentum=self.momentum or None, nesterov=self.nesterov),
+        )
 
 
-def make_optimizer(options: Optimizer, schedule: optax.ScalarOrSchedule) -> optax.GradientTransformation:
-    """SGD with momentum; weight decay joins the gradient before the momentum, as in PyTorch's SGD."""
-    return optax.chain(
-        optax.add_decayed_weights(options.weight_decay),
-        optax.sgd(schedule, momentum=options.momentum or None, nesterov=options.nesterov),
-    )
+@dataclass(frozen=True)
+class AdamW:
+    """Adam with decoupled weight decay."""
+
+    name: Annotated[Literal["adamw"], HIDDEN] = "adamw"
+    learning_rate: Positive = 1e-3
+    """Peak learning rate."""
+    weight_decay: NonNegative = 0.05
+    """Subtracted from every parameter, times the learning rate."""
+    beta1: Fraction = 0.9
+    """Decay of the gradient's mean, in [0, 1)."""
+    beta2: Fraction = 0.999
+    """Decay of the gradient's mean square, in [0, 1)."""
+
+    def make(self, rate: optax.ScalarOrSchedule) -> optax.GradientTransformation:
+        return optax.adamw(rate, b1=self.beta1, b2=self.beta2, weight_decay=self.weight_decay)
+
+
+AnyOptimizer = (
+    Sgd  #
+    | AdamW
+)
+
+OPTIMIZERS = {kind.name: kind for kind in get_args(AnyOptimizer)}

@@ -1,8 +1,8 @@
 """Data parallelism: one step function, run over all devices by `pmap` or by sharded `jit`.
 
-A step is ``step(state, batch, *, axis=None) -> (state, metrics)``: with an axis name it works on one device's share
-and averages over the axis itself; without, it sees the global batch and the compiler inserts the communication. The
-state is never stacked: both engines take and return the same replicated arrays, so that checkpoints fit either.
+A step (`train.step.Step`) is told the name of a mapped axis, works on one device's share and averages over the axis
+itself; or it is told none, sees the global batch, and the compiler inserts the communication. The state is never
+stacked: both engines take and return the same replicated arrays, so that checkpoints fit either.
 """
 
 from __future__ import annotations
@@ -12,12 +12,11 @@ from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from train.config import ConfigError
+from train.errors import ConfigError
 
 AXIS = "data"
 
@@ -30,8 +29,8 @@ class Engine(NamedTuple):
         compile: ``step -> compiled step``; donates the state.
         put_state: moves a tree of arrays to every device, copied, so that donation cannot reach the caller's.
         put_batch: moves a process's share of a batch, dividing it over the devices.
-        feed: the same for a batch that one step takes: by the CPUs of one process handed over as it is, which
-            takes a fifth of the time of a transfer.
+        feed: prepares a process's share of a batch for one step. On the CPUs of one process the step takes it as it
+            is: a transfer would take five times as long.
         whole: a state as arrays over the devices of all processes, as `jax.jit` takes them; shares the buffers.
         divide: moves a process's share of examples, divided over all devices, for `jax.jit`.
     """
@@ -112,20 +111,3 @@ def make_engine(kind: Literal["pmap", "jit"], *, devices: int = 0, batch_size: i
 
     feed = fold if on_host else put_batch
     return Engine(len(used), compile_mapped, put_state, put_batch, feed, partial(jax.tree.map, globalize), divide)
-
-
-def stoppable(step: Callable[..., Any]) -> Callable[..., Any]:
-    """A step that also adds up, over all devices, which of them are asked to stop.
-
-    The processes must agree after which step to stop. Here they learn it with the metrics of the same step, from the
-    same collective operation, and need no other protocol: ``batch["stop"]`` is float[devices], 1 where asked, and
-    ``metrics["stop"]`` the sum.
-    """
-
-    def stoppable_step(state: Any, batch: dict[str, Any], *, axis: str | None = None) -> tuple[Any, dict[str, Any]]:
-        batch = dict(batch)
-        stop = jnp.sum(batch.pop("stop"))
-        state, metrics = step(state, batch, axis=axis)
-        return state, {**metrics, "stop": stop if axis is None else jax.lax.psum(stop, axis)}
-
-    return stoppable_step

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from train.certification import Certified
 from train.evaluation import Study
-from train.runs import write_bytes
+from train.files import write_bytes
 
 RIGHT, WRONG = "#1a7f37", "#cf222e"
 COLORS = ("#0969da", "#bc4c00", "#8250df", "#1a7f37", "#bf3989", "#6e7781")

@@ -1,4 +1,4 @@
-"""One process of several: how it joins the others, agrees with them, is asked to stop, and leaves."""
+"""One process of several: joining the others, agreeing with them, stopping on SIGTERM, leaving after an error."""
 
 from __future__ import annotations
 
@@ -15,35 +15,24 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from train.config import ConfigError
-
-PREEMPTED = 143
-"""Exit code after SIGTERM: 128 + 15, what a shell reports for a process that the signal ends."""
+from train.errors import ConfigError, Preempted
 
 CONNECT_SECONDS = 300.0
-"""How long the other processes wait for process 0 to start."""
+"""How long the other processes wait for process 0 to answer."""
 
 _WEEK = 7 * 24 * 3600
 
 
-class Stopped(RuntimeError):
-    """The run stops, in all processes at the same step and for the same reason."""
-
-
-class Preempted(Stopped):
-    """SIGTERM reached one of the processes, and all of them saved the step that the message names."""
-
-
 def join(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
-    """Makes this process one of several. Call it before anything else of JAX.
+    """Makes this process one of several. Call it before any other function of JAX.
 
     Args:
-        coordinator: ``HOST:PORT`` of process 0; None for ``$JAX_COORDINATOR_ADDRESS`` or the cluster's own.
-        num_processes: how many there are; None for ``$JAX_NUM_PROCESSES`` or the cluster's own.
-        process_id: which one this is, from 0; None for ``$JAX_PROCESS_ID`` or the cluster's own.
+        coordinator: ``HOST:PORT`` of process 0; None takes ``$JAX_COORDINATOR_ADDRESS`` or the cluster's setting.
+        num_processes: number of processes; None takes ``$JAX_NUM_PROCESSES`` or the cluster's setting.
+        process_id: this process's number, from 0; None takes ``$JAX_PROCESS_ID`` or the cluster's setting.
 
     Raises:
-        ConfigError: there is no such cluster, or its coordinator does not answer.
+        ConfigError: no cluster is detected, or its coordinator does not answer.
     """
     num_processes = _from_environment("JAX_NUM_PROCESSES") if num_processes is None else num_processes
     process_id = _from_environment("JAX_PROCESS_ID") if process_id is None else process_id
@@ -54,7 +43,7 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
             raise ConfigError(f"--coordinator must be HOST:PORT, got {coordinator}")
         if process_id:
             _await_coordinator(host.strip("[]"), int(port))
-    # `stop_on_sigterm` takes its place: it hears a second signal, and is the same for one process and for several.
+    # `stop_on_sigterm` replaces JAX's service: it reacts to a second signal, and works for one process as for several.
     jax.config.update("jax_enable_preemption_service", False)
     try:
         # Process 0 may evaluate for hours while the others wait for it at the end.
@@ -65,11 +54,11 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
             f"--distributed: {line} Give --coordinator HOST:PORT, --num-processes and --process-id where no cluster "
             "(SLURM, Open MPI, Kubernetes, TPU) is detected"
         ) from error
-    jax.devices()  # finds those of the others, which takes all processes, while all are known to be here
+    jax.devices()  # exchanges the devices of all processes now, while all are known to be here
 
 
 def _await_coordinator(host: str, port: int) -> None:
-    """Waits until process 0 listens; JAX itself would abort with a stack trace where it never does."""
+    """Waits until process 0 listens: JAX itself would abort with a stack trace if it never does."""
     deadline = time.monotonic() + CONNECT_SECONDS
     while True:
         try:
@@ -91,12 +80,12 @@ def _from_environment(name: str) -> int | None:
 
 
 def is_lead() -> bool:
-    """Whether this process writes what one process writes for all."""
+    """Whether this process is process 0, which writes for all."""
     return jax.process_index() == 0
 
 
 def barrier(name: str) -> None:
-    """Waits until every process is here."""
+    """Waits until every process has reached this barrier."""
     multihost_utils.sync_global_devices(name)
 
 
@@ -106,12 +95,12 @@ def from_lead(number: int) -> int:
 
 
 def from_all(number: int) -> list[int]:
-    """Every process's number, by process, in every process."""
+    """The numbers of all processes in their order, in every process."""
     return np.atleast_1d(multihost_utils.process_allgather(np.int32(number))).tolist()
 
 
 def leave(code: int) -> None:
-    """Ends a process that fails alone: at once, since the ordinary end waits for the others, which wait for this one.
+    """Ends a process that fails alone, at once: an ordinary exit waits for the others, which wait for this one.
 
     Does nothing in a process that has not joined others.
     """
@@ -120,16 +109,16 @@ def leave(code: int) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     if is_lead():
-        time.sleep(2)  # its end ends the others: those with an error of their own may say it first
+        time.sleep(2)  # the end of process 0 ends the others: those with an error of their own may print it first
     os._exit(code)
 
 
 @contextmanager
 def stop_on_sigterm() -> Iterator[Callable[[], bool]]:
-    """Yields a function that says whether SIGTERM has come; a second SIGTERM ends the process at once.
+    """Yields a function that says whether SIGTERM has arrived; a second SIGTERM ends the process at once.
 
-    A thread listens, so that the second signal is heard while the main thread waits for a device or another process.
-    Outside the main thread, where Python handles no signals, nothing is installed.
+    A thread listens, so that the second signal works while the main thread waits for a device or another process.
+    Outside the main thread Python handles no signals, and nothing is installed.
     """
     requested = threading.Event()
     if threading.current_thread() is not threading.main_thread():
@@ -143,7 +132,7 @@ def stop_on_sigterm() -> Iterator[Callable[[], bool]]:
             if number[0] != signal.SIGTERM:
                 continue
             if requested.is_set():
-                os._exit(PREEMPTED)
+                os._exit(Preempted.exit_code)
             requested.set()
             print("SIGTERM: saving a checkpoint; a second one leaves at once", file=sys.stderr, flush=True)
 
@@ -154,7 +143,7 @@ def stop_on_sigterm() -> Iterator[Callable[[], bool]]:
     try:
         yield requested.is_set
     finally:
-        # None stands for a handler of JAX's runtime, which would only swallow the signal.
+        # None stands for a handler that JAX's runtime installed, which would ignore the signal.
         signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
         signal.set_wakeup_fd(wakeup)
         os.close(writer)

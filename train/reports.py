@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from deformreg.evaluation.reports import curves_to_csv, to_csv, to_markdown
-from train import pictures, runs
+from train import files, pictures, runs
 from train.certification import Certified
+from train.errors import RunError
 from train.evaluation import Study
 
 Row = Mapping[str, Any]
@@ -37,7 +38,7 @@ def check_writable(folders: Sequence[Path], file: Path | None) -> None:
         runs.check_name(folder)
         there = next(path for path in (folder, *folder.parents) if path.exists())
         if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
-            raise runs.RunError(f"{folder}: nothing can be written into {there}; choose another --output or --json")
+            raise RunError(f"{folder}: nothing can be written into {there}; choose another --output or --json")
 
 
 def table(rows: Mapping[str, Row]) -> str:
@@ -82,11 +83,11 @@ def _caption(row: Row) -> str:
 def write_run_report(folder: Path, name: str, study: Study, class_names: Sequence[str]) -> None:
     """Writes ``evaluation.json``, ``.csv`` and ``.md``, the curve and pictures; prints the table and where they are."""
     row = study.row
-    runs.write_json(folder / "evaluation.json", row)
-    runs.write_text(folder / "evaluation.csv", to_csv(study.evaluation))
-    runs.write_text(folder / "curve.csv", curves_to_csv({name: row["curve"]}))
+    files.write_json(folder / "evaluation.json", row)
+    files.write_text(folder / "evaluation.csv", to_csv(study.evaluation))
+    files.write_text(folder / "curve.csv", curves_to_csv({name: row["curve"]}))
     text = f"# {name}\n\n{_caption(row)}\n\n{table({name: row})}\n\n{to_markdown(study.evaluation)}"
-    runs.write_text(folder / "evaluation.md", text + "\n![curve](curve.png)\n\n![examples](examples.png)\n")
+    files.write_text(folder / "evaluation.md", text + "\n![curve](curve.png)\n\n![examples](examples.png)\n")
     pictures.save_examples(folder / "examples.png", study, class_names)
     pictures.save_curves(folder / "curve.png", {name: row})
     print(f"\n{table({name: row})}\n{_flags(row)}report: {folder / 'evaluation.md'}")
@@ -100,13 +101,13 @@ def write_comparison(folder: Path, studies: Mapping[str, Study], class_names: Se
     """Writes ``comparison.json``, ``.md`` and ``.png`` for several runs and prints the table and their paths."""
     rows = {name: study.row for name, study in studies.items()}
     first = next(iter(rows.values()))
-    runs.write_json(folder / "comparison.json", {name: _summary(row) for name, row in rows.items()})
-    runs.write_text(
+    files.write_json(folder / "comparison.json", {name: _summary(row) for name, row in rows.items()})
+    files.write_text(
         folder / "comparison.md",
         f"# Comparison\n\n{_caption(first)}\n\n{table(rows)}\n\n{''.join(map(_flags, rows.values()))}"
         "![comparison](comparison.png)\n",
     )
-    runs.write_text(folder / "curves.csv", curves_to_csv({name: row["curve"] for name, row in rows.items()}))
+    files.write_text(folder / "curves.csv", curves_to_csv({name: row["curve"] for name, row in rows.items()}))
     pictures.save_comparison(folder / "comparison.png", studies, class_names)
     print(f"\n{_caption(first)}\n\n{table(rows)}\n\ntable:   {folder / 'comparison.md'}")
     print(f"picture: {folder / 'comparison.png'}")
@@ -137,8 +138,8 @@ def write_certified(folder: Path, name: str, certified: Certified) -> None:
         for point in row["curve"]
     ]
     text = f"{_certified_caption(row)}\n\n{_aligned(lines)}\n"
-    runs.write_json(folder / "certified.json", row)
-    runs.write_text(folder / "certified.md", f"# {name}, certified\n\n{text}\n![certified accuracy](certified.png)\n")
+    files.write_json(folder / "certified.json", row)
+    files.write_text(folder / "certified.md", f"# {name}, certified\n\n{text}\n![certified accuracy](certified.png)\n")
     pictures.save_certified(folder / "certified.png", name, certified)
     print(f"\n{text}report: {folder / 'certified.md'}")
 

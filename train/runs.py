@@ -1,67 +1,28 @@
-"""A run folder: what is in it, and how it is written.
+"""A run folder: its files, and the claim of one training on it.
 
-``config.json`` (the full config), ``environment.json`` (versions, devices, size of the data), ``metrics.jsonl`` (one
-line per logged step), ``events*`` (the same for TensorBoard), ``checkpoints/``, ``evaluation.json``, ``.csv`` and
-``.md``, ``curve.csv``, ``certified.json`` and ``.md``, pictures; ``.lock``, which its training holds.
+``config.json`` (the full config), ``environment.json`` (versions, devices, number of training images),
+``metrics.jsonl`` (one line per logged step), ``events*`` (the same for TensorBoard), ``checkpoints/``,
+``evaluation.json``, ``.csv`` and ``.md``, ``curve.csv``, ``certified.json`` and ``.md``, pictures; ``.lock``, held by
+the training.
 """
 
 from __future__ import annotations
 
-import errno
 import functools
-import importlib.metadata
-import json
 import os
-import platform
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple
 
-import jax
-
-from train import config as configs
-from train import processes
-
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
-
-
-FREE = (
-    "devices",
-    "parallel",
-    "data.data_dir",
-    "model.remat",
-    "checkpoint_every",
-    "log_every",
-    "select",
-    "evaluation",
-    "max_rollbacks",
-    "data.max_corrupt",
-)
-"""Fields that may change when a run is continued: they say where, how fast and what else, not what is computed."""
-
-T = TypeVar("T")
+from train import environment, files, options, processes
+from train.config import Config
+from train.errors import RunError, StorageError
 
 PATIENCE = 120
-"""Seconds that other hosts may need to notice: a new file, the loss of a host, the end of its locks."""
-
-_PASSING = {errno.EAGAIN, errno.EBUSY, errno.EINTR, errno.EIO, errno.ESTALE, errno.ETIMEDOUT}
-
-
-class RunError(ValueError):
-    """A run folder cannot be used; the message is one line with the culprit and the remedy."""
-
-
-class StorageError(RuntimeError):
-    """The disk fails a run that is under way; the message is one line with the culprit and the remedy."""
-
-
-def is_storage_failure(error: BaseException) -> bool:
-    """Whether an error means that a disk is full or does not answer, rather than that a path was ill chosen."""
-    return isinstance(error, OSError) and error.errno in {*_PASSING, errno.ENOSPC, errno.EDQUOT}
+"""Seconds that other hosts may need to notice a new file, the loss of a host, or the end of its locks."""
 
 
 class Run(NamedTuple):
@@ -72,6 +33,10 @@ class Run(NamedTuple):
     @property
     def config(self) -> Path:
         return self.folder / "config.json"
+
+    @property
+    def environment(self) -> Path:
+        return self.folder / "environment.json"
 
     @property
     def lock(self) -> Path:
@@ -87,7 +52,7 @@ class Run(NamedTuple):
 
 
 def short_names(folders: Sequence[Path]) -> list[str]:
-    """The folders' own names where they differ, else as much of the paths as it takes."""
+    """The folders' own names if these differ, else their paths."""
     names = [folder.name or str(folder) for folder in folders]
     return names if len(set(names)) == len(names) else [str(folder) for folder in folders]
 
@@ -99,99 +64,62 @@ def check_name(folder: Path) -> None:
         raise RunError(f"{path!r} has a backslash or is not UTF-8: rename it or choose another folder")
 
 
-def patiently(action: Callable[[], T]) -> T:
-    """Up to four tries in three seconds, as long as the errors are some that a network file system may get over."""
-    for pause in (0.2, 0.6, 2.0):
-        try:
-            return action()
-        except OSError as error:
-            if error.errno not in _PASSING:
-                raise
-        time.sleep(pause)
-    return action()
-
-
-def write_text(path: Path, text: str) -> None:
-    """`write_bytes` of UTF-8."""
-    write_bytes(path, text.encode())
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """Writes a file whole or not at all: a reader never sees half of it.
-
-    Errors that a network file system may get over are met as `patiently` does.
-    """
-    patiently(lambda: _write_whole(path, data))
-
-
-def _write_whole(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException as error:
-        Path(temporary).unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename is None:
-            error.filename = str(path)  # writing and flushing do not say where
-        raise
-
-
-def write_json(path: Path, value: Any) -> None:
-    """`write_text` of JSON; refuses NaN and infinities, which are not JSON."""
-    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
-
-
-class Differences(NamedTuple):
-    """How two configs differ, as ``name: there, here``.
-
-    Attributes:
-        fixed: in what may not change when a run is continued.
-        free: in the rest.
-    """
-
-    fixed: list[str]
-    free: list[str]
-
-
-def config_tree(config: configs.Config) -> dict[str, Any]:
-    """The config as JSON values."""
-    tree: dict[str, Any] = json.loads(configs.to_json(config))
-    return tree
-
-
-def config_differences(there: dict[str, Any], here: configs.Config) -> Differences:
-    """Compares a stored config with this one.
+def load_config(folder: Path) -> Config:
+    """Reads a run's config.
 
     Raises:
-        ConfigError: the stored one cannot be used.
+        RunError: the folder holds no run, or its name cannot be used.
+        ConfigError: the config cannot be used.
     """
-    lines = configs.differences(configs.from_json(json.dumps(there)), here)
-    free = [line for line in lines if line.partition(":")[0].startswith(FREE)]
-    return Differences([line for line in lines if line not in free], free)
+    check_name(folder)
+    path = Run(folder).config
+    if not path.is_file():
+        raise RunError(f"{folder} holds no run: there is no {path.name} in it")
+    return options.from_file(path)
 
 
-def hold(folder: Path, config: configs.Config, *, resume: bool) -> tuple[Run, list[str]]:
-    """`claim`s a folder, which it makes, for this training alone, process 0 for all, until the process ends.
+def claim(folder: Path, config: Config, *, resume: bool) -> tuple[Run, list[str]]:
+    """Checks that a config can be trained, or resumed, in a folder; writes nothing.
 
-    With `resume` it waits up to `PATIENCE` seconds for another training to end: for so long may processes that have
-    lost one of theirs live on.
+    Returns:
+        The run, and what has changed since it was last resumed, as ``name: stored, current``.
 
     Raises:
-        RunError: another training has the folder, or as `claim`.
+        RunError: the folder holds a run and `resume` is false, the run's config differs in a field that must not
+            change, or the folder cannot be used.
+    """
+    check_name(folder)
+    run = Run(folder)
+    if run.config.exists():
+        if not resume:
+            raise RunError(f"{folder} already holds a run: --resume continues it, --run-dir chooses another folder")
+        changed = options.differences(load_config(folder), config)
+        if changed.fixed:
+            raise RunError(f"{folder} was trained with another config (stored, current): {'; '.join(changed.fixed)}")
+        stored = environment.read(run.environment)
+        return run, changed.free + environment.differences(stored, environment.describe())
+    # A process killed before or while it wrote the config leaves its lock and a temporary file.
+    ours = (run.lock.name, f".{run.config.name}.")
+    if folder.exists() and not all(path.name.startswith(ours) for path in folder.iterdir()):
+        raise RunError(f"{folder} is not empty and holds no run: choose another --run-dir")
+    return run, []
+
+
+def hold(folder: Path, config: Config, *, resume: bool) -> tuple[Run, list[str]]:
+    """Makes a folder, locks it until this process ends (process 0 for all), and returns its `claim`.
+
+    With `resume` it waits up to `PATIENCE` seconds for another training to end: processes that have lost one of
+    theirs may live that long.
+
+    Raises:
+        RunError: another training holds the folder, or as `claim`.
     """
     run = Run(folder)
-    for second in range(1 + PATIENCE * resume):
-        if second:
-            time.sleep(1)
-        # All wait in step: where one is late by half a minute, others give it up.
-        if processes.from_lead(processes.is_lead() and _take(run)):
+    for waited in _every_second(PATIENCE if resume else 0):
+        # Every process waits in step with process 0: a collective operation that is late by half a minute fails.
+        if processes.from_lead(processes.is_lead() and _lock(run)):
             return claim(folder, config, resume=resume)
-        if resume and not second and processes.is_lead():
+        if resume and waited == 0 and processes.is_lead():
             print(f"{folder} is in use by another training: waiting for its end", file=sys.stderr)
     raise RunError(
         f"{folder} is in use by another training: wait for its end, or choose another --run-dir (if the host of that "
@@ -199,24 +127,33 @@ def hold(folder: Path, config: configs.Config, *, resume: bool) -> tuple[Run, li
     )
 
 
-def _take(run: Run) -> bool:
+def _every_second(seconds: int) -> Iterator[int]:
+    """Yields 0 at once, then the number of seconds waited, after every second."""
+    yield 0
+    for waited in range(1, seconds + 1):
+        time.sleep(1)
+        yield waited
+
+
+def _lock(run: Run) -> bool:
+    """Whether this process holds the run's lock, taken now or before."""
     run.folder.mkdir(parents=True, exist_ok=True)
     try:
-        _lock(run.lock.resolve())
+        _open_locked(run.lock.resolve())
     except BlockingIOError:
         return False
     return True
 
 
 @functools.cache
-def _lock(path: Path) -> int:
-    """Locks a file for the rest of this process's life, however it ends; where there are no locks, goes on without.
+def _open_locked(path: Path) -> int:
+    """Locks a file until this process ends, however it ends; goes on without a lock where there are none.
 
     Returns:
-        The descriptor, never closed: its end would be the lock's.
+        The descriptor, which stays open: closing it would end the lock.
 
     Raises:
-        BlockingIOError: another process has it.
+        BlockingIOError: another process holds the lock.
     """
     handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
@@ -227,92 +164,35 @@ def _lock(path: Path) -> int:
         os.close(handle)
         raise
     except (ImportError, OSError):
-        pass  # neither the system nor the file system need have locks
+        pass  # the system or the file system has no locks
     return handle
 
 
-def claim(folder: Path, config: configs.Config, *, resume: bool) -> tuple[Run, list[str]]:
-    """Looks whether a run can live in a folder, or go on there; writes nothing.
-
-    Returns:
-        The run, and what has changed since it was last continued, as ``name: there, here``.
-
-    Raises:
-        RunError: the folder holds a run and `resume` is false, its config differs in what must not change, or the
-            folder's name will not do.
-    """
-    check_name(folder)
-    run = Run(folder)
-    if run.config.exists():
-        if not resume:
-            raise RunError(f"{folder} already holds a run: --resume continues it, --run-dir chooses another folder")
-        differences = config_differences(config_tree(load_config(folder)), config)
-        if differences.fixed:
-            raise RunError(f"{folder} was trained with another config (there, here): {'; '.join(differences.fixed)}")
-        return run, differences.free + _environment_differences(folder)
-    # A process killed before it wrote the config, or while it did, leaves its lock and a temporary file.
-    ours = (run.lock.name, f".{run.config.name}.")
-    if folder.exists() and not all(path.name.startswith(ours) for path in folder.iterdir()):
-        raise RunError(f"{folder} is not empty and holds no run: choose another --run-dir")
-    return run, []
-
-
 def check_data(run: Run, training_images: int) -> None:
-    """Raises `RunError` for another number of images than the run began with: order and schedule would be others."""
-    there = _stored_environment(run.folder).get("training_images", training_images)
-    if there != training_images:
+    """Raises `RunError` if the run began with another number of images: its order and schedule would differ."""
+    stored = environment.read(run.environment).get("training_images", training_images)
+    if stored != training_images:
         raise RunError(
-            f"{run.folder} was trained on {there!s:.40} images, now there are {training_images}: give it the same data "
-            "to continue, or choose another --run-dir"
+            f"{run.folder} was trained on {stored!s:.40} images, now there are {training_images}: give it the same "
+            "data to continue, or choose another --run-dir"
         )
 
 
-def _stored_environment(folder: Path) -> dict[str, Any]:
-    """What a run's ``environment.json`` says; empty where it says nothing, for it only informs."""
-    try:
-        stored = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return stored if isinstance(stored, dict) else {}
-
-
-def _environment_differences(folder: Path) -> list[str]:
-    there = _stored_environment(folder)
-    if not there:
-        return []
-    here = environment()
-    names = [
-        name for name in ("python", "packages", "platform", "devices", "processes") if there.get(name) != here[name]
-    ]
-    return [f"{name}: {_brief(there.get(name), here[name])}, {_brief(here[name], there.get(name))}" for name in names]
-
-
-def _brief(value: Any, other: Any) -> str:
-    """A value of the environment, as far as it differs from the other one."""
-    if isinstance(value, dict) and isinstance(other, dict):
-        return " ".join(f"{name} {value[name]}" for name in value if value[name] != other.get(name))
-    if isinstance(value, list):
-        kinds = [str(kind) for kind in value]
-        return " + ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
-    return str(value)
-
-
-def create(run: Run, config: configs.Config, training_images: int) -> None:
-    """Makes a claimed run's folders, process 0 for all, and writes config, environment and the size of the data.
+def create(run: Run, config: Config, training_images: int) -> None:
+    """Makes a claimed run's folders and writes its config and environment (process 0 for all).
 
     Raises:
         RunError: another process does not see the folder.
     """
     processes.barrier("every process has looked at the folder")
     if processes.is_lead():
-        write_text(run.config, configs.to_json(config))
+        files.write_text(run.config, options.to_json(config))
         run.checkpoints.mkdir(exist_ok=True)
-        write_json(run.folder / "environment.json", {**environment(), "training_images": training_images})
+        files.write_json(run.environment, {**environment.describe(), "training_images": training_images})
     processes.barrier("the folder is there")
-    for second in range(1 + PATIENCE):
-        if second:
-            time.sleep(1)
-        seen = processes.from_all(_seen(run.config))
+    seen: list[int] = []
+    for _ in _every_second(PATIENCE):
+        seen = processes.from_all(_sees(run.config))
         if all(seen):
             return
     raise RunError(
@@ -321,8 +201,8 @@ def create(run: Run, config: configs.Config, training_images: int) -> None:
     )
 
 
-def _seen(path: Path) -> bool:
-    """Whether a new file is there. NFS remembers for a while that it was not, unless its folders are listed."""
+def _sees(path: Path) -> bool:
+    """Whether a new file is there. NFS caches that it was not, until its folders are listed."""
     for folder in (path.parent.parent, path.parent):
         with suppress(OSError):
             os.listdir(folder)
@@ -330,51 +210,6 @@ def _seen(path: Path) -> bool:
 
 
 def check_there(run: Run) -> None:
-    """Raises `StorageError` if the run folder has vanished, rather than begin an incomplete one."""
+    """Raises `StorageError` if the run folder has vanished: writing would begin an incomplete one."""
     if not run.config.exists():
         raise StorageError(f"{run.folder} has vanished or cannot be reached: {run.config.name} is gone")
-
-
-def load_config(folder: Path) -> configs.Config:
-    """Reads a run's config.
-
-    Raises:
-        RunError: the folder holds no run, or the folder's name will not do.
-        ConfigError: its config cannot be used.
-    """
-    check_name(folder)
-    path = Run(folder).config
-    if not path.is_file():
-        raise RunError(f"{folder} holds no run: there is no {path.name} in it")
-    return configs.from_file(path)
-
-
-def environment() -> dict[str, Any]:
-    """Versions and hardware, as a result needs them beside it."""
-    devices = jax.devices()
-    return {
-        "python": platform.python_version(),
-        "packages": {name: _version(name) for name in PACKAGES},
-        "platform": devices[0].platform,
-        "devices": [device.device_kind for device in devices],
-        "processes": jax.process_count(),
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-    }
-
-
-def _processor() -> str:
-    """The processor's name, or where the system does not tell, its kind."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None

@@ -1,17 +1,9 @@
 """Data: sources of labelled 8-bit images, batches of them, and augmentation inside the step."""
 
-from train.data.augment import (
-    Augmentation,
-    augment,
-    center_view,
-    example_keys,
-    output_shape,
-    to_float,
-)
-from train.data.errors import DataError, NoSplit
-from train.data.order import batch_number
-from train.data.pipeline import device_prefetch, eval_batches, train_batches
-from train.data.sources import MEMORY_LIMIT, Source, hold_out, load
+from train.data.augmentation import Augmentation, augment, center_view, example_keys, output_shape, to_float
+from train.data.batches import device_prefetch, eval_batches, train_batches
+from train.data.source import MEMORY_LIMIT, Source, hold_out, load
+from train.errors import DataError, NoSplit
 
 __all__ = [
     "MEMORY_LIMIT",
@@ -20,7 +12,6 @@ __all__ = [
     "NoSplit",
     "Source",
     "augment",
-    "batch_number",
     "center_view",
     "device_prefetch",
     "eval_batches",

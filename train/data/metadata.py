@@ -1,7 +1,7 @@
-"""What a prepared TFDS set says about itself, checked before TFDS acts on it.
+"""The metadata of a prepared TFDS set, checked before TFDS acts on it.
 
-TFDS imports the Python modules that ``features.json`` names and opens the paths that ``dataset_info.json`` spells:
-from a stranger's folder, that is code and files of the stranger's choice.
+TFDS imports the Python modules that ``features.json`` names and opens the paths in ``dataset_info.json``. An untrusted
+folder could make it run any code and read any file.
 """
 
 from __future__ import annotations
@@ -11,22 +11,19 @@ import re
 from pathlib import Path
 from typing import Any
 
-from train.data.errors import DataError, one_line
-
-MAX_CLASSES = 2**16
-"""More classes than any data set has; a single number could otherwise claim billions."""
+from train.errors import DataError, one_line
 
 _MAX_EXAMPLES = 2**28
 _MAX_BYTES = 2**24
 _FEATURE = re.compile(r"tensorflow_datasets\.core\.features\.(\w+\.)?(?P<kind>\w+)")
-# Not decoded at the top level; deeper TFDS would decode them, so only what is plain may be there.
 _PLAIN = {"BBoxFeature", "ClassLabel", "Dataset", "FeaturesDict", "Scalar", "Sequence", "Text"}
+# At the top level their decoding is switched off; inside other features TFDS would decode them.
 _UNDECODED = {"Image", "Tensor"}
 _TEMPLATE = re.compile(r"(\{(DATASET|SPLIT|FILEFORMAT|SHARD_INDEX|NUM_SHARDS|SHARD_X_OF_Y)\}|[\w.@-])*")
 
 
 def check_metadata(folder: Path) -> None:
-    """Refuses metadata that name code, leave the folder, or are no plain files.
+    """Refuses metadata that name code or paths outside the folder, and symbolic links.
 
     Raises:
         DataError: one line with the file and what is wrong in it.
@@ -66,7 +63,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _check_feature(path: Path, tree: Any, depth: int) -> None:
-    """Walks a feature and those in it."""
+    """Checks a feature and those inside it."""
     if isinstance(tree, list):
         for item in tree:
             _check_feature(path, item, depth)

@@ -4,126 +4,173 @@ from __future__ import annotations
 
 import os
 import re
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from train.data.errors import DataError, no_split, one_line, require, user_path
-from train.data.images import MAX_PIXELS, decode_image, image_header
-from train.data.metadata import MAX_CLASSES, check_metadata, check_shards
-from train.data.records import Records, default_data_dir
-from train.data.storage import Arrays, fingerprint
-
-EMBEDDED = ("mnist5k", "digits")
-"""Sets that this package prepares itself, from a Python package that contains them."""
+from train.data.decoded import fingerprint
+from train.data.decoding import MAX_PIXELS, decode_image, image_header
+from train.data.kind import (
+    MAX_CLASSES,
+    Arrays,
+    Kind,
+    Records,
+    Request,
+    Shape,
+    default_data_dir,
+    no_split,
+    require,
+    user_path,
+)
+from train.data.metadata import check_metadata, check_shards
+from train.errors import DataError, one_line
 
 _NAME = re.compile(r"(?P<name>\w+)(/(?P<config>[\w.-]+))?(:(?P<version>\d+\.\d+\.\d+))?")
 
 
-def tfds_records(name: str, split: str, *, data_dir: Path | None, image_size: int | None) -> Records:
-    """Opens one split of a prepared set with the features ``image`` and ``label``.
+def accepts(name: str, data_dir: Path | None) -> bool:
+    """Whether a set of that name, ``NAME[/CONFIG][:VERSION]``, is prepared in one of the folders."""
+    return _NAME.fullmatch(name) is not None and any(_versions(root, name) for root in _roots(data_dir))
 
-    Args:
-        name: ``NAME[/CONFIG][:VERSION]``; the newest version where none is given.
-        split: one of the set's splits.
-        data_dir: the folder that contains ``NAME/``; None looks in the default folders.
-        image_size: resizes to this height and width in pixels.
+
+def open_split(request: Request) -> Records:
+    """Opens one split of the newest, or named, version of a prepared set.
 
     Raises:
         DataError: not prepared, damaged, of the wrong kind, or without that split.
     """
-    tfds = require("tensorflow_datasets", "tensorflow-datasets", f"the data set {name}")
-    folder = _prepared_folder(name, data_dir)
-    size, features, source = _open_split(tfds, name, folder, split)
-    shape, where = features["image"].shape, f"{folder}, split {split}"
-    channels = shape[-1] or 3
-
-    def read(indices: np.ndarray) -> list[dict]:
-        try:
-            return source.__getitems__(indices.tolist())
-        except Exception as error:
-            raise DataError(
-                f"{where}: records {indices[0]}..{indices[-1]} cannot be read ({one_line(error)}); "
-                f"copy or prepare the set again"
-            ) from error
-
-    def probe(max_corrupt: int) -> tuple[int, int, int]:
-        if image_size is not None:
-            return image_size, image_size, channels
-        if None not in shape[:2]:
-            return *shape[:2], channels
-        for index in range(size):
-            try:
-                first, _ = image_header(read(np.array([index]))[0]["image"], f"{where}, example {index}")
-            except DataError:  # decoding will name it
-                if index >= max_corrupt:
-                    raise
-            else:
-                return *first, channels
-        raise DataError(f"{where}: no image can be decoded; {_how(name)}")
-
-    def decode(indices: np.ndarray, shape: tuple[int, int, int]) -> Arrays:
-        return _decode(read(indices), indices, where, shape, image_size)
-
-    files = [*sorted(folder.glob(f"*-{split}.*")), folder / "dataset_info.json"]
-    stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    return Records(
-        name=f"{name}, split {split}",
-        size=size,
-        class_names=tuple(features["label"].names),
-        probe=probe,
-        decode=decode,
-        cache=folder / "decoded" / f"{split}-{image_size or 'original'}-{fingerprint([channels, *stats])}",
+    name = request.name
+    if not _NAME.fullmatch(name):
+        raise DataError(f"{name!r} is not a data set's name, an existing folder or an .npz file")
+    remedy = (
+        "prepare it where TensorFlow is installed, with `tfds build "
+        f"{name.partition(':')[0]} --file_format=array_record --data_dir DIR`, and copy DIR here"
+    )
+    for root in _roots(request.data_dir):
+        if versions := _versions(root, name):
+            return open_folder(request, versions[-1], remedy)
+    looked = " and ".join(str(root) for root in _roots(request.data_dir))
+    raise DataError(
+        f"data set {name!r} is not prepared: looked in {looked}; {remedy}; mnist5k and digits need no preparation"
     )
 
 
-def is_known(name: str, data_dir: Path | None) -> bool:
-    """Whether the name is an embedded set's, or one's that is prepared where it would be sought."""
-    match = _NAME.fullmatch(name)
-    if match is None:
-        return False
-    return match["name"] in EMBEDDED or any(_versions(root, match) for root in _roots(data_dir))
+KIND = Kind(accepts, open_split)
 
 
-def _open_split(tfds, name: str, folder: Path, split: str):
+def open_folder(request: Request, folder: Path, remedy: str) -> Records:
+    """Opens one split of the set in a folder, with the features ``image`` and ``label``.
+
+    Args:
+        request: the split.
+        folder: of one version, ``.../NAME[/CONFIG]/VERSION``.
+        remedy: ends the errors about a damaged folder.
+
+    Raises:
+        DataError: damaged, of the wrong kind, or without that split.
+    """
+    size, features, examples = _open_examples(request, folder, remedy)
+    height, width, channels = features["image"].shape
+    split = _Split(
+        f"{folder}, split {request.split}", remedy, size, examples, (height, width, channels or 3), request.image_size
+    )
+    files = [*sorted(folder.glob(f"*-{request.split}.*")), folder / "dataset_info.json"]
+    stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    key = fingerprint([channels or 3, *stats])
+    return Records(
+        name=f"{request.name}, split {request.split}",
+        size=size,
+        class_names=tuple(features["label"].names),
+        probe=split.probe,
+        decode=split.decode,
+        copy=folder / "decoded" / f"{request.split}-{request.image_size or 'original'}-{key}",
+    )
+
+
+@dataclass(frozen=True)
+class _Split:
+    """One split, with random access to its encoded examples.
+
+    Attributes:
+        where: names it in errors.
+        remedy: ends the error that no image can be decoded.
+        size: the number of examples.
+        examples: TFDS's data source.
+        shape: of all images; None where heights or widths differ.
+        image_size: resizes to this height and width in pixels.
+    """
+
+    where: str
+    remedy: str
+    size: int
+    examples: Any
+    shape: tuple[int | None, int | None, int]
+    image_size: int | None
+
+    def read(self, indices: np.ndarray) -> list[dict[str, Any]]:
+        """Reads records: the encoded image and the label."""
+        try:
+            return list(self.examples.__getitems__(indices.tolist()))
+        except Exception as error:
+            raise DataError(
+                f"{self.where}: records {indices[0]}..{indices[-1]} cannot be read ({one_line(error)}); "
+                f"copy or prepare the set again"
+            ) from error
+
+    def probe(self, max_unreadable: int) -> Shape:
+        """The shape of decoded images, of the first readable one where the set does not state it."""
+        height, width, channels = self.shape
+        if self.image_size is not None:
+            return self.image_size, self.image_size, channels
+        if height is not None and width is not None:
+            return height, width, channels
+        for index in range(self.size):
+            try:
+                image = self.read(np.array([index]))[0]["image"]
+                return *image_header(image, f"{self.where}, example {index}")[0], channels
+            except DataError:  # decoding names and counts it
+                if index >= max_unreadable:
+                    raise
+        raise DataError(f"{self.where}: no image can be decoded; {self.remedy}")
+
+    def decode(self, indices: np.ndarray, shape: Shape) -> Arrays:
+        """Decodes the images of the examples at ``indices``."""
+        records = self.read(indices)
+        images = np.empty((len(records), *shape), np.uint8)
+        for position, record in enumerate(records):
+            where = f"{self.where}, example {indices[position]}"
+            images[position] = decode_image(record["image"], where, shape=shape, image_size=self.image_size)
+        labels = np.array([record["label"] for record in records], np.int64)
+        # A cast alone could wrap labels outside the range back into it.
+        return images, np.clip(labels, -1, MAX_CLASSES).astype(np.int32)
+
+
+def _open_examples(request: Request, folder: Path, remedy: str) -> tuple[int, Any, Any]:
     """The number of examples, the features, and random access to the examples with encoded images."""
+    tfds = require("tensorflow_datasets", "tensorflow-datasets", f"the data set {request.name}")
     check_metadata(folder)
     try:
         builder = tfds.builder_from_directory(folder)
         splits, features = dict(builder.info.splits), builder.info.features
     except Exception as error:  # the reader raises many kinds on damaged metadata
-        raise DataError(f"{folder}: not a TFDS set ({one_line(error)}); {_how(name)}") from error
+        raise DataError(f"{folder}: not a TFDS set ({one_line(error)}); {remedy}") from error
     sizes = {key: value.num_examples for key, value in splits.items()}
-    if not sizes.get(split):
-        raise no_split(folder, split, [key for key, size in sizes.items() if size])
+    if not sizes.get(request.split):
+        raise no_split(folder, request.split, [key for key, size in sizes.items() if size])
     _check_features(tfds, folder, features)
-    check_shards(folder, split, sizes[split])
-    # Nothing but the label is decoded here: other images and compressed tensors may be anything.
-    skipped = {key: tfds.decode.SkipDecoding() for key, _ in features.items() if key != "label"}
+    check_shards(folder, request.split, sizes[request.split])
+    # Only the label is decoded here: other images and compressed tensors may be anything.
+    encoded = {key: tfds.decode.SkipDecoding() for key, _ in features.items() if key != "label"}
     try:
-        source = builder.as_data_source(split, decoders=skipped, file_format="array_record")
+        examples = builder.as_data_source(request.split, decoders=encoded, file_format="array_record")
     except Exception as error:
-        raise DataError(f"{folder}: no random access ({one_line(error)}); {_how(name)}") from error
-    return sizes[split], features, source
+        raise DataError(f"{folder}: no random access ({one_line(error)}); {remedy}") from error
+    return sizes[request.split], features, examples
 
 
-def _decode(records, indices, where, shape, image_size) -> Arrays:
-    """Decodes the images of TFDS examples that carry them as bytes."""
-    images = np.empty((len(records), *shape), np.uint8)
-    for position, record in enumerate(records):
-        example = f"{where}, example {indices[position]}"
-        image = decode_image(record["image"], example, channels=shape[-1], image_size=image_size)
-        if image.shape != shape:
-            raise DataError(
-                f"{example}: {image.shape[0]} x {image.shape[1]} pixels, others have {shape[0]} x "
-                f"{shape[1]}; give an image size to resize to"
-            )
-        images[position] = image
-    labels = np.array([record["label"] for record in records], np.int64)
-    return images, np.clip(labels, -1, MAX_CLASSES).astype(np.int32)
-
-
-def _check_features(tfds, folder: Path, features) -> None:
+def _check_features(tfds: Any, folder: Path, features: Any) -> None:
     """Refuses sets that are not 8-bit images with one class label each."""
     by_name = dict(features.items())
     image, label = by_name.get("image"), by_name.get("label")
@@ -143,26 +190,11 @@ def _check_features(tfds, folder: Path, features) -> None:
         raise DataError(f"{folder}: {label.num_classes} classes; the set must have 1 to {MAX_CLASSES}")
 
 
-def _prepared_folder(name: str, data_dir: Path | None) -> Path:
-    """The folder of a set's newest, or named, version; embedded sets are prepared first."""
+def _versions(root: Path, name: str) -> list[Path]:
+    """The prepared versions below ``root`` that fit the name, oldest first."""
     match = _NAME.fullmatch(name)
     if match is None:
-        raise DataError(f"{name!r} is not a data set's name, an existing folder or an .npz file")
-    if name in EMBEDDED:
-        # First in words of its own: the builders import it where they are defined.
-        require("tensorflow_datasets", "tensorflow-datasets", f"the data set {name}")
-        from train.data.builders import prepare
-
-        return prepare(name, data_dir or default_data_dir())
-    for root in _roots(data_dir):
-        if versions := _versions(root, match):
-            return versions[-1]
-    looked = " and ".join(str(root) for root in _roots(data_dir))
-    raise DataError(f"data set {name!r} is not prepared: looked in {looked}; {_how(name)}")
-
-
-def _versions(root: Path, match: re.Match) -> list[Path]:
-    """The prepared versions of a set below ``root`` that fit the name, oldest first."""
+        return []
     parent = root / match["name"] / (match["config"] or "")
     found = [path.parent for path in parent.glob("*.*.*/dataset_info.json")]
     numbered = [path for path in found if re.fullmatch(r"\d+\.\d+\.\d+", path.name)]
@@ -176,14 +208,3 @@ def _roots(data_dir: Path | None) -> list[Path]:
         return [data_dir]
     tfds_own = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     return [default_data_dir(), user_path(tfds_own)]
-
-
-def _how(name: str) -> str:
-    """How to get a set that is not one of the embedded ones."""
-    if name in EMBEDDED:
-        return "remove that folder, and it is prepared again"
-    return (
-        "prepare it where TensorFlow is installed, with `tfds build "
-        f"{name.partition(':')[0]} --file_format=array_record --data_dir DIR`, and copy DIR here; "
-        f"without any preparation: {', '.join(EMBEDDED)}"
-    )

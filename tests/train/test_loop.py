@@ -14,16 +14,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from methods import METHODS
+from train.steps import init_state, make_step, predict
 
 import deformreg
 from deformreg.losses import cross_entropy
 from train import evaluation, logs, loop, manifests, parallel, processes, runs
 from train.config import Config, ConfigError, Data, Method, Model, Optimizer, check, differences, from_json, to_json
 from train.data import Augmentation, DataError, load
-from train.data.augment import example_keys
+from train.data.augmentation import example_keys
 from train.models import create_model
 from train.optimizers import learning_rate, make_optimizer
-from train.steps import init_state, make_step, predict
 
 TINY = Config(
     data=Data(name="digits"),

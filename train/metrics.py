@@ -1,53 +1,65 @@
-"""The metric log of a run: JSON lines, and the same for TensorBoard."""
+"""The metric log of a run: JSON lines, and the same values for TensorBoard."""
 
 from __future__ import annotations
 
 import json
 import sys
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from train import processes, runs
+from train import files, processes
+from train.errors import StorageError
+from train.runs import Run
+
+Line = dict[str, Any]
+"""A logged step: ``step``, and values by name."""
 
 
-def read_metrics(run: runs.Run) -> list[dict[str, Any]]:
-    """The lines of the metric log; one that is cut off or damaged, or whose time is no number, is left out."""
+def read_metrics(run: Run) -> list[Line]:
+    """The lines of the metric log, without those that are cut off, damaged, or have no valid step or time."""
     if not run.metrics.is_file():
         return []
     lines = []
     for text in run.metrics.read_text(encoding="utf-8", errors="replace").splitlines():
-        with suppress(ValueError, RecursionError):  # deep nesting, beside what is no JSON
+        with suppress(ValueError, RecursionError):  # not JSON, or nested too deeply
             line = json.loads(text)
             if isinstance(line, dict) and isinstance(line.get("step"), int) and _is_time(line.get("seconds", 0.0)):
                 lines.append(line)
     return lines
 
 
+def train_seconds(lines: Iterable[Line]) -> float:
+    """The time that the run had trained at the last of these lines."""
+    return max((line.get("seconds", 0.0) for line in lines), default=0.0)
+
+
 def _is_time(value: Any) -> bool:
-    """Whether a value is a finite number of seconds: no text, no NaN, no integer beyond all floats."""
+    """Whether a value is a finite number of seconds: no text, no NaN, no integer too large for a float."""
     return isinstance(value, (int, float)) and 0 <= value <= sys.float_info.max
 
 
 class MetricLog:
-    """Appends metrics to the JSONL log and to TensorBoard events, from a given step on; process 0 for all.
+    """Appends metrics to the JSON lines and to TensorBoard's events, after a given step (process 0 for all).
 
-    Raises:
-        StorageError: they cannot be written.
+    Attributes:
+        seconds: that the run has trained before.
     """
 
-    def __init__(self, run: runs.Run, *, after_step: int = 0) -> None:
+    def __init__(self, run: Run, *, after_step: int = 0) -> None:
         # A resumed run repeats the steps after its checkpoint: their old lines go.
         kept = [line for line in read_metrics(run) if line["step"] <= after_step]
-        self.seconds = max((line.get("seconds", 0.0) for line in kept), default=0.0)
+        self.seconds = train_seconds(kept)
         self._run = run
         if processes.is_lead():
-            runs.write_text(run.metrics, "".join(json.dumps(line) + "\n" for line in kept))
+            files.write_text(run.metrics, "".join(json.dumps(line) + "\n" for line in kept))
             self._file = run.metrics.open("a", encoding="utf-8")
             self._events = _Events(run.folder, after_step)
 
     def write(self, step: int, values: dict[str, float]) -> None:
+        """Appends one line. Raises `StorageError` if it cannot be written."""
         if not processes.is_lead():
             return
         try:
@@ -55,9 +67,9 @@ class MetricLog:
             self._file.flush()
             self._events.write(step, values)
         except OSError as error:
-            raise runs.StorageError(
-                f"{self._run.metrics} cannot be written ({error.strerror}): make room or mend the disk, and --resume "
-                "continues from the last checkpoint"
+            raise StorageError(
+                f"{self._run.metrics} cannot be written ({error.strerror}): free some space or repair the disk, and "
+                "--resume continues from the last checkpoint"
             ) from error
 
     def close(self) -> None:
@@ -68,7 +80,7 @@ class MetricLog:
 
 
 class _Events:
-    """TensorBoard events, written in the calling thread: tensorboardX's own would block for ever on a full disk."""
+    """TensorBoard events, written in the calling thread: tensorboardX's own thread would block on a full disk."""
 
     def __init__(self, folder: Path, after_step: int) -> None:
         from tensorboardX.event_file_writer import EventsWriter

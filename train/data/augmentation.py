@@ -1,6 +1,6 @@
 """Augmentation inside the compiled step: pure functions of a key and ``uint8`` images.
 
-A random draw belongs to an example's position in the global batch, so a step gives the same
+Each example's random draws depend on its position in the global batch, so a step gives the same
 images on 1, 2, 4 or 8 devices::
 
     key = jax.random.fold_in(run_key, step)
@@ -11,33 +11,37 @@ images on 1, 2, 4 or 8 devices::
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
+from annotated_types import Interval
 from jax import Array
+
+from train.ranges import Pixels
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What happens to training images: resize, pad, random crop, random flip, in this order.
+    """Changes to training images: resize, pad, random crop, random flip, in this order.
 
-    Evaluation resizes likewise and crops the centre. The paper's recipe for CIFAR-10 is
+    Evaluation resizes in the same way and crops the centre. The paper's recipe for CIFAR-10 is
     ``Augmentation(resize=36, crop=32, flip=True)``.
     """
 
-    resize: int = 0
+    resize: Pixels = 0
     """Height and width, in pixels, to which images are resized (bilinear); 0 keeps their size."""
-    crop: int = 0
+    crop: Pixels = 0
     """Height and width, in pixels, of the crop, random in training and central in evaluation; 0
     keeps the size."""
-    shift: int = 0
+    shift: Annotated[int, Interval(ge=0, le=512)] = 0
     """Largest random shift in training, in pixels, along each axis; zeros move in at the border."""
     flip: bool = False
     """Mirrors each training image left to right with probability 1/2."""
 
 
-def output_shape(options: Augmentation, image_shape: tuple[int, int, int]) -> tuple[int, int, int]:
-    """The shape ``(h, w, c)`` that images of ``image_shape`` come out with.
+def output_shape(options: Augmentation, image_shape: tuple[int, ...]) -> tuple[int, int, int]:
+    """The shape ``(h, w, c)`` of augmented images of ``image_shape``.
 
     Raises:
         ValueError: a negative option, or a crop larger than the image it is taken from.
@@ -71,13 +75,13 @@ def augment(key: Array, images: Array, options: Augmentation, *, positions: Arra
         key: a key for this step, the same on every device.
         images: ``uint8[n, h, w, c]``.
         options: what to do; a compile-time constant.
-        positions: ``int[n]``, where the examples are in the global batch; None means that the
+        positions: ``int[n]``, the examples' places in the global batch; None means that the
             images are the global batch.
 
     Returns:
         ``float32[n, *output_shape]`` in [0, 1]. An example's result depends on the key and on its
-        position, not on the other examples (resizing may round the last bit apart in batches of
-        another size).
+        position, not on the other examples (after resizing, the last bit may differ between batch
+        sizes).
     """
     height, width, _ = output_shape(options, images.shape[1:])
     positions = jnp.arange(len(images)) if positions is None else positions
@@ -99,11 +103,11 @@ def augment(key: Array, images: Array, options: Augmentation, *, positions: Arra
 
 
 def center_view(images: Array, options: Augmentation) -> Array:
-    """The images that evaluation sees: resized likewise, cropped at the centre, never random.
+    """The images for evaluation: resized like training images and cropped at the centre, without randomness.
 
     Args:
         images: ``uint8[n, h, w, c]``.
-        options: the training options; ``shift`` and ``flip`` have no part in it.
+        options: the training options; ``shift`` and ``flip`` are ignored.
 
     Returns:
         ``float32[n, *output_shape]`` in [0, 1].
@@ -115,8 +119,8 @@ def center_view(images: Array, options: Augmentation) -> Array:
 
 
 def _resize(images: Array, size: int) -> Array:
-    """Bilinear, as float; images that have the size stay ``uint8``: exact and smaller."""
+    """Bilinear, as float; images that already have the size stay ``uint8``, which is exact and smaller."""
     if not size or images.shape[1:3] == (size, size):
         return images
-    shape = (len(images), size, size, images.shape[-1])
-    return jax.image.resize(to_float(images), shape, "bilinear")
+    resized: Array = jax.image.resize(to_float(images), (len(images), size, size, images.shape[-1]), "bilinear")
+    return resized

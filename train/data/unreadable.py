@@ -1,7 +1,7 @@
-"""Examples that cannot be read: named, counted and replaced, up to a limit.
+"""Examples that cannot be read: each is named, counted and replaced, up to a limit.
 
-What takes an example's place is a function of its index and the data alone, so that a run with unreadable examples
-repeats and resumes to the bit like any other.
+What replaces an example is a function of its index and the data alone, so a run with unreadable examples repeats and
+resumes bit for bit like any other.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from collections.abc import Callable
 
 import numpy as np
 
-from train.data.errors import DataError
-from train.data.storage import Arrays, Fetch
+from train.data.kind import Arrays, Read, Shape
+from train.errors import DataError
 
 
-class Corrupt:
-    """The unreadable examples of one split, found so far; thread-safe.
+class Unreadable:
+    """The unreadable examples of one split that were found so far; thread-safe.
 
     Args:
-        limit: how many there may be; with 0 the first one raises its own error.
+        limit: the most there may be; with 0 the first one raises its own error.
     """
 
     def __init__(self, limit: int) -> None:
@@ -45,8 +45,22 @@ class Corrupt:
         if not self.limit:
             raise error
         if count > self.limit:
-            raise DataError(f"{error}; it is the unreadable example number {count}, over --data.max-corrupt")
+            raise DataError(f"{error}; it is the unreadable example number {count}, over --data.max-unreadable")
         print(f"skipped an unreadable example ({count} of at most {self.limit}): {error}", file=sys.stderr)
+
+    def add_wrong_labels(self, labels: np.ndarray, indices: np.ndarray, num_classes: int, where: str) -> None:
+        """Counts every example whose label is outside ``[0, num_classes)``.
+
+        Raises:
+            DataError: as `add`.
+        """
+        wrong = np.flatnonzero((labels < 0) | (labels >= num_classes))
+        for position in wrong:
+            message = (
+                f"{where}: label {labels[position]} of example {indices[position]} is not in 0..{num_classes - 1} "
+                f"({wrong.size} such labels); correct the labels or use a labelled split"
+            )
+            self.add(int(indices[position]), DataError(message))
 
     def mask(self, indices: np.ndarray) -> np.ndarray:
         """``bool[n]``, which of the examples are known to be unreadable."""
@@ -54,12 +68,12 @@ class Corrupt:
             return np.isin(indices, list(self._found)) if self._found else np.zeros(len(indices), bool)
 
 
-def tolerant(decode: Fetch, corrupt: Corrupt, shape: tuple[int, int, int]) -> Fetch:
-    """`decode` with zeros in place of unreadable examples, which are added to `corrupt`."""
-    if not corrupt.limit:
+def tolerant(decode: Read, unreadable: Unreadable, shape: Shape) -> Read:
+    """`decode` with zeros in place of unreadable examples, which are added to `unreadable`."""
+    if not unreadable.limit:
         return decode
 
-    def fetch(indices: np.ndarray) -> Arrays:
+    def read(indices: np.ndarray) -> Arrays:
         try:
             return decode(indices)
         except DataError:  # now one by one, to find which
@@ -68,33 +82,33 @@ def tolerant(decode: Fetch, corrupt: Corrupt, shape: tuple[int, int, int]) -> Fe
             try:
                 image, label = decode(indices[position : position + 1])
             except DataError as error:
-                corrupt.add(int(index), error)
+                unreadable.add(int(index), error)
             else:
                 images[position], labels[position] = image[0], label[0]
         return images, labels
 
-    return fetch
+    return read
 
 
-def with_substitutes(read: Fetch, corrupt: Callable[[np.ndarray], np.ndarray], size: int, where: str) -> Fetch:
+def with_substitutes(read: Read, unreadable: Callable[[np.ndarray], np.ndarray], size: int, where: str) -> Read:
     """`read` with the next readable example, by index, in place of an unreadable one.
 
     Args:
-        read: gives anything in place of unreadable examples.
-        corrupt: ``indices int[n] -> bool[n]``, asked after they were read.
-        size: of the split that substitutes come from, so that none leaves a held-out part.
+        read: may return anything in place of unreadable examples.
+        unreadable: ``indices int[n] -> bool[n]``, asked after they were read.
+        size: of the split that substitutes come from, so that none comes from the held-out part.
         where: names the split in errors.
     """
 
-    def fetch(indices: np.ndarray) -> Arrays:
+    def read_substituted(indices: np.ndarray) -> Arrays:
         images, labels = read(indices)
-        wanted, open_places = np.array(indices), np.flatnonzero(corrupt(indices))
+        wanted, open_places = np.array(indices), np.flatnonzero(unreadable(indices))
         for _ in range(size):
             if not open_places.size:
                 return images, labels
             wanted[open_places] = (wanted[open_places] + 1) % size
             images[open_places], labels[open_places] = read(wanted[open_places])
-            open_places = open_places[corrupt(wanted[open_places])]
+            open_places = open_places[unreadable(wanted[open_places])]
         raise DataError(f"{where}: no example can be read; copy or prepare the set again")
 
-    return fetch
+    return read_substituted

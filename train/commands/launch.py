@@ -21,7 +21,7 @@ from typing import TextIO
 
 import tyro
 
-from train.config import ConfigError
+from train.errors import ConfigError
 
 FAILED = 4
 """Exit code of a process that the disk or another process failed."""
@@ -44,7 +44,7 @@ class Launch:
     CPU of each process stands for."""
 
 
-def main(arguments: list[str]) -> int:
+def run(arguments: list[str]) -> int:
     """Runs the launcher and returns the exit code: 0, or that of the first process that failed."""
     split = arguments.index("fit") if "fit" in arguments else len(arguments)
     options = tyro.cli(Launch, prog="python -m train launch", args=arguments[:split])

@@ -1,8 +1,7 @@
-"""Arrays in an ``.npz`` file from anybody: checked by their headers before any memory is taken.
+"""Arrays in an untrusted ``.npz`` file: their headers are checked before any memory is allocated.
 
-A zip file can claim anything: its directory is read in one bounded piece, only the members with a known name are
-opened, and an array is allocated only where name, header and directory agree on a size below the limit. Nothing is
-unpickled.
+A zip file can claim anything. Its directory is read in one bounded piece, only members with a known name are opened,
+and an array is allocated only if header and directory agree on a size below the limit. Nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -12,13 +11,12 @@ import math
 import struct
 import zipfile
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
 
-from train.data.errors import DataError, NoSplit, one_line
-from train.data.metadata import MAX_CLASSES
-from train.data.storage import Arrays
+from train.data.kind import MAX_CLASSES, InMemory, Kind, Request, user_path
+from train.errors import DataError, NoSplit, one_line
 
 _SPLITS = ("train", "validation", "test")
 _NAMES = ("images", "labels", "class_names", *(f"{split}_{kind}" for split in _SPLITS for kind in ("images", "labels")))
@@ -44,36 +42,35 @@ class _BoundedFile(io.FileIO):
     """A file that refuses to be read in large pieces, as a zip file's directory is."""
 
     def read(self, size: int | None = -1) -> bytes:
-        whole = size is None or size < 0
-        data = super().read(_MAX_READ + 1 if whole or size > _MAX_READ else size)
+        data = super().read(_MAX_READ + 1 if size is None or not 0 <= size <= _MAX_READ else size)
         if len(data) > _MAX_READ:
             raise ValueError("its directory of members is too large")
         return data
 
 
-def npz_arrays(path: Path, split: str, memory_limit: int) -> tuple[Arrays, tuple[str, ...]]:
+def accepts(name: str, data_dir: Path | None) -> bool:
+    """Whether the name is the path of an ``.npz`` file."""
+    return user_path(name).suffix == ".npz" and not name.startswith("folder:")
+
+
+def open_split(request: Request) -> InMemory:
     """Reads one split of an ``.npz`` file.
 
     ``images`` and ``labels`` without a prefix are the ``train`` split. An optional
     ``class_names`` array of strings names the classes; without it there are as many as the
     largest training label says.
 
-    Args:
-        path: the file.
-        split: ``"train"``, ``"validation"`` or ``"test"``.
-        memory_limit: the most bytes that images and labels may take together.
-
-    Returns:
-        ``(images uint8[n, h, w, c], labels int32[n])`` and the class names; labels are not compared with these.
-
     Raises:
         DataError: damaged, of objects, with wrong keys, shapes or dtypes, too large or empty.
     """
+    path, size = user_path(request.name), request.image_size
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; give the path of an .npz file")
     try:
         with _BoundedFile(path) as file, zipfile.ZipFile(file) as archive:
             members = _members(path, archive)
-            keys = _keys(path, archive, members, split)
-            _check(path, members, keys, memory_limit)
+            keys = _keys(path, archive, members, request.split)
+            _check(path, members, keys, request.memory_limit)
             images, labels = (_read(archive, members[key]) for key in keys)
             class_names = _class_names(path, archive, members, keys[1])
     except DataError:
@@ -82,15 +79,23 @@ def npz_arrays(path: Path, split: str, memory_limit: int) -> tuple[Arrays, tuple
         raise DataError(
             f"{path}: not a readable .npz file ({one_line(error)}); write it again with numpy.savez"
         ) from error
+    height, width = images.shape[1:3]
+    if size not in (None, height) or size not in (None, width):
+        raise DataError(
+            f"{path}: images are {height} x {width} and arrays are not resized to {size}; use the augmentation's resize"
+        )
     images = images[..., None] if images.ndim == 3 else images
-    narrow = np.full(len(labels), -1, np.int32)  # a cast would let labels outside come back in
+    narrow = np.full(len(labels), -1, np.int32)  # a cast could wrap labels outside the range back into it
     usable = (labels >= 0) & (labels < MAX_CLASSES)
     narrow[usable] = labels[usable]
-    return (np.ascontiguousarray(images), narrow), class_names
+    return InMemory(f"{path}, split {request.split}", class_names, (np.ascontiguousarray(images), narrow))
+
+
+KIND = Kind(accepts, open_split)
 
 
 def _members(path: Path, archive: zipfile.ZipFile) -> dict[str, _Member]:
-    """The headers of the arrays with a name that means something."""
+    """The headers of the arrays whose names are known; the others stay unread."""
     members: dict[str, _Member] = {}
     for info in archive.infolist():
         name = info.filename.removesuffix(".npy")
@@ -108,7 +113,7 @@ def _members(path: Path, archive: zipfile.ZipFile) -> dict[str, _Member]:
     return members
 
 
-def _header(path: Path, name: str, file: BinaryIO) -> tuple[tuple[int, ...], np.dtype, int]:
+def _header(path: Path, name: str, file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype, int]:
     """Shape and dtype of an array, and where its data begins."""
     start = file.read(12)
     version = tuple(start[6:8])
@@ -146,7 +151,7 @@ def _keys(path: Path, archive: zipfile.ZipFile, members: dict[str, _Member], spl
 
 
 def _check(path: Path, members: dict[str, _Member], keys: tuple[str, str], memory_limit: int) -> None:
-    """Everything that shapes and dtypes can tell, before an array is read."""
+    """Checks shapes, dtypes and sizes before an array is read."""
     images, labels = (members[key] for key in keys)
     shape, where = images.shape, f"{path}, {keys[0]}"
     if images.dtype != np.uint8:

@@ -7,8 +7,8 @@ import socket
 
 import numpy as np
 import pytest
-
 from train.cli import main
+
 from train.presets import PRESETS
 
 

@@ -9,17 +9,17 @@ from typing import NamedTuple
 
 import numpy as np
 
-from train.data.errors import DataError, no_split, one_line
-from train.data.images import decode_image, image_header
-from train.data.records import Records, default_data_dir
-from train.data.storage import Arrays, fingerprint
+from train.data.decoded import fingerprint
+from train.data.decoding import decode_image, image_header
+from train.data.kind import Arrays, Kind, Records, Request, Shape, default_data_dir, no_split, user_path
+from train.errors import DataError, one_line
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
 SPLITS = ("train", "validation", "test")
 
 
 class _File(NamedTuple):
-    """One image: its path below the root, its class, and what changes when it does."""
+    """One image: its path below the root, its class, and its size and time, which change with its content."""
 
     path: str
     class_name: str
@@ -27,27 +27,22 @@ class _File(NamedTuple):
     modified: int
 
 
-def is_image_folder(path: Path) -> bool:
-    """Whether the path is a folder with at least one of the splits in it."""
-    return any((path / split).is_dir() for split in SPLITS)
+def accepts(name: str, data_dir: Path | None) -> bool:
+    """Whether the name is ``folder:PATH``, or the path of a folder with at least one of the splits in it."""
+    return name.startswith("folder:") or _has_splits(user_path(name))
 
 
-def folder_records(root: Path, split: str, *, data_dir: Path | None, image_size: int | None) -> Records:
+def open_split(request: Request) -> Records:
     """Opens one split of an image folder.
 
     Class names are the sorted folder names of ``train`` (of all splits where there is no
     ``train``). The set is grayscale if every image of every split is, otherwise colour.
 
-    Args:
-        root: the folder that contains the splits.
-        split: ``"train"``, ``"validation"`` or ``"test"``.
-        data_dir: where the decoded copy is kept; None means the default folder.
-        image_size: resizes to this height and width in pixels.
-
     Raises:
-        DataError: nothing there, unreadable, classes that disagree, or symbolic links.
+        DataError: nothing there, unreadable, classes that differ between splits, or symbolic links.
     """
-    if not is_image_folder(root):
+    root, split, image_size = user_path(request.name.removeprefix("folder:")), request.split, request.image_size
+    if not _has_splits(root):
         raise DataError(f"{root}: no image folder; it needs train/CLASS/ and test/CLASS/ with images")
     try:
         splits = {name: _scan(root, name) for name in SPLITS if (root / name).is_dir()}
@@ -57,11 +52,13 @@ def folder_records(root: Path, split: str, *, data_dir: Path | None, image_size:
     if not files:
         raise no_split(root, split, [name for name, found in splits.items() if found])
     class_names = _class_names(root, splits)
+    numbers = {name: number for number, name in enumerate(class_names)}
+    labels = np.array([numbers[file.class_name] for file in files], np.int32)
     every = [file for found in splits.values() for file in found]
-    labels = np.array([class_names.index(file.class_name) for file in files], np.int32)
 
-    def decode(indices: np.ndarray, shape: tuple[int, int, int]) -> Arrays:
-        images = [_decode(root, files[index].path, shape, image_size) for index in indices]
+    def decode(indices: np.ndarray, shape: Shape) -> Arrays:
+        paths = [root / files[index].path for index in indices]
+        images = [decode_image(path, str(path), shape=shape, image_size=image_size) for path in paths]
         return np.stack(images), labels[indices]
 
     key = fingerprint([str(root.resolve()), split, *every])
@@ -73,12 +70,19 @@ def folder_records(root: Path, split: str, *, data_dir: Path | None, image_size:
         class_names=class_names,
         probe=functools.partial(_image_shape, root, every, image_size),
         decode=decode,
-        cache=(data_dir or default_data_dir()) / "decoded" / copy,
+        copy=(request.data_dir or default_data_dir()) / "decoded" / copy,
     )
 
 
+KIND = Kind(accepts, open_split)
+
+
+def _has_splits(root: Path) -> bool:
+    return any((root / split).is_dir() for split in SPLITS)
+
+
 def _scan(root: Path, split: str) -> list[_File]:
-    """Lists a split's images by class and name; hidden and other files do not count."""
+    """Lists a split's images by class and name; ignores hidden files and those that are no images."""
     files = []
     with os.scandir(root) as entries:
         _refuse_link(next(entry for entry in entries if entry.name == split))
@@ -91,7 +95,7 @@ def _scan(root: Path, split: str) -> list[_File]:
             images = [entry for entry in entries if _visible(entry) and _is_image(entry.name)]
         for entry in sorted(images, key=lambda entry: entry.name):
             _refuse_link(entry)
-            if not entry.is_file(follow_symlinks=False):  # reading a pipe would wait for ever
+            if not entry.is_file(follow_symlinks=False):  # reading a pipe would block
                 raise DataError(f"{entry.path}: not a regular file; remove it")
             facts = entry.stat()
             path = f"{split}/{class_name}/{entry.name}"
@@ -100,7 +104,7 @@ def _scan(root: Path, split: str) -> list[_File]:
 
 
 def _class_names(root: Path, splits: dict[str, list[_File]]) -> tuple[str, ...]:
-    """The sorted classes of ``train``; a class that only another split has is a mistake."""
+    """The sorted classes of ``train``; a class that only another split has is an error."""
     classes = {split: {file.class_name for file in files} for split, files in splits.items()}
     known = classes.get("train") or set().union(*classes.values())
     for split, names in classes.items():
@@ -109,14 +113,14 @@ def _class_names(root: Path, splits: dict[str, list[_File]]) -> tuple[str, ...]:
     return tuple(sorted(known))
 
 
-def _image_shape(root: Path, files: list[_File], image_size: int | None, max_corrupt: int) -> tuple[int, int, int]:
-    """The first image's size, and three channels as soon as any image has colour."""
+def _image_shape(root: Path, files: list[_File], image_size: int | None, max_unreadable: int) -> Shape:
+    """The first image's size, and three channels if any image has colour."""
     sizes, grayscale = [], True
     for file in files:
         try:
             size, is_gray = image_header(root / file.path, str(root / file.path))
-        except DataError:  # decoding will name it; the splits of the folder count apart
-            if not max_corrupt:
+        except DataError:  # Decoding names and counts it, for its own split; here are the files of all splits.
+            if not max_unreadable:
                 raise
             continue
         sizes.append(size)
@@ -129,24 +133,13 @@ def _image_shape(root: Path, files: list[_File], image_size: int | None, max_cor
     return image_size or height, image_size or width, 1 if grayscale else 3
 
 
-def _decode(root: Path, path: str, shape, image_size: int | None) -> np.ndarray:
-    """Decodes one file and compares its size with the set's."""
-    image = decode_image(root / path, str(root / path), channels=shape[-1], image_size=image_size)
-    if image.shape != shape:
-        raise DataError(
-            f"{root / path}: {image.shape[0]} x {image.shape[1]} pixels (height x width), the "
-            f"first image has {shape[0]} x {shape[1]}; give an image size to resize to"
-        )
-    return image
-
-
-def _refuse_link(entry: os.DirEntry) -> None:
-    """A data set must not read outside its folder, nor any file twice under two labels."""
+def _refuse_link(entry: os.DirEntry[str]) -> None:
+    """A data set must not read outside its folder, nor read a file twice under two labels."""
     if entry.is_symlink():
         raise DataError(f"{entry.path}: a symbolic link; put what it points to in its place")
 
 
-def _visible(entry: os.DirEntry) -> bool:
+def _visible(entry: os.DirEntry[str]) -> bool:
     return not entry.name.startswith(".")
 
 

@@ -1,0 +1,78 @@
+"""Every training method at small settings, by the name that tests give it, and a tiny training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+
+import jax
+import numpy as np
+
+from train.config import Config, Data, Model
+from train.methods.adversarial import Adversarial, Deformation
+from train.methods.gradient import FlowGradient, FlowGradientDeformation, InputGradient
+from train.methods.penalties import FiniteDifference, ForwardOverReverse
+from train.methods.spatial import Spatial
+from train.methods.standard import Standard
+from train.models import create_model
+from train.optimizers import Sgd
+from train.schedules import Constant
+from train.state import init_state
+from train.step import make_step
+
+METHODS = {
+    "standard": Standard(),
+    "input-gradient": InputGradient(weight=0.1),
+    "flow-gradient": FlowGradient(),
+    "random start": FlowGradient(random_start=0.1),
+    "finite difference": FlowGradient(rule=FiniteDifference()),
+    "forward over reverse": FlowGradient(rule=ForwardOverReverse()),
+    "running statistics": FlowGradient(statistics="running"),
+    "every third": FlowGradient(every=3),
+    "a quarter": FlowGradient(share=0.25),
+    "adversarial": Adversarial(radius=0.03, steps=2),
+    "deformation": Deformation(radius=0.2, steps=2),
+    "both": FlowGradientDeformation(radius=0.2, steps=2),
+    "spatial": Spatial(radius=1.0, degrees=10.0, draws=3),
+}
+
+TINY = Config(
+    data=Data(name="digits"),
+    model=Model(width=0.25, norm="group"),
+    optimizer=Sgd(learning_rate=0.02),
+    schedule=Constant(),
+    batch_size=16,
+    epochs=1,
+)
+
+
+def batches(count: int, size: int = 16, seed: int = 0) -> Iterator[dict[str, np.ndarray]]:
+    """Random 8x8 images that a network can learn: brighter on the side that the label says."""
+    rng = np.random.default_rng(seed)
+    for _ in range(count):
+        labels = rng.integers(0, 4, size).astype(np.int32)
+        images = rng.integers(0, 100, (size, 8, 8, 1))
+        for image, label in zip(images, labels, strict=True):
+            image[4 * (label // 2) : 4 * (label // 2) + 4, 4 * (label % 2) : 4 * (label % 2) + 4] += 100
+        yield {"image": images.astype(np.uint8), "label": labels, "position": np.arange(size, dtype=np.int32)}
+
+
+@cache
+def network(config: Config, axis_name: str | None = None):
+    """``(model, state, step)`` of a config, for `batches`."""
+    rate = config.schedule.make(config.optimizer.learning_rate, epochs=1, steps_per_epoch=10)
+    optimizer = config.optimizer.make(rate)
+    norm = "group" if config.model.norm == "group" else "batch"
+    model = create_model("small-cnn", num_classes=4, width=config.model.width, norm=norm, axis_name=axis_name)
+    state = init_state(model, optimizer, (8, 8, 1), config.seed)
+    step = make_step(
+        config.method.make(), model, optimizer, rate=rate, augmentation=config.augmentation,
+        accumulate=config.accumulate,
+    )  # fmt: skip
+    return model, state, step
+
+
+@cache
+def compiled(config: Config):
+    """The compiled step of a config."""
+    return jax.jit(network(config)[2])

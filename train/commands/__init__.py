@@ -1,0 +1,97 @@
+"""The command line, `python -m train COMMAND`: one file a command, one line in `COMMANDS`."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+COMMANDS = {
+    "fit": "PRESET [options]    train a preset, evaluate it, write a report; `fit PRESET --help` explains every option",
+    "evaluate": "RUN [RUN ...]  attack trained runs and compare them; `evaluate --help`",
+    "certify": "RUN             certify radii within which no deformation changes the answer; `certify --help`",
+    "verify": "RUN [RUN ...]    check every checkpoint against its checksums; `verify --help`",
+    "launch": "fit PRESET ...   the same training in several processes of this host; `launch --help`",
+    "presets": "                what each preset trains, how long it takes, what to expect",
+}
+"""What each command takes and does; the module of that name in this folder has its options and `run`."""
+
+USAGE = f"""\
+usage: python -m train COMMAND [options]
+
+{chr(10).join(f"  {name} {text}" for name, text in COMMANDS.items())}
+
+Exit codes:
+  0    done
+  1    verify found damage
+  2    something given cannot be used; one line says what
+  3    loss, gradient or parameters became NaN or infinite
+  4    the disk or another process failed during a run; --resume continues
+  130  interrupted from the keyboard; --resume continues from the last checkpoint
+  143  SIGTERM; a run that was training has saved its last step, and --resume continues from there
+"""
+
+UNUSABLE, FAILED, INTERRUPTED, CLOSED = 2, 4, 130, 141
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command and returns the exit code; errors that a user can mend are one line on standard error."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE, end="")
+        return 0 if arguments else UNUSABLE
+    name, *rest = arguments
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, 1)
+        return _fail(f"there is no command {name!r}: " + (f"did you mean {near[0]}?" if near else "see --help"))
+    from train import processes
+
+    try:
+        code = _run(name, rest)
+    except Exception:
+        if processes.is_joined():
+            traceback.print_exc()
+            processes.leave(1)
+        raise
+    if code not in processes.TOGETHER:
+        processes.leave(code)
+    return code
+
+
+def _run(name: str, arguments: list[str]) -> int:
+    import jax
+
+    from train.errors import Preempted, UserError, one_line
+    from train.files import is_storage_failure
+
+    try:
+        code: int = importlib.import_module(f"train.commands.{name}").run(arguments)
+        return code
+    except BrokenPipeError:
+        # The reader (`| head`) has seen enough; Python must not complain at exit either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return CLOSED
+    except KeyboardInterrupt:
+        return _fail("interrupted; --resume continues from the last checkpoint", INTERRUPTED)
+    except Preempted as stop:
+        print(f"stopped: {stop}", file=sys.stderr)
+        return stop.exit_code
+    except UserError as error:
+        return _fail(str(error), error.exit_code)
+    except OSError as error:
+        return _fail(str(error), FAILED if is_storage_failure(error) else UNUSABLE)
+    except jax.errors.JaxRuntimeError as error:
+        line = one_line(error)
+        if "RESOURCE_EXHAUSTED" in line:
+            return _fail(f"out of memory ({line}): --accumulate, --model.remat or a smaller --batch-size take less")
+        if jax.process_count() > 1:
+            return _fail(f"another process is gone or cannot be reached ({line}); --resume continues", FAILED)
+        raise
+
+
+def _fail(message: str, code: int = UNUSABLE) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return code

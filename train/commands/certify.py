@@ -1,0 +1,56 @@
+"""Certifies a trained run by randomized smoothing: radii within which no deformation of a family changes the answer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from train import files, reports, runs
+from train.certification import Smoothing, certify_run, check
+from train.errors import ConfigError
+from train.options import validate
+from train.ranges import CountOrNone
+from train.restored import open_run
+
+
+@dataclass(frozen=True)
+class Certify:
+    """Certifies a trained run on its test images: radii within which no deformation of a family changes the answer of
+    the run's *smoothed* classifier, the class that the network most often answers under noise. See
+    docs/certification.md for what that covers."""
+
+    run: tyro.conf.Positional[Path]
+    """The run folder."""
+    smoothing: Annotated[Smoothing, tyro.conf.arg(name="")] = field(default_factory=Smoothing)
+    examples: CountOrNone = 100
+    """Test images, from the first; 0 for the run's own choice."""
+    data_dir: str | None = None
+    """Where the data is, if it has moved since training."""
+    output: Path | None = None
+    """Folder for certified.json, certified.md and certified.png; by default the run folder."""
+    json: Path | None = None
+    """Also write the result to this file, for scripts."""
+
+
+def parse(arguments: list[str]) -> Certify:
+    """The options of a command line. Raises `ConfigError` if one cannot be used."""
+    if not arguments:
+        raise ConfigError("certify needs a run folder, for example runs/digits-standard")
+    options = tyro.cli(Certify, prog="python -m train certify", args=arguments)
+    return replace(validate(options), smoothing=check(options.smoothing))
+
+
+def run(arguments: list[str]) -> int:
+    """Certifies a run, writes the report and prints its table."""
+    options = parse(arguments)
+    folder, name = options.output or options.run, runs.short_names([options.run])[0]
+    reports.check_writable([folder], options.json)
+    trained = open_run(options.run, data_dir=options.data_dir, examples=options.examples)
+    certified = certify_run(name, trained, options.smoothing)
+    reports.write_certified(folder, name, certified)
+    if options.json:
+        files.write_json(options.json, certified.row)
+    return 0

@@ -1,0 +1,79 @@
+"""Attacks trained runs on their test images and compares them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import tyro
+
+from train import files, reports, runs
+from train.errors import ConfigError
+from train.evaluation import Protocol, SuiteName, evaluate_run
+from train.options import validate
+from train.ranges import CountOrNone, Positive, Seed
+from train.restored import open_runs, open_sources
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Attacks trained runs on their test images and compares them."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Run folders, of the same test images."""
+    suite: SuiteName = "released"
+    """released: the paper's multi-step attack (zero start, last iterate); quick, standard, full: any iterate counts,
+    more attacks, restarts. spatial: translations by at most the radius, with rotations by at most 10 degrees for
+    every pixel of it (the paper: 3 pixels)."""
+    radius: Positive | None = None
+    """Largest displacement per component in pixels; by default the first run's `evaluation.radius`."""
+    radii: tuple[Positive, ...] = ()
+    """Budgets in pixels, increasing, at which the whole suite draws the accuracy curve; by default a light attack
+    draws it, at five multiples of the radius, on 200 images."""
+    independent: bool = False
+    """Run every attack on every correctly classified image, so that the attacks compare with each other; by default
+    each runs on those that still stand."""
+    transfer_from: tuple[Path, ...] = ()
+    """Run folders of other networks: the images deformed to fool them are shown to the evaluated ones as well."""
+    examples: CountOrNone = 0
+    """Test images, from the first; 0 for the run's own choice."""
+    data_dir: str | None = None
+    """Where the data is, if it has moved since training."""
+    output: Path | None = None
+    """Folder for all that is written, with a sub-folder for each of several runs. By default the evaluation and its
+    pictures go into each run folder, and the comparison of several runs into the folder above the first one."""
+    json: Path | None = None
+    """Also write the evaluation (of several runs: all, by name) to this file, for scripts."""
+    seed: Seed = 0
+    """Seed of the attacks' random numbers."""
+
+
+def run(arguments: list[str]) -> int:
+    """Evaluates runs as a command line says."""
+    options = validate(tyro.cli(Evaluate, prog="python -m train evaluate", args=arguments))
+    if not options.runs:
+        raise ConfigError("evaluate needs at least one run folder, for example runs/mnist5k-flow")
+    if not all(low < high for low, high in pairwise(options.radii)):
+        raise ConfigError(f"--radii must be increasing, got {' '.join(map(str, options.radii))}")
+    evaluate(options)
+    return 0
+
+
+def evaluate(options: Evaluate) -> None:
+    """Evaluates runs, writes their reports and, of several, the comparison, and prints the tables."""
+    trained = open_runs(options.runs, data_dir=options.data_dir, examples=options.examples)
+    radius = trained[0].config.evaluation.radius if options.radius is None else options.radius
+    sources = open_sources(options.transfer_from, trained[0], data_dir=options.data_dir)
+    protocol = Protocol(options.suite, radius, options.radii, options.independent, sources, options.seed)
+    folders, above = reports.places(options.runs, options.output), options.output or options.runs[0].parent
+    reports.check_writable(folders if len(folders) == 1 else [*folders, above], options.json)
+    studies = {}
+    for name, folder, one in zip(runs.short_names(options.runs), folders, trained, strict=True):
+        studies[name] = evaluate_run(name, one, protocol)
+        reports.write_run_report(folder, name, studies[name], one.class_names)
+    if len(studies) > 1:
+        reports.write_comparison(above, studies, trained[0].class_names)
+    if options.json:
+        rows = {name: study.row for name, study in studies.items()}
+        files.write_json(options.json, next(iter(rows.values())) if len(rows) == 1 else rows)

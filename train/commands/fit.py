@@ -1,0 +1,145 @@
+"""`fit`: trains a preset, evaluates it and writes a report."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+
+import tyro
+
+from train.config import Config
+from train.errors import ConfigError
+from train.methods import METHODS
+from train.methods.penalties import RULES
+from train.optimizers import OPTIMIZERS
+from train.options import check
+from train.presets import find, table
+from train.schedules import SCHEDULES
+
+if TYPE_CHECKING:
+    MethodName = RuleName = OptimizerName = ScheduleName = str
+else:
+    MethodName, RuleName, OptimizerName, ScheduleName = (
+        Literal[tuple(name for name in kinds if name != "given")] for kinds in (METHODS, RULES, OPTIMIZERS, SCHEDULES)
+    )
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Kinds:
+    """Choose other kinds than the preset's; each has options of its own, which this help then shows."""
+
+    method: MethodName = "standard"
+    """How the network is made robust; its options are --method.*"""
+    optimizer: OptimizerName = "sgd"
+    """Which optimizer; its options are --optimizer.*"""
+    schedule: ScheduleName = "cosine"
+    """How the learning rate changes over the run; its options are --schedule.*"""
+    rule: RuleName | None = None
+    """How a gradient penalty is differentiated (exact, if not said otherwise); its options are --method.rule.*"""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Trains a preset; every option overrides one of its values."""
+
+    config: Annotated[Config, tyro.conf.arg(name="")]
+    kinds: Annotated[Kinds, tyro.conf.arg(name="")]
+    run_dir: Path | None = None
+    """The run folder; by default runs/PRESET."""
+    resume: bool = False
+    """Continue the run in that folder from its newest intact checkpoint; starts it where there is none."""
+    evaluate: bool = True
+    """Attack the trained network at the end and write report and pictures."""
+    distributed: bool = False
+    """This is one process of several, on one host or on many, that train together; each reads its part of every
+    batch, and all need the run folder on one file system. See docs/distributed.md."""
+    coordinator: str | None = None
+    """With --distributed: HOST:PORT of process 0. By default $JAX_COORDINATOR_ADDRESS, or what SLURM, Open MPI,
+    Kubernetes or a TPU pod say; likewise the next two."""
+    num_processes: int | None = None
+    """With --distributed: how many processes there are. By default $JAX_NUM_PROCESSES."""
+    process_id: int | None = None
+    """With --distributed: which one this is, from 0. By default $JAX_PROCESS_ID."""
+
+
+def run(arguments: list[str]) -> int:
+    """Trains and, unless told otherwise, evaluates; returns the exit code."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print("usage: python -m train fit PRESET [options]; `fit PRESET --help` explains every option\n")
+        print(table())
+        return 0 if arguments else 2
+    name, *rest = arguments
+    options = parse(name, rest)
+    config = check(options.config)
+    from train import processes
+    from train.loop import fit
+
+    placement = (options.coordinator, options.num_processes, options.process_id)
+    if options.distributed:
+        processes.join(*placement)
+    elif any(value is not None for value in placement):
+        raise ConfigError("--coordinator, --num-processes and --process-id belong to --distributed")
+    folder = options.run_dir or Path("runs") / name
+    with processes.stop_on_sigterm() as stop_requested:
+        fit(config, folder, resume=options.resume, evaluated=options.evaluate, stop_requested=stop_requested)
+        if stop_requested():
+            print("stopped: SIGTERM after the last step: the run is trained, --resume evaluates it", file=sys.stderr)
+            return processes.PREEMPTED
+    if processes.is_lead():
+        print(f"trained: {folder}")
+        if options.evaluate:
+            from train.commands import evaluate
+
+            evaluate.compare(evaluate.Evaluate((folder,)))
+    return 0
+
+
+def parse(name: str, arguments: list[str]) -> Fit:
+    """The options of a command line after the preset's name.
+
+    Raises:
+        ConfigError: there is no such preset, or `--rule` without a penalty.
+    """
+    preset = find(name)
+    prog = f"python -m train fit {name}"
+    config = preset.config
+    kinds = Kinds(*(options.name for options in (config.method, config.optimizer, config.schedule)))
+    chosen, _ = tyro.cli(Kinds, prog=prog, args=arguments, default=kinds, return_unknown_args=True, add_help=False)
+    config = choose(config, chosen)
+    return tyro.cli(
+        Fit,
+        prog=prog,
+        args=arguments,
+        default=Fit(config, chosen),
+        description=preset.summary,
+        config=(tyro.conf.AvoidSubcommands,),
+    )
+
+
+def choose(config: Config, kinds: Kinds) -> Config:
+    """A config with other kinds of method, rule, optimizer and schedule, each with its defaults.
+
+    Raises:
+        ConfigError: `--rule` for a method without a gradient penalty.
+    """
+    config = replace(
+        config,
+        method=_chosen(METHODS, kinds.method, config.method),
+        optimizer=_chosen(OPTIMIZERS, kinds.optimizer, config.optimizer),
+        schedule=_chosen(SCHEDULES, kinds.schedule, config.schedule),
+    )
+    if kinds.rule is None:
+        return config
+    method: Any = config.method
+    if not hasattr(method, "rule"):
+        raise ConfigError(f"--rule needs a method with a gradient penalty, got {method.name}")
+    return replace(config, method=replace(method, rule=_chosen(RULES, kinds.rule, method.rule)))
+
+
+def _chosen(kinds: Mapping[str, type[T]], name: str, current: T) -> T:
+    return current if kinds[name] is type(current) else kinds[name]()

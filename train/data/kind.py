@@ -1,0 +1,119 @@
+"""What a kind of data set is, and what all kinds share. Each kind is one file with one `Kind` value."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from train.errors import DataError, NoSplit, one_line
+
+Arrays = tuple[np.ndarray, np.ndarray]
+"""``(images uint8[n, h, w, c], labels int32[n])``."""
+
+Read = Callable[[np.ndarray], Arrays]
+"""Reads the examples at ``indices int[n]``."""
+
+Shape = tuple[int, int, int]
+"""``(h, w, c)`` of an image."""
+
+MAX_CLASSES = 2**16
+"""More than any data set has. Without a limit, one number in an untrusted file could claim billions."""
+
+
+class Request(NamedTuple):
+    """The split that `train.data.load` was asked for; its arguments are described there."""
+
+    name: str
+    split: str
+    data_dir: Path | None
+    image_size: int | None
+    memory_limit: int
+
+
+class Records(NamedTuple):
+    """A split on disk that is not decoded yet.
+
+    Attributes:
+        name: names the split in errors and progress bars.
+        size: the number of examples.
+        class_names: the name of every label.
+        probe: ``max_unreadable -> image shape``; looks into files where the set does not state the shape, and passes
+            over as many unreadable ones as its argument allows.
+        decode: ``(indices, image shape) -> arrays``, in the calling thread.
+        copy: the folder for a decoded copy, ``.../SPLIT-OPTIONS-FINGERPRINT``; the fingerprint changes with the files.
+    """
+
+    name: str
+    size: int
+    class_names: tuple[str, ...]
+    probe: Callable[[int], Shape]
+    decode: Callable[[np.ndarray, Shape], Arrays]
+    copy: Path
+
+
+class InMemory(NamedTuple):
+    """A decoded split; its labels are not checked yet."""
+
+    name: str
+    class_names: tuple[str, ...]
+    arrays: Arrays
+
+
+class Kind(NamedTuple):
+    """A kind of data set.
+
+    Attributes:
+        accepts: ``(name, data_dir) -> bool``, whether the name means a set of this kind; opens no file.
+        open: opens a split, or raises a `DataError`.
+    """
+
+    accepts: Callable[[str, Path | None], bool]
+    open: Callable[[Request], Records | InMemory]
+
+
+def no_split(where: Path, split: str, usable: Iterable[str]) -> NoSplit:
+    """The error for a split that is missing or empty."""
+    cut = "; or cut one off train with holdout" if split == "validation" else ""
+    found = ", ".join(usable) or "none"
+    return NoSplit(f"{where}: no examples in a split {split!r}; use one that has: {found}{cut}")
+
+
+def default_data_dir() -> Path:
+    """``$DEFORMREG_DATA``, or a folder in the user's cache."""
+    return user_path(os.environ.get("DEFORMREG_DATA") or "~/.cache/deformreg/data")
+
+
+def user_path(path: str | Path) -> Path:
+    """The path with ``~`` and ``~user`` expanded.
+
+    Raises:
+        DataError: there is no such user, or the path contains a NUL character.
+    """
+    if "\0" in str(path):
+        raise DataError(f"{str(path)!r}: no path contains a NUL; correct it")
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise DataError(f"{str(path)!r}: there is no such user; write ./~ for a folder of that name") from error
+
+
+def require(module: str, package: str, why: str) -> Any:
+    """Imports an optional package.
+
+    Args:
+        module: the module to import, for example ``"tensorflow_datasets"``.
+        package: what ``pip install`` calls it.
+        why: what needs it, the subject of the error's sentence.
+
+    Raises:
+        DataError: the module cannot be imported; the message says what to install.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise DataError(f"{why} needs the package {package} ({one_line(error)}): pip install {package}") from error

@@ -1,0 +1,194 @@
+"""Labelled 8-bit images by name: ``load("cifar10", split="train")``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from train.data import embedded, folder, npz, prepared
+from train.data.decoded import read_copy, write_copy
+from train.data.decoding import decode_batch, decode_split, quiet_decoding
+from train.data.kind import Arrays, InMemory, Kind, Read, Records, Request, Shape, user_path
+from train.data.order import permutation
+from train.data.unreadable import Unreadable, tolerant, with_substitutes
+from train.errors import DataError
+
+KINDS: tuple[Kind, ...] = (npz.KIND, embedded.KIND, prepared.KIND, folder.KIND)
+"""The first kind that accepts a name opens it: a known set comes before a folder of the same name."""
+
+MEMORY_LIMIT = 2 << 30
+"""Splits of at most this many decoded bytes are kept in one array."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Labelled images with random access.
+
+    Attributes:
+        name: the data set and split, for messages.
+        size: the number of examples, also ``len(source)``.
+        image_shape: ``(h, w, c)``.
+        class_names: one name for every label.
+        read: ``indices int[n] -> (images uint8[n, h, w, c], labels int32[n])``, thread-safe. The arrays belong to the
+            caller and are never written to again, because a dispatched step may still read them.
+        unreadable: ``indices int[n] -> bool[n]``, which examples were read before and found unreadable: `read` returned
+            others in their place. Evaluation leaves them out.
+        in_memory: whether `read` only copies from memory or a mapped file, so that reading ahead gains nothing.
+    """
+
+    name: str
+    size: int
+    image_shape: Shape
+    class_names: tuple[str, ...]
+    read: Read = field(repr=False)
+    unreadable: Callable[[np.ndarray], np.ndarray] = field(repr=False)
+    in_memory: bool
+
+    def __len__(self) -> int:
+        return self.size
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+
+def load(
+    name: str,
+    *,
+    data_dir: str | Path | None = None,
+    split: str = "train",
+    holdout: float = 0.0,
+    image_size: int | None = None,
+    memory_limit: int = MEMORY_LIMIT,
+    max_unreadable: int = 0,
+) -> Source:
+    """Opens one split of a data set.
+
+    ``name`` may be:
+
+    * ``"mnist5k"`` or ``"digits"``: contained in a Python package, prepared on first use;
+    * a TFDS set such as ``"cifar10"``, ``NAME[/CONFIG][:VERSION]``, prepared as array_record;
+    * ``"folder:PATH"`` or a folder with ``train|validation|test/<class>/*.png|jpg|jpeg|bmp|webp``;
+    * an ``.npz`` file with ``images`` and ``labels``, or ``train_images``, ``train_labels``,
+      ``test_images`` and ``test_labels``.
+
+    A split that fits into ``memory_limit`` is decoded on the first start, which keeps a copy; later starts map that
+    copy. Larger splits are decoded batch by batch.
+
+    Args:
+        name: the data set.
+        data_dir: where prepared sets lie; None means ``$DEFORMREG_DATA`` or
+            ``~/.cache/deformreg/data``, then TFDS's own folder.
+        split: ``"train"``, ``"test"`` or ``"validation"``.
+        holdout: the fraction of ``train``, in [0, 1), that is cut off as ``"validation"``. The cut does not depend
+            on the training seed, so that runs can be compared.
+        image_size: resizes images to this height and width, in pixels, when they are decoded.
+        memory_limit: the most bytes a decoded split may take in memory.
+        max_unreadable: how many unreadable examples are replaced, each named on standard error, before one raises.
+
+    Returns:
+        The split as a ``Source``.
+
+    Raises:
+        DataError: the set cannot be used, or an example cannot be read.
+
+    Example:
+        >>> train = load("digits", split="train", holdout=0.1)  # doctest: +SKIP
+        >>> images, labels = train.read(np.arange(128))         # doctest: +SKIP
+    """
+    if not 0.0 <= holdout < 1.0:
+        raise DataError(f"holdout {holdout} is not a fraction in [0, 1); give for example 0.1")
+    if image_size is not None and image_size < 1:
+        raise DataError(f"image_size {image_size} is not a number of pixels; give 1 or more")
+    cut = bool(holdout) and split in ("train", "validation")
+    request = Request(
+        name, "train" if cut else split, None if data_dir is None else user_path(data_dir), image_size, memory_limit
+    )
+    source = _open(request, Unreadable(max_unreadable))
+    if cut:
+        train, validation = hold_out(source, holdout)
+        source = train if split == "train" else validation
+    if not max_unreadable:
+        return source
+    # Last, so that a substitute comes from the same side of the cut.
+    return replace(source, read=with_substitutes(source.read, source.unreadable, source.size, source.name))
+
+
+def hold_out(source: Source, fraction: float, seed: int = 0) -> tuple[Source, Source]:
+    """Cuts a seeded random fraction of the examples off: ``(rest, cut)``.
+
+    Raises:
+        DataError: one of the two would be empty.
+    """
+    count = round(len(source) * fraction)
+    if not 0 < count < len(source):
+        raise DataError(
+            f"{source.name}: holding {fraction} of {len(source)} examples out leaves an empty "
+            "split; change the fraction"
+        )
+    order = permutation(len(source), seed, 0)
+    rest, cut = np.sort(order[count:]), np.sort(order[:count])
+    return (
+        _subset(source, rest, f"{source.name} less {fraction} held out"),
+        _subset(source, cut, f"{source.name}, the {fraction} held out"),
+    )
+
+
+def _subset(source: Source, kept: np.ndarray, name: str) -> Source:
+    return replace(
+        source,
+        name=name,
+        size=len(kept),
+        read=lambda indices: source.read(kept[indices]),
+        unreadable=lambda indices: source.unreadable(kept[indices]),
+    )
+
+
+def _open(request: Request, unreadable: Unreadable) -> Source:
+    accepting = (kind for kind in KINDS if kind.accepts(request.name, request.data_dir))
+    # Where none accepts the name, the error of `prepared` says where it looked and what to do.
+    opened = next(accepting, prepared.KIND).open(request)
+    if isinstance(opened, Records):
+        return _from_records(opened, request.memory_limit, unreadable)
+    return _from_arrays(opened, unreadable)
+
+
+def _from_records(records: Records, memory_limit: int, unreadable: Unreadable) -> Source:
+    """Opens the decoded copy of a split, or decodes it into memory, or leaves it to be decoded batch by batch."""
+    name, size, class_names = records.name, records.size, records.class_names
+    arrays = read_copy(records.copy)
+    if arrays is None or len(arrays[1]) != size:
+        with quiet_decoding():
+            shape = records.probe(unreadable.limit)
+        decode = tolerant(lambda indices: records.decode(indices, shape), unreadable, shape)
+        if size * math.prod(shape) > memory_limit:
+            limit = max(memory_limit, MEMORY_LIMIT)
+
+            def read(indices: np.ndarray) -> Arrays:
+                images, labels = decode_batch(decode, indices, shape, limit, name)
+                # Only here, not in `_from_arrays`: to check all labels now, the whole set would have to be read.
+                unreadable.add_wrong_labels(labels, indices, len(class_names), name)
+                return images, labels
+
+            return Source(name, size, shape, class_names, read, unreadable.mask, in_memory=False)
+        with quiet_decoding():
+            arrays = decode_split(decode, size, shape, name)
+        if not len(unreadable):  # a copy does not record which examples were unreadable
+            write_copy(records.copy, arrays)
+    return _from_arrays(InMemory(name, class_names, arrays), unreadable)
+
+
+def _from_arrays(split: InMemory, unreadable: Unreadable) -> Source:
+    name, class_names, (images, labels) = split
+    unreadable.add_wrong_labels(labels, np.arange(len(labels)), len(class_names), name)
+
+    def read(indices: np.ndarray) -> Arrays:
+        # `np.asarray`, because `take` from a mapped file returns NumPy's subclass for those.
+        return np.asarray(np.take(images, indices, axis=0)), np.asarray(np.take(labels, indices))
+
+    height, width, channels = images.shape[1:]
+    return Source(name, len(labels), (height, width, channels), class_names, read, unreadable.mask, in_memory=True)

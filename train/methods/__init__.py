@@ -1,0 +1,39 @@
+"""Training methods: one file a kind, one line in `AnyMethod`."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+from train.methods.adversarial import Adversarial, Deformation
+from train.methods.given import Given
+from train.methods.gradient import FlowGradient, FlowGradientDeformation, InputGradient
+from train.methods.method import CLEAN, NO_PENALTY, Aux, Forward, Inputs, Method, Penalty, Terms
+from train.methods.spatial import Spatial
+from train.methods.standard import Standard
+
+AnyMethod = (
+    Standard  #
+    | InputGradient
+    | FlowGradient
+    | Adversarial
+    | Deformation
+    | FlowGradientDeformation
+    | Spatial
+    | Given
+)
+"""The registry: each kind is a config with its own options only, and `make` gives the value."""
+
+METHODS = {kind.name: kind for kind in get_args(AnyMethod)}
+
+__all__ = [
+    "CLEAN",
+    "METHODS",
+    "NO_PENALTY",
+    "AnyMethod",
+    "Aux",
+    "Forward",
+    "Inputs",
+    "Method",
+    "Penalty",
+    "Terms",
+]

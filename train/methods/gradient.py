@@ -1,0 +1,94 @@
+"""Gradient regularization: the squared gradient of the loss with respect to pixels or to a flow.
+
+References:
+    Xia and Li, "Improving Resistance to Adversarial Deformations by Regularizing Gradients", Neurocomputing 455, 2021.
+    Ross and Doshi-Velez, "Improving the Adversarial Robustness and Interpretability of Deep Neural Networks by
+    Regularizing Their Input Gradients", AAAI 2018.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+import optax
+
+import deformreg
+from train.methods.inputs import attacked, in_turn, noisy
+from train.methods.method import CLEAN, Method, Penalty
+from train.methods.penalties import AnyRule, Exact, gradient_penalty
+from train.ranges import HIDDEN, Count, NonNegative, Positive, Share, Statistics, Steps
+
+
+@dataclass(frozen=True)
+class _Gradient:
+    """Options that all gradient penalties have."""
+
+    weight: Positive = 1.0
+    """Weight of the mean penalty per unit of the loss: pixels squared (flow) or image units squared (input)."""
+    rule: AnyRule = field(default_factory=Exact)
+    """How the penalty's derivative is computed; --rule NAME chooses."""
+    every: Count = 1
+    """Take the penalty on every k-th step only, with k times the weight."""
+    share: Share = 1.0
+    """Fraction of each batch that the penalty is taken on."""
+    statistics: Statistics = "batch"
+    """Batch-normalization statistics of the penalty (and the attack): the batch's, as in the released code, where
+    examples interact, or the running ones, a penalty per image that costs a second pass."""
+
+    def _penalty(self, family: deformreg.Perturbation) -> Penalty:
+        return gradient_penalty(family, self.rule, share=self.share, statistics=self.statistics)
+
+
+@dataclass(frozen=True)
+class InputGradient(_Gradient):
+    """The squared gradient of the loss with respect to the pixels."""
+
+    name: Annotated[Literal["input-gradient"], HIDDEN] = "input-gradient"
+
+    def make(self) -> Method:
+        weight = optax.constant_schedule(self.weight)
+        return Method(self.name, penalty=self._penalty(deformreg.additive()), weight=weight, every=self.every)
+
+
+@dataclass(frozen=True)
+class FlowGradient(_Gradient):
+    """The squared gradient of the loss with respect to a flow: the paper's regularization."""
+
+    name: Annotated[Literal["flow-gradient"], HIDDEN] = "flow-gradient"
+    random_start: NonNegative = 0.0
+    """Standard deviation in pixels of a random flow before loss and penalty (0.155 is the released code's 0.01
+    normalized units at 32x32); 0 for none."""
+
+    def make(self) -> Method:
+        inputs = noisy(self.random_start) if self.random_start else CLEAN
+        weight = optax.constant_schedule(self.weight)
+        return Method(self.name, inputs, self._penalty(deformreg.flow()), weight, self.every)
+
+
+@dataclass(frozen=True)
+class FlowGradientDeformation(_Gradient):
+    """The flow gradient penalty on images attacked by flows."""
+
+    name: Annotated[Literal["flow-gradient+deformation"], HIDDEN] = "flow-gradient+deformation"
+    random_start: NonNegative = 0.0
+    """Standard deviation in pixels of a random flow after the attack; 0 for none."""
+    radius: Positive = 0.155
+    """Budget of the attack: pixels per component."""
+    steps: Steps = 7
+    """Gradient steps of the attack."""
+    step_size: Positive | None = None
+    """Step of the attack in pixels; by default 2.5 * radius / steps."""
+
+    def make(self) -> Method:
+        inputs = attacked(
+            deformreg.flow(within=self.radius),
+            deformreg.linf(self.radius),
+            num_steps=self.steps,
+            step_size=self.step_size,
+            statistics=self.statistics,
+        )
+        if self.random_start:
+            inputs = in_turn(inputs, noisy(self.random_start))
+        weight = optax.constant_schedule(self.weight)
+        return Method(self.name, inputs, self._penalty(deformreg.flow()), weight, self.every)

@@ -1,0 +1,158 @@
+"""A training method as a value of pure functions.
+
+A method says which images a step trains on, what it adds to their loss, with which weight and how often. The training
+step is a function of that value; a new method is a new value, in a file of this folder or in a script of your own::
+
+    mine = Method("mine", noisy(0.2), penalty=gradient("exact", deformreg.flow()), weight=optax.constant_schedule(4.0))
+
+The objective of a step is ``mean(losses) + weight(step) * every * mean(penalties)`` on every `every`-th step, and
+``mean(losses)`` on the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from deformreg import cross_entropy
+from train.ranges import Statistics
+from train.state import predict
+
+Tree = Any
+
+STANDARD_PASSES = 3.0
+"""Cost of a standard step in forward passes: forward, backward to the activations, weight gradients."""
+
+
+class Aux(NamedTuple):
+    """What a training pass yields beside the losses.
+
+    Attributes:
+        logits: float[n, classes].
+        batch_stats: the updated running statistics of batch normalization.
+    """
+
+    logits: Array
+    batch_stats: Tree
+
+
+class Forward(NamedTuple):
+    """The network at the current parameters, with the labels of its batch.
+
+    Attributes:
+        model: the Flax module.
+        params: its parameters.
+        batch_stats: its running statistics.
+        labels: int[n].
+    """
+
+    model: nn.Module
+    params: Tree
+    batch_stats: Tree
+    labels: Array
+
+    def train(self, images: Array) -> tuple[Array, Aux]:
+        """Losses on the statistics of the batch, with logits and the updated running statistics."""
+        variables = {"params": self.params, "batch_stats": self.batch_stats}
+        logits, updated = self.model.apply(variables, images, train=True, mutable=["batch_stats"])
+        return cross_entropy(logits, self.labels), Aux(logits, updated.get("batch_stats", {}))
+
+    def logits(self, images: Array, statistics: Statistics) -> Array:
+        """Logits as penalties and attacks see them; running statistics are not updated."""
+        if statistics == "batch":
+            return self.train(images)[1].logits
+        return predict(self.model, self.params, self.batch_stats, images)
+
+    def losses(self, images: Array, statistics: Statistics) -> Array:
+        """Losses as penalties and attacks see them."""
+        return cross_entropy(self.logits(images, statistics), self.labels)
+
+    def part(self, rows: slice) -> Forward:
+        """The same network with the labels of some rows of the batch."""
+        return self._replace(labels=self.labels[rows])
+
+    def fixed(self) -> Forward:
+        """The same network with parameters that are not differentiated."""
+        return self._replace(params=jax.lax.stop_gradient(self.params))
+
+
+class Inputs(NamedTuple):
+    """Which images a step trains on.
+
+    Attributes:
+        make: ``(forward, images, keys) -> images``; `images` are the augmented ones in [0, 1], `keys` one random key
+            per example. Draw for each example from its own key: a step then does not depend on how the batch is
+            divided over devices.
+        passes: cost in forward passes.
+    """
+
+    make: Callable[[Forward, Array, Array], Array]
+    passes: float = 0.0
+
+
+class Terms(NamedTuple):
+    """The parts of an objective.
+
+    Attributes:
+        losses: float[n], of the images a step trains on.
+        penalties: float[m], what is added; its mean is weighed.
+        aux: of the training pass.
+    """
+
+    losses: Array
+    penalties: Array
+    aux: Aux
+
+
+class Penalty(NamedTuple):
+    """What a method adds to the loss.
+
+    Attributes:
+        terms: ``(forward, images, keys) -> Terms``: losses and penalties, from as few passes as possible.
+        passes: cost of such a step in forward passes, that of the loss included.
+    """
+
+    terms: Callable[[Forward, Array, Array], Terms]
+    passes: float
+
+
+CLEAN = Inputs(lambda forward, images, keys: images)
+"""The augmented images as they are."""
+
+
+def _no_penalty(forward: Forward, images: Array, keys: Array) -> Terms:
+    losses, aux = forward.train(images)
+    return Terms(losses, jnp.zeros_like(losses), aux)
+
+
+NO_PENALTY = Penalty(_no_penalty, STANDARD_PASSES)
+"""The loss alone."""
+
+
+class Method(NamedTuple):
+    """A training method.
+
+    Attributes:
+        name: for logs and reports.
+        inputs: which images a step trains on.
+        penalty: what is added to their loss.
+        weight: of the mean penalty, as a function of the step.
+        every: the penalty is taken on every so many steps, with so many times the weight.
+    """
+
+    name: str
+    inputs: Inputs = CLEAN
+    penalty: Penalty = NO_PENALTY
+    weight: optax.Schedule = optax.constant_schedule(1.0)
+    every: int = 1
+
+    @property
+    def passes(self) -> float:
+        """Cost of a step in forward passes, the mean over `every` steps; a standard step costs 3."""
+        return self.inputs.passes + (self.penalty.passes + STANDARD_PASSES * (self.every - 1)) / self.every

@@ -1,0 +1,101 @@
+"""What a method adds to the loss: gradient penalties of a family, by one of three rules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated, Any, Literal, get_args
+
+import jax.numpy as jnp
+from jax import Array
+
+import deformreg
+from deformreg import Perturbation
+from train.methods.method import STANDARD_PASSES, Aux, Forward, Penalty, Terms
+from train.ranges import HIDDEN, Positive, Statistics
+
+Rule = Callable[..., tuple[Array, Any]]
+"""``(loss_fn, images, family, has_aux=...) -> (penalties[n], losses)``, as `deformreg.gradient_penalty`."""
+
+
+@dataclass(frozen=True)
+class Exact:
+    """Double backpropagation: reverse over reverse."""
+
+    name: Annotated[Literal["exact"], HIDDEN] = "exact"
+
+    passes = 6.0  # forward, backward to the images, and the reverse of both
+
+    def make(self) -> Rule:
+        return deformreg.gradient_penalty
+
+
+@dataclass(frozen=True)
+class ForwardOverReverse:
+    """The exact penalty in the memory of a rematerialized network: use it with --model.remat."""
+
+    name: Annotated[Literal["forward-over-reverse"], HIDDEN] = "forward-over-reverse"
+
+    passes = 8.0
+
+    def make(self) -> Rule:
+        return deformreg.penalties.forward_over_reverse_penalty
+
+
+@dataclass(frozen=True)
+class FiniteDifference:
+    """A finite difference along each example's own gradient: the memory of one standard pass."""
+
+    name: Annotated[Literal["finite-difference"], HIDDEN] = "finite-difference"
+    step_size: Positive = 0.01
+    """Step of the difference, in the Euclidean norm over a whole example: pixels (flow) or image units."""
+
+    passes = 8.0
+
+    def make(self) -> Rule:
+        return partial(deformreg.finite_difference_penalty, step_size=self.step_size)
+
+
+AnyRule = Exact | ForwardOverReverse | FiniteDifference
+
+RULES = {kind.name: kind for kind in get_args(AnyRule)}
+
+
+def gradient_penalty(
+    family: Perturbation,
+    rule: AnyRule,
+    *,
+    share: float = 1.0,
+    statistics: Statistics = "batch",
+) -> Penalty:
+    """The squared gradient of the loss with respect to a family's parameters.
+
+    Args:
+        family: the perturbations.
+        rule: how its derivative is computed.
+        share: the fraction of each batch, in (0, 1], that the penalty is taken on: its first examples.
+        statistics: of batch normalization. The batch's: losses and penalties share one pass, and examples interact.
+            The running ones: a penalty per image, at the price of a second pass.
+    """
+    penalize = rule.make()
+
+    def on_all(forward: Forward, images: Array) -> Terms:
+        if statistics == "batch":
+            penalties, (losses, aux) = penalize(forward.train, images, family, has_aux=True)
+            return Terms(losses, penalties, aux)
+        losses, aux = forward.train(images)
+        penalties, _ = penalize(lambda some: forward.losses(some, "running"), images, family)
+        return Terms(losses, penalties, aux)
+
+    def terms(forward: Forward, images: Array, keys: Array) -> Terms:
+        count = max(1, round(share * len(images)))
+        if count == len(images):
+            return on_all(forward, images)
+        first = on_all(forward.part(slice(count)), images[:count])
+        losses, rest = forward.part(slice(count, None)).train(images[count:])
+        aux = Aux(jnp.concatenate([first.aux.logits, rest.logits]), rest.batch_stats)
+        return Terms(jnp.concatenate([first.losses, losses]), first.penalties, aux)
+
+    penalized = rule.passes + (STANDARD_PASSES if statistics == "running" else 0.0)
+    return Penalty(terms, share * penalized + (1 - share) * STANDARD_PASSES)

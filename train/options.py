@@ -1,0 +1,202 @@
+"""Configs as data: checked against the ranges of their fields, written, read back strictly, and compared."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import typing
+from collections.abc import Hashable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from train.config import Config
+from train.errors import ConfigError
+from train.methods import METHODS
+from train.methods.penalties import RULES, FiniteDifference
+from train.optimizers import OPTIMIZERS, Sgd
+from train.ranges import FREE
+from train.schedules import SCHEDULES
+
+T = TypeVar("T")
+
+_MAX_FILE = 2**20  # bytes
+_STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, revalidate_instances="always")
+
+
+class Differences(NamedTuple):
+    """How two configs differ, each as ``field: stored, current``.
+
+    Attributes:
+        fixed: in fields that may not change when a run is continued.
+        free: in the others.
+    """
+
+    fixed: list[str]
+    free: list[str]
+
+
+def validate(options: T) -> T:
+    """Returns options that keep the ranges of their fields; they may be any frozen dataclass.
+
+    Raises:
+        ConfigError: one does not; the message names it.
+    """
+    return _validated(type(options), options)
+
+
+def check(config: Config) -> Config:
+    """Returns a config whose options keep their ranges and fit each other.
+
+    Raises:
+        ConfigError: one does not; the message names it.
+    """
+    config = validate(config)
+    if config.batch_size % config.accumulate:
+        raise ConfigError(f"--accumulate must divide --batch-size {config.batch_size}, got {config.accumulate}")
+    if config.schedule.warmup_epochs > config.epochs:
+        raise ConfigError(
+            f"--schedule.warmup-epochs must be at most --epochs {config.epochs}, got {config.schedule.warmup_epochs}"
+        )
+    if isinstance(config.optimizer, Sgd) and config.optimizer.nesterov and not config.optimizer.momentum:
+        raise ConfigError("--optimizer.nesterov needs --optimizer.momentum above 0, got 0")
+    if config.model.norm == "device-batch" and config.parallel == "jit":
+        raise ConfigError("--model.norm device-batch needs --parallel pmap: sharded jit sees the whole batch")
+    if config.model.dtype != "float32" and isinstance(getattr(config.method, "rule", None), FiniteDifference):
+        # Measured: the gradient then points elsewhere (cosine 0.28), for the step drowns in the images' rounding.
+        raise ConfigError(f"--rule finite-difference needs --model.dtype float32, got {config.model.dtype}")
+    return config
+
+
+def to_tree(config: Config) -> dict[str, Any]:
+    """The config as JSON values, fields in order."""
+    tree: dict[str, Any] = json.loads(to_json(config))
+    return tree
+
+
+def to_json(config: Config) -> str:
+    """The config as JSON text, fields in order."""
+    return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
+
+
+def from_tree(tree: Any) -> Config:
+    """Reads what `to_tree` wrote.
+
+    Raises:
+        ConfigError: as `from_json`.
+    """
+    try:
+        return from_json(json.dumps(tree))
+    except RecursionError as error:
+        raise ConfigError("the config is nested too deeply") from error
+
+
+def from_json(text: str) -> Config:
+    """Reads what `to_json` wrote. Nothing is converted, and nothing that the text names is imported or called.
+
+    Raises:
+        ConfigError: not JSON, an unknown field, a value of another type or out of range.
+    """
+    return check(_validated(Config, text))
+
+
+def from_file(path: Path) -> Config:
+    """`from_json` of a file.
+
+    Raises:
+        ConfigError: as `from_json`, or it is no text of a config's size; the message names the file.
+    """
+    try:
+        size = path.stat().st_size
+        if size > _MAX_FILE:
+            raise ConfigError(f"{size} bytes are over the limit of {_MAX_FILE}")
+        return from_json(path.read_text(encoding="utf-8"))
+    except (ConfigError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def differences(stored: Config, current: Config) -> Differences:
+    """The fields in which two configs differ."""
+    lines = list(_compare(stored, current, "", free=False))
+    return Differences([line for line, free in lines if not free], [line for line, free in lines if free])
+
+
+def _compare(stored: Any, current: Any, path: str, *, free: bool) -> Iterator[tuple[str, bool]]:
+    if not dataclasses.is_dataclass(stored):
+        if stored != current:
+            yield f"{path}: {stored!r}, {current!r}", free
+        return
+    if type(stored) is not type(current):
+        yield f"{path}: {kind_of(stored)}, {kind_of(current)}", free
+        return
+    hints = typing.get_type_hints(type(stored), include_extras=True)
+    for field in dataclasses.fields(stored):
+        may_change = free or FREE in typing.get_args(hints[field.name])
+        name = f"{path}.{field.name}".lstrip(".")
+        yield from _compare(getattr(stored, field.name), getattr(current, field.name), name, free=may_change)
+
+
+def kind_of(options: Any) -> str:
+    """The name of a method, an optimizer, a schedule or a rule, by which the command line chooses it."""
+    name: str = options.name
+    return name
+
+
+@cache
+def _adapter(kind: Hashable) -> TypeAdapter[Any]:
+    return TypeAdapter(kind, config=None if hasattr(kind, "__pydantic_config__") else _STRICT)
+
+
+def _validated(kind: type[T], value: T | str) -> T:
+    adapter = _adapter(typing.cast(Hashable, kind))
+    try:
+        checked: T = adapter.validate_json(value) if isinstance(value, str) else adapter.validate_python(value)
+        return checked
+    except ValidationError as error:
+        raise ConfigError(_explain(error)) from None
+
+
+_KINDS = frozenset({*METHODS, *OPTIMIZERS, *SCHEDULES, *RULES})
+_LIMITS = {
+    "greater_than_equal": ("ge", "at least"),
+    "greater_than": ("gt", "above"),
+    "less_than_equal": ("le", "at most"),
+    "less_than": ("lt", "below"),
+}
+
+
+def _explain(failure: ValidationError) -> str:
+    """The first error of a validation as one line that names the option."""
+    error: Any = failure.errors(include_url=False)[0]
+    kind, message, context = error["type"], error["msg"], error.get("ctx", {})
+    if kind == "json_invalid":
+        return f"the config is not JSON: {context['error']}"
+    # A kind's name stands in the location between the option that it chooses and those of its own.
+    path = ".".join(str(part) for part in error["loc"] if part not in _KINDS and isinstance(part, str))
+    option = f"--{path.replace('_', '-')}" if path else "the config"
+    if kind == "unexpected_keyword_argument":
+        name = error["loc"][-1]
+        near = difflib.get_close_matches(name, _field_names(), 1)
+        return f"the config has no field {path[:80]!r}" + (f": did you mean {near[0]}?" if near else "")
+    got = f"{error['input']!s:.40}"
+    if kind in _LIMITS:
+        limit, words = _LIMITS[kind]
+        return f"{option} must be {words} {context[limit]:g}, got {got}"
+    if kind == "finite_number":
+        return f"{option} must be a finite number, got {got}"
+    if kind in ("literal_error", "union_tag_invalid"):
+        expected = context.get("expected") or context["expected_tags"]
+        return f"{option} must be one of {expected}, got {got}"
+    return f"{option}: {message[0].lower()}{message[1:]}, got {error['input']!r:.80}"
+
+
+@cache
+def _field_names() -> list[str]:
+    kinds = [Config, *METHODS.values(), *OPTIMIZERS.values(), *SCHEDULES.values()]
+    kinds += [type(getattr(Config(), field.name)) for field in dataclasses.fields(Config)]
+    return sorted(
+        {field.name for kind in kinds if dataclasses.is_dataclass(kind) for field in dataclasses.fields(kind)}
+    )

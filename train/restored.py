@@ -1,0 +1,170 @@
+"""A finished run opened again: its network as a logits function, and its test images."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import numpy as np
+from jax import Array
+
+from train import checkpoints, metrics, runs
+from train.config import Config
+from train.data import Source, center_view, output_shape
+from train.errors import DataError, RunError
+from train.state import predict
+from train.task import build, open_split
+
+LogitsFn = Callable[[Array], Array]
+
+
+class Predictor(NamedTuple):
+    """`predict` of one architecture. Equal for equal architectures, so that several runs share compiled programs."""
+
+    model: nn.Module
+
+    def __call__(self, params: Any, batch_stats: Any, images: Array) -> Array:
+        return predict(self.model, params, batch_stats, images)
+
+
+class Trained(NamedTuple):
+    """A run read back.
+
+    Attributes:
+        config: its config.
+        logits_fn: ``float[n, h, w, c] -> logits[n, classes]`` on running statistics.
+        images: float[n, h, w, c], the test images as the network sees them.
+        labels: int32[n].
+        class_names: one per label.
+        step: of the checkpoint.
+        train_seconds: time spent training, compilation included.
+    """
+
+    config: Config
+    logits_fn: LogitsFn
+    images: np.ndarray
+    labels: np.ndarray
+    class_names: tuple[str, ...]
+    step: int
+    train_seconds: float
+
+
+class _Opened(NamedTuple):
+    """A run whose test images are not read yet."""
+
+    config: Config
+    test: Source
+    logits_fn: LogitsFn
+    step: int
+
+
+def _open(folder: Path, data_dir: str | None) -> _Opened:
+    config = runs.load_config(folder)
+    test = open_split(config, "test", data_dir)
+    network = build(config, test)
+    stored = runs.Run(folder).checkpoints
+    step, state, skipped = checkpoints.restore(stored, network.shapes, config=config, select=config.select)
+    for other, reason in skipped.items():
+        print(f"skipped the damaged checkpoint of step {other}: {reason}", file=sys.stderr)
+    logits_fn = jax.tree_util.Partial(Predictor(network.model), state.params, state.batch_stats)
+    return _Opened(config, test, logits_fn, step)
+
+
+def open_run(folder: Path, *, data_dir: str | None = None, examples: int = 0) -> Trained:
+    """Restores a run's network and opens its test images.
+
+    Args:
+        folder: the run folder.
+        data_dir: where the data is now; None for where it was in training.
+        examples: number of test images, from the first; 0 for the config's choice.
+
+    Raises:
+        RunError, ConfigError, CheckpointError, DataError: something cannot be used.
+    """
+    config, test, logits_fn, step = _open(folder, data_dir)
+    count = min(examples or config.evaluation.examples or len(test), len(test))
+    indices = np.arange(count)
+    images, labels = test.read(indices)
+    readable = ~test.corrupt(indices)
+    if not readable.any():
+        raise DataError(f"{test.name}: none of the first {count} can be read; repair them, or --examples takes more")
+    images, labels = images[readable], labels[readable]
+    view = jax.jit(partial(center_view, options=config.augmentation))
+    views = [np.asarray(view(images[start : start + 1000])) for start in range(0, len(images), 1000)]
+    seconds = metrics.train_seconds(metrics.read_metrics(runs.Run(folder)))
+    return Trained(config, logits_fn, np.concatenate(views), labels, test.class_names, step, seconds)
+
+
+def open_runs(folders: Sequence[Path], *, data_dir: str | None = None, examples: int = 0) -> list[Trained]:
+    """Restores runs to be compared: each one once, on the same test images.
+
+    Raises:
+        RunError: one is named twice, or sees other test images than the first.
+        ConfigError, CheckpointError, DataError: as `open_run`.
+    """
+    _check_each_once(folders)
+    opened: list[Trained] = []
+    for folder in folders:
+        run = open_run(folder, data_dir=data_dir, examples=examples)
+        opened.append(run)
+        if not _comparable(run, opened[0]):
+            raise RunError(
+                f"{folder} does not compare with {folders[0]}: their test images differ ({_tested_on(run)}; "
+                f"{_tested_on(opened[0])}): evaluate each alone, or give the same number of images by --examples"
+            )
+    return opened
+
+
+def open_sources(
+    folders: Sequence[Path], evaluated: Trained, *, data_dir: str | None = None
+) -> tuple[tuple[str, LogitsFn], ...]:
+    """Restores the networks that transferred images are made on, as names and logits functions.
+
+    Args:
+        folders: their run folders.
+        evaluated: a run that the images will be shown to.
+        data_dir: where the data is now; None for where it was in training.
+
+    Raises:
+        RunError: one is named twice, or takes images of another shape or knows other classes than `evaluated`.
+        ConfigError, CheckpointError, DataError: as `open_run`.
+    """
+    _check_each_once(folders)
+    ours = evaluated.images.shape[1:], len(evaluated.class_names)
+    sources = []
+    for name, folder in zip(runs.short_names(folders), folders, strict=True):
+        config, test, logits_fn, _ = _open(folder, data_dir)
+        theirs = output_shape(config.augmentation, test.image_shape), test.num_classes
+        if ours != theirs:
+            raise RunError(
+                f"nothing transfers from {folder}: its network takes images {theirs[0]} of {theirs[1]} classes, "
+                f"the evaluated one {ours[0]} of {ours[1]}"
+            )
+        sources.append((name, logits_fn))
+    return tuple(sources)
+
+
+def _check_each_once(folders: Sequence[Path]) -> None:
+    places = [os.path.abspath(folder) for folder in folders]
+    for folder, place in zip(folders, places, strict=True):
+        if places.count(place) > 1:
+            raise RunError(f"{folder} is named twice: leave one out")
+
+
+def _comparable(run: Trained, other: Trained) -> bool:
+    return (
+        run.class_names == other.class_names
+        and np.array_equal(run.labels, other.labels)
+        and np.array_equal(run.images, other.images)
+    )
+
+
+def _tested_on(run: Trained) -> str:
+    count, *shape = run.images.shape
+    return f"{count} of {run.config.data.name}, {' x '.join(map(str, shape))}, {len(run.class_names)} classes"

@@ -1,0 +1,76 @@
+"""Learning-rate schedules: one value a kind, one line in `AnySchedule`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal, get_args
+
+import optax
+from annotated_types import Interval
+
+from train.ranges import HIDDEN, Share
+
+
+@dataclass(frozen=True)
+class _WarmedUp:
+    """The option that all schedules have."""
+
+    warmup_epochs: Annotated[float, Interval(ge=0, le=10**6)] = 0.0
+    """Epochs of linear warm-up from zero."""
+
+    def _after_warmup(self, schedule: optax.Schedule, peak: float, steps_per_epoch: int) -> optax.Schedule:
+        warmup = self._warmup_steps(steps_per_epoch)
+        if not warmup:
+            return schedule
+        return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), schedule], [warmup])
+
+    def _warmup_steps(self, steps_per_epoch: int) -> int:
+        return round(self.warmup_epochs * steps_per_epoch)
+
+
+@dataclass(frozen=True)
+class Constant(_WarmedUp):
+    """The peak learning rate to the end."""
+
+    name: Annotated[Literal["constant"], HIDDEN] = "constant"
+
+    def make(self, peak: float, epochs: int, steps_per_epoch: int) -> optax.Schedule:
+        return self._after_warmup(optax.constant_schedule(peak), peak, steps_per_epoch)
+
+
+@dataclass(frozen=True)
+class Cosine(_WarmedUp):
+    """Half a cosine from the peak to zero at the last step."""
+
+    name: Annotated[Literal["cosine"], HIDDEN] = "cosine"
+
+    def make(self, peak: float, epochs: int, steps_per_epoch: int) -> optax.Schedule:
+        decay = optax.cosine_decay_schedule(
+            peak, max(epochs * steps_per_epoch - self._warmup_steps(steps_per_epoch), 1)
+        )
+        return self._after_warmup(decay, peak, steps_per_epoch)
+
+
+@dataclass(frozen=True)
+class Step(_WarmedUp):
+    """The peak, multiplied by a factor after some epochs."""
+
+    name: Annotated[Literal["step"], HIDDEN] = "step"
+    decay_epochs: tuple[Annotated[int, Interval(ge=1, le=10**6)], ...] = (40, 60)
+    """Epochs after which the rate is multiplied by `decay_factor`."""
+    decay_factor: Share = 0.1
+    """Factor of every decay."""
+
+    def make(self, peak: float, epochs: int, steps_per_epoch: int) -> optax.Schedule:
+        warmup = self._warmup_steps(steps_per_epoch)
+        drops = {epoch * steps_per_epoch - warmup: self.decay_factor for epoch in self.decay_epochs}
+        return self._after_warmup(optax.piecewise_constant_schedule(peak, drops), peak, steps_per_epoch)
+
+
+AnySchedule = (
+    Cosine  #
+    | Constant
+    | Step
+)
+
+SCHEDULES = {kind.name: kind for kind in get_args(AnySchedule)}

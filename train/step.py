@@ -1,0 +1,148 @@
+"""The training step: a pure function of a method, a state and a batch.
+
+Random numbers come from the run's key, the step and an example's position in the global batch, so that a step does not
+depend on how the batch is divided over devices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from train.data import Augmentation, augment, example_keys
+from train.methods import NO_PENALTY, Forward, Method
+from train.state import State, Tree
+
+Batch = dict[str, Array]
+Metrics = dict[str, Array]
+T = TypeVar("T")
+
+
+class Step(Protocol):
+    """A training step.
+
+    A batch is ``{"image": uint8[n, h, w, c], "label": int32[n], "position": int32[n]}``, the latter the examples'
+    places in the global batch, and with ``"stop": float[devices]`` it says which devices are asked to stop. With
+    `axis`, gradients, statistics and metrics are averaged over that mapped axis. Metrics are scalars of the whole
+    batch: step and skipped (the state's, after the step), loss, penalty, accuracy, learning_rate, gradient_norm, the
+    parameter_norm that the step led to, and stop, the sum.
+    """
+
+    def __call__(self, state: State, batch: Batch, *, axis: str | None = None) -> tuple[State, Metrics]: ...
+
+
+class Outcome(NamedTuple):
+    """What an objective yields beside its gradient."""
+
+    loss: Array
+    penalty: Array
+    accuracy: Array
+    batch_stats: Tree
+
+
+def make_step(
+    method: Method,
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    *,
+    rate: optax.Schedule,
+    augmentation: Augmentation,
+    accumulate: int = 1,
+) -> Step:
+    """Builds the step of a method.
+
+    A step whose loss, gradient or new parameters are not finite changes nothing but the state's count of skipped
+    batches: every device sees the same averages, so all of them skip it.
+
+    Args:
+        method: what a step trains on, and what it adds to the loss.
+        model: the network.
+        optimizer: an Optax transformation.
+        rate: the learning rate as a function of the step, for the metrics.
+        augmentation: of the training images.
+        accumulate: parts into which a batch is divided, one after the other.
+    """
+
+    def step(state: State, batch: Batch, *, axis: str | None = None) -> tuple[State, Metrics]:
+        batch = dict(batch)
+        stop = jnp.sum(batch.pop("stop", jnp.zeros(())))
+
+        def gradient(of: Method) -> tuple[Outcome, Tree]:
+            return _mean_over_parts(lambda part: _gradient(of, model, augmentation, state, part), batch, accumulate)
+
+        if method.every > 1:
+            due = state.step % method.every == 0
+            bare = method._replace(penalty=NO_PENALTY)
+            outcome, gradients = jax.lax.cond(due, lambda: gradient(method), lambda: gradient(bare))
+        else:
+            outcome, gradients = gradient(method)
+        if axis is not None:
+            outcome, gradients = jax.lax.pmean((outcome, gradients), axis)  # type: ignore[no-untyped-call]
+            # With the metrics of the same step, all processes learn after which one to stop.
+            stop = jax.lax.psum(stop, axis)  # type: ignore[no-untyped-call]
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics = {
+            "loss": outcome.loss,
+            "penalty": outcome.penalty,
+            "accuracy": outcome.accuracy,
+            "learning_rate": jnp.asarray(rate(state.step), jnp.float32),
+            "gradient_norm": optax.tree.norm(gradients),
+            "parameter_norm": optax.tree.norm(params),
+            "stop": stop,
+        }
+        # The parameters too: a step of finite loss can lead to some that are not.
+        norms = jnp.stack([metrics[name] for name in ("loss", "gradient_norm", "parameter_norm")])
+        taken = State(state.step + 1, state.skipped, params, outcome.batch_stats, opt_state, state.key)
+        left_out = state._replace(skipped=state.skipped + 1)
+        finite = jnp.isfinite(norms).all()
+        state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), taken, left_out)
+        return state, {**metrics, "step": state.step, "skipped": state.skipped}
+
+    return step
+
+
+def _gradient(
+    method: Method, model: nn.Module, augmentation: Augmentation, state: State, batch: Batch
+) -> tuple[Outcome, Tree]:
+    """The outcome and the gradient of a method's objective on a batch."""
+    step_key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+    keys = example_keys(jax.random.fold_in(step_key, 1), batch["position"])
+    images = augment(step_key, batch["image"], augmentation, positions=batch["position"])
+    labels = batch["label"]
+    images = method.inputs.make(Forward(model, state.params, state.batch_stats, labels), images, keys)
+    weight = method.weight(state.step) * method.every
+
+    def objective(params: Tree) -> tuple[Array, Outcome]:
+        terms = method.penalty.terms(Forward(model, params, state.batch_stats, labels), images, keys)
+        right = jnp.argmax(terms.aux.logits, axis=-1) == labels
+        loss, penalty = jnp.mean(terms.losses), jnp.mean(terms.penalties)
+        accuracy = jnp.mean(right.astype(jnp.float32))
+        return loss + weight * penalty, Outcome(loss, penalty, accuracy, terms.aux.batch_stats)
+
+    gradients, outcome = jax.grad(objective, has_aux=True)(state.params)
+    return outcome, gradients
+
+
+def _mean_over_parts(function: Callable[[Batch], T], batch: Batch, count: int) -> T:
+    """The mean of a function over `count` equal parts of a batch, one after the other.
+
+    A part takes every `count`-th example, so that each device's share of a batch is divided where it lies and the
+    parts are the same ones on any number of devices.
+    """
+    if count == 1:
+        return function(batch)
+    parts: Any = jax.tree.map(lambda leaf: leaf.reshape(-1, count, *leaf.shape[1:]).swapaxes(0, 1), batch)
+    zeros: Any = jax.tree.map(
+        lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
+        jax.eval_shape(function, jax.tree.map(lambda leaf: leaf[0], parts)),
+    )
+    total, _ = jax.lax.scan(lambda total, part: (jax.tree.map(jnp.add, total, function(part)), None), zeros, parts)
+    mean: T = jax.tree.map(lambda leaf: leaf / count, total)
+    return mean

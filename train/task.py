@@ -1,0 +1,199 @@
+"""A config made concrete: its data and its network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from train.config import Config
+from train.data import NoSplit, Source, load, output_shape
+from train.errors import ConfigError
+from train.methods import Method
+from train.models import create_model
+from train.parallel import AXIS
+from train.state import State, init_state
+from train.step import Step, make_step
+
+
+class Network(NamedTuple):
+    """A config's network and optimizer.
+
+    Attributes:
+        model: the Flax module.
+        shapes: the state's shapes and types (``jax.ShapeDtypeStruct``s), all that restoring one needs.
+        init: makes the state before the first step.
+        optimizer: an Optax transformation.
+        rate: the learning rate as a function of the step.
+    """
+
+    model: nn.Module
+    shapes: State
+    init: Callable[[], State]
+    optimizer: optax.GradientTransformation
+    rate: optax.Schedule
+
+
+class Splits(NamedTuple):
+    """The images of a training: to train on, and to validate on."""
+
+    train: Source
+    validation: Source
+
+
+class Task(NamedTuple):
+    """A config made concrete.
+
+    Attributes:
+        splits: the images.
+        network: what is trained.
+        method: how.
+        step: the training step, not compiled.
+        steps_per_epoch: optimizer steps.
+    """
+
+    splits: Splits
+    network: Network
+    method: Method
+    step: Step
+    steps_per_epoch: int
+
+
+def prepare(
+    config: Config,
+    *,
+    evaluated: bool = False,
+    method: Method | None = None,
+    model: nn.Module | None = None,
+    data: Splits | None = None,
+) -> Task:
+    """Opens the data and builds the network.
+
+    Args:
+        config: what to train.
+        evaluated: whether the test images will be wanted; then they are looked at now, not after the training.
+        method, model, data: values in place of those that the config describes.
+
+    Raises:
+        DataError: the data cannot be used.
+        ConfigError: network or batch do not fit the data.
+    """
+    splits = _open_splits(config, evaluated) if data is None else data
+    train, validation = splits
+    if config.batch_size > len(train):
+        raise ConfigError(f"--batch-size must be at most {len(train)}, the training images, got {config.batch_size}")
+    steps_per_epoch = len(train) // config.batch_size
+    if config.epochs * steps_per_epoch >= 2**31:
+        raise ConfigError(f"--epochs must be at most {2**31 // steps_per_epoch}: steps are counted in 32 bits")
+    network = build(config, train, steps_per_epoch, model=model)
+    _check_agreement(config, train, validation)
+    method = config.method.make() if method is None else method
+    step = make_step(
+        method,
+        network.model,
+        network.optimizer,
+        rate=network.rate,
+        augmentation=config.augmentation,
+        accumulate=config.accumulate,
+    )
+    return Task(splits, network, method, step, steps_per_epoch)
+
+
+def _open_splits(config: Config, evaluated: bool) -> Splits:
+    """Training images, and for validation those held out, else the set's own validation split, else the test images."""
+    train = open_split(config, "train")
+    test = open_split(config, "test") if evaluated else None
+    if test is not None:
+        _check_agreement(config, train, test)
+    try:
+        validation = open_split(config, "validation")
+    except NoSplit:
+        validation = test or open_split(config, "test")
+    return Splits(train, validation)
+
+
+def _check_agreement(config: Config, train: Source, other: Source) -> None:
+    """Raises `ConfigError` if a network for the images of one source cannot take those of another."""
+    try:
+        expected, found = (output_shape(config.augmentation, source.image_shape) for source in (train, other))
+    except ValueError as error:
+        raise ConfigError(f"{other.name}: {error}") from error
+    if expected != found:
+        raise ConfigError(
+            f"{other.name} has images of shape {found}, {train.name} of {expected}: make them alike, for example by "
+            "--augmentation.resize"
+        )
+
+
+def open_split(config: Config, split: str, data_dir: str | None = None) -> Source:
+    """A split of a config's data, which may have moved to `data_dir`.
+
+    Raises:
+        DataError: it cannot be used; a `NoSplit` if there is none.
+    """
+    data = config.data
+    return load(
+        data.name,
+        split=split,
+        data_dir=data_dir or data.data_dir,
+        image_size=data.image_size,
+        holdout=data.holdout,
+        max_unreadable=data.max_unreadable,
+    )
+
+
+def build(
+    config: Config,
+    source: Source,
+    steps_per_epoch: int = 1,
+    *,
+    model: nn.Module | None = None,
+) -> Network:
+    """The network of a config for the images of a source.
+
+    Args:
+        config: what to train.
+        source: any split: its image shape and classes count.
+        steps_per_epoch: for the schedule of the learning rate.
+        model: the network in place of the one that the config describes.
+
+    Raises:
+        ConfigError: network, augmentation and images do not fit together.
+    """
+    model = make_model(config, source.num_classes) if model is None else model
+    rate = config.schedule.make(config.optimizer.learning_rate, config.epochs, steps_per_epoch)
+    optimizer = config.optimizer.make(rate)
+    try:
+        shape = output_shape(config.augmentation, source.image_shape)
+        init = partial(init_state, model, optimizer, shape, config.seed)
+        shapes = jax.eval_shape(init)
+    except ValueError as error:
+        raise ConfigError(f"{config.model.name} on {source.name}: {error}") from error
+    # It runs once: on a CPU, optimizing it takes longer than all the rest.
+    options = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else {}
+    return Network(model, shapes, jax.jit(init, compiler_options=options), optimizer, rate)
+
+
+def make_model(config: Config, num_classes: int) -> nn.Module:
+    """The network of a config.
+
+    Raises:
+        ConfigError: the network was passed to `fit` and is not known here.
+    """
+    options = config.model
+    if options.given:
+        raise ConfigError(f"the network {options.given} of this run comes from a script: pass it there, as model=...")
+    return create_model(
+        options.name,
+        num_classes=num_classes,
+        width=options.width,
+        norm="group" if options.norm == "group" else "batch",
+        dtype=jnp.dtype(options.dtype),
+        axis_name=AXIS if options.norm == "batch" and config.parallel == "pmap" else None,
+        remat=options.remat,
+    )
