@@ -16,8 +16,8 @@ from deformreg import (
     noise,
     one_step,
     pixelwise_l2,
-    projected_ascent,
 )
+from deformreg.attacks import projected_ascent
 from deformreg.warping import forward_differences
 
 pytestmark = pytest.mark.usefixtures("strict_promotion")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from closed_forms import perceptron
 
-from deformreg import attacks, balls
+from deformreg import attacks, balls, released
 from deformreg.attacks import DifferenceNorms, Examples, FlowNorms
 from deformreg.attacks.search import fresh, record
 from deformreg.evaluation import suites
