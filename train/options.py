@@ -6,12 +6,12 @@ import dataclasses
 import difflib
 import json
 import typing
-from collections.abc import Hashable, Iterator
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 
 from train.config import Config
 from train.errors import ConfigError
@@ -146,12 +146,14 @@ def kind_of(options: Any) -> str:
 
 
 @cache
-def _adapter(kind: Hashable) -> TypeAdapter[Any]:
-    return TypeAdapter(kind, config=None if hasattr(kind, "__pydantic_config__") else _STRICT)
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    if not hasattr(kind, "__pydantic_config__"):
+        kind = with_config(_STRICT)(kind)  # a `TypeAdapter` takes no config for dataclasses
+    return TypeAdapter(kind)
 
 
 def _validated(kind: type[T], value: T | str) -> T:
-    adapter = _adapter(typing.cast(Hashable, kind))
+    adapter = _adapter(kind)
     try:
         checked: T = adapter.validate_json(value) if isinstance(value, str) else adapter.validate_python(value)
         return checked
