@@ -82,9 +82,7 @@ else:
     LawName = Literal[(*LAWS,)]
 
 _SUMMARIES = "; ".join(f"{name}: {family.summary}" for name, family in FAMILIES.items())
-_SIGMAS = ", ".join(
-    f"{' '.join(f'{value:g}' for value in family.sigma)} for {name}" for name, family in FAMILIES.items()
-)
+_SIGMAS = ", ".join(f"{' '.join(map(str, family.sigma))} for {name}" for name, family in FAMILIES.items())
 _SIGMA = (
     "Standard deviation of Gaussian noise, or half the width of uniform noise, in pixels; in degrees for rotation. One "
     "number, or one for each parameter: then the norm of parameters / sigma is certified. affine needs all six: "

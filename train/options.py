@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 import json
 import typing
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -146,14 +146,12 @@ def kind_of(options: Any) -> str:
 
 
 @cache
-def _adapter(kind: Any) -> TypeAdapter[Any]:
-    if not hasattr(kind, "__pydantic_config__"):
-        kind = with_config(_STRICT)(kind)  # a `TypeAdapter` takes no config for dataclasses
-    return TypeAdapter(kind)
+def _adapter(kind: Hashable) -> TypeAdapter[Any]:
+    return TypeAdapter(with_config(_STRICT)(kind))
 
 
 def _validated(kind: type[T], value: T | str) -> T:
-    adapter = _adapter(kind)
+    adapter = _adapter(typing.cast(Hashable, kind))
     try:
         checked: T = adapter.validate_json(value) if isinstance(value, str) else adapter.validate_python(value)
         return checked

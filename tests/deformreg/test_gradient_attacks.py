@@ -9,7 +9,6 @@ from deformreg import (
     additive,
     affine,
     flow,
-    forward_differences,
     l2,
     linf,
     lowres_flow,
@@ -17,8 +16,9 @@ from deformreg import (
     noise,
     one_step,
     pixelwise_l2,
-    projected_ascent,
 )
+from deformreg.attacks import projected_ascent
+from deformreg.warping import forward_differences
 
 pytestmark = pytest.mark.usefixtures("strict_promotion")
 

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from deformreg import additive, affine, flow, fields, lowres_flow, warp
+from deformreg import additive, affine, fields, flow, lowres_flow, warp
 
 pytestmark = pytest.mark.usefixtures("strict_promotion")
 

@@ -11,20 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deformreg import (
-    Perturbation,
-    flow,
-    gradient_penalty,
-    image_gradients,
-    linf,
-    multi_step,
-    pull_back,
-    random_start,
-    squared_norm,
-    warp,
-)
+from deformreg import Perturbation, flow, gradient_penalty, image_gradients, linf, multi_step, random_start, warp
 from deformreg.fields import pixels_from_normalized
 from deformreg.losses import cross_entropy
+from deformreg.penalties import squared_norm
+from deformreg.perturbations import pull_back
 
 pytestmark = pytest.mark.usefixtures("strict_promotion")
 
@@ -34,7 +25,7 @@ MODES = ("eval", "train")
 
 @functools.cache
 def reference(size):
-    with np.load(Path(__file__).parent / "data" / f"official_fgr_{size}.npz", allow_pickle=False) as file:
+    with np.load(Path(__file__).parents[1] / "data" / f"official_fgr_{size}.npz", allow_pickle=False) as file:
         return dict(file)
 
 

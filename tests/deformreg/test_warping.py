@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from deformreg import forward_differences, warp, warping
+from deformreg import warp, warping
+from deformreg.warping import forward_differences
 
 pytestmark = pytest.mark.usefixtures("strict_promotion")
 

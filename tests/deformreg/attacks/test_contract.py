@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from closed_forms import perceptron
 
-from deformreg import attacks, balls, suites
-from deformreg.attacks import DifferenceNorms, FlowNorms
-from deformreg.attacks.attack import Examples, fresh, record
+from deformreg import attacks, balls, released
+from deformreg.attacks import DifferenceNorms, Examples, FlowNorms
+from deformreg.attacks.search import fresh, record
+from deformreg.evaluation import suites
 from deformreg.perturbations import additive
 
 pytestmark = pytest.mark.usefixtures("strict_promotion")
