@@ -147,7 +147,8 @@ def kind_of(options: Any) -> str:
 
 @cache
 def _adapter(kind: Hashable) -> TypeAdapter[Any]:
-    return TypeAdapter(with_config(_STRICT)(kind))
+    strict: Any = with_config(_STRICT)
+    return TypeAdapter(strict(kind))
 
 
 def _validated(kind: type[T], value: T | str) -> T:

@@ -199,7 +199,7 @@ def class_indices(name: str, value: Any, count: int) -> Array:
 
 def as_argument(logits_fn: LogitsFn) -> Partial:
     """A function as a pytree that `jit` takes as an argument; the arrays of a `Partial` are traced, not constants."""
-    return logits_fn if isinstance(logits_fn, Partial) else Partial(logits_fn)  # type: ignore[no-untyped-call]
+    return logits_fn if isinstance(logits_fn, Partial) else Partial(logits_fn)
 
 
 def advance(

@@ -93,12 +93,12 @@ def test_classes_document_their_attributes(name):
 
 # Imports.
 
-# The rooms of the library: each imports from those before it only.
+# The modules of the library in the order of their imports: each imports only from those before it.
 ROOMS = [
     "_checks", "_arrays", "warping", "fields", "perturbations", "balls", "noise", "losses", "penalties", "attacks",
     "statistics", "evaluation", "certification", "released",
 ]  # fmt: skip
-# What each package may import of the others.
+# The other packages that each package may import.
 PACKAGES = {
     "deformreg": set(),
     "train": {"deformreg"},
@@ -133,7 +133,7 @@ def named_in_strings(tree):
 
 
 def imports(name, path):
-    """The modules that a module imports, those that strings name included."""
+    """The modules that a module imports, including those that strings name."""
     tree, found = ast.parse(path.read_text()), set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -145,7 +145,7 @@ def imports(name, path):
             if len(submodules) < len(node.names):
                 found.add(node.module)
     found |= set(named_in_strings(tree))
-    # Importing a module runs the packages it lies in; the importer's own packages are running already.
+    # Importing a module also runs its parent packages, except those of the importer, which are running already.
     around = {parent for each in found for parent in parents(each)} - parents(name) - {name}
     return found | (around & MODULES.keys())
 
@@ -226,7 +226,7 @@ print(*sorted({name.partition(".")[0] for name in set(sys.modules) - before}))
 
 @pytest.mark.slow
 def test_annotations_are_true_under_beartype():
-    """Traced, not run: shapes and types are what the annotations are about."""
+    """Traced instead of run: annotations state shapes and types."""
     code = """
 from jaxtyping import install_import_hook
 core = "warping fields balls losses noise perturbations penalties attacks.ascent attacks.gradient certification.laws"

@@ -1,4 +1,4 @@
-"""Gradient penalties: closed forms, double backpropagation, the finite difference, and the plumbing."""
+"""Gradient penalties: closed forms, the three rules, auxiliary outputs and errors; the random start and the weights."""
 
 import functools
 
@@ -121,7 +121,7 @@ def test_the_finite_difference_converges_to_the_exact_penalty_at_first_order(fam
 
 @pytest.mark.slow
 def test_the_finite_difference_under_vmap_is_that_of_every_member():
-    """Parameters, labels and images mapped over; the derivative is taken outside of the map, auxiliary outputs too."""
+    """Mapped over labels and images, with auxiliary outputs; the derivative is taken outside of the map."""
     images = np.stack([random_images(), random_images()[::-1]])
     labels = np.stack([LABELS, LABELS[::-1]]).astype(np.int32)
 
@@ -151,7 +151,7 @@ def coupled(params, images):
 
 
 def value_and_gradients(rule, family, params, images):
-    """Of an objective with a different cotangent for every penalty, loss and auxiliary output."""
+    """The value and gradients of an objective with different cotangents for all penalties, losses and outputs."""
 
     def objective(params, images):
         penalties, (losses, aux) = rule(lambda images: coupled(params, images), images, family, has_aux=True)
@@ -171,7 +171,7 @@ def assert_equal_to_rounding(found, expected):
 
 @pytest.mark.parametrize("family", FAMILIES, ids=["add", "flow", "normalized", "affine", "low"])
 def test_forward_over_reverse_is_the_exact_penalty(family):
-    """With the gradients of parameters and images, of losses coupled by batch statistics, and auxiliary outputs."""
+    """Including gradients of parameters and images, for losses coupled by batch statistics, with auxiliary outputs."""
     arguments = family, tiny_params(), random_images()
     expected = jax.jit(functools.partial(value_and_gradients, gradient_penalty, family))(*arguments[1:])
     compiled = jax.jit(functools.partial(value_and_gradients, forward_over_reverse_penalty, family))(*arguments[1:])
@@ -419,7 +419,7 @@ def test_other_arguments_that_do_not_fit_are_named(call, error, words):
     ("dtype", "x64", "rtol"), [("float32", False, 1e-5), ("float32", True, 1e-5), ("bfloat16", False, 0.02)]
 )
 def test_a_family_of_two_functions_is_enough(dtype, x64, rtol):
-    # Its parameters, and with them the perturbed images, may be wider than the images.
+    # Its parameters, and so the perturbed images, may have a wider type than the images.
     brightness = Perturbation(
         init=lambda images: jnp.zeros(images.shape[0]),
         apply=lambda params, images: images + params[:, None, None, None],

@@ -1,4 +1,4 @@
-"""Particulars of single families; the laws of all of them are in laws/."""
+"""Properties of single families; laws/ has the laws of all of them."""
 
 import jax
 import numpy as np

@@ -1,4 +1,4 @@
-"""What holds for every perturbation family: those of the package, and two a user might write."""
+"""Laws of every perturbation family: those of the library, and two that a user might write."""
 
 import chex
 import jax
@@ -66,7 +66,7 @@ KERNEL = (np.random.default_rng(1).normal(size=(24, 3)) / 2).astype(np.float32)
 
 
 def loss_fn(images, kernel=KERNEL):
-    """A curved loss; every example's depends on its own image alone."""
+    """A curved loss; the loss of an example depends on its own image alone."""
     logits = jnp.tanh(images.reshape(images.shape[0], -1) @ kernel.astype(images.dtype))
     return jnp.sum(logits**2, axis=1) - logits[:, 0]
 
