@@ -12,7 +12,7 @@ import numpy as np
 import optax
 import pytest
 from jax.flatten_util import ravel_pytree
-from methods import METHODS
+from settings import METHODS
 from train.steps import init_state, make_step
 
 from deformreg.losses import cross_entropy
