@@ -185,7 +185,7 @@ def _explain(failure: ValidationError) -> str:
     got = f"{error['input']!s:.40}"
     if kind in _LIMITS:
         limit, words = _LIMITS[kind]
-        return f"{option} must be {words} {context[limit]:g}, got {got}"
+        return f"{option} must be {words} {context[limit]:.12g}, got {got}"
     if kind == "finite_number":
         return f"{option} must be a finite number, got {got}"
     if kind in ("literal_error", "union_tag_invalid"):

@@ -7,8 +7,8 @@ import socket
 
 import numpy as np
 import pytest
-from train.cli import main
 
+from train.commands import COMMANDS, main
 from train.presets import PRESETS
 
 
@@ -25,7 +25,8 @@ def run(capsys, *arguments):
 def test_help_names_every_command(capsys):
     code, out, _ = run(capsys, "--help")
     assert code == 0
-    assert all(command in out for command in ("fit", "evaluate", "certify", "verify", "launch", "presets"))
+    assert all(command in out for command in COMMANDS)
+    assert max(map(len, out.splitlines())) <= 120
 
 
 def test_no_command_is_an_error(capsys):
@@ -41,7 +42,7 @@ def test_presets_lists_them_all(capsys):
 def test_every_option_has_a_help_text(capsys):
     code, out, _ = run(capsys, "fit", "digits-flow", "--help")
     assert code == 0
-    for option in ("--method.weight", "--data-dir", "--run-dir", "--resume", "--optimizer.learning-rate"):
+    for option in ("--method", "--method.weight", "--data-dir", "--run-dir", "--resume", "--schedule"):
         assert option in out
     assert "pixels" in out
 
@@ -64,17 +65,24 @@ def test_a_coordinator_that_does_not_answer_is_named(capsys, tmp_path, monkeypat
         (["fitt"], "'fitt': did you mean fit?"),
         (["fit", "digits-flwo"], "did you mean digits-flow?"),
         (["fit", "digits-flow", "--method.wieght", "3"], "--method.weight"),
-        (["fit", "digits-flow", "--method.name", "magic"], "magic"),
+        (["fit", "digits-flow", "--method", "magic"], "magic"),
         (["fit", "digits-flow", "--batch-size", "-3"], "--batch-size must be at least 1, got -3"),
-        (["fit", "digits-flow", "--method.weight", "-1"], "--method.weight must be at least 0"),
+        (["fit", "digits-flow", "--method.weight", "-1"], "--method.weight must be above 0, got -1"),
         (["fit", "digits-flow", "--method.weight", "nan"], "--method.weight must be a finite number, got nan"),
-        (["fit", "digits-standard", "--method.weight", "3"], "--method.weight has no effect with the method standard"),
-        (["fit", "digits-flow", "--method.radius", "1"], "--method.radius has no effect with the method flow-gradient"),
-        (["fit", "digits-flow", "--optimizer.decay-epochs", "3"], "--optimizer.decay-epochs has no effect"),
-        (["fit", "digits-flow", "--model.no-synchronize", "--parallel", "jit"], "--model.synchronize has no effect"),
+        (["fit", "digits-standard", "--method.weight", "3"], "--method.weight"),
+        (["fit", "digits-flow", "--method.radius", "1"], "--method.radius"),
+        (["fit", "digits-flow", "--schedule.decay-epochs", "3"], "--schedule.decay-epochs"),
+        (["fit", "digits-standard", "--rule", "exact"], "--rule needs a method with a gradient penalty"),
+        (
+            ["fit", "digits-flow", "--model.norm", "device-batch", "--parallel", "jit"],
+            "device-batch needs --parallel pmap",
+        ),
         (["fit", "digits-flow", "--batch-size", "5000"], "--batch-size"),
-        (["fit", "digits-flow", "--model.width", "1e30"], "--model.width must be above 0 and at most 16"),
-        (["fit", "digits-flow", "--optimizer.decay-epochs", "3", "-1"], "--optimizer.decay-epochs"),
+        (["fit", "digits-flow", "--model.width", "1e30"], "--model.width must be at most 16, got 1e+30"),
+        (
+            ["fit", "digits-flow", "--schedule", "step", "--schedule.decay-epochs", "3", "-1"],
+            "--schedule.decay-epochs must be",
+        ),
         (["fit", "digits-flow", "--data.name", "no-such-set", "--data-dir", "."], "no-such-set"),
         (["fit", "cifar10-vgg11-flow", "--data.name", "digits", "--augmentation.resize", "20"], "crop"),
         (["fit", "digits-flow", "--process-id", "1"], "belong to --distributed"),
