@@ -1,12 +1,13 @@
-"""The harness measures: paired ratios, its own clocks, and what stands beside a figure."""
+"""The harness measures: paired ratios, candidates that measure themselves, XLA's counts, PyTorch's process."""
 
 from __future__ import annotations
 
+import jax.numpy as jnp
 import pytest
 
 from benchmarks import harness
-from benchmarks.cli import main
-from benchmarks.torch_peer import PeerError, torch_peer
+from benchmarks.torch_peer import torch_peer
+from train.errors import UserError
 
 
 def test_a_planted_factor_of_two_shows_through_drift():
@@ -34,17 +35,9 @@ def test_the_first_rounds_are_not_counted():
 
 
 def test_counts_are_xlas_own():
-    import jax.numpy as jnp
-
     product = harness.compiled(lambda a, b: a @ b, jnp.ones((64, 32)), jnp.ones((32, 16)))[0]
     assert harness.flops(product) == pytest.approx(2 * 64 * 32 * 16, rel=0.05)
     assert harness.temporary_bytes(product) >= 0
-
-
-def test_a_figure_has_its_setting_and_no_path_of_the_machine(tmp_path):
-    setting = harness.setting(["cost", "--json", str(tmp_path / "cost.json")])
-    assert setting["command"] == "python -m benchmarks cost --json cost.json"
-    assert {"commit", "packages", "devices", "cores"} <= set(setting)
 
 
 def test_a_peer_that_cannot_run_is_named(tmp_path):
@@ -52,32 +45,7 @@ def test_a_peer_that_cannot_run_is_named(tmp_path):
     python.write_text("#!/bin/sh\necho 'no such framework' >&2\nexit 1\n")
     python.chmod(0o755)
     with (
-        pytest.raises(PeerError, match=r"no such framework.*--torch-python"),
+        pytest.raises(UserError, match=r"no such framework.*--torch-python"),
         torch_peer(str(python), "torch_fgr.py", []),
     ):
         pass
-
-
-@pytest.mark.parametrize("arguments", [["speed"], ["cost", "--rounds", "0"], ["cost", "--batch-size", "x"]])
-def test_bad_arguments_are_refused(arguments, capsys):
-    with pytest.raises(SystemExit) as caught:
-        main(arguments)
-    assert caught.value.code == 2
-    assert "error" in capsys.readouterr().err
-
-
-def test_an_unknown_model_is_one_line(capsys):
-    assert main(["cost", "--model", "vgg-12", "--rounds", "1"]) == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1
-    assert "vgg-12" in error
-
-
-def test_the_table_drops_what_is_the_same_everywhere():
-    rows = [{"method": "a", "model": "m", "ms": 1.234}, {"method": "b", "model": "m", "ms": 56.7}]
-    assert harness.table(rows).splitlines() == ["| method | ms |", "| -- | -- |", "| a | 1.23 |", "| b | 57 |"]
-
-
-def test_an_unknown_preset_is_one_line(capsys):
-    assert main(["input", "--preset", "mnist5k-flw", "--rounds", "1"]) == 2
-    assert capsys.readouterr().err == "error: there is no preset 'mnist5k-flw': did you mean mnist5k-flow?\n"
