@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from deformreg import _checks
-from deformreg.attacks.attack import Attack
 from deformreg.attacks.pgd import pgd
 from deformreg.balls import linf
+from deformreg.evaluation.suites import Suite
 from deformreg.perturbations import Units, flow
 
 
@@ -50,25 +50,25 @@ def paper_weight(
     return per_normalized * ((width - 1) / 2) ** 2
 
 
-def suite(radius_pixels: float, *, num_steps: int = 50) -> list[Attack]:
-    """The released code's evaluation protocol: a weak attack, only for comparison with its published numbers.
+def suite(num_steps: int = 50) -> Suite:
+    """Returns the evaluation protocol of the released code: a weak attack, only to compare with its published numbers.
 
-    Zero start, `num_steps` sign steps of ``radius_pixels / num_steps``, zero padding, last iterate.
+    Zero start, `num_steps` sign steps of ``radius / num_steps``, zero padding, last iterate. The suite's radius bounds
+    every component of the flow in pixels.
 
     Args:
-        radius_pixels: the bound on every component of the flow.
         num_steps: gradient steps.
 
     Returns:
-        One attack.
+        A suite of one attack.
 
     Example:
-        >>> [attack.name for attack in suite(0.675)]
-        ['multi-step']
+        >>> suite(num_steps=20).names
+        ('multi-step',)
 
     References:
         Xia and Li, "Improving Resistance to Adversarial Deformations by Regularizing Gradients", Neurocomputing 455,
         2021.
     """
-    perturbation = flow(boundary="zeros")
-    return [pgd(ball=linf(radius_pixels), num_steps=num_steps, perturbation=perturbation, name="multi-step")]
+    family = flow(boundary="zeros")
+    return Suite({"multi-step": lambda radius: pgd(ball=linf(radius), num_steps=num_steps, perturbation=family)})

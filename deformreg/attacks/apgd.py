@@ -97,10 +97,10 @@ def apgd(
         perturbation: the family; None is ``flow()``.
         restarts: at least 1, per target.
         start: ``"random"`` in the ball, or the first of them ``"zero"``.
-        loss: ``"cross_entropy"``, ``"margin"``, ``"dlr"`` or a function.
+        loss: ``"cross_entropy"``, ``"margin"``, ``"dlr"`` (the margin with fewer than four classes) or a function.
         num_targets: 0 ascends the loss at the label (or descends it at the targets of the run). k > 0 ascends the
             targeted loss towards each of the k runner-up classes of the clean image in turn (or k times towards the
-            target of the run); 9 for ten classes.
+            target of the run), or of all other classes where there are fewer; 9 for ten classes.
         initial_step: the first step size, in radii. The paper uses 2 for pixel values. The loss along a flow curves
             within a fraction of a pixel, where the shorter default breaks more examples.
         keep: ``"any"`` stops at the first iterate that breaks the model, ``"best"`` goes on to the end, ``"last"``
@@ -114,7 +114,7 @@ def apgd(
     Raises:
         TypeError: a count that is not an integer.
         ValueError: a number out of range, or an unknown `start`, `loss` or `keep`. On `run`: `num_targets` with a
-            function as loss, or more targets than other classes.
+            function as loss, or with a model of one class.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -134,7 +134,7 @@ def apgd(
     _checks.choice("start", start, get_args(Literal["zero", "random"]))
     check_choices(loss, keep)
     _checks.positive("initial_step", initial_step)
-    runs, ranked = max(num_targets, 1) * restarts, int(num_targets > 0)
+    most_runs, ranked = max(num_targets, 1) * restarts, int(num_targets > 0)
     plan = schedule(num_steps)._replace(initial_step=initial_step)
 
     def draw(examples: Examples, zeros: Any, run: Array) -> Any:
@@ -156,6 +156,7 @@ def apgd(
         over = iterate == num_steps
         eligible = (run >= 0) & (over | (keep != "last"))
         search = record(search, losses, is_broken(logits, examples), keep=keep, eligible=eligible)
+        runs = max(min(num_targets, logits.shape[1] - 1), 1) * restarts
         memory = look_back(memory, params, losses.astype(memory.last_loss.dtype), gradient, iterate, plan)
         moved, memory = move(
             memory, params, gradient, iterate, plan, ball, lambda p: family.constrain(p, examples.images)
@@ -163,7 +164,7 @@ def apgd(
         if ranked:
             ranking = rank(logits, examples, loss, num_targets)
             memory = memory._replace(ranking=jnp.where((run < 0)[:, None], ranking, memory.ranking))
-        if runs > 1 or ranked:
+        if most_runs > 1 or ranked:
             zeros = jax.tree.map(jnp.zeros_like, params)
             moved = jax.lax.cond(over.any(), lambda: choose(over, draw(examples, zeros, run + 1), moved), lambda: moved)
         return search._replace(params=moved, memory=memory, done=search.done | (over & (run == runs - 1)))
@@ -176,7 +177,7 @@ def apgd(
         used_share(ball),
         begin,
         step,
-        max_steps=runs * (num_steps + 1) + ranked,
+        max_steps=most_runs * (num_steps + 1) + ranked,
         uses_gradients=True,
         settings={
             "num_steps": num_steps, "start": start, "restarts": restarts, "loss": label, "num_targets": num_targets,
@@ -194,15 +195,17 @@ def blank(zeros: Any, losses: Array, num_targets: int) -> Memory:
 
 
 def rank(logits: Array, examples: Examples, loss: Loss, num_targets: int) -> Array:
-    """int32[n, num_targets]: the runner-up classes of the clean logits, or the target of the run repeated."""
+    """int32[n, num_targets]: the runner-up classes of the clean logits, or the target of the run repeated.
+
+    Where there are fewer other classes the last one is repeated, and no run aims at the repetitions.
+    """
     if examples.targets is not None:
         return jnp.broadcast_to(examples.targets[:, None], (len(logits), num_targets)).astype(jnp.int32)
-    if callable(loss) or num_targets > logits.shape[1] - 1:
-        raise ValueError(
-            f"num_targets must be at most {logits.shape[1] - 1} for {logits.shape[1]} classes, and with a named loss, "
-            f"got {num_targets}"
-        )
-    return runners_up(logits, examples.labels, num_targets)
+    classes = logits.shape[1]
+    if callable(loss) or classes < 2:
+        raise ValueError(f"num_targets needs a named loss and two classes or more, got loss={loss}, {classes} classes")
+    found = runners_up(logits, examples.labels, min(num_targets, classes - 1))
+    return jnp.pad(found, ((0, 0), (0, num_targets - found.shape[1])), mode="edge")
 
 
 def aim(examples: Examples, ranking: Array, number: Array) -> Examples:

@@ -48,7 +48,12 @@ def check_choices(loss: Loss, keep: Keep, keeps: tuple[str, ...] = get_args(Keep
 
 
 def objective(loss: Loss, logits: Array, examples: Examples) -> Array:
-    """The value an attack ascends, one per example."""
+    """The value an attack ascends, one per example.
+
+    With fewer than four classes the margin replaces the ratio ``"dlr"``, whose targeted form needs four.
+    """
+    if loss == "dlr" and logits.shape[1] < 4:
+        loss = "margin"
     if examples.targets is not None:
         if loss == "dlr":
             return targeted_difference_of_logits_ratio(logits, examples.labels, examples.targets)

@@ -4,15 +4,19 @@ from deformreg.evaluation import flags, reports, suites
 from deformreg.evaluation.curves import Curve, accuracy_curve
 from deformreg.evaluation.evaluate import Evaluation, Evaluator, evaluate, evaluator
 from deformreg.evaluation.flags import Flag
-from deformreg.evaluation.outcomes import AttackOutcome, Progress
+from deformreg.evaluation.outcomes import AttackOutcome, Collect, Progress, ProgressCallback
+from deformreg.evaluation.suites import Suite
 
 __all__ = [
     "AttackOutcome",
+    "Collect",
     "Curve",
     "Evaluation",
     "Evaluator",
     "Flag",
     "Progress",
+    "ProgressCallback",
+    "Suite",
     "accuracy_curve",
     "evaluate",
     "evaluator",

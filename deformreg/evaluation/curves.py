@@ -1,9 +1,9 @@
-"""Robust accuracy against the budget: one point says little, and says it at a radius that somebody chose."""
+"""Robust accuracy against the budget; a single point says little, and only about the radius that somebody chose."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -11,7 +11,8 @@ import numpy as np
 
 from deformreg.attacks.attack import LogitsFn
 from deformreg.evaluation.evaluate import Evaluator
-from deformreg.evaluation.outcomes import Progress
+from deformreg.evaluation.outcomes import ProgressCallback
+from deformreg.evaluation.rows import HostArray
 from deformreg.statistics import mean_minimal_displacement, wilson_interval
 
 
@@ -19,12 +20,13 @@ class Curve(NamedTuple):
     """Robust accuracy against the budget.
 
     Attributes:
-        examples: how many.
+        examples: number of examples.
         radii: increasing, from 0.
         accuracies: at each radius, over all examples; the first is the clean accuracy.
-        intervals: Wilson's 95 % intervals of them.
+        intervals: their 95 % Wilson intervals.
         mean_minimal_displacement: see `deformreg.statistics.mean_minimal_displacement`; restricted to the last radius.
-        smallest_radii: float[n], for each example the smallest of the radii at which it is wrong; infinite if none.
+        smallest_radii: float[n], for each example the smallest radius at which it is broken: 0 for a clean error,
+            infinite if none broke it.
         model_calls: of everything.
         seconds: of everything, compiling included.
     """
@@ -34,7 +36,7 @@ class Curve(NamedTuple):
     accuracies: tuple[float, ...]
     intervals: tuple[tuple[float, float], ...]
     mean_minimal_displacement: float
-    smallest_radii: np.ndarray[Any, Any]
+    smallest_radii: HostArray
     model_calls: int
     seconds: float
 
@@ -47,22 +49,22 @@ def accuracy_curve(
     radii: Sequence[float],
     *,
     key: jax.Array,
-    progress: Callable[[Progress], None] | None = None,
+    progress: ProgressCallback | None = None,
 ) -> Curve:
-    """Evaluates a model at one radius after the other.
+    """Evaluates a model at increasing radii.
 
-    The attacks' balls are nested: what breaks an example at one radius breaks it at every larger one, so an example
-    is attacked until it falls, and the curve never rises. All radii share one compilation.
+    The attacks' balls are nested: what breaks an example at one radius breaks it at every larger one. An example is
+    therefore attacked only until it is broken, and the curve never rises. All radii share one compilation.
 
     Args:
-        run: `deformreg.evaluator` of a function from radius to attacks, for example of `deformreg.evaluation.suites.quick`; best
-            with ``diagnosis=False``, for a diagnosis at every radius is a waste.
+        run: `deformreg.evaluator` of a suite, for example of `deformreg.evaluation.suites.quick`; best with
+            ``diagnosis=False``, since one diagnosis is enough.
         logits_fn: ``images -> logits[n, classes]``.
         images: float[n, h, w, c].
         labels: int[n].
         radii: above 0, increasing; in pixels for the suites.
         key: a JAX random key.
-        progress: called with a `Progress` whenever examples are through.
+        progress: called with a `Progress` whenever examples are finished.
 
     Returns:
         The curve; its first point is the clean accuracy at radius 0.
@@ -72,7 +74,7 @@ def accuracy_curve(
 
     Example:
         >>> import jax, jax.numpy as jnp
-        >>> from deformreg import evaluator, suites
+        >>> from deformreg.evaluation import evaluator, suites
         >>> edge = lambda x: jnp.stack([x[:, 0, 1, 0], 0.75 - x[:, 0, 1, 0]], axis=1)  # class 0 where bright
         >>> ramp = jnp.arange(4.0).reshape(1, 1, 4, 1) / 2  # a quarter of a pixel to the left crosses
         >>> run = evaluator(suites.quick, diagnosis=False)

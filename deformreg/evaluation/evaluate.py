@@ -1,27 +1,34 @@
 """Robust accuracy of any logits function against a suite of attacks, worst case per example.
 
-Rules that make the number mean something: accuracies are over *all* examples, so a clean error counts as broken; an
-attack is run on the examples still standing; what it claims is checked by a fresh forward pass, and whether it kept
-its budget and the images' range; symptoms of a broken evaluation are reported as `flags` beside the number.
+Rules behind the number: accuracies are over *all* examples, so a clean error counts as broken; an attack runs on the
+examples that still stand; its claims are checked by a fresh forward pass, against its budget and against the images'
+range; symptoms of a broken evaluation are reported as `flags` beside the number.
 """
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
 
 from deformreg import _checks
 from deformreg.attacks.attack import Attack, LogitsFn, as_argument, class_indices
-from deformreg.evaluation.diagnosis import compile_diagnosis
-from deformreg.evaluation.flags import Flag, flags_from_outcomes
-from deformreg.evaluation.outcomes import AttackOutcome, Collect, HostArray, Progress, Setting, face, padded, predict
-from deformreg.evaluation.rows import compile_attack
+from deformreg.evaluation.flags import OUTCOME_FLAGS, Flag, compile_diagnosis, raised
+from deformreg.evaluation.outcomes import (
+    AttackOutcome,
+    Collect,
+    ProgressCallback,
+    Setting,
+    padded,
+    predict,
+    run_attack,
+)
+from deformreg.evaluation.rows import Data, HostArray, compile_attack
+from deformreg.evaluation.suites import Suite, fixed
 from deformreg.statistics import wilson_interval
 
 
@@ -29,17 +36,17 @@ class Evaluation(NamedTuple):
     """The result of `evaluate`: plain data. `deformreg.evaluation.reports.to_json` writes it.
 
     Attributes:
-        examples: how many.
-        clean_accuracy: share of examples classified right.
-        robust_accuracy: share that is right and that no attack broke: the worst case per example.
-        robust_interval: Wilson's 95 % interval of it.
-        attacks: in the order run.
+        examples: number of examples.
+        clean_accuracy: share of examples that are classified correctly.
+        robust_accuracy: share that is classified correctly and not broken by any attack.
+        robust_interval: its 95 % Wilson interval.
+        attacks: their outcomes, in the order run.
         flags: the red flags raised.
         model_calls: of everything, the clean pass and the diagnosis included.
         seconds: of everything, compiling included.
-        independent: whether every attack faced every correct example.
-        correct_mask: bool[n], who is classified right.
-        standing_mask: bool[n], of these, whom no attack broke.
+        independent: whether every attack faced every correctly classified example.
+        correct_mask: bool[n], classified correctly.
+        standing_mask: bool[n], classified correctly and not broken by any attack.
     """
 
     examples: int
@@ -55,10 +62,26 @@ class Evaluation(NamedTuple):
     standing_mask: HostArray
 
 
-Suite = Iterable[Attack] | Callable[[Any], Iterable[Attack]]
-"""Attacks of different names, or a function that makes them for a radius, such as those of `deformreg.evaluation.suites`."""
+class Evaluator(Protocol):
+    """A compiled evaluation. Its arguments are those of `evaluate`, and two more.
 
-Evaluator = Callable[..., Evaluation]
+    `radius` is the argument of a suite, to be given for a suite and only then. `broken` (bool[n]) marks examples that
+    are known to be broken; they are not attacked.
+    """
+
+    def __call__(
+        self,
+        logits_fn: LogitsFn,
+        images: Any,
+        labels: Any,
+        *,
+        key: jax.Array,
+        radius: float | None = None,
+        broken: Any = None,
+        targets: Any = None,
+        progress: ProgressCallback | None = None,
+        collect: Collect | None = None,
+    ) -> Evaluation: ...
 
 
 def evaluate(
@@ -74,15 +97,14 @@ def evaluate(
     independent: bool = False,
     diagnosis: bool = True,
     refill: bool = True,
-    progress: Callable[[Progress], None] | None = None,
+    progress: ProgressCallback | None = None,
     collect: Collect | None = None,
 ) -> Evaluation:
-    """Attacks a model and says what stands.
+    """Attacks a model and reports which examples stand.
 
-    Attacks run in the given order, each on the correctly classified examples that still stand; an example broken
-    without gradients is left to the gradient attacks after it all the same, for a gradient attack that fails there
-    is a red flag. Batches have one shape; the rows of examples that are through are given to waiting ones, and since
-    rows have keys of their own the result does not depend on it.
+    Attacks run in the given order, each on the correctly classified examples that still stand. Gradient attacks also
+    run on examples that only attacks without gradients broke: failing there is a red flag. Batches have one shape.
+    Waiting examples take the rows of finished ones; every example has its own key, so this changes no result.
 
     Args:
         logits_fn: ``images -> logits[n, classes]`` in inference mode: logits, not probabilities, and every row
@@ -90,17 +112,18 @@ def evaluate(
             passed as arguments instead of compiled in.
         images: float[n, h, w, c] in the range the model expects.
         labels: int[n].
-        attacks: of different names, see `deformreg.evaluation.suites`.
+        attacks: of different names, for example ``deformreg.evaluation.suites.standard(0.5)``.
         batch_size: rows per batch; best at most an eighth of the number of examples, since rows idle at the end.
         key: a JAX random key. Attack k (in order) draws for example i from ``fold_in(fold_in(key, k), i)``.
         targets: int[n], classes to reach; None for untargeted attacks. With targets, `robust_accuracy` counts the
-            examples that are right and did not reach their target; one whose target is its label is not attacked.
-        image_range: what attacked images must lie in; None is the range of `images`, with zero, which boundaries
-            bring in.
+            examples that are classified correctly and did not reach their target; an example whose target is its label
+            is not attacked.
+        image_range: the range that attacked images must keep; None is the range of `images`, extended to zero, which
+            boundaries bring in.
         independent: run every attack on every correctly classified example, so that their accuracies compare.
-        diagnosis: also look for red flags that need passes of their own, on up to 128 examples.
+        diagnosis: also look for red flags that need model passes of their own, on up to 128 examples.
         refill: False replaces a batch only as a whole.
-        progress: called with a `Progress` whenever examples are through.
+        progress: called with a `Progress` whenever examples are finished.
         collect: called then with the `Attack`, the examples' indices int[k] and their `AttackResult` in NumPy arrays,
             to keep deformed images or flows. These are claims: `broken_mask` says which the fresh check confirmed.
 
@@ -145,7 +168,7 @@ def evaluate(
 
 
 def evaluator(
-    attacks: Suite,
+    attacks: Suite | Iterable[Attack],
     *,
     batch_size: int = 128,
     image_range: tuple[float, float] | None = None,
@@ -153,39 +176,33 @@ def evaluator(
     diagnosis: bool = True,
     refill: bool = True,
 ) -> Evaluator:
-    """`evaluate` with the attacks compiled once, for models and budgets that are evaluated again and again.
+    """Compiles `evaluate` once, for models and budgets that are evaluated again and again.
 
     Args:
-        attacks: see `evaluate`, as are the others; or a function from a radius to attacks, such as
-            `deformreg.evaluation.suites.standard`, which is called with traced radii too.
-        batch_size: rows per batch.
-        image_range: what attacked images must lie in.
-        independent: whether every attack faces every correct example.
-        diagnosis: whether to look for red flags that need passes of their own.
-        refill: whether rows are refilled.
+        attacks: a suite, for example `deformreg.evaluation.suites.standard`, or attacks as in `evaluate`.
+        batch_size: see `evaluate`, as for the others.
+        image_range: the range that attacked images must keep.
+        independent: whether every attack runs on every correctly classified example.
+        diagnosis: whether to look for red flags that need model passes of their own.
+        refill: whether waiting examples take the rows of finished ones.
 
     Returns:
-        ``(logits_fn, images, labels, *, key, radius=None, broken=None, targets=None, progress=None, collect=None) ->
-        Evaluation``.
-        Called with the same function, or with ``Partial``s of the same function and new weights, and with whatever
-        radius, it compiles nothing new for images of one shape. `radius` is the argument of a function from radius to
-        attacks; `broken` (bool[n]) says who is known to be broken and left out.
+        A function of the model and the examples. It compiles nothing new for images of one shape when it is called
+        with the same function, or with ``Partial``s of the same function and new weights, at any radius.
 
     Raises:
-        TypeError: `batch_size` is not an integer. When run: a radius that no function takes, or none for one.
+        TypeError: `batch_size` is not an integer. When run: no radius for a suite, or a radius for attacks.
         ValueError: no attack, or two of one name.
 
     Example:
-        >>> from deformreg import suites
+        >>> from deformreg.evaluation import suites
         >>> run = evaluator(suites.quick, batch_size=64)  # then run(logits_fn, images, labels, radius=0.5, key=key)
     """
     batch_size = _checks.count("batch_size", batch_size)
-    make = attacks if callable(attacks) else _constant(tuple(attacks))
-    names = [attack.name for attack in make(1.0)]
-    if not names or len(set(names)) != len(names):
-        raise ValueError(f"attacks must be one or more of different names, got {names}")
-    compiled = [compile_attack(partial(_member, make, at)) for at in range(len(names))]
-    diagnose = compile_diagnosis(make)
+    takes_radius = isinstance(attacks, Suite)
+    suite = attacks if isinstance(attacks, Suite) else fixed(attacks)
+    compiled = {name: compile_attack(partial(suite.member, name)) for name in suite.names}
+    diagnose = compile_diagnosis(suite)
     forward = jax.jit(lambda function, images: function(images))
 
     def run(
@@ -197,83 +214,69 @@ def evaluator(
         radius: float | None = None,
         broken: Any = None,
         targets: Any = None,
-        progress: Callable[[Progress], None] | None = None,
+        progress: ProgressCallback | None = None,
         collect: Collect | None = None,
     ) -> Evaluation:
         started = time.perf_counter()
-        if (radius is None) == callable(attacks):
-            raise TypeError(f"radius must be given where the attacks are a function of it, and only there: {radius}")
-        images = _checks.images_on_host(images)
-        count = images.shape[0]
-        if count == 0:
-            raise ValueError(f"images must hold at least one example, got shape {images.shape}")
-        labels = np.asarray(class_indices("labels", labels, count))
-        targets = None if targets is None else np.asarray(class_indices("targets", targets, count))
-        own_range = _range(images)
+        if (radius is not None) != takes_radius:
+            raise TypeError(f"radius must be given for a suite, and only for a suite, got {radius}")
+        data, own_range = _checked(images, labels, targets)
+        count = len(data.labels)
         setting = Setting(
-            as_argument(logits_fn), forward, images, labels, targets, min(batch_size, count), refill, progress,
-            collect, own_range if image_range is None else image_range,
+            as_argument(logits_fn), forward, data, min(batch_size, count), refill, image_range or own_range, progress,
+            collect,
         )  # fmt: skip
-        predicted = predict(setting, images)
-        correct = predicted == labels
+        correct = predict(setting, data.images) == data.labels
         begun = correct if broken is None else correct & ~np.asarray(broken)
-        attackable = begun if targets is None else begun & (targets != labels)
-        suite = tuple(make(radius))
+        attackable = begun if data.targets is None else begun & (data.targets != data.labels)
         outcomes: list[AttackOutcome] = []
-        for number, (attack, at_radius) in enumerate(zip(suite, compiled, strict=True)):
-            attacked = attackable & ~_fallen(outcomes, count, independent, attack.uses_gradients)
-            before = np.zeros(count, bool) if independent else _fallen(outcomes, count, False, False)
+        fallen, fallen_to_gradients = np.zeros((2, count), bool)
+        for number, attack in enumerate(suite(radius)):
+            # Gradient attacks face what only others broke, too: failing there is a red flag.
+            spared = fallen_to_gradients if attack.uses_gradients else fallen
+            attacked, standing = (attackable, begun) if independent else (attackable & ~spared, begun & ~fallen)
             attack_key = jax.random.fold_in(key, number)
-            outcomes.append(face(setting, attack, at_radius(radius), attacked, begun & ~before, attack_key))
-        standing = begun & ~_fallen(outcomes, count, False, False)
-        flags = flags_from_outcomes(outcomes)
+            outcome = run_attack(setting, attack, compiled[attack.name](radius), attacked, standing, attack_key)
+            outcomes.append(outcome)
+            fallen = fallen | outcome.broken_mask
+            if attack.uses_gradients:
+                fallen_to_gradients = fallen_to_gradients | outcome.broken_mask
         calls = padded(count, setting.batch_size) + sum(outcome.model_calls for outcome in outcomes)
+        flags = raised(OUTCOME_FLAGS, outcomes)
         if diagnosis:
-            last_key = jax.random.fold_in(key, len(suite))
-            found, spent = diagnose(radius, logits_fn, images[:128], labels[:128], key=last_key)
-            flags, calls = (*flags, *found), calls + spent
+            few, last_key = data.at(np.arange(min(count, 128))), jax.random.fold_in(key, len(outcomes))
+            found, spent = diagnose(setting.logits_fn, few.images, few.labels, radius=radius, key=last_key)
+            flags, calls = flags + found, calls + spent
+        standing = begun & ~fallen
         return Evaluation(
-            count,
-            float(correct.mean()),
-            float(standing.mean()),
-            wilson_interval(int(standing.sum()), count),
-            tuple(outcomes),
-            flags,
-            calls,
-            time.perf_counter() - started,
-            independent,
-            correct,
-            standing,
+            examples=count,
+            clean_accuracy=float(correct.mean()),
+            robust_accuracy=float(standing.mean()),
+            robust_interval=wilson_interval(int(standing.sum()), count),
+            attacks=tuple(outcomes),
+            flags=flags,
+            model_calls=calls,
+            seconds=time.perf_counter() - started,
+            independent=independent,
+            correct_mask=correct,
+            standing_mask=standing,
         )
 
     return run
 
 
-def _range(images: HostArray) -> tuple[float, float]:
-    """The images' range, with zero."""
+def _checked(images: Any, labels: Any, targets: Any) -> tuple[Data, tuple[float, float]]:
+    """The examples on the host, and the images' range extended to zero."""
+    images = _checks.images_on_host(images)
+    count = images.shape[0]
+    if count == 0:
+        raise ValueError(f"images must hold at least one example, got shape {images.shape}")
+    labels = np.asarray(class_indices("labels", labels, count))
+    targets = None if targets is None else np.asarray(class_indices("targets", targets, count))
     low, high = float(images.min()), float(images.max())
-    if not (math.isfinite(low) and math.isfinite(high)):
+    if not np.isfinite([low, high]).all():
         (bad,) = np.nonzero(~np.isfinite(images).all(axis=(1, 2, 3)))
         raise ValueError(
             f"images must be finite, got NaN or infinity in {len(bad)}, the first at index {bad[0]}: leave these out"
         )
-    return min(0.0, low), max(0.0, high)
-
-
-def _constant(suite: tuple[Attack, ...]) -> Callable[[Any], tuple[Attack, ...]]:
-    return lambda radius: suite
-
-
-def _member(make: Callable[[Any], Iterable[Attack]], at: int, radius: Any) -> Attack:
-    return tuple(make(radius))[at]
-
-
-def _fallen(outcomes: Sequence[AttackOutcome], count: int, independent: bool, uses_gradients: bool) -> HostArray:
-    """Who need not be attacked any more, by an attack that does or does not use gradients."""
-    fallen = np.zeros(count, bool)
-    if independent:
-        return fallen
-    for outcome in outcomes:
-        if outcome.uses_gradients or not uses_gradients:
-            fallen |= outcome.broken_mask
-    return fallen
+    return Data(images, labels, targets), (min(0.0, low), max(0.0, high))

@@ -1,38 +1,37 @@
-"""One attack against one model: runs it, checks what it claims, and says how the model fared."""
+"""Runs one attack on one model and confirms its claims: a fresh forward pass, the budget, the images' range."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
+from jax.tree_util import Partial
 
 from deformreg.attacks.attack import Attack, AttackResult, Budget
-from deformreg.evaluation.rows import Compiled, run_refilled, warm_up
-
-HostArray = np.ndarray[Any, Any]
+from deformreg.evaluation.rows import Compiled, Data, HostArray, run_refilled, warm_up
 
 
 class AttackOutcome(NamedTuple):
-    """How a model fared under one attack.
+    """The result of one attack on one model.
 
     Attributes:
         name: the attack's.
-        robust_accuracy: share of *all* examples that are right and that neither this attack nor an earlier one of the
-            suite broke; of an independent evaluation, that this attack did not break.
-        attacked: examples it was run on.
-        broken: of these, how many it broke.
+        robust_accuracy: share of *all* examples that are classified correctly and that neither this attack nor an
+            earlier one of the suite broke. In an independent evaluation earlier attacks do not count.
+        attacked: number of examples it was run on.
+        broken: number of attacked examples that it broke.
         success_rate: broken / attacked; None if it was run on none.
-        model_calls: rows computed, those of idle rows and of the fresh check included.
+        model_calls: rows computed, idle rows and the fresh check included.
         seconds: wall clock, without compiling.
         compile_seconds: wall clock of compiling.
-        radius_pixels: the budget, where it bounds a displacement field; else None.
+        radius_pixels: the budget, if it bounds a displacement field; else None.
         budget: radius, norm and unit.
-        norms: over the broken examples, mean and largest of each norm of the final field (or difference).
-        mean_calls: model calls an attacked example used, mean.
-        rejected: claimed successes that the fresh check did not confirm.
+        norms: mean and maximum, over the broken examples, of each norm of the final field (or image difference).
+        mean_calls: mean number of model calls spent on an attacked example.
+        rejected: number of claimed successes that the check did not confirm.
         uses_gradients: whether the attack differentiates the model.
         settings: the attack's.
         attacked_mask: bool[n].
@@ -59,7 +58,7 @@ class AttackOutcome(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """What a `progress` callback is told: the attack, examples through, of how many, the robust accuracy so far."""
+    """The state of a running attack: its name, examples finished, examples in total, robust accuracy so far."""
 
     attack: str
     finished: int
@@ -67,23 +66,29 @@ class Progress(NamedTuple):
     robust_accuracy: float
 
 
-Collect = Callable[[Attack, HostArray, AttackResult], None]
-"""Told the attack, int[k] which examples are through, and what the attack claims of them, before the fresh check."""
+class ProgressCallback(Protocol):
+    """A function that an evaluation calls whenever examples are finished."""
+
+    def __call__(self, progress: Progress, /) -> Any: ...
+
+
+class Collect(Protocol):
+    """A function that an evaluation calls with what an attack claims for finished examples, before the fresh check."""
+
+    def __call__(self, attack: Attack, indices: HostArray, result: AttackResult, /) -> Any: ...
 
 
 class Setting(NamedTuple):
     """What all attacks of an evaluation share."""
 
-    logits_fn: Any
-    forward: Callable[..., jax.Array]
-    images: HostArray
-    labels: HostArray
-    targets: HostArray | None
+    logits_fn: Partial
+    forward: Callable[[Partial, HostArray], jax.Array]
+    data: Data
     batch_size: int
     refill: bool
-    progress: Callable[[Progress], None] | None
-    collect: Collect | None
     image_range: tuple[float, float]
+    progress: ProgressCallback | None
+    collect: Collect | None
 
 
 def padded(count: int, batch_size: int) -> int:
@@ -92,82 +97,79 @@ def padded(count: int, batch_size: int) -> int:
 
 
 def predict(setting: Setting, images: HostArray) -> HostArray:
-    """Fresh predictions in batches of the one shape; -1 where the logits are not finite."""
-    predictions = []
+    """Predicts classes in batches of the one shape; -1 where the logits are not finite."""
+    predictions = [np.zeros(0, int)]
     for first in range(0, len(images), setting.batch_size):
         batch = images[first : first + setting.batch_size]
         padding = [(0, setting.batch_size - len(batch)), (0, 0), (0, 0), (0, 0)]
         logits = np.asarray(setting.forward(setting.logits_fn, np.pad(batch, padding, mode="edge")))[: len(batch)]
         predictions.append(np.where(np.isfinite(logits).all(axis=1), logits.argmax(axis=1), -1))
-    return np.concatenate(predictions) if predictions else np.zeros(0, int)
-
-
-def broken_by(setting: Setting, predicted: HostArray, indices: HostArray) -> HostArray:
-    """Whether predictions mean that the examples `indices` are broken."""
-    targets = setting.targets
-    broken: HostArray = predicted != setting.labels[indices] if targets is None else predicted == targets[indices]
-    return broken
+    return np.concatenate(predictions)
 
 
 class _Check:
-    """Collects claimed successes and confirms them by fresh forward passes of full batches."""
+    """Collects claimed successes, and confirms them by fresh forward passes of full batches."""
 
-    def __init__(self, setting: Setting, count: int) -> None:
+    def __init__(self, setting: Setting) -> None:
         self.setting = setting
-        self.broken = np.zeros(count, bool)
+        self.broken = np.zeros(len(setting.data.labels), bool)
         self.calls = 0
         self.claimed = 0
         self.norms: list[Any] = []
         self.waiting: list[tuple[HostArray, HostArray, Any]] = []
 
     def add(self, indices: HostArray, result: AttackResult, size: HostArray) -> None:
-        valid = result.success & _admissible(np.asarray(result.images), size, self.setting.image_range)
+        images = np.asarray(result.images)
+        valid = np.asarray(result.success) & _admissible(images, size, self.setting.image_range)
         self.claimed += int(result.success.sum())
-        norms = jax.tree.map(lambda leaf: leaf[valid], result.norms)
-        self.waiting.append((indices[valid], np.asarray(result.images)[valid], norms))
-        if sum(len(entry[0]) for entry in self.waiting) >= self.setting.batch_size:
-            self.flush()
+        self.waiting.append((indices[valid], images[valid], jax.tree.map(lambda leaf: leaf[valid], result.norms)))
+        if sum(len(indices) for indices, *_ in self.waiting) >= self.setting.batch_size:
+            self.confirm()
 
-    def flush(self) -> None:
+    def confirm(self) -> None:
         if not self.waiting:
             return
-        indices, images = (np.concatenate([entry[part] for entry in self.waiting]) for part in (0, 1))
-        measured = jax.tree.map(lambda *leaves: np.concatenate(leaves), *(entry[2] for entry in self.waiting))
-        confirmed = broken_by(self.setting, predict(self.setting, images), indices)
+        indices, images, norms = jax.tree.map(lambda *parts: np.concatenate(parts), *self.waiting)
+        data, predicted = self.setting.data, predict(self.setting, images)
+        missed = data.labels[indices] != predicted
+        confirmed = missed if data.targets is None else data.targets[indices] == predicted
         self.broken[indices[confirmed]] = True
-        self.norms.append(jax.tree.map(lambda leaf: leaf[confirmed], measured))
+        self.norms.append(jax.tree.map(lambda leaf: leaf[confirmed], norms))
         self.calls += padded(len(indices), self.setting.batch_size)
         self.waiting.clear()
 
-    def fallen(self) -> HostArray:
-        """The broken, those whose confirmation is pending included."""
-        fallen = self.broken.copy()
+    def broken_so_far(self) -> HostArray:
+        """bool[n]: the broken examples and those that wait for the check."""
+        broken = self.broken.copy()
         for indices, *_ in self.waiting:
-            fallen[indices] = True
-        return fallen
+            broken[indices] = True
+        return broken
 
 
-def face(
+def run_attack(
     setting: Setting, attack: Attack, compiled: Compiled, attacked: HostArray, standing: HostArray, key: jax.Array
 ) -> AttackOutcome:
-    """Runs one attack on the examples of `attacked`; `standing` are those its accuracy starts from."""
+    """Runs an attack on the examples of the mask `attacked`; its accuracy starts from the mask `standing`."""
     indices = np.flatnonzero(attacked)
-    data = (compiled, setting.logits_fn, setting.images, setting.labels)
-    shape: dict[str, Any] = {"key": key, "batch_size": setting.batch_size, "targets": setting.targets}
-    compile_seconds = warm_up(*data, **shape) if len(indices) else 0.0
+    compile_seconds = 0.0
+    if len(indices):
+        compile_seconds = warm_up(compiled, setting.logits_fn, setting.data, key=key, batch_size=setting.batch_size)
     started = time.perf_counter()
-    check = _Check(setting, len(attacked))
+    check = _Check(setting)
     finished = steps = used = 0
-    for part in run_refilled(*data, indices, **shape, refill=setting.refill):
+    for part in run_refilled(
+        compiled, setting.logits_fn, setting.data, indices, key=key, batch_size=setting.batch_size,
+        refill=setting.refill,
+    ):  # fmt: skip
         check.add(part.indices, part.result, part.size)
         steps, finished = part.steps, finished + len(part.indices)
         used += int(part.result.model_calls.sum())
         if setting.collect is not None:
             setting.collect(attack, part.indices, part.result)
         if setting.progress is not None:
-            accuracy = float((standing & ~check.fallen()).mean())
+            accuracy = float((standing & ~check.broken_so_far()).mean())
             setting.progress(Progress(attack.name, finished, len(indices), accuracy))
-    check.flush()
+    check.confirm()
     broken, radius = check.broken, attack.budget.radius
     return AttackOutcome(
         name=attack.name,
@@ -191,7 +193,7 @@ def face(
 
 
 def _admissible(images: HostArray, size: HostArray, image_range: tuple[float, float]) -> HostArray:
-    """Which attacked images are finite, in range and in budget, up to rounding."""
+    """bool[n]: which attacked images are finite, in range and within the budget, up to rounding."""
     flat = images.reshape(len(images), -1).astype(np.float64)
     slack = 1e-5 * (image_range[1] - image_range[0])
     inside = (flat >= image_range[0] - slack).all(axis=1) & (flat <= image_range[1] + slack).all(axis=1)
@@ -202,7 +204,7 @@ def _admissible(images: HostArray, size: HostArray, image_range: tuple[float, fl
 def _summary(norms: list[Any]) -> dict[str, dict[str, float]]:
     if not norms:
         return {}
-    together = jax.tree.map(lambda *leaves: np.concatenate(leaves), *norms)
+    together = jax.tree.map(lambda *parts: np.concatenate(parts), *norms)
     return {
         name: {"mean": float(values.mean()), "max": float(values.max())}
         for name, values in together._asdict().items()

@@ -1,4 +1,4 @@
-"""Runs an attack over many examples in batches of one shape, giving the rows of finished examples to waiting ones."""
+"""Runs an attack over many examples in batches of one shape; waiting examples take the rows of finished ones."""
 
 from __future__ import annotations
 
@@ -14,113 +14,118 @@ import numpy as np
 from jax.tree_util import Partial
 
 from deformreg._arrays import choose
-from deformreg.attacks.attack import (
-    Attack,
-    AttackResult,
-    Examples,
-    LogitsFn,
-    Search,
-    advance,
-    as_argument,
-    finish,
-    row_keys,
-)
+from deformreg.attacks.attack import Attack, AttackResult, Examples, Search, advance, finish, row_keys
+
+HostArray = np.ndarray[Any, Any]
+
+
+class Data(NamedTuple):
+    """A data set on the host: float[n, h, w, c], int[n], and the classes to reach, int[n], or None."""
+
+    images: HostArray
+    labels: HostArray
+    targets: HostArray | None
+
+    def at(self, indices: HostArray) -> Data:
+        """Picks examples."""
+        targets = None if self.targets is None else self.targets[indices]
+        return Data(self.images[indices], self.labels[indices], targets)
+
+
+class Batch(NamedTuple):
+    """What is in the rows on the device."""
+
+    examples: Examples
+    search: Search
 
 
 class Compiled(NamedTuple):
-    """An attack's compiled functions; logits function and radius are arguments: new ones compile nothing new.
+    """The compiled functions of an attack at a radius. A new model or radius of the same types compiles nothing new.
 
     Attributes:
-        begin: the attack's, as it is.
-        place: ``(examples, search, take, images, labels, indices, key, targets) -> (examples, search)``: new examples
-            into the rows of `take`.
-        advance: ``(logits_fn, examples, search, quota) -> (search, steps)``.
-        finish: ``(logits_fn, examples, search) -> (result, size)``.
+        place: ``(batch, take, data, indices, key) -> batch``: starts new examples in the rows where `take` is true.
+        advance: ``(logits_fn, batch, quota) -> (batch, steps)``: steps until `quota` rows are done.
+        finish: ``(batch) -> (result, size)``: the rows' results, and the share of the budget that each uses.
+        empty: ``(data, key, batch_size) -> batch``: a batch whose rows are all done.
     """
 
-    begin: Callable[[Examples], Search]
-    place: Callable[..., tuple[Examples, Search]]
-    advance: Callable[..., tuple[Search, jax.Array]]
-    finish: Callable[..., tuple[AttackResult, jax.Array]]
+    place: Callable[[Batch, HostArray, Data, HostArray, jax.Array], Batch]
+    advance: Callable[[Partial, Batch, int], tuple[Batch, jax.Array]]
+    finish: Callable[[Batch], tuple[AttackResult, jax.Array]]
+    empty: Callable[[Data, jax.Array, int], Batch]
 
 
 class Finished(NamedTuple):
-    """Examples that are through, on the host.
+    """Examples that are finished, on the host.
 
     Attributes:
         indices: int[k], which examples.
         result: of these examples.
         size: float[k], the share of the budget used.
-        steps: steps taken so far by the batch as a whole.
+        steps: taken so far by the batch as a whole.
     """
 
-    indices: np.ndarray[Any, Any]
+    indices: HostArray
     result: AttackResult
-    size: np.ndarray[Any, Any]
+    size: HostArray
     steps: int
 
 
 def compile_attack(make: Callable[[Any], Attack]) -> Callable[[Any], Compiled]:
-    """Jitted functions of an attack made from a radius, which is traced: they compile once per batch shape."""
+    """Jits an attack for all radii: the radius is traced, so each function compiles once per batch shape."""
 
-    def begin(radius: Any, examples: Examples) -> Search:
-        return make(radius).begin(examples)
+    @jax.jit
+    def place(radius: Any, batch: Batch, take: Any, data: Data, indices: Any, key: Any) -> Batch:
+        examples = _examples(data, indices, key)
+        placed: Batch = choose(take, Batch(examples, make(radius).begin(examples)), batch)
+        return placed
 
-    def place(
-        radius: Any, examples: Any, search: Any, take: Any, images: Any, labels: Any, indices: Any, key: Any,
-        targets: Any,
-    ) -> Any:  # fmt: skip
-        incoming = Examples(images, labels, row_keys(key, indices), targets)
-        return choose(take, incoming, examples), choose(take, begin(radius, incoming), search)
+    @jax.jit
+    def run(radius: Any, logits_fn: Partial, batch: Batch, quota: Any) -> tuple[Batch, jax.Array]:
+        search, steps = advance(make(radius), logits_fn, batch.examples, batch.search, quota)
+        return batch._replace(search=search), steps
 
-    def run(radius: Any, logits_fn: Partial, examples: Examples, search: Search, quota: Any) -> Any:
-        return advance(make(radius), logits_fn, examples, search, quota)
-
-    def conclude(radius: Any, examples: Examples, search: Search) -> tuple[AttackResult, jax.Array]:
-        attack = make(radius)
+    @jax.jit
+    def conclude(radius: Any, batch: Batch) -> tuple[AttackResult, jax.Array]:
+        attack, (examples, search) = make(radius), batch
         size = jnp.zeros(examples.labels.shape) if attack.size is None else attack.size(search.kept, examples.images)
         return finish(attack, examples, search), size
 
-    placed, ran, concluded = jax.jit(place), jax.jit(run), jax.jit(conclude)
+    def empty(radius: Any, data: Data, key: jax.Array, batch_size: int) -> Batch:
+        at = np.zeros(batch_size, int)
+        examples = _examples(data.at(at), at, key)
+        search = jax.eval_shape(lambda: make(radius).begin(examples))
+        search = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), search)
+        return Batch(examples, search._replace(done=jnp.ones(batch_size, bool)))
+
     return lambda radius: Compiled(
-        partial(begin, radius), partial(placed, radius), partial(ran, radius), partial(concluded, radius)
+        partial(place, radius), partial(run, radius), partial(conclude, radius), partial(empty, radius)
     )
 
 
-def empty(
-    compiled: Compiled, images: Any, labels: Any, *, key: jax.Array, batch_size: int, targets: Any
-) -> tuple[Examples, Search]:
-    """A batch without examples: every row is done."""
-    at = np.zeros(batch_size, int)
-    incoming = Examples(
-        images[at], labels[at], row_keys(key, jnp.asarray(at)), None if targets is None else targets[at]
-    )
-    search = jax.eval_shape(compiled.begin, incoming)
-    search = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), search)
-    return incoming, search._replace(done=jnp.ones(batch_size, bool))
+def _examples(data: Any, indices: Any, key: jax.Array) -> Examples:
+    """The examples of `Data` on the host or traced."""
+    return Examples(data.images, data.labels, row_keys(key, jnp.asarray(indices)), data.targets)
 
 
 def run_refilled(
     compiled: Compiled,
-    logits_fn: LogitsFn,
-    images: np.ndarray[Any, Any],
-    labels: np.ndarray[Any, Any],
-    indices: np.ndarray[Any, Any],
+    logits_fn: Partial,
+    data: Data,
+    indices: HostArray,
     *,
     key: jax.Array,
     batch_size: int,
-    targets: np.ndarray[Any, Any] | None = None,
     refill: bool = True,
 ) -> Iterator[Finished]:
-    """Attacks the examples `indices`, yielding them as they finish, in no particular order.
+    """Attacks the examples `indices` and yields them as they finish, in no particular order.
 
-    A batch runs on the device until a sixteenth of its rows is done, so the host is asked rarely and few rows idle.
-    With ``refill=False`` a batch runs until its last row is done and is then replaced as a whole.
+    A batch runs on the device until a sixteenth of its rows is done: the host is asked rarely, and few rows idle. With
+    ``refill=False`` a batch runs until its last row is done and is then replaced as a whole.
     """
-    function = as_argument(logits_fn)
     queue = deque(indices.tolist())
-    rows = np.full(batch_size, -1)
-    examples, search = empty(compiled, images, labels, key=key, batch_size=batch_size, targets=targets)
+    rows = np.full(batch_size, -1)  # the example in each row
+    batch = compiled.empty(data, key, batch_size)
     steps = 0
     patience = max(1, batch_size // 16)
     while queue or (rows >= 0).any():
@@ -129,28 +134,22 @@ def run_refilled(
             rows[row], take[row] = queue.popleft(), True
         if take.any():
             at = np.maximum(rows, 0)
-            chosen = None if targets is None else targets[at]
-            examples, search = compiled.place(examples, search, take, images[at], labels[at], at, key, chosen)
+            batch = compiled.place(batch, take, data.at(at), at, key)
         idle = int((rows < 0).sum())
         quota = min(idle + patience, batch_size) if refill and queue else batch_size
-        search, taken = compiled.advance(function, examples, search, quota)
+        batch, taken = compiled.advance(logits_fn, batch, quota)
         steps += int(taken)
-        done = np.asarray(search.done) & (rows >= 0)
-        result, size = jax.device_get(compiled.finish(examples, search))
+        done = np.asarray(batch.search.done) & (rows >= 0)
+        result, size = jax.device_get(compiled.finish(batch))
         yield Finished(rows[done], jax.tree.map(lambda leaf, done=done: leaf[done], result), size[done], steps)
         rows[done] = -1
 
 
-def warm_up(
-    compiled: Compiled, logits_fn: LogitsFn, images: Any, labels: Any, *, key: jax.Array, batch_size: int, targets: Any
-) -> float:
-    """Compiles an attack for a batch shape without spending a model call; returns the seconds it took."""
+def warm_up(compiled: Compiled, logits_fn: Partial, data: Data, *, key: jax.Array, batch_size: int) -> float:
+    """Compiles an attack for a batch shape without spending a model call, and returns the seconds that took."""
     started = time.perf_counter()
     at = np.zeros(batch_size, int)
-    chosen = None if targets is None else targets[at]
-    take = np.ones(batch_size, bool)
-    examples, search = empty(compiled, images, labels, key=key, batch_size=batch_size, targets=targets)
-    examples, search = compiled.place(examples, search, take, images[at], labels[at], at, key, chosen)
-    search, _ = compiled.advance(as_argument(logits_fn), examples, search, -1)
-    jax.device_get(compiled.finish(examples, search))
+    batch = compiled.place(compiled.empty(data, key, batch_size), at == 0, data.at(at), at, key)
+    batch, _ = compiled.advance(logits_fn, batch, -1)
+    jax.device_get(compiled.finish(batch))
     return time.perf_counter() - started

@@ -1,14 +1,18 @@
-"""Suites: lists of attacks for `deformreg.evaluate`, by how much time there is.
+"""Suites of attacks for `deformreg.evaluate`, from seconds to hours.
 
-The budget bounds every component of the final displacement field, in pixels, whatever the attack: the worst case over
-a suite is the robust accuracy at that radius. `spatial` alone is about another threat, whole rotations and
-translations.
+Call a suite with a radius to get its attacks: ``suites.standard(0.5)``. In `quick`, `standard` and `full` the radius
+bounds every component of the final displacement field in pixels, whatever the attack, so the worst case over the suite
+is the robust accuracy at that radius. `spatial` covers another threat, rotations and translations of the whole image.
+
+A new suite is one `Suite` and one line in `SUITES`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any
 
 from deformreg.attacks.adef import adef
 from deformreg.attacks.apgd import apgd
@@ -23,110 +27,152 @@ from deformreg.attacks.stadv import stadv
 from deformreg.balls import linf
 
 
-def quick(radius_pixels: float) -> list[Attack]:
-    """Seconds on small models: for looking at while training.
+@dataclass(frozen=True, eq=False)
+class Suite:
+    """Attacks by name, each a function of the radius, in the order in which an evaluation runs them.
 
-    Args:
-        radius_pixels: the bound on every component of the displacement field.
-
-    Returns:
-        Ten random fields, then 20 steps that count any iterate.
-
-    Example:
-        >>> [attack.name for attack in quick(1.5)]
-        ['random', 'pgd']
-    """
-    ball = linf(radius_pixels)
-    return [
-        random_fields(ball=ball, num_fields=10, name="random"),
-        pgd(ball=ball, num_steps=20, keep="any", name="pgd"),
-    ]
-
-
-def standard(radius_pixels: float, *, classes: int = 10) -> list[Attack]:
-    """What a reported number should have withstood.
-
-    Args:
-        radius_pixels: the bound on every component of the displacement field.
-        classes: of the model; with fewer than four the margin stands in for the difference of logits ratio.
-
-    Returns:
-        Random fields, multi-step from zero and from random starts, APGD on two losses, small rotations with
-        translations, and Square.
-
-    Example:
-        >>> [attack.name for attack in standard(1.5)]
-        ['random', 'pgd', 'apgd-ce', 'apgd-dlr', 'rotation-translation', 'square']
-    """
-    ball, ratio = linf(radius_pixels), _ratio(classes)
-    return [
-        random_fields(ball=ball, num_fields=50, name="random"),
-        pgd(ball=ball, num_steps=50, restarts=2, keep="any", name="pgd"),
-        apgd(ball=ball, num_steps=100, name="apgd-ce"),
-        apgd(ball=ball, num_steps=100, loss=ratio, name="apgd-dlr"),
-        rotation_translation(grid=(5, 5, 5), max_component=radius_pixels, boundary="edge", name="rotation-translation"),
-        square(ball=ball, num_queries=500, name="square"),
-    ]
-
-
-def full(radius_pixels: float, *, classes: int = 10) -> list[Attack]:
-    """`standard` with more of everything, and every other kind of attack.
-
-    Args:
-        radius_pixels: the bound on every component of the displacement field.
-        classes: of the model, see `standard`; up to nine others are targeted, where an evaluation has no targets of
-            its own.
-
-    Returns:
-        More restarts, targeted APGD, ADef, stAdv inside the bound, elastic fields, a denser grid, 5000 queries for
-        Square, SPSA and NES. stAdv needs Optax.
+    Attributes:
+        makers: by the attack's name, a function from the radius to the attack. The radius may be traced.
 
     Raises:
-        ImportError: Optax is not installed.
+        ValueError: no attacks.
 
     Example:
-        >>> [attack.name for attack in full(1.5)][:4]
-        ['random', 'pgd', 'apgd-ce', 'apgd-dlr']
+        >>> mine = Suite({"weak": lambda radius: pgd(ball=linf(radius), num_steps=5)})
+        >>> [attack.name for attack in mine(0.5)]
+        ['weak']
     """
-    ball, ratio = linf(radius_pixels), _ratio(classes)
-    return [
-        random_fields(ball=ball, num_fields=200, name="random"),
-        pgd(ball=ball, num_steps=100, restarts=5, keep="any", name="pgd"),
-        apgd(ball=ball, num_steps=100, restarts=5, name="apgd-ce"),
-        apgd(ball=ball, num_steps=100, loss=ratio, restarts=5, name="apgd-dlr"),
-        apgd(ball=ball, loss=ratio, num_targets=min(9, classes - 1), name="apgd-targeted"),
-        adef(max_norm=radius_pixels, candidates=1, name="adef"),
-        stadv(ball=ball, num_evaluations=200, keep="any", name="stadv"),
-        elastic(radius_pixels, num_steps=100, restarts=2, name="elastic"),
-        rotation_translation(
-            grid=(31, 5, 5), max_component=radius_pixels, boundary="edge", name="rotation-translation"
-        ),
-        square(ball=ball, num_queries=5000, name="square"),
-        spsa(ball=ball, num_steps=20, num_samples=50, name="spsa"),
-        nes(ball=ball, num_steps=20, num_samples=50, name="nes"),
-    ]
+
+    makers: Mapping[str, Callable[[Any], Attack]]
+
+    def __post_init__(self) -> None:
+        if not self.makers:
+            raise ValueError("a suite must hold at least one attack, got none")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The attacks' names, in order."""
+        return tuple(self.makers)
+
+    def member(self, name: str, radius: Any) -> Attack:
+        """Makes one attack at a radius; the others are not made."""
+        return self.makers[name](radius)._replace(name=name)
+
+    def __call__(self, radius: Any) -> list[Attack]:
+        """Makes all attacks at a radius."""
+        return [self.member(name, radius) for name in self.names]
+
+    def plus(self, name: str, make: Callable[[Any], Attack]) -> Suite:
+        """Returns the suite followed by one more attack."""
+        if name in self.makers:
+            raise ValueError(f"attacks of a suite must have different names, got {name!r} twice")
+        return Suite({**self.makers, name: make})
 
 
-def spatial(radius_pixels: float, *, degrees_per_pixel: float = 10.0) -> list[Attack]:
-    """Rotations and translations as a threat of their own: black enters, pixels far from the centre move far.
+def fixed(attacks: Iterable[Attack]) -> Suite:
+    """Makes a suite of finished attacks, which ignores the radius.
 
     Args:
-        radius_pixels: the largest translation along either axis; 3 in the paper.
-        degrees_per_pixel: the largest rotation over it, so that one number is the budget; 30 degrees in the paper.
+        attacks: one or more, of different names.
 
     Returns:
-        The worst of ten random ones, then the paper's whole grid.
+        The suite.
+
+    Raises:
+        ValueError: no attacks, or two with the same name.
 
     Example:
-        >>> [attack.name for attack in spatial(3.0)]
-        ['worst-of-10', 'grid']
+        >>> fixed([pgd(ball=linf(0.5), num_steps=5, name="weak")]).names
+        ('weak',)
+    """
+    attacks = tuple(attacks)
+    names = [attack.name for attack in attacks]
+    if not names or len(set(names)) != len(names):
+        raise ValueError(f"attacks must be one or more of different names, got {names}")
+    return Suite({attack.name: partial(_same, attack) for attack in attacks})
+
+
+def _same(attack: Attack, radius: Any) -> Attack:
+    del radius
+    return attack
+
+
+def rotations_and_translations(*, degrees_per_pixel: float = 10.0) -> Suite:
+    """Makes a suite of whole-image rotations and translations; black enters at the border.
+
+    The radius is the largest translation along either axis in pixels; 3 in the paper.
+
+    Args:
+        degrees_per_pixel: the largest rotation in degrees, divided by the radius, so that one number is the budget;
+            10 in the paper (30 degrees at 3 pixels).
+
+    Returns:
+        The worst of ten random maps, then the paper's whole grid.
+
+    Example:
+        >>> rotations_and_translations().names
+        ('worst-of-10', 'grid')
 
     References:
         Engstrom et al., "Exploring the Landscape of Spatial Robustness", ICML 2019.
     """
-    attack = partial(rotation_translation, max_degrees=degrees_per_pixel * radius_pixels, max_pixels=radius_pixels)
-    return [attack(grid=None, num_draws=10, name="worst-of-10"), attack(grid=(31, 5, 5), name="grid")]
+
+    def make(radius: Any, **options: Any) -> Attack:
+        return rotation_translation(max_degrees=degrees_per_pixel * radius, max_pixels=radius, **options)
+
+    return Suite(
+        {
+            "worst-of-10": partial(make, grid=None, num_draws=10),
+            "grid": partial(make, grid=(31, 5, 5)),
+        }
+    )
 
 
-def _ratio(classes: int) -> Literal["dlr", "margin"]:
-    return "dlr" if classes >= 4 else "margin"  # three would do for the untargeted ratio alone
+def _small_rotations(radius: Any, grid: tuple[int, int, int]) -> Attack:
+    return rotation_translation(grid=grid, max_component=radius, boundary="edge")
+
+
+quick = Suite(
+    {
+        "random": lambda radius: random_fields(ball=linf(radius), num_fields=10),
+        "pgd": lambda radius: pgd(ball=linf(radius), num_steps=20, keep="any"),
+    }
+)
+"""Takes seconds on small models: ten random fields, then 20 gradient steps. For a look during training."""
+
+standard = Suite(
+    {
+        "random": lambda radius: random_fields(ball=linf(radius), num_fields=50),
+        "pgd": lambda radius: pgd(ball=linf(radius), num_steps=50, restarts=2, keep="any"),
+        "apgd-ce": lambda radius: apgd(ball=linf(radius), num_steps=100),
+        "apgd-dlr": lambda radius: apgd(ball=linf(radius), num_steps=100, loss="dlr"),
+        "rotation-translation": partial(_small_rotations, grid=(5, 5, 5)),
+        "square": lambda radius: square(ball=linf(radius), num_queries=500),
+    }
+)
+"""The least that a published robust accuracy should rest on: random fields, multi-step from zero and from random
+starts, APGD on two losses, small rotations with translations, and Square."""
+
+full = Suite(
+    {
+        "random": lambda radius: random_fields(ball=linf(radius), num_fields=200),
+        "pgd": lambda radius: pgd(ball=linf(radius), num_steps=100, restarts=5, keep="any"),
+        "apgd-ce": lambda radius: apgd(ball=linf(radius), num_steps=100, restarts=5),
+        "apgd-dlr": lambda radius: apgd(ball=linf(radius), num_steps=100, loss="dlr", restarts=5),
+        "apgd-targeted": lambda radius: apgd(ball=linf(radius), loss="dlr", num_targets=9),
+        "adef": lambda radius: adef(max_norm=radius, candidates=1),
+        "stadv": lambda radius: stadv(ball=linf(radius), num_evaluations=200, keep="any"),
+        "elastic": lambda radius: elastic(radius, num_steps=100, restarts=2),
+        "rotation-translation": partial(_small_rotations, grid=(31, 5, 5)),
+        "square": lambda radius: square(ball=linf(radius), num_queries=5000),
+        "spsa": lambda radius: spsa(ball=linf(radius), num_steps=20, num_samples=50),
+        "nes": lambda radius: nes(ball=linf(radius), num_steps=20, num_samples=50),
+    }
+)
+"""`standard` with more of everything, and every other kind of attack: APGD towards up to nine other classes, ADef,
+stAdv within the radius (needs Optax), elastic fields, a denser grid, 5000 queries of Square, SPSA and NES."""
+
+spatial = rotations_and_translations()
+"""The worst of ten random rotations and translations, then the paper's whole grid, with 10 degrees per pixel."""
+
+SUITES = {"quick": quick, "standard": standard, "full": full, "spatial": spatial}

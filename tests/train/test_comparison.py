@@ -103,6 +103,13 @@ def test_the_first_images_may_be_unreadable_but_not_all(capsys, tmp_path, no_att
         restored.open_sources([other], trained)
 
 
+def test_network_and_test_images_may_be_values_of_ones_own(tmp_path):
+    folder = write_run(tmp_path / "run")
+    test = data.load(str(tmp_path / "run.npz"), split="test")
+    given, known = restored.open_run(folder, model=Plain(2), test=test), restored.open_run(folder)
+    np.testing.assert_array_equal(given.logits_fn(given.images), known.logits_fn(known.images))
+
+
 def test_the_next_best_checkpoint_takes_the_place_of_a_damaged_best(capsys, tmp_path):
     folder = write_run(tmp_path / "run", accuracies=(0.9, 0.8, 0.3), select="best")
     assert restored.open_run(folder).step == 1

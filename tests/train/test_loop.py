@@ -196,5 +196,5 @@ def test_method_network_and_data_may_be_values_of_ones_own(tmp_path, data_dir):
     fit(config, tmp_path / "run", resume=True, **options)
     stored = runs.load_config(tmp_path / "run")
     assert (stored.method.title, stored.model.given) == ("inverted", "Linear")
-    with pytest.raises(ConfigError, match="the images .* of this run come from a script"):
+    with pytest.raises(ConfigError, match=r"the images .* of this run come from a script"):
         open_run(tmp_path / "run")

@@ -56,11 +56,11 @@ def run(arguments: list[str]) -> int:
         raise ConfigError("evaluate needs at least one run folder, for example runs/mnist5k-flow")
     if not all(low < high for low, high in pairwise(options.radii)):
         raise ConfigError(f"--radii must be increasing, got {' '.join(map(str, options.radii))}")
-    evaluate(options)
+    compare(options)
     return 0
 
 
-def evaluate(options: Evaluate) -> None:
+def compare(options: Evaluate) -> None:
     """Evaluates runs, writes their reports and, of several, the comparison, and prints the tables."""
     trained = open_runs(options.runs, data_dir=options.data_dir, examples=options.examples)
     radius = trained[0].config.evaluation.radius if options.radius is None else options.radius

@@ -1,0 +1,84 @@
+"""The diagnosis of a model: the red flags that need model passes of their own."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+
+from deformreg.attacks.attack import Attack, Examples, row_keys
+from deformreg.evaluation.flags.flag import Flag, raised
+from deformreg.evaluation.flags.outputs import OUTPUT_CALLS, OUTPUT_FLAGS, observe_outputs
+from deformreg.evaluation.flags.responses import (
+    RESPONSE_CALLS,
+    RESPONSE_FLAGS,
+    Observe,
+    compile_responses,
+    half_side,
+)
+from deformreg.evaluation.rows import HostArray
+from deformreg.evaluation.suites import Suite
+from deformreg.perturbations import Perturbation, flow
+
+
+class Diagnosis(Protocol):
+    """A function that looks for red flags in a model.
+
+    `images` (float[n, h, w, c], 128 by convention) and `labels` (int[n]) are a few examples; `radius` is the suite's.
+    It returns the flags and the number of model calls.
+    """
+
+    def __call__(
+        self, logits_fn: Partial, images: HostArray, labels: HostArray, *, radius: Any, key: jax.Array
+    ) -> tuple[tuple[Flag, ...], int]: ...
+
+
+def compile_diagnosis(suite: Suite) -> Diagnosis:
+    """Compiles a diagnosis once, for models and budgets that are diagnosed again and again.
+
+    Args:
+        suite: the diagnosis examines the family of the gradient attack with the largest budget, in the largest cube
+            inside its ball; a flow of up to one pixel if there is none.
+
+    Returns:
+        The diagnosis.
+    """
+
+    def family(name: str | None, radius: Any) -> Perturbation:
+        if name is None:
+            return flow()
+        bounded = suite.member(name, radius).perturbation
+        return bounded.unbounded or bounded  # larger budgets than its bound are tried
+
+    @cache
+    def observe(name: str | None) -> Observe:
+        return compile_responses(lambda radius: family(name, radius))
+
+    def diagnose(
+        logits_fn: Partial, images: HostArray, labels: HostArray, *, radius: Any, key: jax.Array
+    ) -> tuple[tuple[Flag, ...], int]:
+        seen = observe_outputs(logits_fn, images)
+        flags, calls = raised(OUTPUT_FLAGS, seen), OUTPUT_CALLS * len(images)
+        correct = (seen.logits.argmax(axis=1) == labels) & np.isfinite(seen.logits).all(axis=1)
+        if not correct.any():
+            return flags, calls
+        # Padded by repetition, so that every model of a comparison is examined in one shape.
+        chosen = np.resize(np.flatnonzero(correct), len(images))
+        counted = np.arange(len(images)) < correct.sum()
+        keys = row_keys(key, jnp.arange(len(images)))
+        rows = Examples(jnp.asarray(images[chosen]), jnp.asarray(labels[chosen]), keys)
+        name, size = _examined(suite(radius), images)
+        felt = observe(name)(radius, logits_fn, rows, counted, size, key)
+        return (*flags, *raised(RESPONSE_FLAGS, felt)), calls + RESPONSE_CALLS * len(images)
+
+    return diagnose
+
+
+def _examined(attacks: list[Attack], images: HostArray) -> tuple[str | None, float]:
+    """The name of the attack with the largest cube inside its ball, and half the cube's side; one pixel if none has."""
+    size, name = max(((half_side(attack, images), attack.name) for attack in attacks), key=lambda entry: entry[0])
+    return (name, size) if size > 0 else (None, 1.0)
