@@ -1,1 +1,1 @@
-"""What things cost: ``python -m benchmarks``. Comparisons are ratios inside one run, taken in turn."""
+"""What things cost, ``python -m benchmarks``: ratios within one run, with candidates timed in turn."""

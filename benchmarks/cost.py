@@ -1,85 +1,49 @@
-"""One training step, per method: time, FLOPs, memory, as ratios to the standard step in the same run."""
+"""One training step per method: time, FLOPs and memory, as ratios to the standard step of the same run."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from dataclasses import replace
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax import Array
 
-import deformreg
 from benchmarks import harness
-from deformreg.losses import cross_entropy
-from train.config import Config, Method, Model, Optimizer
+from benchmarks.options import Case, Networks, Timed
+from benchmarks.rows import Rows
+from train.data import Augmentation
+from train.errors import ConfigError, one_line
+from train.methods import CLEAN, AnyMethod, Method
+from train.methods.adversarial import Adversarial, Deformation
+from train.methods.gradient import FlowGradient, FlowGradientDeformation, InputGradient
+from train.methods.penalties import FiniteDifference
+from train.methods.spatial import Spatial
+from train.methods.standard import Standard
 from train.models import create_model
-from train.optimizers import make_optimizer
-from train.steps import State, init_state, make_step
+from train.optimizers import Sgd
+from train.state import init_state
+from train.step import Step, make_step
 
 PIXELS, FLOW = 8 / 255, 0.155
-WEIGHT = 4.4
+WEIGHT = 4.4  # the released code's 300 at 32x32 and 128 images
 
-Forward = Callable[[Array, Array], tuple[Array, Any]]
-
-
-class Recipe(NamedTuple):
-    """A method that the trainer does not have.
-
-    Attributes:
-        objective: ``(forward, images, labels, key) -> (loss, batch statistics)``, where ``forward(images, labels)``
-            gives the losses on the batch's statistics and the updated running ones.
-        passes: forward passes' worth of work per step.
-        trips: of a loop in it, whose body XLA counts once.
-    """
-
-    objective: Callable[[Forward, Array, Array, Array], tuple[Array, Any]]
-    passes: float
-    trips: int = 1
-
-
-def _worst_rotation(forward: Forward, images: Array, labels: Array, key: Array) -> tuple[Array, Any]:
-    """Each example as that one of ten random rotations and translations that the network likes least."""
-    family = deformreg.affine(parameters=("rotation", "dy", "dx"), boundary="zeros")
-    limits = jnp.array([math.radians(30), 3.0, 3.0])
-    draws = limits * jax.random.uniform(key, (10, len(images), 3), minval=-1.0)
-    losses = jax.lax.map(lambda params: forward(family.apply(params, images), labels)[0], draws)
-    worst = jnp.take_along_axis(draws, jnp.argmax(losses, axis=0)[None, :, None], axis=0)[0]
-    losses, statistics = forward(jax.lax.stop_gradient(family.apply(worst, images)), labels)
-    return jnp.mean(losses), statistics
-
-
-def _on_a_quarter(forward: Forward, images: Array, labels: Array, key: Array) -> tuple[Array, Any]:
-    """The flow penalty on the first quarter of the batch, the plain loss on the rest."""
-    del key
-    count = max(1, len(images) // 4)
-    penalties, (first, _) = deformreg.gradient_penalty(
-        lambda some: forward(some, labels[:count]), images[:count], has_aux=True
-    )
-    rest, statistics = forward(images[count:], labels[count:])
-    return (jnp.sum(first) + jnp.sum(rest)) / len(images) + WEIGHT * jnp.mean(penalties), statistics
-
-
-METHODS: dict[str, Method | Recipe] = {
-    "standard": Method(),
-    "input-gradient": Method(name="input-gradient", weight=0.1),
-    "flow-gradient": Method(name="flow-gradient", weight=WEIGHT),
-    "flow-gradient, finite difference": Method(name="flow-gradient", weight=WEIGHT, penalty="finite-difference"),
-    "flow-gradient, every 4th step": Method(name="flow-gradient", weight=WEIGHT, every=4),
-    "flow-gradient, a quarter of the batch": Recipe(_on_a_quarter, 3.75),
-    "adversarial, 1 step": Method(name="adversarial", radius=PIXELS, steps=1),  # random start: "fast"
-    "adversarial, 7 steps": Method(name="adversarial", radius=PIXELS, steps=7),
-    "adversarial, 10 steps": Method(name="adversarial", radius=PIXELS, steps=10),
-    "deformation, 1 step": Method(name="deformation", radius=FLOW, steps=1),
-    "deformation, 7 steps": Method(name="deformation", radius=FLOW, steps=7),
-    "flow-gradient + deformation, 7 steps": Method(
-        name="flow-gradient+deformation", weight=WEIGHT, radius=FLOW, steps=7
-    ),
-    "worst of 10 rotations": Recipe(_worst_rotation, 13.0, trips=10),
+METHODS: dict[str, AnyMethod] = {
+    "standard": Standard(),
+    "input-gradient": InputGradient(weight=0.1),
+    "flow-gradient": FlowGradient(weight=WEIGHT),
+    "flow-gradient, finite difference": FlowGradient(weight=WEIGHT, rule=FiniteDifference()),
+    "flow-gradient, every 4th step": FlowGradient(weight=WEIGHT, every=4),
+    "flow-gradient, a quarter of the batch": FlowGradient(weight=WEIGHT, share=0.25),
+    "adversarial, 1 step": Adversarial(radius=PIXELS, steps=1),  # from a random start: "fast" adversarial training
+    "adversarial, 7 steps": Adversarial(radius=PIXELS, steps=7),
+    "adversarial, 10 steps": Adversarial(radius=PIXELS, steps=10),
+    "deformation, 1 step": Deformation(radius=FLOW, steps=1),
+    "deformation, 7 steps": Deformation(radius=FLOW, steps=7),
+    "flow-gradient + deformation, 7 steps": FlowGradientDeformation(weight=WEIGHT, radius=FLOW, steps=7),
+    "worst of 10 rotations": Spatial(radius=3.0, degrees=30.0, draws=10),
 }
 QUICK = (
     "standard",
@@ -90,156 +54,125 @@ QUICK = (
 )
 
 
-def measure(
-    *,
-    model: str = "vgg-11",
-    batch_size: int = 128,
-    image_size: int = 32,
-    dtype: str = "float32",
-    methods: tuple[str, ...] | None = None,
-    rounds: int = 7,
-    quick: bool = False,
-) -> list[dict[str, Any]]:
-    """Times every method's training step on random images.
+@dataclass(frozen=True, kw_only=True)
+class Options(Networks, Timed):
+    """Times one training step per method on random images, all methods in turn."""
 
-    Args:
-        model: of `train.models`, full width, batch norm.
-        batch_size: images per step, on one device.
-        image_size: side in pixels.
-        dtype: of the network's arithmetic.
-        methods: of `METHODS`, the standard one among them; None for all.
-        rounds: timed rounds; every round runs every method once (those of every 4th step: four times).
-        quick: the main five methods unless `methods` says otherwise, within minutes.
+    quick: bool = False
+    """Five methods unless --methods chooses others, for at most two minutes."""
+    methods: tuple[str, ...] = ()
+    """Only these, and the standard one, for example "flow-gradient, every 4th step"; a wrong name lists all."""
 
-    Returns:
-        A row per method. The FLOPs of attacks are XLA's count with the loop's body multiplied by its trips.
+
+def run(options: Options) -> Rows:
+    """A row per case and method.
+
+    `model_passes` is the method's own statement, `flops` the count by XLA.
 
     Raises:
-        ValueError: an unknown method or model.
+        ConfigError: an unknown method, or images too small for a network.
     """
-    names = methods or (QUICK if quick else tuple(METHODS))
-    unknown = [name for name in names if name not in METHODS]
-    if unknown:
-        raise ValueError(f"there is no method {unknown[0]!r}: {', '.join(METHODS)}")
-    names = tuple(dict.fromkeys(("standard", *names)))
-    steps = {name: TrainingStep(METHODS[name], model, batch_size, image_size, dtype) for name in names}
-    samples = harness.interleave(
-        {name: step.run for name, step in steps.items()},
-        rounds=rounds,
-        budget_seconds=120 if quick else None,
-    )
+    names = options.methods or (QUICK if options.quick else tuple(METHODS))
+    methods = {name: find(name) for name in ("standard", *names)}
+    return [row for case in options.cases() for row in _measure(case, methods, options)]
+
+
+def find(name: str) -> AnyMethod:
+    """The method of that name in `METHODS`; raises `ConfigError` if there is none."""
+    if name not in METHODS:
+        raise ConfigError(f"there is no method {name!r}: {'; '.join(METHODS)}")
+    return METHODS[name]
+
+
+def _measure(case: Case, methods: dict[str, AnyMethod], options: Options) -> Rows:
+    steps = {name: TrainingStep(method, case) for name, method in methods.items()}
+    candidates = {name: step.run for name, step in steps.items()}
+    samples = harness.interleave(candidates, rounds=options.rounds, budget_seconds=120 if options.quick else None)
     for name, step in steps.items():
-        samples[name] = [value / step.period for value in samples[name]]
-    standard = steps["standard"]
+        samples[name] = [value / step.method.every for value in samples[name]]
+    flops, memory = {name: step.flops() for name, step in steps.items()}, steps["standard"].temporary_bytes
     return [
         {
             "method": name,
-            "model": model,
-            "batch_size": batch_size,
-            "image_size": image_size,
-            "dtype": dtype,
-            **harness.summary(samples[name]),
-            "ratio_to_standard": harness.ratio(samples, name, "standard")["ratio"],
-            "ratio_quartiles": harness.ratio(samples, name, "standard")["ratio_quartiles"],
-            "examples_per_second": 1e3 * batch_size / harness.summary(samples[name])["milliseconds"],
-            "model_passes": passes(METHODS[name]),
-            "flops": step.flops,
-            "flops_ratio": step.flops / standard.flops,
+            **case._asdict(),
+            **harness.compared(samples, name, "standard", "ratio_to_standard"),
+            "examples_per_second": 1e3 * case.batch_size / harness.summary(samples[name])["milliseconds"],
+            "model_passes": step.method.passes,
+            "flops": flops[name],
+            "flops_ratio": flops[name] / flops["standard"],
             "temporary_bytes": step.temporary_bytes,
-            "temporary_ratio": step.temporary_bytes / standard.temporary_bytes,
+            "temporary_ratio": step.temporary_bytes / memory,
             "compile_seconds": step.compile_seconds,
         }
         for name, step in steps.items()
     ]
 
 
-def passes(method: Method | Recipe) -> float:
-    """What a step costs in forward passes: a backward pass to the activations is one, the weight gradients one."""
-    if isinstance(method, Recipe):
-        return method.passes
-    attack = 2 * method.steps if method.radius else 0
-    if "gradient" not in method.name:
-        return 3 + attack
-    penalized = 6 if method.penalty == "exact" else 8
-    return attack + (penalized + 3 * (method.every - 1)) / method.every
+def make_training_step(method: Method, model: nn.Module) -> tuple[Step, optax.GradientTransformation]:
+    """The step of a method with plain SGD, without augmentation; and the optimizer."""
+    optimizer, rate = Sgd().make(1e-4), optax.constant_schedule(1e-4)
+    return make_step(method, model, optimizer, rate=rate, augmentation=Augmentation()), optimizer
 
 
 class TrainingStep:
-    """A compiled training step with its state; `run` takes `period` of them and waits."""
+    """A compiled training step with its state, on one batch of random images.
 
-    def __init__(
-        self, method: Method | Recipe, name: str, batch_size: int, image_size: int, dtype: str = "float32"
-    ) -> None:
-        self.config = Config(
-            model=Model(name=name, dtype=dtype),  # type: ignore[arg-type]
-            optimizer=Optimizer(learning_rate=1e-4),
-        )
-        self.model = create_model(name, num_classes=10, dtype=jnp.dtype(dtype))
-        self.optimizer = make_optimizer(self.config.optimizer, self.config.optimizer.learning_rate)
-        self.state = init_state(self.model, self.optimizer, (image_size, image_size, 3), 0)
+    Attributes:
+        method: what is trained.
+        state: of the training; every step moves it on.
+        temporary_bytes: the step's peak memory, without arguments and results.
+        compile_seconds: what compiling took.
+    """
+
+    def __init__(self, config: AnyMethod, case: Case) -> None:
+        self.config, self.method = config, config.make()
+        self.model = create_model(case.model, num_classes=10, dtype=jnp.dtype(case.dtype))
+        step, optimizer = make_training_step(self.method, self.model)
+        shape = (case.image_size, case.image_size, 3)
+        try:
+            self.state = init_state(self.model, optimizer, shape, 0)
+        except ValueError as error:
+            raise ConfigError(f"{case.model} cannot take --image-size {case.image_size}: {one_line(error)}") from error
         rng = np.random.default_rng(0)
         batch = {
-            "image": rng.integers(0, 256, (batch_size, image_size, image_size, 3), np.uint8),
-            "label": rng.integers(0, 10, batch_size, np.int32),
-            "position": np.arange(batch_size, dtype=np.int32),
+            "image": rng.integers(0, 256, (case.batch_size, *shape), np.uint8),
+            "label": rng.integers(0, 10, case.batch_size, np.int32),
+            "position": np.arange(case.batch_size, dtype=np.int32),
         }
         self.batch = jax.device_put(batch)
-        self.period = method.every if isinstance(method, Method) else 1
-        self.executable, self.compile_seconds = harness.compiled(
-            self._step(method), self.state, self.batch, donate_argnums=0
-        )
+        self.executable, self.compile_seconds = harness.compiled(step, self.state, self.batch, donate_argnums=0)
         self.temporary_bytes = harness.temporary_bytes(self.executable)
-        self.flops = self._flops(method)
-
-    def _step(self, method: Method | Recipe) -> Callable[..., Any]:
-        if isinstance(method, Method):
-            return make_step(replace(self.config, method=method), self.model, self.optimizer)
-        return _recipe_step(method, self.model, self.optimizer)
-
-    def _flops(self, method: Method | Recipe) -> float:
-        """XLA's count; it takes a loop's body once, so the difference that the body makes is multiplied."""
-
-        def count(method: Method) -> float:
-            return harness.flops(harness.compiled(self._step(method), self.state, self.batch)[0])
-
-        counted = harness.flops(self.executable)
-        if isinstance(method, Recipe):
-            return counted if method.trips == 1 else counted + (method.trips - 1) * (counted - count(Method()))
-        if method.every > 1:
-            # Both branches of the condition are counted; the mean over a period is what a run pays.
-            penalized, plain = count(replace(method, every=1)), count(Method())
-            return (penalized + (method.every - 1) * plain) / method.every
-        if method.penalty == "finite-difference":
-            return counted + count(Method())  # a loop of two passes, each like a standard step's
-        if method.steps > 1 and method.radius:
-            trained = replace(method, name="standard") if "gradient" not in method.name else replace(method, radius=0.0)
-            return counted + (method.steps - 1) * (counted - count(trained))
-        return counted
 
     def run(self) -> None:
-        for _ in range(self.period):
+        """Takes as many steps as the method's period has, and waits for the last one."""
+        metrics: Any = None
+        for _ in range(self.method.every):
             self.state, metrics = self.executable(self.state, self.batch)
         jax.block_until_ready((self.state, metrics))
 
+    def flops(self) -> float:
+        """XLA's count for a step, the mean over the method's period, with every turn of a loop counted."""
+        counts = {self.method: harness.flops(self.executable)}
 
-def _recipe_step(recipe: Recipe, model: Any, optimizer: optax.GradientTransformation) -> Callable[..., Any]:
-    """``(state, batch) -> (state, metrics)`` of a recipe, as `train.steps.make_step` gives it for a method."""
+        def count(method: Method) -> float:
+            if method not in counts:
+                step, _ = make_training_step(method, self.model)
+                counts[method] = harness.flops(harness.compiled(step, self.state, self.batch)[0])
+            return counts[method]
 
-    def step(state: State, batch: dict[str, Array]) -> tuple[State, dict[str, Array]]:
-        images = batch["image"].astype(jnp.float32) / 255
-        key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+        # XLA counts the body of a loop once, and of a condition both branches: each part is counted by itself.
+        always = self.method._replace(every=1)
+        on_clean = always._replace(inputs=CLEAN)
+        attack = turns(self.config) * (count(always) - count(on_clean))
+        penalized, others = count(on_clean), self.method.every - 1
+        if isinstance(getattr(self.config, "rule", None), FiniteDifference):
+            penalized += count(Standard().make())  # its loop has two turns, each with the passes of a standard step
+        plain = count(Standard().make()) if others else 0.0
+        return attack + (penalized + others * plain) / self.method.every
 
-        def total(params: Any) -> tuple[Array, Any]:
-            def forward(images: Array, labels: Array) -> tuple[Array, Any]:
-                variables = {"params": params, "batch_stats": state.batch_stats}
-                logits, updated = model.apply(variables, images, train=True, mutable=["batch_stats"])
-                return cross_entropy(logits, labels), updated["batch_stats"]
 
-            return recipe.objective(forward, images, batch["label"], key)
-
-        (loss, statistics), gradients = jax.value_and_grad(total, has_aux=True)(state.params)
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        return State(state.step + 1, params, statistics, opt_state, state.key), {"loss": loss}
-
-    return step
+def turns(config: AnyMethod) -> int:
+    """How many turns the loop takes that makes a method's images; 1 where there is no loop."""
+    if isinstance(config, Spatial):
+        return config.draws
+    return config.steps if isinstance(config, Adversarial | Deformation | FlowGradientDeformation) else 1

@@ -1,22 +1,18 @@
-"""Timing that can be trusted on a noisy machine: candidates in turn, medians of paired ratios, compilation apart."""
+"""Timing on a noisy machine: candidates in turn, medians of paired ratios, compilation apart; and XLA's own counts."""
 
 from __future__ import annotations
 
 import re
 import statistics
-import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from tqdm import tqdm
-
-from train.runs import environment, write_json
 
 Samples = dict[str, list[float]]
 
@@ -24,16 +20,16 @@ Samples = dict[str, list[float]]
 def interleave(
     candidates: Mapping[str, Callable[[], Any]], *, rounds: int, budget_seconds: float | None = None
 ) -> Samples:
-    """Times candidates in turn, A B A B: drift of the machine's speed hits all alike.
+    """Times candidates in turn, A B A B, so that drift of the machine's speed affects all of them alike.
 
     Args:
-        candidates: functions of nothing that do one unit of work and wait for it; a returned number is taken for the
-            milliseconds that the candidate measured itself.
-        rounds: timed rounds after two that are not counted.
-        budget_seconds: stop after the round in which this time is used up, three rounds at least.
+        candidates: functions without arguments that do one unit of work and wait for it. One that returns a float has
+            measured itself, in milliseconds.
+        rounds: timed rounds, after two that are not counted.
+        budget_seconds: stop after the round in which this time is used up, but not before three rounds.
 
     Returns:
-        Milliseconds by candidate, one a round.
+        Milliseconds by candidate, one per round.
     """
     samples: Samples = {name: [] for name in candidates}
     began = time.perf_counter()
@@ -53,9 +49,10 @@ def interleave(
 
 
 def repeated(function: Callable[..., Any], *arguments: Any, seconds: float = 0.02) -> Callable[[], float]:
-    """A candidate for `interleave` that is short: as many calls in a row as take `seconds`, timed as one.
+    """A candidate for `interleave` from a short function: as many calls in a row as take `seconds`, timed as one.
 
-    An accelerator is waited for once, after the last call; a CPU after each, since it would run several at a time.
+    It waits for an accelerator once, after the last call, but for a CPU after each call, because a CPU would run
+    several calls at a time.
     """
 
     def total(count: int) -> float:
@@ -74,7 +71,7 @@ def repeated(function: Callable[..., Any], *arguments: Any, seconds: float = 0.0
 
 
 def copy(size: int) -> Callable[[], float]:
-    """A candidate that reads and writes `size` bytes in place: what the memory can do, without new pages."""
+    """A candidate that reads and writes `size` bytes in place: the memory's bandwidth, without page faults."""
     increment = jax.jit(lambda values: values + 1, donate_argnums=0)
     values = jax.block_until_ready(increment(jnp.zeros(size // 4)))
 
@@ -90,7 +87,7 @@ def copy(size: int) -> Callable[[], float]:
 
 
 def summary(samples: list[float]) -> dict[str, Any]:
-    """Median and quartiles of milliseconds, and how many there were."""
+    """Median and quartiles of milliseconds, and their number."""
     low, middle, high = quartiles(samples)
     return {"milliseconds": middle, "quartiles": [low, high], "repeats": len(samples)}
 
@@ -101,7 +98,14 @@ def ratio(samples: Samples, name: str, reference: str) -> dict[str, Any]:
     return {"ratio": middle, "ratio_quartiles": [low, high]}
 
 
+def compared(samples: Samples, name: str, reference: str, ratio_name: str = "ratio_to_ours") -> dict[str, Any]:
+    """A candidate's milliseconds, and their ratio to those of another, as entries of a row."""
+    found = ratio(samples, name, reference)
+    return {**summary(samples[name]), ratio_name: found["ratio"], "ratio_quartiles": found["ratio_quartiles"]}
+
+
 def quartiles(values: list[float]) -> tuple[float, float, float]:
+    """Lower quartile, median, upper quartile."""
     if len(values) < 2:
         return values[0], values[0], values[0]
     low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
@@ -109,67 +113,23 @@ def quartiles(values: list[float]) -> tuple[float, float, float]:
 
 
 def compiled(function: Callable[..., Any], *arguments: Any, **options: Any) -> tuple[Any, float]:
-    """Compiles ahead of time: the executable, and the seconds it took."""
+    """Compiles ahead of time; returns the executable and the seconds that compiling took."""
     start = time.perf_counter()
     executable = jax.jit(function, **options).lower(*arguments).compile()
     return executable, time.perf_counter() - start
 
 
 def flops(executable: Any) -> float:
-    """XLA's own count; bodies of loops are counted once."""
+    """XLA's own count, in which the body of a loop counts once."""
     analysis = executable.cost_analysis()
     return float((analysis[0] if isinstance(analysis, list) else analysis)["flops"])
 
 
 def temporary_bytes(executable: Any) -> int:
-    """Peak temporary memory of an executable, arguments and results not counted."""
+    """Peak temporary memory of an executable, without arguments and results."""
     return int(executable.memory_analysis().temp_size_in_bytes)
 
 
 def operations(program: str) -> Counter[str]:
-    """How often each operation stands in the text of a compiled program."""
+    """How often each operation occurs in the text of a compiled program."""
     return Counter(re.findall(r"= (?:\([^=]*?\)|\S+) ([a-z][a-z0-9-]*)\(", program))
-
-
-def setting(command: list[str]) -> dict[str, Any]:
-    """What must stand beside a figure: command, commit, versions, hardware; no paths of the machine."""
-    command = [Path(word).name if Path(word).is_absolute() else word for word in command]
-    return {"command": "python -m benchmarks " + " ".join(command), "commit": commit(), **environment()}
-
-
-def write(path: Path, command: list[str], rows: list[dict[str, Any]]) -> None:
-    """Writes rows with their setting as JSON."""
-    write_json(path, {"environment": setting(command), "rows": rows})
-
-
-def table(rows: list[dict[str, Any]]) -> str:
-    """Rows as a Markdown table, without the columns that are lists or the same everywhere."""
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    columns = [
-        name
-        for name in names
-        if not any(isinstance(row.get(name), list) for row in rows)
-        and (len(rows) == 1 or len({row.get(name) for row in rows}) > 1 or name == "method")
-    ]
-    lines = [columns, ["--"] * len(columns), *([_cell(row.get(name, "")) for name in columns] for row in rows)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.3g}" if abs(value) < 10 else f"{value:.0f}"
-    return str(value)
-
-
-def commit() -> str | None:
-    """The checkout's commit, marked where more than figures and texts has changed; None outside a checkout."""
-
-    def git(*words: str) -> str:
-        command = ["git", "-C", str(Path(__file__).parents[1]), *words]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!docs", ":!benchmarks/results")
-        return git("describe", "--always", "--abbrev=12") + ("-dirty" if changed else "")
-    except (OSError, subprocess.CalledProcessError):
-        return None

@@ -1,59 +1,63 @@
-"""Whether the input keeps up: a preset's training steps fed by its own data, against the same steps on one batch."""
+"""Whether the input keeps up: a preset's training steps on its own data, against the same steps on one batch."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
 
 from benchmarks import harness
+from benchmarks.options import Several, Timed
+from benchmarks.rows import Rows
 from train import parallel, presets
-from train.loop import Task, device_batches, prepare
+from train.config import Config
+from train.data import Source
+from train.loop import device_batches
+from train.task import prepare
 
 AHEAD = 6
-"""Batches that the input of decoded sets may hold ready, read and on the device: a block is four times as long, unless
+"""Batches that the input may hold ready, read and on the device; a block is at least four times as long, unless
 `quick`."""
 
 
-def measure(
-    names: tuple[str, ...] = ("mnist5k-standard", "digits-standard"),
-    *,
-    data_dir: str | None = None,
-    rounds: int = 7,
-    quick: bool = False,
-) -> list[dict[str, Any]]:
-    """Times blocks of training steps in turn: with batches from the input, with one batch again and again.
+@dataclass(frozen=True, kw_only=True)
+class Options(Timed):
+    """Times blocks of training steps in turn: with batches from the input, and with one batch again and again."""
 
-    Args:
-        names: presets.
-        data_dir: of prepared data sets, for the presets that need one.
-        rounds: timed rounds.
-        quick: at most a minute a preset, with shorter blocks where a step takes long.
+    quick: bool = False
+    """At most a minute per preset, with shorter blocks if a step takes long."""
+    preset: Several[str] = ("mnist5k-standard", "digits-standard")
+    """Presets of `python -m train presets`."""
+    data_dir: str | None = None
+    """Folder of prepared data sets, for the CIFAR-10 presets."""
 
-    Returns:
-        A row per preset. `milliseconds` are those of one step with the input, `share_of_constant` is the steps a
-        second with it over those without, `batch_milliseconds` what the input alone takes for a batch that nobody
-        is training on, on CPUs without the handing over, which is part of a step.
+
+def run(options: Options) -> Rows:
+    """A row per preset.
+
+    `milliseconds` are those of a step with the input, `share_of_constant` its speed relative to steps on one batch,
+    `batch_milliseconds` the time of a batch from the input alone (on CPUs without handing it over, which is part of a
+    step).
 
     Raises:
         ConfigError: an unknown preset.
         DataError: its data cannot be used.
     """
-    return [_row(name, data_dir, rounds, quick) for name in names]
+    return [_measure(name, options) for name in options.preset]
 
 
-def _row(name: str, data_dir: str | None, rounds: int, quick: bool) -> dict[str, Any]:
+def _measure(name: str, options: Options) -> dict[str, Any]:
     config = presets.find(name).config
-    config = replace(config, data=replace(config.data, data_dir=data_dir or config.data.data_dir))
+    config = replace(config, data=replace(config.data, data_dir=options.data_dir or config.data.data_dir))
     engine = parallel.make_engine(config.parallel, batch_size=config.batch_size)
     task = prepare(config)
-    step = engine.compile(task.network.step)
-    batches = device_batches(config, task, engine, 0)
-    # There already, whatever steps are fed.
-    constant = next(device_batches(config, task, engine._replace(feed=engine.put_batch), 0))
+    source, step = task.splits.train, engine.compile(task.step)
+    batches = device_batches(config, source, engine, 0)
+    # This batch is on the devices already, whatever the engine feeds to a step.
+    constant = next(device_batches(config, source, engine._replace(feed=engine.put_batch), 0))
     state = engine.put_state(task.network.init())
 
     def steps(count: int, give: Callable[[], Any]) -> float:
@@ -66,30 +70,31 @@ def _row(name: str, data_dir: str | None, rounds: int, quick: bool) -> dict[str,
 
     steps(2, lambda: constant)
     single = steps(2, lambda: constant)
-    count = max(2 if quick else 4 * AHEAD, min(round(500 / single), 50 * AHEAD))
+    count = max(2 if options.quick else 4 * AHEAD, min(round(500 / single), 50 * AHEAD))
     samples = harness.interleave(
         {
             "input": lambda: steps(count, lambda: next(batches)),
             "constant": lambda: steps(count, lambda: constant),
-            "batch": lambda: _alone(task, config, engine, count),
+            "batch": lambda: _batch_alone(config, source, engine, count),
         },
-        rounds=rounds,
-        budget_seconds=60 if quick else None,
+        rounds=options.rounds,
+        budget_seconds=60 if options.quick else None,
     )
+    share = harness.ratio(samples, "constant", "input")
     return {
         "preset": name,
         "batch_size": config.batch_size,
         "steps_in_a_block": count,
         **harness.summary(samples["input"]),
-        "share_of_constant": harness.ratio(samples, "constant", "input")["ratio"],
-        "share_quartiles": harness.ratio(samples, "constant", "input")["ratio_quartiles"],
+        "share_of_constant": share["ratio"],
+        "share_quartiles": share["ratio_quartiles"],
         "batch_milliseconds": harness.summary(samples["batch"])["milliseconds"],
     }
 
 
-def _alone(task: Task, config: Any, engine: parallel.Engine, count: int) -> float:
-    """Milliseconds of a batch without training, beyond those that are read ahead."""
-    batches: Iterator[Any] = device_batches(config, task, engine, 0)
+def _batch_alone(config: Config, source: Source, engine: parallel.Engine, count: int) -> float:
+    """Milliseconds of a batch without training, after those that are read ahead."""
+    batches: Iterator[Any] = device_batches(config, source, engine, 0)
     for _ in range(AHEAD):
         batch = next(batches)
     start = time.perf_counter()

@@ -1,15 +1,15 @@
-"""The warp and its derivatives against other samplers and against the memory's bandwidth, on the same cores, in turn.
+"""The warp and its derivatives against other samplers and against the memory's bandwidth.
 
-Four kernels: the warp alone; the warp with the gradient of its flow, as an attack needs it; with the gradient of its
-images; and the second order, the gradient of the squared flow gradient with respect to the images and to the incoming
-gradient, which is what double backpropagation through a warp needs. The flows are smooth, below one pixel or of
-several.
+There are four kernels: the warp alone; the warp with the gradient of its flow, which an attack needs; the warp with
+the gradient of its images; and the second order, the gradient of the squared flow gradient with respect to the images
+and the incoming gradient, which double backpropagation through a warp needs.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -21,20 +21,50 @@ from jax import Array
 import deformreg
 from benchmarks import harness
 from benchmarks.attacks import loss_function
-from benchmarks.torch_peer import TorchPeer, torch_peer
+from benchmarks.options import Several, Timed, WithTorch
+from benchmarks.rows import Rows
+from benchmarks.torch_peer import optional_peer
+from train.errors import ConfigError
 
-SHAPES = ((128, 32, 32, 3), (16, 224, 224, 3), (4, 512, 512, 1))
+SHAPES = ("128x32x32x3", "16x224x224x3", "4x512x512x1")
 FLOWS = {"below one pixel": 0.9, "several pixels": 4.0}
 KERNELS = ("forward", "flow gradient", "image gradient", "second order")
-COPIED = 2**27
+COPIED = 2**27  # bytes that the copy reads, and writes
+
+Shape = tuple[int, int, int, int]
 Sampler = Callable[[Array, Array], Array]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Options(WithTorch, Timed):
+    """Times every kernel of every sampler on smooth flows, below one pixel and of several, and a copy beside each."""
+
+    quick: bool = False
+    """At most six seconds per kernel, and for large flows only the first two kernels."""
+    shape: Several[str] = SHAPES
+    """Shapes of the images. Other ones than the default leave out the warp's share of an attack's step."""
+
+
+def run(options: Options) -> Rows:
+    """A row per kernel, implementation, shape and flow.
+
+    `bandwidth_fraction` is the rate of the bytes that must move, relative to the rate at which 128 MiB are read and
+    written in place in the same rounds.
+
+    Raises:
+        UserError: there is no PyTorch in the interpreter that was named for it.
+    """
+    shapes = [_shape(text) for text in options.shape]
+    rows = [row for shape in shapes for flow_name in FLOWS for row in _measure(shape, flow_name, options)]
+    return [*rows, attack_share(options)] if options.shape == SHAPES else rows
+
+
 def samplers(largest: float) -> dict[str, Sampler]:
-    """Functions ``(images, flow) -> images`` by implementation: ours, and what else JAX users have.
+    """Functions ``(images, flow) -> images`` by implementation: ours, and others for JAX.
 
     Args:
-        largest: the flow's longest component in pixels; where `deformreg.warp` can use that promise it comes twice.
+        largest: the flow's largest component in pixels. Below 2, `deformreg.warp` comes a second time with that bound
+            promised.
     """
     found: dict[str, Sampler] = {"deformreg": deformreg.warp, "map_coordinates": _map_coordinates}
     if largest < 2:
@@ -51,7 +81,8 @@ def samplers(largest: float) -> dict[str, Sampler]:
 
 def _map_coordinates(images: Array, flow: Array) -> Array:
     def sample(image: Array, positions: Array) -> Array:
-        return jax.scipy.ndimage.map_coordinates(image, list(positions), order=1, mode="nearest")
+        sampled: Array = jax.scipy.ndimage.map_coordinates(image, list(positions), order=1, mode="nearest")
+        return sampled
 
     return _per_channel(sample, images, flow)
 
@@ -86,8 +117,8 @@ def kernel(name: str, sampler: Sampler) -> Callable[[Array, Array, Array], Any]:
     }[name]
 
 
-def moved_bytes(name: str, shape: tuple[int, int, int, int]) -> int:
-    """Bytes a kernel cannot do without, in float32: every argument read once, every result written once."""
+def moved_bytes(name: str, shape: Shape) -> int:
+    """Bytes that a kernel must move in float32: every argument is read once, every result written once."""
     images, flow = 4 * int(np.prod(shape)), 4 * int(np.prod(shape[:3])) * 2
     return {
         "forward": 2 * images + flow,
@@ -97,8 +128,8 @@ def moved_bytes(name: str, shape: tuple[int, int, int, int]) -> int:
     }[name]
 
 
-def example(shape: tuple[int, int, int, int], largest: float) -> tuple[Array, Array, Array]:
-    """Random images, a smooth flow of components up to `largest` pixels, and a gradient that comes in."""
+def example(shape: Shape, largest: float) -> tuple[Array, Array, Array]:
+    """Random images, a smooth flow of components up to `largest` pixels, and an incoming gradient."""
     keys = jax.random.split(jax.random.key(0), 3)
     count, height, width, _ = shape
     coarse = jax.random.uniform(keys[1], (count, -(-height // 8), -(-width // 8), 2), minval=-largest, maxval=largest)
@@ -106,89 +137,57 @@ def example(shape: tuple[int, int, int, int], largest: float) -> tuple[Array, Ar
     return jax.random.uniform(keys[0], shape), flow, jax.random.normal(keys[2], shape)
 
 
-def measure(
-    *, rounds: int = 7, quick: bool = False, torch_python: str | None = None, shapes: tuple[Any, ...] = SHAPES
-) -> list[dict[str, Any]]:
-    """Times every kernel of every implementation, and a copy beside each.
+def _shape(text: str) -> Shape:
+    """``"16x224x224x3"`` as sizes."""
+    sizes = tuple(int(size) for size in text.split("x") if size.isdecimal())
+    if len(sizes) != 4 or not all(1 <= size <= 10**5 for size in sizes):
+        raise ConfigError(f"--shape must be four sizes as in 16x224x224x3, got {text}")
+    return sizes[0], sizes[1], sizes[2], sizes[3]
 
-    Args:
-        rounds: timed rounds; every round runs every implementation.
-        quick: fewer rounds where time is short; the second order and the image gradient for small flows only.
-        torch_python: an interpreter with PyTorch, for ``grid_sample``; None leaves it out.
-        shapes: of the images; other ones than the usual leave out the share of an attack's step.
 
-    Returns:
-        A row per kernel, implementation, shape and flow. `bandwidth_fraction` is the bytes that must move over the
-        time, as a fraction of what reading and writing 128 MiB in place reaches in the same rounds.
-
-    Raises:
-        PeerError: PyTorch is not there.
-    """
-    rows = []
-    for shape in shapes:
-        for flow_name, largest in FLOWS.items():
-            arguments = example(shape, largest)
-            short = quick and flow_name != "below one pixel"
-            with _grid_sample(torch_python, shape, largest) as peer:
-                for name in KERNELS[:2] if short else KERNELS:
-                    samples = _time(name, arguments, largest, peer, rounds=rounds, quick=quick)
-                    rows += _rows(name, shape, flow_name, samples)
-    if shapes == SHAPES:
-        rows.append(attack_share(rounds=rounds, quick=quick))
+def _measure(shape: Shape, flow_name: str, options: Options) -> Rows:
+    largest = FLOWS[flow_name]
+    arguments, rows = example(shape, largest), []
+    with optional_peer(options.torch_python, "torch_kernels.py", _words(shape, largest)) as peer:
+        for name in KERNELS[:2] if options.quick and largest > 1 else KERNELS:
+            candidates: dict[str, Callable[[], float]] = {
+                implementation: harness.repeated(jax.jit(kernel(name, sampler)), *arguments)
+                for implementation, sampler in samplers(largest).items()
+            }
+            if peer is not None and name != "second order":  # grid_sample has no second derivative
+                candidates["grid_sample (PyTorch)"] = partial(peer, name)
+            candidates["copy"] = harness.copy(COPIED)
+            samples = harness.interleave(candidates, rounds=options.rounds, budget_seconds=6 if options.quick else None)
+            rows += _rows(name, shape, flow_name, samples)
     return rows
 
 
-@contextlib.contextmanager
-def _grid_sample(python: str | None, shape: tuple[int, ...], largest: float) -> Iterator[TorchPeer | None]:
-    if python is None:
-        yield None
-        return
-    words = ["--shape", *map(str, shape), "--largest", str(largest)]
-    with torch_peer(python, "torch_kernels.py", words) as peer:
-        yield peer
+def _words(shape: Shape, largest: float) -> list[str]:
+    return ["--shape", *map(str, shape), "--largest", str(largest)]
 
 
-def _time(
-    name: str,
-    arguments: tuple[Array, Array, Array],
-    largest: float,
-    peer: TorchPeer | None,
-    *,
-    rounds: int,
-    quick: bool,
-) -> harness.Samples:
-    candidates: dict[str, Callable[[], float]] = {
-        implementation: harness.repeated(jax.jit(kernel(name, sampler)), *arguments)
-        for implementation, sampler in samplers(largest).items()
-    }
-    if peer is not None and name != "second order":  # grid_sample has no second derivative
-        candidates["grid_sample (PyTorch)"] = lambda: peer(name)
-    candidates["copy"] = harness.copy(COPIED)
-    return harness.interleave(candidates, rounds=rounds, budget_seconds=6 if quick else None)
+def _rows(name: str, shape: Shape, flow_name: str, samples: harness.Samples) -> Rows:
+    copied_per_millisecond = 2 * COPIED / harness.summary(samples.pop("copy"))["milliseconds"]
+    rows = []
+    for implementation in samples:
+        found = harness.compared(samples, implementation, "deformreg")
+        rows.append(
+            {
+                "kernel": name,
+                "implementation": implementation,
+                "shape": "x".join(map(str, shape)),
+                "flow": flow_name,
+                **found,
+                "bandwidth_fraction": moved_bytes(name, shape) / found["milliseconds"] / copied_per_millisecond,
+                "copy_gigabytes_per_second": copied_per_millisecond / 1e6,
+            }
+        )
+    return rows
 
 
-def _rows(name: str, shape: Any, flow_name: str, samples: harness.Samples) -> list[dict[str, Any]]:
-    copy_bandwidth = 2 * COPIED / harness.summary(samples["copy"])["milliseconds"]
-    return [
-        {
-            "kernel": name,
-            "implementation": implementation,
-            "shape": "x".join(map(str, shape)),
-            "flow": flow_name,
-            **harness.summary(values),
-            "ratio_to_ours": harness.ratio(samples, implementation, "deformreg")["ratio"],
-            "ratio_quartiles": harness.ratio(samples, implementation, "deformreg")["ratio_quartiles"],
-            "bandwidth_fraction": moved_bytes(name, shape) / harness.summary(values)["milliseconds"] / copy_bandwidth,
-            "copy_gigabytes_per_second": copy_bandwidth / 1e6,
-        }
-        for implementation, values in samples.items()
-        if implementation != "copy"
-    ]
-
-
-def attack_share(*, rounds: int, quick: bool, model: str = "vgg-11", batch_size: int = 128) -> dict[str, Any]:
-    """How much of a step of the multi-step attack is the warp: one row."""
-    num_steps = 2 if quick else 10
+def attack_share(options: Options, *, model: str = "vgg-11", batch_size: int = 128) -> dict[str, Any]:
+    """A row that says how much of a step of the multi-step attack is the warp."""
+    num_steps = 2 if options.quick else 10
     images, flow, incoming = example((batch_size, 32, 32, 3), 0.155)
     loss_fn = loss_function(model, batch_size)
     attack = jax.jit(
@@ -199,8 +198,8 @@ def attack_share(*, rounds: int, quick: bool, model: str = "vgg-11", batch_size:
             "attack": harness.repeated(attack, images),
             "warp": harness.repeated(jax.jit(kernel("flow gradient", deformreg.warp)), images, flow, incoming),
         },
-        rounds=rounds,
-        budget_seconds=30 if quick else None,
+        rounds=options.rounds,
+        budget_seconds=30 if options.quick else None,
     )
     samples["attack"] = [value / num_steps for value in samples["attack"]]
     return {

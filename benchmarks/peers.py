@@ -3,60 +3,53 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from dataclasses import dataclass
 
 from benchmarks import harness
 from benchmarks.cost import METHODS, TrainingStep
+from benchmarks.options import Case, Networks, Timed
+from benchmarks.rows import Rows
 from benchmarks.torch_peer import torch_peer
 
 
-def measure(
-    *,
-    model: str = "vgg-11",
-    batch_size: int = 128,
-    image_size: int = 32,
-    dtype: str = "float32",
-    rounds: int = 7,
-    quick: bool = False,
-    torch_python: str = sys.executable,
-) -> list[dict[str, Any]]:
-    """Times our standard and flow-gradient steps against PyTorch's.
+@dataclass(frozen=True, kw_only=True)
+class Options(Networks, Timed):
+    """Times the standard and the flow-gradient step against the same in PyTorch, which computes in float32."""
 
-    Args:
-        model: a VGG.
-        batch_size: images per step.
-        image_size: side in pixels.
-        dtype: of our network's arithmetic; PyTorch's is float32 in any case.
-        rounds: timed rounds; every round runs every candidate once.
-        quick: at most two minutes a method.
-        torch_python: an interpreter with PyTorch.
+    quick: bool = False
+    """At most two minutes per method."""
+    torch_python: str = sys.executable
+    """An interpreter with PyTorch."""
 
-    Returns:
-        A row per implementation and method.
+
+def run(options: Options) -> Rows:
+    """A row per case, method and implementation.
 
     Raises:
-        PeerError: PyTorch is not there.
+        UserError: there is no PyTorch, or its script does not know the network.
     """
-    rows = []
-    for method in ("standard", "flow-gradient"):
-        words = ["--server", "--method", method, "--model", model]
-        words += ["--batch-size", str(batch_size), "--image-size", str(image_size)]
-        with torch_peer(torch_python, "torch_fgr.py", words) as theirs:
-            ours = TrainingStep(METHODS[method], model, batch_size, image_size, dtype)
-            samples = harness.interleave(
-                {"deformreg": ours.run, "pytorch": theirs}, rounds=rounds, budget_seconds=110 if quick else None
-            )
-        rows += [
-            {
-                "implementation": name,
-                "method": method,
-                "model": model,
-                "batch_size": batch_size,
-                "dtype": dtype if name == "deformreg" else "float32",
-                **harness.summary(samples[name]),
-                "ratio_to_ours": harness.ratio(samples, name, "deformreg")["ratio"],
-                "ratio_quartiles": harness.ratio(samples, name, "deformreg")["ratio_quartiles"],
-            }
-            for name in samples
-        ]
-    return rows
+    methods = ("standard", "flow-gradient")
+    return [row for case in options.cases() for method in methods for row in _measure(case, method, options)]
+
+
+def _measure(case: Case, method: str, options: Options) -> Rows:
+    words = ["--server", "--method", method, "--model", case.model]
+    words += ["--batch-size", str(case.batch_size), "--image-size", str(case.image_size)]
+    with torch_peer(options.torch_python, "torch_fgr.py", words) as theirs:
+        ours = TrainingStep(METHODS[method], case)
+        samples = harness.interleave(
+            {"deformreg": ours.run, "pytorch": theirs},
+            rounds=options.rounds,
+            budget_seconds=110 if options.quick else None,
+        )
+    return [
+        {
+            "implementation": name,
+            "method": method,
+            "model": case.model,
+            "batch_size": case.batch_size,
+            "dtype": case.dtype if name == "deformreg" else "float32",
+            **harness.compared(samples, name, "deformreg"),
+        }
+        for name in samples
+    ]

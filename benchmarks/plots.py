@@ -1,13 +1,13 @@
-"""The plots of ``docs/benchmarks.md``, from the JSON files."""
+"""The plots of ``docs/benchmarks.md``, drawn from rows."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Callable
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks import report
+from benchmarks.rows import Rows
 
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#0969da", "#bc4c00", "#1a7f37", "#8250df", "#6e7781"
 IMPLEMENTATIONS = {
@@ -19,24 +19,8 @@ IMPLEMENTATIONS = {
 }
 
 
-def draw(results: Path, output: Path) -> list[Path]:
-    """Draws what there is a file for, and returns the pictures' paths."""
-    plots = {
-        "cost": ("cost-cpu.json", _cost),
-        "kernels": ("kernels-cpu.json", _kernels),
-        "robustness": ("robustness-cpu.json", _robustness),
-    }
-    paths = []
-    for name, (file, plot) in plots.items():
-        if (results / file).is_file():
-            path = output / f"benchmarks-{name}.png"
-            plot(report.read(results / file)["rows"]).savefig(path, dpi=150)
-            paths.append(path)
-    return paths
-
-
-def _cost(rows: report.Rows) -> Figure:
-    """Time of a step as bars, XLA's FLOPs as ticks."""
+def cost(rows: Rows) -> Figure:
+    """Time of a step as bars, XLA's FLOPs as ticks, both relative to the standard step."""
     rows = sorted(rows, key=lambda row: -row["ratio_to_standard"])
     figure = Figure(figsize=(7, 0.34 * len(rows) + 1), layout="constrained")
     axes = figure.add_subplot()
@@ -48,14 +32,14 @@ def _cost(rows: report.Rows) -> Figure:
     for place, row in enumerate(rows):
         end = max(row["ratio_to_standard"], row["flops_ratio"])
         axes.annotate(f"{row['ratio_to_standard']:.2f}", (end, place), (4, 0), textcoords="offset points", va="center")
-    axes.set_xlabel(f"time of a training step, to the standard one ({rows[0]['model']}, n={rows[0]['batch_size']})")
+    axes.set_xlabel(f"time of a training step, relative to standard ({rows[0]['model']}, n={rows[0]['batch_size']})")
     axes.set_xlim(0, 1.12 * max(max(row["ratio_to_standard"], row["flops_ratio"]) for row in rows))
     axes.legend(loc="upper right", frameon=False)
     _plain(axes)
     return figure
 
 
-def _kernels(rows: report.Rows) -> Figure:
+def kernels(rows: Rows) -> Figure:
     """Milliseconds of every implementation, a panel for each shape, flows below one pixel."""
     rows = [row for row in rows if row.get("flow") == "below one pixel" and "bandwidth_fraction" in row]
     shapes = list(dict.fromkeys(row["shape"] for row in rows))
@@ -80,14 +64,14 @@ def _kernels(rows: report.Rows) -> Figure:
     return figure
 
 
-def _copy_time(rows: report.Rows, shape: str, kernel: str) -> float:
+def _copy_time(rows: Rows, shape: str, kernel: str) -> float:
     row = next(row for row in rows if row["shape"] == shape and row["kernel"] == kernel)
     time: float = row["bandwidth_fraction"] * row["milliseconds"]
     return time
 
 
-def _robustness(rows: report.Rows) -> Figure:
-    """Accuracy under attack against the time of a training step; numbered points, as their names would overlap."""
+def robustness(rows: Rows) -> Figure:
+    """Accuracy under attack against the time of a training step; points are numbered because names would overlap."""
     figure = Figure(figsize=(8, 3.8), layout="constrained")
     axes = figure.add_subplot()
     for number, row in enumerate(sorted(rows, key=lambda row: -row["robust_accuracy"]), start=1):
@@ -96,7 +80,7 @@ def _robustness(rows: report.Rows) -> Figure:
         label = f"{number}  {row['method']} ({100 * row['clean_accuracy']:.1f})"
         axes.plot(*place, "o", color=color, markersize=14, label=label)
         axes.annotate(str(number), place, color="white", fontsize=8, ha="center", va="center_baseline")
-    axes.set_xlabel("time of a training step, to the standard one")
+    axes.set_xlabel("time of a training step, relative to standard")
     axes.set_ylabel(f"accuracy in %, deformed by at most {rows[0]['radius_pixels']:g} px")
     axes.set_xlim(left=0)
     axes.set_ylim(bottom=-4)
@@ -109,3 +93,11 @@ def _robustness(rows: report.Rows) -> Figure:
 
 def _plain(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
+
+
+PLOTS: dict[str, tuple[str, Callable[[Rows], Figure]]] = {
+    "benchmarks-cost.png": ("cost-cpu.json", cost),
+    "benchmarks-kernels.png": ("kernels-cpu.json", kernels),
+    "benchmarks-robustness.png": ("robustness-cpu.json", robustness),
+}
+"""What each picture is drawn from, and how."""

@@ -1,8 +1,8 @@
-"""Training steps compiled for TPU pods on a host that has none: what a chip computes, moves, keeps and sends.
+"""Training steps compiled for TPU pods on a host without TPUs: what a chip computes, moves, stores and sends.
 
-The ``libtpu`` wheel compiles the real program of any topology it knows. Its own estimate of the time is unusable, so
-the times here are rooflines: the larger of the arithmetic over the chip's peak and of the bytes over its memory's
-bandwidth, which no program can beat and few reach; communication is added in full, as if nothing overlapped.
+The ``libtpu`` wheel compiles the real program for any topology it knows. Its own estimate of the time is unusable, so
+the times here are rooflines, lower bounds that few programs reach: the arithmetic at the chip's peak or the bytes at
+its memory's bandwidth, whichever takes longer. Communication is added in full, as if nothing overlapped.
 
 References:
     Google Cloud, "TPU v5e", "TPU v6e" and "TPU7x (Ironwood)" documentation, 2025: peaks, memory and interconnect.
@@ -12,28 +12,77 @@ References:
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
-from dataclasses import replace
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from annotated_types import Interval
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from tqdm import tqdm
 
 from benchmarks import harness
-from benchmarks.cost import METHODS
-from train.config import Config, Model
+from benchmarks.cost import find, make_training_step
+from benchmarks.options import BatchSize, Case, Networks, Several, Written
+from benchmarks.rows import Rows
+from train.config import ModelName
+from train.errors import ConfigError
+from train.methods import CLEAN, AnyMethod
+from train.methods.penalties import FiniteDifference
+from train.methods.standard import Standard
 from train.models import create_model
-from train.optimizers import make_optimizer
 from train.parallel import AXIS
-from train.steps import init_state, make_step
+from train.state import init_state
 
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
-COMPARED = ("standard", "flow-gradient", "flow-gradient, finite difference")
+
+NormName = Literal["batch", "group"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(Networks, Written):
+    """Compiles whole training steps for TPU topologies and states what a chip does in one of them."""
+
+    topology: Several[str] = ("v5e:2x2", "v5e:4x4", "v5e:16x16", "v6e:4x4")
+    """Topologies by libtpu's names, of v5e and v6e chips."""
+    model: Several[ModelName] = ("vgg-16", "resnet-18")
+    """Networks."""
+    batch_size: Several[BatchSize] = (128,)
+    """Images per chip."""
+    norm: Several[NormName] = ("batch",)
+    """Normalization: over the whole batch, or group normalization."""
+    methods: Several[str] = ("standard", "flow-gradient", "flow-gradient, finite difference")
+    """Methods of `cost` without an attack."""
+    effort: Annotated[float, Interval(ge=-1, le=1)] = 0.0
+    """The compiler's optimization effort. At -1 compiling takes a quarter of the time; FLOPs and communication come
+    out the same, bytes and memory only roughly."""
+    fit: bool = False
+    """Also search for the largest batch per chip that the compiler fits into the chip's memory."""
+
+
+def run(options: Options) -> Rows:
+    """A row per topology, network and method.
+
+    Raises:
+        ConfigError: a topology is not available, or a method is unknown or attacks.
+    """
+    jax.config.update("jax_platforms", "cpu")  # otherwise libtpu looks for a TPU
+    methods = {name: find(name) for name in options.methods}
+    for name, method in methods.items():
+        if method.make().inputs != CLEAN:
+            raise ConfigError(f"pods cannot count the loop of an attack: leave out {name!r}")
+    targets = [
+        Target(topology, norm, case, options.effort)
+        for topology, norm, case in itertools.product(options.topology, options.norm, options.cases())
+    ]
+    cases = list(itertools.product(targets, methods.items()))
+    progress = tqdm(cases, desc="compiling", disable=None, leave=False)
+    return [_measure(target, name, method, options.fit) for target, (name, method) in progress]
 
 
 class Chip(NamedTuple):
@@ -58,39 +107,58 @@ CHIPS = {
 }
 
 
-class PodError(ValueError):
-    """Nothing can be compiled for that topology; the message is one line with the remedy."""
-
-
 def topology_devices(name: str) -> list[Any]:
     """The devices of a topology such as ``"v5e:4x4"``.
 
     Raises:
-        PodError: the ``libtpu`` wheel is missing or does not know the topology.
+        ConfigError: the ``libtpu`` wheel is missing or does not know the topology, or its chip is not in `CHIPS`.
     """
     from jax.experimental import topologies
 
-    # There is no chip to share or to ask: several processes may compile at once, and nobody need be queried.
+    # Without a chip there is nothing to lock and no metadata server to query.
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "true")
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     try:
+        CHIPS[name.split(":")[0]]
         return list(topologies.get_topology_desc(platform="tpu", topology_name=name).devices)
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise PodError(
+        raise ConfigError(
             f"topology {name} is not available ({reason[:120]}): pods needs the libtpu wheel that this jax asks for, "
             "`pip install -e .[pods]`, and a topology it knows, such as v5e:2x2"
         ) from error
+
+
+class Target(NamedTuple):
+    """What a step is compiled for.
+
+    Attributes:
+        topology: for example ``"v5e:4x4"``.
+        norm: the network's normalization.
+        case: network and images per chip.
+        effort: of the compiler, in [-1, 1].
+        width: of the network.
+    """
+
+    topology: str
+    norm: NormName
+    case: Case
+    effort: float = 0.0
+    width: float = 1.0
+
+    @property
+    def chip(self) -> Chip:
+        return CHIPS[self.topology.split(":")[0]]
 
 
 class Compiled(NamedTuple):
     """A compiled step of a topology.
 
     Attributes:
-        devices: how many chips.
+        devices: the number of chips.
         parameters: bytes of the network's parameters.
         executable: the compiled program.
-        seconds: that compiling took.
+        seconds: what compiling took.
     """
 
     devices: int
@@ -99,38 +167,24 @@ class Compiled(NamedTuple):
     seconds: float
 
 
-def compile_step(
-    topology: str, method: str, model: Model, *, batch_size: int, image_size: int = 32, effort: float = 0.0
-) -> Compiled:
+def compile_step(method: AnyMethod, target: Target) -> Compiled:
     """Compiles a whole training step, sharded over the batch.
 
-    Args:
-        topology: for example ``"v5e:4x4"``.
-        method: of `benchmarks.cost.METHODS`, one without an attack.
-        model: the network's options.
-        batch_size: images per chip.
-        image_size: side in pixels.
-        effort: of the compiler's optimization, in [-1, 1]. At -1 it takes a quarter of the time; FLOPs and
-            communication come out the same, bytes and memory only roughly.
-
     Raises:
-        PodError: the topology is not available.
+        ConfigError: the topology is not available.
     """
-    devices = topology_devices(topology)
-    config = replace(Config(), model=model, method=METHODS[method])
+    devices, case = topology_devices(target.topology), target.case
     network = create_model(
-        model.name,
+        case.model,
         num_classes=10,
-        width=model.width,
-        norm=model.norm,
-        dtype=jnp.dtype(model.dtype),
-        implementation="lax",  # "auto" would see this host
-        remat=model.remat,
+        width=target.width,
+        norm=target.norm,
+        dtype=jnp.dtype(case.dtype),
+        implementation="lax",  # "auto" would choose for this host
     )
-    optimizer = make_optimizer(config.optimizer, config.optimizer.learning_rate)
-    shape = (image_size, image_size, 3)
+    step, optimizer = make_training_step(method.make(), network)
+    shape, count = (case.image_size, case.image_size, 3), case.batch_size * len(devices)
     state = jax.eval_shape(lambda: init_state(network, optimizer, shape, 0))
-    count = batch_size * len(devices)
     batch = {
         "image": jax.ShapeDtypeStruct((count, *shape), jnp.uint8),
         "label": jax.ShapeDtypeStruct((count,), jnp.int32),
@@ -138,17 +192,11 @@ def compile_step(
     }
     mesh = Mesh(np.array(devices), (AXIS,), axis_types=(AxisType.Auto,))
     whole, divided = NamedSharding(mesh, P()), NamedSharding(mesh, P(AXIS))
-    previous = jax.config.jax_exec_time_optimization_effort
-    jax.config.update("jax_exec_time_optimization_effort", effort)
+    options = {"in_shardings": (whole, divided), "out_shardings": whole, "donate_argnums": 0}
+    previous = jax.config.jax_exec_time_optimization_effort  # type: ignore[attr-defined]
+    jax.config.update("jax_exec_time_optimization_effort", target.effort)
     try:
-        executable, seconds = harness.compiled(
-            make_step(config, network, optimizer),
-            state,
-            batch,
-            in_shardings=(whole, divided),
-            out_shardings=whole,
-            donate_argnums=0,
-        )
+        executable, seconds = harness.compiled(step, state, batch, **options)
     finally:
         jax.config.update("jax_exec_time_optimization_effort", previous)
     parameters = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state.params))
@@ -156,11 +204,11 @@ def compile_step(
 
 
 def collectives(program: str, *, trips: int = 1) -> list[tuple[str, int]]:
-    """The collective operations that a compiled program runs, each with the bytes of its results.
+    """The collective operations of a compiled program, each with the bytes of its results.
 
     Args:
         program: its text.
-        trips: how often its loops turn; what is in the body of one counts as often.
+        trips: turns of its loops; operations in the body of a loop count as often.
     """
     found, bodies, computation = [], set(), ""
     for line in program.splitlines():
@@ -178,86 +226,37 @@ def _bytes(kind: str, sizes: str) -> int:
     return width * int(np.prod([int(size) for size in sizes.split(",") if size], dtype=np.int64))
 
 
-def measure(
-    *,
-    topologies: tuple[str, ...] = ("v5e:2x2", "v5e:4x4", "v5e:16x16", "v6e:4x4"),
-    models: tuple[str, ...] = ("vgg-16", "resnet-18"),
-    methods: tuple[str, ...] = COMPARED,
-    batch_size: int = 128,
-    image_size: int = 32,
-    dtype: str = "bfloat16",
-    norm: str = "batch",
-    effort: float = 0.0,
-    fit: bool = False,
-    quick: bool = False,
-) -> list[dict[str, Any]]:
-    """Compiles the steps of every topology, model and method.
-
-    Args:
-        topologies: by the names that libtpu knows them.
-        models: networks.
-        methods: of `benchmarks.cost.METHODS`, without attacks.
-        batch_size: images per chip.
-        image_size: side in pixels.
-        dtype: of the network's arithmetic.
-        norm: ``"batch"`` (statistics over the whole batch) or ``"group"``.
-        effort: of the compiler's optimization, see `compile_step`.
-        fit: also search the largest batch per chip that the compiler fits into the chip's memory.
-        quick: the smallest topology, VGG-11, the least effort.
-
-    Returns:
-        A row per topology, model and method.
-
-    Raises:
-        PodError: a topology is not available.
-    """
-    if quick:
-        topologies, models, effort = topologies[:1], ("vgg-11",), -1.0
-    cases = [(topology, model, method) for topology in topologies for model in models for method in methods]
-    rows: list[dict[str, Any]] = []
-    for topology, name, method in tqdm(cases, desc="compiling", disable=None, leave=False):
-        model = Model(name=name, dtype=dtype, norm=norm)  # type: ignore[arg-type]
-        compiled = compile_step(topology, method, model, batch_size=batch_size, image_size=image_size, effort=effort)
-        chip = CHIPS[topology.split(":")[0]]
-        plain = None
-        if method == "flow-gradient, finite difference":  # a loop of two passes, each a standard step's
-            plain = compile_step(
-                topology, "standard", model, batch_size=batch_size, image_size=image_size, effort=effort
-            )
-        row = {
-            "topology": topology,
-            "model": name,
-            "method": method,
-            "norm": norm,
-            "dtype": dtype,
-            "batch_size_per_chip": batch_size,
-            "image_size": image_size,
-            "effort": effort,
-            **describe(compiled, chip, plain),
-        }
-        row["largest_batch_estimate"] = estimate_largest_batch(row, chip)
-        if fit:
-            row["largest_batch"] = largest_batch(
-                topology, method, model, image_size=image_size, effort=effort, start=row["largest_batch_estimate"]
-            )
-        rows.append(row)
-    return rows
-
-
-def estimate_largest_batch(row: dict[str, Any], chip: Chip) -> int:
-    """The batch per chip whose temporary memory, in proportion, would fill what the arguments leave of the chip's."""
-    free = chip.memory - row["argument_bytes"]
-    return int(free / row["temporary_bytes"] * row["batch_size_per_chip"])
+def _measure(target: Target, name: str, method: AnyMethod, fit: bool) -> dict[str, Any]:
+    compiled, plain = compile_step(method, target), None
+    if isinstance(getattr(method, "rule", None), FiniteDifference):
+        plain = compile_step(Standard(), target)  # its loop has two turns, each with the passes of a standard step
+    row = {
+        "topology": target.topology,
+        "model": target.case.model,
+        "method": name,
+        "norm": target.norm,
+        "dtype": target.case.dtype,
+        "batch_size_per_chip": target.case.batch_size,
+        "image_size": target.case.image_size,
+        "effort": target.effort,
+        **describe(compiled, target.chip, plain),
+    }
+    # The batch whose temporary memory, in proportion, fills what the arguments leave of the chip's.
+    free = target.chip.memory - row["argument_bytes"]
+    row["largest_batch_estimate"] = int(free / row["temporary_bytes"] * target.case.batch_size)
+    if fit:
+        row["largest_batch"] = largest_batch(method, target, start=row["largest_batch_estimate"])
+    return row
 
 
 def describe(compiled: Compiled, chip: Chip, loop_body: Compiled | None = None) -> dict[str, Any]:
-    """What one chip does in a step, and how long it takes at least.
+    """What one chip does in a step, and how long that takes at least.
 
     Args:
         compiled: the step.
         chip: what it runs on.
-        loop_body: a step that does as much as one turn of the loop in `compiled`, of two turns; the compiler's counts
-            take the body once.
+        loop_body: for a step with a loop of two turns, one that does as much as one turn: the compiler counts the body
+            once.
     """
     executable = compiled.executable
     memory = executable.memory_analysis()
@@ -267,7 +266,7 @@ def describe(compiled: Compiled, chip: Chip, loop_body: Compiled | None = None) 
     sent = collectives(program, trips=1 if loop_body is None else 2)
     sent_bytes = sum(size for _, size in sent)
     compute, movement = flops / chip.flops, moved / chip.memory_bandwidth
-    # A ring sends every byte nearly twice: once to be summed, once to be spread.
+    # A ring sends every byte nearly twice: once for the sum, once to distribute it.
     communication = 2 * (compiled.devices - 1) / compiled.devices * sent_bytes / chip.link_bandwidth
     operations = harness.operations(program)
     return {
@@ -289,17 +288,15 @@ def describe(compiled: Compiled, chip: Chip, loop_body: Compiled | None = None) 
     }
 
 
-def largest_batch(
-    topology: str, method: str, model: Model, *, image_size: int = 32, effort: float = 0.0, start: int = 4096
-) -> int:
-    """The largest batch per chip that the compiler fits into the chip's memory, to an eighth, searched from `start`.
+def largest_batch(method: AnyMethod, target: Target, *, start: int) -> int:
+    """The largest batch per chip that the compiler fits into the chip's memory, to an eighth of `start`.
 
     The compiler recomputes activations of its own accord before it refuses.
     """
 
     def fits(batch_size: int) -> bool:
         try:
-            compile_step(topology, method, model, batch_size=batch_size, image_size=image_size, effort=effort)
+            compile_step(method, target._replace(case=target.case._replace(batch_size=batch_size)))
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise

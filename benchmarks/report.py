@@ -1,28 +1,27 @@
-"""Tables and plots from the JSON files of a folder: ``python -m benchmarks report``.
+"""Writes the tables and plots of a document from JSON files.
 
-A document names its tables in comments, and the lines between such a comment and the next ``<!-- end -->`` are
-replaced::
+The document names its tables in comments; the lines between such a comment and the next ``<!-- end -->`` are replaced::
 
     <!-- table cost-cpu.json: method, ratio_to_standard -->
-    <!-- pivot kernels-cpu.json: kernel, shape | implementation | ratio_to_ours -->
     <!-- setting cost-cpu.json -->
     <!-- plot benchmarks-cost.png: what it shows -->
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from train.runs import write_json, write_text
+from benchmarks.plots import PLOTS
+from benchmarks.rows import Rows, markdown, read
+from train.errors import ConfigError
+from train.files import write_text
 
-Rows = list[dict[str, Any]]
-
-DOCUMENT = "benchmarks.md"
-BLOCK = re.compile(r"<!-- (table|pivot|setting|plot) ([\w.-]+)(?:: ([^>]*?))? -->\n.*?<!-- end -->", re.DOTALL)
+RESULTS, DOCUMENT = Path(__file__).with_name("results"), "benchmarks.md"
+BLOCK = re.compile(r"<!-- (table|setting|plot) ([\w.-]+)(?:: ([^>]*?))? -->\n.*?<!-- end -->", re.DOTALL)
 
 TITLES = {
     "milliseconds": "ms",
@@ -50,88 +49,73 @@ TITLES = {
     "clean_accuracy": "clean",
     "robust_accuracy": "robust",
 }
-FORMATS: dict[str, Callable[[Any], str]] = {
+PERCENT = (
+    "standing",
+    "share_of_calls",
+    "share_of_time",
+    "share_of_constant",
+    "warp_share",
+    "weak_scaling",
+    "clean_accuracy",
+    "robust_accuracy",
+)
+FORMATS: dict[str, Callable[[float], str]] = {
     "flops": lambda value: f"{value / 1e9:.0f}",
     "hbm_bytes": lambda value: f"{value / 1e9:.2f}",
     "temporary_bytes": lambda value: f"{value / 1e6:.0f}",
     "collective_bytes": lambda value: f"{value / 1e6:.1f}",
+    **dict.fromkeys(PERCENT, lambda value: f"{100 * value:.1f} %"),
     "bandwidth_fraction": lambda value: f"{100 * value:.0f} %",
-    "standing": lambda value: f"{100 * value:.1f} %",
-    "share_of_calls": lambda value: f"{100 * value:.1f} %",
-    "share_of_time": lambda value: f"{100 * value:.1f} %",
-    "share_of_constant": lambda value: f"{100 * value:.1f} %",
-    "warp_share": lambda value: f"{100 * value:.1f} %",
-    "weak_scaling": lambda value: f"{100 * value:.1f} %",
-    "clean_accuracy": lambda value: f"{100 * value:.1f} %",
-    "robust_accuracy": lambda value: f"{100 * value:.1f} %",
 }
 
 
-class ReportError(ValueError):
-    """A report cannot be made; the message is one line with the culprit."""
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Replaces the tables of benchmarks.md by those of JSON files, and draws the plots beside it."""
+
+    results: Path = RESULTS
+    """Folder of the JSON files."""
+    output: Path = Path("docs")
+    """Folder of benchmarks.md."""
 
 
-def write(results: Path, output: Path) -> str:
-    """Replaces the tables of the document in `output` and draws the plots beside it.
-
-    Args:
-        results: folder of JSON files.
-        output: folder of ``benchmarks.md``.
-
-    Returns:
-        What was written, a line each.
+def run(options: Options) -> str:
+    """Writes document and plots; returns their paths, one a line.
 
     Raises:
-        ReportError: the document is not there, or a file that it names is not a benchmark's or lacks a column.
+        ConfigError: there is no document, or a file that it names is not a benchmark's or lacks a column.
     """
-    from benchmarks import plots
-
-    document = output / DOCUMENT
+    document = options.output / DOCUMENT
     if not document.is_file():
-        raise ReportError(f"there is no {document}: --output names the folder that holds it")
-    drawn = plots.draw(results, output)
+        raise ConfigError(f"there is no {document}: --output names the folder that holds it")
+    lines = [f"tables: {document}"]
+    for name, (file, plot) in PLOTS.items():
+        if (options.results / file).is_file():
+            plot(read(options.results / file)["rows"]).savefig(options.output / name, dpi=150)
+            lines.append(f"plot: {options.output / name}")
     text = document.read_text(encoding="utf-8")
-    write_text(document, BLOCK.sub(lambda block: _filled(block, results, output), text))
-    return "\n".join([f"tables: {document}", *(f"plot: {path}" for path in drawn)])
-
-
-def read(path: Path) -> dict[str, Any]:
-    """A benchmark's JSON file.
-
-    Raises:
-        ReportError: it is not there or not such a file.
-    """
-    try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        content["rows"][0]
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise ReportError(f"{path} is not a benchmark's JSON file: {error}") from error
-    return content
+    write_text(document, BLOCK.sub(lambda block: _filled(block, options.results, options.output), text))
+    return "\n".join(lines)
 
 
 def _filled(block: re.Match[str], results: Path, output: Path) -> str:
     kind, name, words = block.groups()
     opening = block.group(0).splitlines()[0]
     if kind == "plot" and (output / name).is_file():
-        return "\n".join([opening, f"![{words}]({name})", "<!-- end -->"])
-    if not (results / name).is_file():
-        return "\n".join([opening, f"*Not measured yet: `{name}` is not there.*", "<!-- end -->"])
-    content = read(results / name)
-    try:
-        if kind == "setting":
-            lines = [setting(content["environment"])]
-        elif kind == "table":
-            lines = table(content["rows"], [word.strip() for word in words.split(",")])
-        else:
-            rows, across, value = ([word.strip() for word in part.split(",")] for part in words.split("|"))
-            lines = pivot(content["rows"], rows, across[0], value[0])
-    except (KeyError, AttributeError, ValueError) as error:
-        raise ReportError(f"{DOCUMENT}, {opening}: {error!r} is not in {name}") from error
-    return "\n".join([opening, *lines, "<!-- end -->"])
+        text = f"![{words}]({name})"
+    elif not (results / name).is_file():
+        text = f"*Not measured yet: `{name}` is missing.*"
+    else:
+        content = read(results / name)
+        try:
+            text = setting(content["environment"]) if kind == "setting" else table(content["rows"], words.split(", "))
+        except (KeyError, AttributeError) as error:
+            raise ConfigError(f"{DOCUMENT}, {opening}: {name} lacks {error}") from error
+    return "\n".join([opening, text, "<!-- end -->"])
 
 
 def setting(environment: dict[str, Any]) -> str:
-    """Command, commit, versions and hardware in a line."""
+    """Command, commit, versions and hardware as a sentence."""
     packages, devices = environment["packages"], environment["devices"]
     if environment["platform"] != "cpu":
         where = f"{len(devices)} x {devices[0]}"
@@ -143,36 +127,18 @@ def setting(environment: dict[str, Any]) -> str:
     )
 
 
-def table(rows: Rows, columns: list[str]) -> list[str]:
-    """Rows as Markdown, the named columns only; a row without one of them is left out."""
+def table(rows: Rows, columns: list[str]) -> str:
+    """The named columns as a Markdown table, without the rows that lack one of them."""
     rows = [row for row in rows if set(columns) <= set(row)]
     if not rows:
         raise KeyError(", ".join(columns))
-    return _markdown(
-        [TITLES.get(column, column.replace("_", " ")) for column in columns],
-        [[cell(column, row[column]) for column in columns] for row in rows],
-        numeric=[not isinstance(rows[0][column], str) for column in columns],
-    )
-
-
-def pivot(rows: Rows, down: list[str], across: str, value: str) -> list[str]:
-    """A Markdown table with one column for each value of `across`."""
-    rows = [row for row in rows if {*down, across, value} <= set(row)]
-    if not rows:
-        raise KeyError(", ".join((*down, across, value)))
-    columns = list(dict.fromkeys(row[across] for row in rows))
-    cells: dict[tuple[Any, ...], dict[str, str]] = {}
-    for row in rows:
-        cells.setdefault(tuple(row[name] for name in down), {})[row[across]] = cell(value, row[value])
-    return _markdown(
-        [*(name.replace("_", " ") for name in down), *map(str, columns)],
-        [[*map(str, key), *(found.get(column, "") for column in columns)] for key, found in cells.items()],
-        numeric=[False] * len(down) + [True] * len(columns),
-    )
+    titles = [TITLES.get(column, column.replace("_", " ")) for column in columns]
+    rule = ["---" if isinstance(rows[0][column], str) else "---:" for column in columns]
+    return markdown([titles, rule, *([cell(column, row[column]) for column in columns] for row in rows)])
 
 
 def cell(column: str, value: Any) -> str:
-    """A value as a table shows it: three figures, or as the column asks."""
+    """A value as tables show it: in the column's format, else with three figures."""
     if value in ("", None):
         return ""
     if column in FORMATS:
@@ -180,50 +146,3 @@ def cell(column: str, value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.2f}" if abs(value) < 10 else f"{value:,.0f}"
     return str(value)
-
-
-def _markdown(header: list[str], lines: list[list[str]], numeric: list[bool]) -> list[str]:
-    rule = ["---:" if right else "---" for right in numeric]
-    return ["| " + " | ".join(line) + " |" for line in (header, rule, *lines)]
-
-
-def robustness(comparison: Path, cost: Path, command: list[str], output: Path) -> Rows:
-    """What a method buys and what it costs: accuracies of trained runs beside the time of their training step.
-
-    Args:
-        comparison: ``comparison.json`` of ``python -m train evaluate``; a run folder is named as its method in `cost`,
-            but for commas, with dashes for spaces.
-        cost: JSON of ``python -m benchmarks cost`` for the same network.
-        command: for the setting.
-        output: the JSON file to write.
-
-    Returns:
-        A row per run.
-
-    Raises:
-        ReportError: a file is not what it should be, or a run's method is not in `cost`.
-    """
-    from benchmarks import harness
-
-    try:
-        runs = json.loads(comparison.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ReportError(f"{comparison} is not a comparison of runs: {error}") from error
-    costs = {row["method"].replace(",", "").replace(" ", "-").replace("-+-", "-"): row for row in read(cost)["rows"]}
-    missing = [name for name in runs if name not in costs]
-    if missing:
-        raise ReportError(f"{cost} has no method for the run {missing[0]}: {', '.join(costs)}")
-    rows = [
-        {
-            "method": costs[name]["method"],
-            "clean_accuracy": run["clean_accuracy"],
-            "robust_accuracy": run["robust_accuracy"],
-            "radius_pixels": run["radius_pixels"],
-            "examples": run["examples"],
-            "attacks": list(run["attacks"]),
-            "ratio_to_standard": costs[name]["ratio_to_standard"],
-        }
-        for name, run in runs.items()
-    ]
-    write_json(output, {"environment": harness.setting(command), "rows": rows})
-    return rows

@@ -1,44 +1,48 @@
-"""What checkpoints cost a training run: steps with one written beside them, against the same steps without."""
+"""What checkpoints cost a training: steps while one is written, against the same steps without."""
 
 from __future__ import annotations
 
 import statistics
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import jax
 
 from benchmarks import harness
 from benchmarks.cost import TrainingStep
+from benchmarks.options import Case, Networks, Timed
+from benchmarks.rows import Rows
 from train import checkpoints, runs
-from train.config import Config, Method
+from train.config import Config
+from train.methods.standard import Standard
 
 EVERY = 100
 """Steps between checkpoints for which the cost is stated."""
 
 
-def measure(
-    *, model: str = "vgg-11", batch_size: int = 128, image_size: int = 32, rounds: int = 7, quick: bool = False
-) -> list[dict[str, Any]]:
-    """Times standard training steps with and without a checkpoint, in turn.
+@dataclass(frozen=True, kw_only=True)
+class Options(Networks, Timed):
+    """Times standard training steps with and without a checkpoint, in turn."""
 
-    The checkpoint, with its checksums, begins before the first of the steps and must be on disk after the last; what
-    the steps take longer is its whole cost, however much of it is hidden behind them.
+    quick: bool = False
+    """Blocks of five steps instead of ten."""
 
-    Args:
-        model: of `train.models`, full width, batch norm.
-        batch_size: images per step, on one device.
-        image_size: side in pixels.
-        rounds: timed rounds.
-        quick: five steps in place of ten.
 
-    Returns:
-        A row per candidate; `cost_percent` is the extra time over that of `EVERY` steps.
+def run(options: Options) -> Rows:
+    """Two rows per case: a block of steps without a checkpoint, and with one.
+
+    The checkpoint, with its checksums, begins before the first step of the block and is on disk after the last: the
+    extra time is its whole cost. `cost_percent` relates it to the time of `EVERY` steps.
     """
-    steps, step = 5 if quick else 10, TrainingStep(Method(), model, batch_size, image_size)
-    config, saved, blocked = Config(), 0, []
+    return [row for case in options.cases() for row in _measure(case, options)]
+
+
+def _measure(case: Case, options: Options) -> Rows:
+    steps, step = 5 if options.quick else 10, TrainingStep(Standard(), case)
+    config = Config()
+    blocked: list[float] = []
 
     def plain() -> None:
         for _ in range(steps):
@@ -46,34 +50,25 @@ def measure(
 
     with tempfile.TemporaryDirectory() as folder:
         run = runs.Run(Path(folder) / "run")
-        runs.create(run, config)
+        runs.create(run, config, training_images=case.batch_size)
         with checkpoints.open_writer(run, config) as writer:
 
             def with_checkpoint() -> None:
-                nonlocal saved
-                saved += 1
                 start = time.perf_counter()
-                writer.save(saved, step.state)
+                writer.save(len(blocked) + 1, step.state)
                 blocked.append(1e3 * (time.perf_counter() - start))
                 plain()
                 writer.manager.wait_until_finished()
 
             candidates = {f"{steps} steps": plain, f"{steps} steps and a checkpoint": with_checkpoint}
-            samples = harness.interleave(candidates, rounds=rounds)
+            samples = harness.interleave(candidates, rounds=options.rounds)
     alone, beside = samples.values()
     extra = statistics.median(b - a for a, b in zip(alone, beside, strict=True))
-    per_step = statistics.median(alone) / steps
+    percent = 100 * extra * steps / (EVERY * statistics.median(alone))
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(step.state))
+    costs = {"blocked_milliseconds": statistics.median(blocked), "extra_milliseconds": extra, "cost_percent": percent}
+    common = {"model": case.model, "batch_size": case.batch_size, "dtype": case.dtype, "state_megabytes": size / 1e6}
     return [
-        {
-            "method": name,
-            "model": model,
-            "batch_size": batch_size,
-            "state_megabytes": size / 1e6,
-            **harness.summary(samples[name]),
-            "blocked_milliseconds": statistics.median(blocked) if cost else 0.0,
-            "extra_milliseconds": extra if cost else 0.0,
-            "cost_percent": 100 * extra / (EVERY * per_step) if cost else 0.0,
-        }
-        for name, cost in zip(samples, (False, True), strict=True)
+        {"method": name, **common, **harness.summary(samples[name]), **found}
+        for name, found in zip(samples, (dict.fromkeys(costs, 0.0), costs), strict=True)
     ]

@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args(argv)
     import torch
-    from torch_fgr import vgg
+    from torch_fgr import vgg  # type: ignore[import-not-found]  # run as a script, from this folder
 
     torch.manual_seed(0)
     torch.set_num_threads(arguments.threads)

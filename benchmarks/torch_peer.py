@@ -1,4 +1,4 @@
-"""A PyTorch program in a process of its own that answers lines with milliseconds, so that steps can alternate."""
+"""A PyTorch program in its own process that answers each line with milliseconds, so that steps can alternate."""
 
 from __future__ import annotations
 
@@ -10,14 +10,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from train import allocator
-
-
-class PeerError(ValueError):
-    """The peer cannot be run; the message is one line with the remedy."""
+from train.errors import UserError
 
 
 class TorchPeer:
-    """Calling it runs one unit of the peer's work and returns the milliseconds that it measured."""
+    """Calling it runs one unit of the peer's work and returns the milliseconds that the peer measured."""
 
     def __init__(self, process: subprocess.Popen[str], script: str) -> None:
         self.process = process
@@ -30,32 +27,44 @@ class TorchPeer:
         self.process.stdin.flush()
         line = self.process.stdout.readline()
         if not line:
-            raise PeerError(f"the PyTorch process ended before its time; run benchmarks/{self.script} alone to see why")
-        time.sleep(0.005)  # Its threads spin for a while after their work: the next candidate shall have the cores.
+            raise UserError(f"the PyTorch process ended early; run benchmarks/{self.script} alone to see why")
+        time.sleep(0.005)  # PyTorch's threads spin for a while after their work; the next candidate needs the cores.
         return float(line)
+
+
+def optional_peer(
+    python: str | None, script: str, words: Sequence[str]
+) -> contextlib.AbstractContextManager[TorchPeer | None]:
+    """`torch_peer`, or None without an interpreter."""
+    return contextlib.nullcontext() if python is None else torch_peer(python, script, words)
 
 
 @contextlib.contextmanager
 def torch_peer(python: str, script: str, words: Sequence[str]) -> Iterator[TorchPeer]:
-    """Starts a script of this folder in an interpreter that has PyTorch, on all cores, and ends it.
+    """Starts a script of this folder, on all cores, and ends it.
+
+    Args:
+        python: an interpreter that has PyTorch.
+        script: the file's name.
+        words: its options.
 
     Raises:
-        PeerError: that interpreter has no PyTorch.
+        UserError: the interpreter cannot run the script.
     """
     path = Path(__file__).with_name(script)
     command = [python, str(path), *words, "--threads", str(os.cpu_count() or 1)]
     environment = os.environ if allocator.is_chosen() else {"GLIBC_TUNABLES": allocator.TUNABLES, **os.environ}
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    pipe = subprocess.PIPE
     try:
-        process = subprocess.Popen(command, text=True, env=environment, **pipes)
+        process = subprocess.Popen(command, text=True, env=environment, stdin=pipe, stdout=pipe, stderr=pipe)
     except OSError as error:
-        raise PeerError(f"{python} cannot be run ({error.strerror}): --torch-python names an interpreter") from error
+        raise UserError(f"{python} cannot be run ({error.strerror}): --torch-python names an interpreter") from error
     try:
         assert process.stdout is not None
         if process.stdout.readline().strip() != "ready":
             _, errors = process.communicate()
             last = (errors.strip().splitlines() or ["no message"])[-1]
-            raise PeerError(f"{python} cannot run {script} ({last}): --torch-python names one that has PyTorch")
+            raise UserError(f"{python} cannot run {script} ({last}): --torch-python names one that has PyTorch")
         yield TorchPeer(process, script)
     finally:
         process.kill()

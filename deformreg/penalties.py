@@ -8,14 +8,13 @@ gradient with respect to its parameters. `jax.grad` differentiates the penalty. 
         penalties, losses = gradient_penalty(loss_fn, images)
         return jnp.mean(losses) + weight * jnp.mean(penalties)
 
-Three rules compute the penalty's derivative; the values are equal. In units of a forward pass, a plain training step
-costs 3:
+Three rules compute the penalty; their values are equal, the costs of their derivatives differ. In units of a forward
+pass, of which a plain training step takes 3:
 
-==========================  ====  ==================================================================================
-`gradient_penalty`             6  exact, by double backpropagation; keeps the activations of two backward passes
-`forward_over_reverse_...`     8  exact; about twice the memory of a plain step, also of a rematerialized model
-`finite_difference_penalty`    8  approximate; little more memory than a plain step
-==========================  ====  ==================================================================================
+- `gradient_penalty` takes 6: double backpropagation, exact. It keeps what the inner backward pass computes.
+- `forward_over_reverse_penalty` takes 8: exact. It takes about twice the memory of a plain step, also for a
+  rematerialized model.
+- `finite_difference_penalty` takes 8: approximate. It takes little more memory than a plain step.
 
 References:
     Xia and Li, "Improving Resistance to Adversarial Deformations by Regularizing Gradients", Neurocomputing 455,
@@ -28,7 +27,7 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -170,11 +169,11 @@ def finite_difference_penalty(
 ) -> tuple[Float[Array, " n"], Any]:
     """The penalty with a derivative by finite differences: no double backpropagation, the memory of one pass.
 
-    The value is the exact ``|g|^2``. Its derivative is that of a difference along the gradient: with ``v = g / |g|`` held
-    constant, ``dT`` the derivative of the family at the identity and
-    ``D = (loss(images + h dT v) - loss(images)) / h``, it is ``2 |g| dD``, which differs from ``d |g|^2`` by O(h). Two
-    ordinary passes compute it, one after the other. The images move along the family's tangent instead of through the
-    family, because a warp has a kink at the identity. Forward-mode differentiation is not supported.
+    The value is the exact ``|g|^2``. With ``v = g / |g|`` held constant, ``dT`` the derivative of the family at the
+    identity and ``D = (loss(images + h dT v) - loss(images)) / h``, the derivative is ``2 |g| dD``, which differs from
+    ``d |g|^2`` by O(h). Two ordinary passes compute it, one after the other. The images move along the family's tangent
+    instead of through the family, because a warp has a kink at the identity. Forward-mode differentiation is not
+    supported.
 
     Args:
         loss_fn: ``images -> losses[n]``, unreduced; called once. It may close over what is differentiated.
@@ -342,14 +341,6 @@ def _gradients_along_tangent_backward(
 
 
 _gradients_along_tangent.defvjp(_gradients_along_tangent_forward, _gradients_along_tangent_backward)
-
-
-RULES: Mapping[str, Callable[..., tuple[Array, Any]]] = {
-    "exact": gradient_penalty,
-    "finite-difference": finite_difference_penalty,
-    "forward-over-reverse": forward_over_reverse_penalty,
-}
-"""The rules by name, for configurations."""
 
 
 def _of_floating(

@@ -1,24 +1,26 @@
 """Equinox: models take one example, so the loss function vmaps; channels come first inside it."""
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
+from jax import Array
 
-from deformreg import gradient_penalty, linf, multi_step
-from deformreg.losses import cross_entropy
+from deformreg import cross_entropy, gradient_penalty, linf, multi_step
 
 
 class Net(eqx.Module):
     convolution: eqx.nn.Conv2d
     head: eqx.nn.Linear
 
-    def __init__(self, key):
+    def __init__(self, key: Array) -> None:
         keys = jax.random.split(key)
         self.convolution = eqx.nn.Conv2d(1, 8, 3, padding=1, key=keys[0])
         self.head = eqx.nn.Linear(64, 2, key=keys[1])
 
-    def __call__(self, image):
+    def __call__(self, image: Array) -> Array:
         hidden = jnp.tanh(self.convolution(jnp.moveaxis(image, -1, 0)))
         return self.head(hidden.mean(axis=2).ravel())
 
@@ -31,8 +33,8 @@ state = optimizer.init(eqx.filter(net, eqx.is_array))
 
 
 @eqx.filter_jit
-def step(net, state):
-    def objective(net):
+def step(net: Net, state: Any) -> tuple[Net, Any, Array]:
+    def objective(net: Net) -> Array:
         penalties, losses = gradient_penalty(lambda images: cross_entropy(jax.vmap(net)(images), labels), images)
         return jnp.mean(losses) + jnp.mean(penalties)
 

@@ -2,16 +2,17 @@
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 import deformreg
 
 
-def logits_fn(weights, images):
+def logits_fn(weights: Array, images: Array) -> Array:
     return images.reshape(len(images), -1) @ weights
 
 
-def loss(weights, images, labels):
-    return deformreg.losses.cross_entropy(logits_fn(weights, images), labels).mean()
+def loss(weights: Array, images: Array, labels: Array) -> Array:
+    return deformreg.cross_entropy(logits_fn(weights, images), labels).mean()
 
 
 # Blurred spots, left or right of the middle.
@@ -26,6 +27,6 @@ for _ in range(100):
     weights -= jax.grad(loss)(weights, images, labels)
 
 model = jax.tree_util.Partial(logits_fn, weights)
-suite = deformreg.evaluation.suites.standard(radius_pixels=1.0, classes=2)
+suite = deformreg.evaluation.suites.standard(1.0)
 result = deformreg.evaluate(model, images, labels, suite, batch_size=32, key=jax.random.key(1))
 print(deformreg.evaluation.reports.to_markdown(result))

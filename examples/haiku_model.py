@@ -1,31 +1,34 @@
 """Haiku: the transformed apply function closes over its parameters inside the loss function."""
 
+from typing import Any
+
 import haiku as hk
 import jax
 import jax.numpy as jnp
 import optax
+from jax import Array
 
-from deformreg import gradient_penalty, linf, multi_step
-from deformreg.losses import cross_entropy
+from deformreg import cross_entropy, gradient_penalty, linf, multi_step
 
 labels = jnp.arange(64) % 2  # a bright upper or lower half under noise
 halves = jnp.where((jnp.arange(8) < 4)[None, :] == (labels == 0)[:, None], 0.7, 0.3)
 images = halves[:, :, None, None] + 0.1 * jax.random.normal(jax.random.key(0), (64, 8, 8, 1))
 
 
-def forward(images):
+def forward(images: Array) -> Array:
     hidden = jnp.tanh(hk.Conv2D(8, 3)(images))
     return hk.Linear(2)(hidden.mean(axis=2).reshape(len(images), -1))
 
 
-net, optimizer = hk.without_apply_rng(hk.transform(forward)), optax.adam(0.02)
+net: Any = hk.without_apply_rng(hk.transform(forward))
+optimizer = optax.adam(0.02)
 params = net.init(jax.random.key(1), images)
 state = optimizer.init(params)
 
 
 @jax.jit
-def step(params, state):
-    def objective(params):
+def step(params: Any, state: Any) -> tuple[Any, Any, Array]:
+    def objective(params: Any) -> Array:
         penalties, losses = gradient_penalty(lambda images: cross_entropy(net.apply(params, images), labels), images)
         return jnp.mean(losses) + jnp.mean(penalties)
 
@@ -41,8 +44,8 @@ for _ in range(40):
 
 
 @jax.jit
-def logits_fn(images):
-    return net.apply(params, images)
+def logits_fn(images: Array) -> Array:
+    return jnp.asarray(net.apply(params, images))
 
 
 attacked = multi_step(lambda images: cross_entropy(logits_fn(images), labels), images, ball=linf(1.0), num_steps=5)

@@ -1,17 +1,19 @@
 """Flax Linen with batch normalization: `has_aux` brings the new statistics out of the penalty's one forward pass."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from jax import Array
 
-from deformreg import gradient_penalty, linf, multi_step
-from deformreg.losses import cross_entropy
+from deformreg import cross_entropy, gradient_penalty, linf, multi_step
 
 
 class Net(nn.Module):
     @nn.compact
-    def __call__(self, images, train):
+    def __call__(self, images: Array, train: bool) -> Array:
         hidden = nn.Conv(8, (3, 3))(images)
         hidden = nn.tanh(nn.BatchNorm(use_running_average=not train, momentum=0.8)(hidden))
         return nn.Dense(2)(hidden.mean(axis=2).reshape(len(images), -1))
@@ -27,9 +29,9 @@ state = optimizer.init(params)
 
 
 @jax.jit
-def step(params, stats, state):
-    def objective(params):
-        def loss_fn(images):
+def step(params: Any, stats: Any, state: Any) -> tuple[Any, Any, Any, Array]:
+    def objective(params: Any) -> tuple[Array, Any]:
+        def loss_fn(images: Array) -> tuple[Array, Any]:
             logits, new = net.apply(
                 {"params": params, "batch_stats": stats}, images, train=True, mutable=["batch_stats"]
             )
@@ -50,8 +52,8 @@ for _ in range(40):
 
 
 @jax.jit
-def logits_fn(images):
-    return net.apply({"params": params, "batch_stats": stats}, images, train=False)
+def logits_fn(images: Array) -> Array:
+    return jnp.asarray(net.apply({"params": params, "batch_stats": stats}, images, train=False))
 
 
 attacked = multi_step(lambda images: cross_entropy(logits_fn(images), labels), images, ball=linf(1.0), num_steps=5)

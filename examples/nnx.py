@@ -4,17 +4,17 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jax import Array
 
-from deformreg import gradient_penalty, linf, multi_step
-from deformreg.losses import cross_entropy
+from deformreg import cross_entropy, gradient_penalty, linf, multi_step
 
 
 class Net(nnx.Module):
-    def __init__(self, rngs):
+    def __init__(self, rngs: nnx.Rngs) -> None:
         self.convolution = nnx.Conv(1, 8, (3, 3), rngs=rngs)
         self.head = nnx.Linear(64, 2, rngs=rngs)
 
-    def __call__(self, images):
+    def __call__(self, images: Array) -> Array:
         return self.head(nnx.tanh(self.convolution(images)).mean(axis=2).reshape(len(images), -1))
 
 
@@ -26,14 +26,14 @@ optimizer = nnx.Optimizer(net, optax.adam(0.02), wrt=nnx.Param)
 
 
 @nnx.jit
-def step(net, optimizer):
-    def objective(net):
+def step(net: Net, optimizer: nnx.Optimizer[Net]) -> Array:
+    def objective(net: Net) -> Array:
         penalties, losses = gradient_penalty(lambda images: cross_entropy(net(images), labels), images)
         return jnp.mean(losses) + jnp.mean(penalties)
 
     value, gradients = nnx.value_and_grad(objective)(net)
     optimizer.update(net, gradients)
-    return value
+    return jnp.asarray(value)
 
 
 values = [float(step(net, optimizer)) for _ in range(40)]

@@ -2,9 +2,9 @@
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
-from deformreg import gradient_penalty, linf, multi_step
-from deformreg.losses import cross_entropy
+from deformreg import cross_entropy, gradient_penalty, linf, multi_step
 
 labels = jnp.arange(64) % 2  # a bright upper or lower half under noise
 halves = jnp.where((jnp.arange(8) < 4)[None, :] == (labels == 0)[:, None], 0.7, 0.3)
@@ -12,13 +12,13 @@ images = halves[:, :, None, None] + 0.1 * jax.random.normal(jax.random.key(0), (
 params = {"in": 0.2 * jax.random.normal(jax.random.key(1), (64, 16)), "out": jnp.zeros((16, 2))}
 
 
-def model(params, images):
+def model(params: dict[str, Array], images: Array) -> Array:
     return jnp.tanh(images.reshape(len(images), -1) @ params["in"]) @ params["out"]
 
 
 @jax.jit
-def step(params):
-    def objective(params):
+def step(params: dict[str, Array]) -> tuple[dict[str, Array], Array]:
+    def objective(params: dict[str, Array]) -> Array:
         penalties, losses = gradient_penalty(lambda images: cross_entropy(model(params, images), labels), images)
         return jnp.mean(losses) + jnp.mean(penalties)
 
@@ -33,7 +33,7 @@ for _ in range(40):
 
 
 @jax.jit
-def logits_fn(images):
+def logits_fn(images: Array) -> Array:
     return model(params, images)
 
 

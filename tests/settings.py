@@ -12,8 +12,10 @@ from train.config import Config, Data, Model
 from train.methods.adversarial import Adversarial, Deformation
 from train.methods.gradient import FlowGradient, FlowGradientDeformation, InputGradient
 from train.methods.penalties import FiniteDifference, ForwardOverReverse
+from train.methods.random_flows import RandomFlows
 from train.methods.spatial import Spatial
 from train.methods.standard import Standard
+from train.methods.trades import Trades
 from train.models import create_model
 from train.optimizers import Sgd
 from train.schedules import Constant
@@ -34,6 +36,8 @@ METHODS = {
     "deformation": Deformation(radius=0.2, steps=2),
     "both": FlowGradientDeformation(radius=0.2, steps=2),
     "spatial": Spatial(radius=1.0, degrees=10.0, draws=3),
+    "random flows": RandomFlows(),
+    "trades": Trades(radius=0.2, steps=2),
 }
 
 TINY = Config(

@@ -82,6 +82,12 @@ else:
     LawName = Literal[(*LAWS,)]
 
 _SUMMARIES = "; ".join(f"{name}: {family.summary}" for name, family in FAMILIES.items())
+_SIGMAS = ", ".join(f"{' '.join(map(str, family.sigma))} for {name}" for name, family in FAMILIES.items())
+_SIGMA = (
+    "Standard deviation of Gaussian noise, or half the width of uniform noise, in pixels; in degrees for rotation. One "
+    "number, or one for each parameter: then the norm of parameters / sigma is certified. affine needs all six: "
+    f"degrees, pixels twice, log scales, pixels per pixel. By default {_SIGMAS}."
+)
 
 
 @dataclass(frozen=True)
@@ -91,11 +97,7 @@ class Smoothing:
     family: Annotated[FamilyName, tyro.conf.arg(help=f"Deformations to certify against. {_SUMMARIES}.")] = "flow"
     law: LawName = "gaussian"
     """Law of the noise. gaussian certifies the l2 norm over the parameters, uniform the l1 norm."""
-    sigma: tuple[Positive, ...] = ()
-    """Standard deviation of Gaussian noise, or half the width of uniform noise, in pixels; in degrees for rotation.
-    One number, or one for each parameter: then the norm of parameters / sigma is certified. affine needs all six:
-    degrees, pixels twice, log scales, pixels per pixel.
-    By default 0.3 for flow, 1 for smooth and translation, 10 for rotation, 10 1 1 0.1 0.1 0.1 for affine."""
+    sigma: Annotated[tuple[Positive, ...], tyro.conf.arg(help=_SIGMA)] = ()
     num_samples: Count = 10_000
     """Draws per image that bound the probability of its class."""
     num_selection: Count = 100

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 from annotated_types import Interval
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
 from train.data import Augmentation
 from train.methods import AnyMethod
@@ -45,6 +45,8 @@ class Data:
     """Fraction of the training images, in [0, 1), kept aside as validation set."""
     image_size: Annotated[int, Interval(ge=1, le=4096)] | None = None
     """Side in pixels to which images of different sizes are resized when they are read."""
+    given: Annotated[str, HIDDEN] = ""
+    """The name of images that were passed to `fit`; they take the place of `name`."""
 
 
 @dataclass(frozen=True)
@@ -84,10 +86,6 @@ class Evaluation:
 @dataclass(frozen=True)
 class Config:
     """One training."""
-
-    __pydantic_config__ = ConfigDict(
-        strict=True, extra="forbid", allow_inf_nan=False, revalidate_instances="always", frozen=True
-    )
 
     data: Data = field(default_factory=Data)
     augmentation: Augmentation = field(default_factory=Augmentation)

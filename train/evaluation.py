@@ -23,6 +23,7 @@ from deformreg.evaluation import (
     Evaluation,
     Evaluator,
     Progress,
+    Suite,
     accuracy_curve,
     evaluator,
     reports,
@@ -31,21 +32,12 @@ from deformreg.evaluation import (
 from train import environment
 from train.restored import LogitsFn, Trained
 
-Attacks = Callable[[Any], list[Attack]]
-
-SUITES: dict[str, Callable[[int, int], Attacks]] = {
-    "released": lambda steps, classes: partial(released.suite, num_steps=steps),
-    "quick": lambda steps, classes: suites.quick,
-    "standard": lambda steps, classes: partial(suites.standard, classes=classes),
-    "full": lambda steps, classes: partial(suites.full, classes=classes),
-    "spatial": lambda steps, classes: suites.spatial,
-}
-"""Suites by name, each a function of the attack steps and the number of classes."""
+SUITES = ("released", *suites.SUITES)
 
 if TYPE_CHECKING:
     SuiteName = str
 else:
-    SuiteName = Literal[(*SUITES,)]
+    SuiteName = Literal[SUITES]
 
 CURVE = (0.25, 0.5, 0.75, 1.0, 1.5)
 """Budgets of the accuracy curve where none are named, as multiples of the suite's."""
@@ -129,7 +121,7 @@ def evaluate_run(name: str, trained: Trained, protocol: Protocol) -> Study:
         sample.
     """
     options = trained.config.evaluation
-    run_suite, run_curve = _evaluators(protocol, options.steps, len(trained.class_names), options.batch_size)
+    run_suite, run_curve = _evaluators(protocol, options.steps, options.batch_size)
     radii = protocol.radii or tuple(share * protocol.radius for share in CURVE)
     shown = slice(None if protocol.radii else CURVE_EXAMPLES)
     key = jax.random.key(protocol.seed)
@@ -162,33 +154,38 @@ def evaluate_run(name: str, trained: Trained, protocol: Protocol) -> Study:
 
 
 @functools.cache
-def _evaluators(protocol: Protocol, steps: int, classes: int, batch_size: int) -> tuple[Evaluator, Evaluator]:
+def _evaluators(protocol: Protocol, steps: int, batch_size: int) -> tuple[Evaluator, Evaluator]:
     """Evaluators of the suite and of the curve; runs of one protocol share what they compile."""
-    suite = _suite(protocol, steps, classes)
+    suite = _suite(protocol, steps)
     make = partial(evaluator, image_range=(0.0, 1.0))
     # The released protocol reproduces published numbers; the search for red flags belongs to the strict suites.
     diagnosis = protocol.suite != "released"
     run_suite = make(suite, batch_size=batch_size, independent=protocol.independent, diagnosis=diagnosis)
     if protocol.whole_curve:
         return run_suite, make(suite, batch_size=batch_size, diagnosis=False)
-    return run_suite, make(_glance, batch_size=min(CURVE_BATCH, batch_size), diagnosis=False)
+    return run_suite, make(_LIGHT, batch_size=min(CURVE_BATCH, batch_size), diagnosis=False)
 
 
-def _suite(protocol: Protocol, steps: int, classes: int) -> Attacks:
+def _suite(protocol: Protocol, steps: int) -> Suite:
     """The protocol's suite, followed by the transfers."""
-    make = SUITES[protocol.suite](steps, classes)
-    return lambda radius: [*make(radius), *(_transfer(radius, *source) for source in protocol.sources)]
+    suite = released.suite(steps) if protocol.suite == "released" else suites.SUITES[protocol.suite]
+    for name, logits_fn in protocol.sources:
+        suite = suite.plus(f"transfer from {name}", partial(_transfer, logits_fn))
+    return suite
 
 
-def _transfer(radius: Any, name: str, logits_fn: LogitsFn) -> Attack:
+def _transfer(logits_fn: LogitsFn, radius: Any) -> Attack:
     search = pgd(ball=deformreg.linf(radius), num_steps=50, step_size=radius / 20, start="random", keep="best")
-    return transfer(search, logits_fn, name=f"transfer from {name}")
+    return transfer(search, logits_fn)
 
 
-def _glance(radius: Any) -> list[Attack]:
-    """A light attack for the shape of a curve."""
+def _light(radius: Any) -> Attack:
     perturbation = deformreg.flow(boundary="zeros")
-    return [pgd(ball=deformreg.linf(radius), num_steps=15, step_size=radius / 6, perturbation=perturbation, keep="any")]
+    return pgd(ball=deformreg.linf(radius), num_steps=15, step_size=radius / 6, perturbation=perturbation, keep="any")
+
+
+_LIGHT = Suite({"pgd": _light})
+"""A light attack for the shape of a curve."""
 
 
 class _Exhibits:

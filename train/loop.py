@@ -97,7 +97,7 @@ def _recorded(config: Config, method: Method | None, model: nn.Module | None, da
     if model is not None:
         config = replace(config, model=replace(config.model, given=type(model).__name__))
     if data is not None:
-        config = replace(config, data=replace(config.data, name=f"given: {data.train.name}"))
+        config = replace(config, data=replace(config.data, given=data.train.name))
     return config
 
 

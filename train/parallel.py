@@ -87,14 +87,10 @@ def make_engine(kind: Literal["pmap", "jit"], *, devices: int = 0, batch_size: i
     local = [device for device in used if device.process_index == jax.process_index()]
 
     def compile_mapped(step: Callable[..., Any]) -> Callable[..., Any]:
-        return jax.pmap(
-            partial(step, axis=AXIS),
-            AXIS,
-            in_axes=(None, 0),
-            out_axes=None,
-            devices=used,
-            donate_argnums=0,
+        mapped: Callable[..., Any] = jax.pmap(
+            partial(step, axis=AXIS), AXIS, in_axes=(None, 0), out_axes=None, devices=used, donate_argnums=0
         )
+        return mapped
 
     def fold(tree: Any) -> Any:
         return jax.tree.map(lambda leaf: leaf.reshape(len(local), -1, *leaf.shape[1:]), tree)

@@ -106,7 +106,7 @@ def from_lead(number: int) -> int:
 
 def from_all(number: int) -> list[int]:
     """The numbers of all processes in their order, in every process."""
-    return np.atleast_1d(multihost_utils.process_allgather(np.int32(number))).tolist()
+    return [int(value) for value in np.atleast_1d(multihost_utils.process_allgather(np.int32(number)))]
 
 
 def leave(code: int) -> None:

@@ -83,9 +83,9 @@ def make_step(
         else:
             outcome, gradients = gradient(method)
         if axis is not None:
-            outcome, gradients = jax.lax.pmean((outcome, gradients), axis)  # type: ignore[no-untyped-call]
+            outcome, gradients = jax.lax.pmean((outcome, gradients), axis)
             # With the metrics of the same step, all processes learn after which one to stop.
-            stop = jax.lax.psum(stop, axis)  # type: ignore[no-untyped-call]
+            stop = jax.lax.psum(stop, axis)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = {

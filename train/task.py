@@ -135,8 +135,11 @@ def open_split(config: Config, split: str, data_dir: str | None = None) -> Sourc
 
     Raises:
         DataError: it cannot be used; a `NoSplit` if there is none.
+        ConfigError: the images were passed to `fit` and are not known here.
     """
     data = config.data
+    if data.given:
+        raise ConfigError(f"the images {data.given!r} of this run come from a script: pass them there, as data=...")
     return load(
         data.name,
         split=split,

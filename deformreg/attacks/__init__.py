@@ -3,7 +3,6 @@
 `stadv` needs Optax, which is optional: ``pip install deformreg[attacks]``.
 """
 
-from deformreg.attacks import search
 from deformreg.attacks.adef import adef
 from deformreg.attacks.apgd import apgd
 from deformreg.attacks.ascent import Ascent, projected_ascent
@@ -50,7 +49,6 @@ __all__ = [
     "projected_ascent",
     "random_fields",
     "rotation_translation",
-    "search",
     "spsa",
     "square",
     "stadv",

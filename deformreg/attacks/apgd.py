@@ -21,7 +21,7 @@ from deformreg.attacks.search import (
     Keep,
     Loss,
     budget_of,
-    check_loss,
+    check_choices,
     differentiate,
     fresh,
     is_broken,
@@ -132,8 +132,7 @@ def apgd(
     num_steps, restarts = _checks.count("num_steps", num_steps), _checks.count("restarts", restarts)
     num_targets = _checks.count("num_targets", num_targets, minimum=0)
     _checks.choice("start", start, get_args(Literal["zero", "random"]))
-    _checks.choice("keep", keep, get_args(Keep))
-    check_loss(loss)
+    check_choices(loss, keep)
     _checks.positive("initial_step", initial_step)
     most_runs, ranked = max(num_targets, 1) * restarts, int(num_targets > 0)
     plan = schedule(num_steps)._replace(initial_step=initial_step)
@@ -178,7 +177,6 @@ def apgd(
         used_share(ball),
         begin,
         step,
-        calls_per_step=1,
         max_steps=most_runs * (num_steps + 1) + ranked,
         uses_gradients=True,
         settings={

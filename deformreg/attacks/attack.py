@@ -127,9 +127,9 @@ class Attack(NamedTuple):
         size: ``(params, images) -> float[n]``: the share of the budget that is used, at most 1; None for no bound.
         begin: ``Examples -> Search``; does not call the model.
         step: ``(logits_fn, examples, search) -> search``.
-        calls_per_step: model calls of one step on one row.
         max_steps: the number of steps after which every row is done.
         uses_gradients: whether the model is differentiated.
+        calls_per_step: model calls of one step on one row.
         settings: the factory's arguments, plain data for reports.
     """
 
@@ -139,9 +139,9 @@ class Attack(NamedTuple):
     size: Callable[[Params, Array], Array] | None
     begin: Callable[[Examples], Search]
     step: Callable[[LogitsFn, Examples, Search], Search]
-    calls_per_step: int
     max_steps: int
     uses_gradients: bool
+    calls_per_step: int = 1
     settings: Mapping[str, Any] = {}
 
     def run(
@@ -199,7 +199,7 @@ def class_indices(name: str, value: Any, count: int) -> Array:
 
 def as_argument(logits_fn: LogitsFn) -> Partial:
     """A function as a pytree that `jit` takes as an argument; the arrays of a `Partial` are traced, not constants."""
-    return logits_fn if isinstance(logits_fn, Partial) else Partial(logits_fn)  # type: ignore[no-untyped-call]
+    return logits_fn if isinstance(logits_fn, Partial) else Partial(logits_fn)
 
 
 def advance(

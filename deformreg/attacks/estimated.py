@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ from deformreg.attacks.search import (
     Keep,
     Loss,
     budget_of,
-    check_loss,
+    check_choices,
     finite_or_zero,
     fresh,
     record,
@@ -167,8 +167,7 @@ def _estimated(
     """Ascent along the average of ``(f(p + d) - f(p - d)) / (2 probe) * d / probe`` over random directions d."""
     family = flow() if perturbation is None else perturbation
     num_steps, num_samples = _checks.count("num_steps", num_steps), _checks.count("num_samples", num_samples)
-    _checks.choice("keep", keep, get_args(Keep))
-    check_loss(loss)
+    check_choices(loss, keep)
     length = ball.radius / 10 if step_size is None else step_size
     _checks.non_negative("step_size", length)
     if probe is not None:

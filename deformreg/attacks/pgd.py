@@ -7,7 +7,7 @@ References:
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ from deformreg.attacks.search import (
     Loss,
     Start,
     budget_of,
-    check_loss,
+    check_choices,
     differentiate,
     fresh,
     is_broken,
@@ -85,8 +85,7 @@ def pgd(
     family = flow() if perturbation is None else perturbation
     num_steps = _checks.count("num_steps", num_steps, minimum=0)
     restarts = _checks.count("restarts", restarts)
-    _checks.choice("keep", keep, get_args(Keep))
-    check_loss(loss)
+    check_choices(loss, keep)
     if not callable(start):
         _checks.choice("start", start, ("zero", "random"))
     if step_size is None:
@@ -130,7 +129,6 @@ def pgd(
         used_share(ball),
         begin,
         step,
-        calls_per_step=1,
         max_steps=restarts * (num_steps + 1),
         uses_gradients=True,
         settings={

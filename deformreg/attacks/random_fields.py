@@ -15,7 +15,7 @@ from deformreg.attacks.search import (
     Keep,
     Loss,
     budget_of,
-    check_loss,
+    check_choices,
     fresh,
     record,
     sample_rows,
@@ -69,8 +69,7 @@ def random_fields(
     family = flow() if perturbation is None else perturbation
     num_fields = _checks.count("num_fields", num_fields)
     _checks.non_negative("sigma", sigma)
-    _checks.choice("keep", keep, ("any", "best"))
-    check_loss(loss)
+    check_choices(loss, keep, ("any", "best"))
 
     white = gaussian(1.0)
 
@@ -97,7 +96,6 @@ def random_fields(
         used_share(ball),
         begin,
         step,
-        calls_per_step=1,
         max_steps=num_fields,
         uses_gradients=False,
         settings={"num_fields": num_fields, "sigma": sigma, "keep": keep},

@@ -7,7 +7,7 @@ An attack's `begin` returns a `fresh` search. Its `step` evaluates ``search.para
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -40,10 +40,11 @@ Keep = Literal["last", "best", "any"]
 does not, then the higher loss); or ``"any"``: the first that breaks the model ends the search, else the best."""
 
 
-def check_loss(loss: Loss) -> None:
-    """Raises unless a loss is a function or one of the names."""
+def check_choices(loss: Loss, keep: Keep, keeps: tuple[str, ...] = get_args(Keep)) -> None:
+    """Raises unless `loss` is a function or one of the names, and `keep` one of `keeps`."""
     if not callable(loss):
         _checks.choice("loss", loss, LOSSES)
+    _checks.choice("keep", keep, keeps)
 
 
 def objective(loss: Loss, logits: Array, examples: Examples) -> Array:

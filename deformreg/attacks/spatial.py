@@ -20,7 +20,7 @@ from deformreg.attacks.attack import Attack, Budget, Examples, LogitsFn, Search
 from deformreg.attacks.search import (
     Keep,
     Loss,
-    check_loss,
+    check_choices,
     displacement_share,
     fresh,
     limit_displacement,
@@ -85,8 +85,7 @@ def rotation_translation(
     """
     _checks.non_negative("max_degrees", max_degrees)
     _checks.non_negative("max_pixels", max_pixels)
-    _checks.choice("keep", keep, ("any", "best"))
-    check_loss(loss)
+    check_choices(loss, keep, ("any", "best"))
     num_draws = _checks.count("num_draws", num_draws)
     limits = jnp.stack([jnp.float32(limit) for limit in (max_degrees * math.pi / 180, max_pixels, max_pixels)])
     family = affine(boundary=boundary)
@@ -126,7 +125,6 @@ def rotation_translation(
         size,
         begin,
         step,
-        calls_per_step=1,
         max_steps=candidates,
         uses_gradients=False,
         settings={**bounds, "grid": grid, "num_draws": num_draws, "boundary": boundary, "keep": keep},

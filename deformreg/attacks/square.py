@@ -15,7 +15,7 @@ from jaxtyping import Array
 
 from deformreg import _checks
 from deformreg.attacks.attack import Attack, Examples, LogitsFn, Search
-from deformreg.attacks.search import Keep, Loss, budget_of, check_loss, fresh, record, step_keys, try_out, used_share
+from deformreg.attacks.search import Keep, Loss, budget_of, check_choices, fresh, record, step_keys, try_out, used_share
 from deformreg.balls import Ball
 from deformreg.perturbations import Perturbation, flow
 
@@ -74,8 +74,7 @@ def square(
     """
     family = flow() if perturbation is None else perturbation
     num_queries = _checks.count("num_queries", num_queries)
-    _checks.choice("keep", keep, ("any", "best"))
-    check_loss(loss)
+    check_choices(loss, keep, ("any", "best"))
     if not 0 < share <= 1:
         raise ValueError(f"share must be in (0, 1], got {share}")
 
@@ -116,7 +115,6 @@ def square(
         used_share(ball),
         begin,
         step,
-        calls_per_step=1,
         max_steps=num_queries,
         uses_gradients=False,
         settings={"num_queries": num_queries, "share": share, "keep": keep},

@@ -138,7 +138,6 @@ def stadv(
         None if ball is None else used_share(ball),
         begin,
         step,
-        calls_per_step=1,
         max_steps=num_evaluations,
         uses_gradients=True,
         settings={

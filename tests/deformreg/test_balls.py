@@ -72,7 +72,7 @@ params_strategy = st.fixed_dictionaries(
 def test_norms_match_numpy(name):
     params = random_params()
     expected = size_by_hand(name, params)
-    if name == "l2 with a radius per example":  # of a radius of zero any length is too much
+    if name == "l2 with a radius per example":  # for a radius of zero any length exceeds it
         with np.errstate(divide="ignore"):
             expected = expected / RADII
     np.testing.assert_allclose(COMPILED[name].norm(params), expected, rtol=1e-6)
@@ -151,7 +151,7 @@ def test_vectors_whose_squares_do_not_fit_the_type_have_lengths(factory, dimensi
 
 
 def test_euclidean_samples_are_uniform():
-    """In d dimensions a share s^d of a uniform law lies within s times the radius."""
+    """In d dimensions, a share s^d of a uniform sample lies within s times the radius."""
     for ball, shape, dimension in ((l2(2.0), (4000, 3), 3), (pixelwise_l2(2.0), (1, 40, 100, 2), 2)):
         draw = np.asarray(ball.sample(jax.random.key(0), np.zeros(shape, np.float32))).reshape(4000, -1)
         lengths = np.linalg.norm(draw, axis=1)

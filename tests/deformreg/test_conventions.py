@@ -1,4 +1,4 @@
-"""What every public function of the library keeps to: documentation that runs, names, annotations, imports."""
+"""Conventions of the code: documentation that runs, names, annotations, and the directions of imports."""
 
 import ast
 import doctest
@@ -13,9 +13,7 @@ import pytest
 
 import deformreg
 
-ROOT = Path(__file__).parents[1]
-SOURCES = sorted((ROOT / "deformreg").rglob("*.py"))
-ABOVE = ("train", "benchmarks", "flax", "optax", "chex", "orbax", "tensorflow", "tensorflow_datasets")
+ROOT = Path(__file__).parents[2]
 
 
 def exported(module):
@@ -25,23 +23,23 @@ def exported(module):
         for name, value in vars(module).items()
         if not name.startswith("_") and getattr(value, "__module__", None) == module.__name__
     ]
-    return {name: getattr(module, name) for name in names}
+    return [getattr(module, name) for name in names]
 
 
-def public():
+def public(module=deformreg):
     found = {}
-    for name, value in exported(deformreg).items():
-        members = exported(value) if isinstance(value, ModuleType) else {name: value}
-        for member in members.values():
-            if inspect.isfunction(member) or inspect.isclass(member):
-                found[f"{member.__module__}.{member.__qualname__}"] = member
+    for value in exported(module):
+        if isinstance(value, ModuleType):
+            found |= public(value)
+        elif inspect.isfunction(value) or inspect.isclass(value):
+            found[f"{value.__module__}.{value.__qualname__}"] = value
     return found
 
 
 FUNCTIONS = {name: value for name, value in public().items() if inspect.isfunction(value)}
 CLASSES = {name: value for name, value in public().items() if inspect.isclass(value)}
 functions = pytest.mark.parametrize("name", FUNCTIONS)
-# Functions of a whole evaluation: what they do is shown where one is made, in the example of `deformreg.evaluate`.
+# Functions of a whole evaluation: the example of `deformreg.evaluate` shows them.
 OF_EVALUATIONS = ("deformreg.evaluation.flags.", "deformreg.evaluation.diagnosis.", "deformreg.evaluation.reports.")
 shown = pytest.mark.parametrize("name", [name for name in FUNCTIONS if not name.startswith(OF_EVALUATIONS)])
 
@@ -93,36 +91,121 @@ def test_classes_document_their_attributes(name):
     assert all(field in text for field in fields) or len(fields) <= 3
 
 
-def imports(path):
-    """The modules that a file imports, in full: ``from deformreg import fields`` is ``deformreg.fields``."""
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path.name}: a relative import"
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+# Imports.
+
+# The modules of the library in the order of their imports: each imports only from those before it.
+ROOMS = [
+    "_checks", "_arrays", "warping", "fields", "perturbations", "balls", "noise", "losses", "penalties", "attacks",
+    "statistics", "evaluation", "certification", "released",
+]  # fmt: skip
+# The other packages that each package may import.
+PACKAGES = {
+    "deformreg": set(),
+    "train": {"deformreg"},
+    "benchmarks": {"deformreg", "train"},
+    "examples": {"deformreg", "train"},
+}
+APPLICATION = {"benchmarks", "chex", "examples", "flax", "optax", "orbax", "tensorflow", "tensorflow_datasets", "train"}
 
 
 def module_name(path):
     return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
-def test_imports_inside_the_library_point_one_way():
-    names = {module_name(path) for path in SOURCES if path.name != "__init__.py"}
-    graph = {module_name(path): set(imports(path)) & names for path in SOURCES if path.name != "__init__.py"}
-    order = list(graphlib.TopologicalSorter(graph).static_order())  # raises on a cycle
-    assert len(order) == len(names)
-    layers = ("warping", "perturbations", "penalties")
-    positions = [order.index(f"deformreg.{layer}") for layer in layers]
-    assert positions == sorted(positions)
-    for lower in ("warping", "flows", "balls", "losses", "noise", "perturbations", "penalties"):
-        assert not any(name.startswith("deformreg.attacks") for name in graph[f"deformreg.{lower}"])
+MODULES = {module_name(path): path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))}
 
 
-def test_the_library_imports_nothing_from_above():
-    for path in SOURCES:
-        assert not {name.partition(".")[0] for name in imports(path)} & set(ABOVE), path.name
+def parents(name):
+    parts = name.split(".")
+    return {".".join(parts[:end]) for end in range(1, len(parts))}
+
+
+def named_in_strings(tree):
+    """Modules that strings name, such as ``"train.models:resnet"`` or the start of ``f"train.commands.{name}"``."""
+    documentation = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in documentation:
+            if "." in node.value and node.value.partition(":")[0] in MODULES:
+                yield node.value.partition(":")[0]
+        elif isinstance(node, ast.JoinedStr) and isinstance(node.values[0], ast.Constant):
+            start = node.values[0].value
+            yield from (name for name in MODULES if start.removesuffix(".") in parents(name) and start.endswith("."))
+
+
+def imports(name, path):
+    """The modules that a module imports, including those that strings name."""
+    tree, found = ast.parse(path.read_text()), set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name}: a relative import"
+            submodules = {f"{node.module}.{alias.name}" for alias in node.names} & MODULES.keys()
+            found |= submodules
+            if len(submodules) < len(node.names):
+                found.add(node.module)
+    found |= set(named_in_strings(tree))
+    # Importing a module also runs its parent packages, except those of the importer, which are running already.
+    around = {parent for each in found for parent in parents(each)} - parents(name) - {name}
+    return found | (around & MODULES.keys())
+
+
+IMPORTS = {name: imports(name, path) for name, path in MODULES.items()}
+
+
+def room(name):
+    return name.split(".")[1] if "." in name else ""
+
+
+def test_the_rooms_of_the_library_import_from_those_before_them():
+    in_library = {name: found for name, found in IMPORTS.items() if name.startswith("deformreg.")}
+    assert {room(name) for name in in_library} == set(ROOMS), "give a new room its place in ROOMS"
+    for name, found in in_library.items():
+        rooms = {room(other) for other in found & in_library.keys()}
+        assert "deformreg" not in found, f"{name} imports from the top level"
+        assert rooms <= set(ROOMS[: ROOMS.index(room(name)) + 1]), name
+
+
+def test_the_library_stands_alone_but_for_optax_in_stadv():
+    for name, found in IMPORTS.items():
+        if name.partition(".")[0] == "deformreg":
+            others = {other.partition(".")[0] for other in found} & APPLICATION
+            assert others == ({"optax"} if name == "deformreg.attacks.stadv" else set()), name
+
+
+def test_packages_import_in_one_direction():
+    for name, found in IMPORTS.items():
+        package = name.partition(".")[0]
+        others = {other.partition(".")[0] for other in found} & PACKAGES.keys()
+        assert others <= PACKAGES[package] | {package}, name
+
+
+def test_no_module_imports_itself_through_others():
+    graph = {name: found & MODULES.keys() - {name} for name, found in IMPORTS.items()}
+    circle = []
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        circle = error.args[1]
+    assert not circle
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("import deformreg.fields", {"deformreg.fields", "deformreg"}),
+        ("from deformreg import fields, warp", {"deformreg.fields", "deformreg"}),
+        ("def late():\n    from train.config import Config", {"train.config", "train"}),
+        ("KINDS = {'a': 'train.config:Config'}", {"train.config", "train"}),
+        ("import_module(f'deformreg.attacks.{name}')", {"deformreg.attacks.pgd", "deformreg.attacks", "deformreg"}),
+        ("'''Documentation of train.config.'''\n'train.config'\n", set()),
+    ],
+)
+def test_imports_are_found(text, expected, tmp_path):
+    (tmp_path / "example.py").write_text(text)
+    found = imports("example", tmp_path / "example.py")
+    assert found >= expected
+    assert expected or not found
 
 
 def run_python(code):
@@ -145,11 +228,11 @@ print(*sorted({name.partition(".")[0] for name in set(sys.modules) - before}))
 
 @pytest.mark.slow
 def test_annotations_are_true_under_beartype():
-    """Traced, not run: shapes and types are what the annotations speak of."""
+    """Traced instead of run: annotations state shapes and types."""
     code = """
 from jaxtyping import install_import_hook
-core = "warping flows balls losses noise perturbations penalties attacks.ascent attacks.gradient smoothing".split()
-with install_import_hook([f"deformreg.{name}" for name in core], "beartype.beartype"):
+core = "warping fields balls losses noise perturbations penalties attacks.ascent attacks.gradient certification.laws"
+with install_import_hook([f"deformreg.{name}" for name in core.split()], "beartype.beartype"):
     import deformreg as d
 import jax, jax.numpy as jnp
 images, field, params = (jax.ShapeDtypeStruct(s, "float32") for s in ((3, 5, 4, 2), (3, 5, 4, 2), (3, 6)))
@@ -160,7 +243,7 @@ trace = jax.eval_shape
 for loss in (d.losses.cross_entropy, d.losses.margin, d.losses.difference_of_logits_ratio):
     trace(lambda images: loss(logits_fn(images), labels), images)
 trace(lambda images, field: d.warp(images, field, boundary="reflect"), images, field)
-trace(d.forward_differences, images)
+trace(d.warping.forward_differences, images)
 for function in ("pixels_from_normalized", "normalized_from_pixels", "total_variation", "max_component"):
     trace(getattr(d.fields, function), field)
 trace(d.fields.max_displacement, field)
@@ -171,19 +254,20 @@ key = jax.random.key(2)
 for family in (d.additive(image_range=(0.0, 1.0)), d.flow(units="normalized"), d.affine(), d.lowres_flow(2, sigma=0.5)):
     trace(lambda images: d.gradient_penalty(loss_fn, images, family), images)
     trace(lambda images: d.finite_difference_penalty(loss_fn, images, family), images)
+    trace(lambda images: d.forward_over_reverse_penalty(loss_fn, images, family), images)
     for ball in (d.linf(0.1), d.l2(jnp.array([0.1, 0.2, 0.3])), d.pixelwise_l2(0.1)):
         options = {"ball": ball, "perturbation": family, "start": "random", "key": key}
         trace(lambda images: d.multi_step(loss_fn, images, num_steps=2, **options), images)
 trace(lambda images: d.image_gradients(loss_fn, images), images)
-trace(lambda images: d.input_gradient_penalty(loss_fn, images), images)
-trace(lambda images: d.flow_gradient_penalty(lambda x: (loss_fn(x), 1), images, has_aux=True), images)
+trace(lambda images: d.gradient_penalty(lambda x: (loss_fn(x), 1), images, has_aux=True), images)
 limits, law = jnp.array([0.1, 0.2]), d.noise.gaussian(0.1)
 trace(lambda images: d.one_step(loss_fn, images, ball=d.linf(limits), start=law, key=key), images)
 trace(lambda images: d.random_start(key, images, noise=0.1), images)
 flat = lambda images: images.reshape(len(images), -1)
-for smoothing_law in (d.smoothing.gaussian(0.1), d.smoothing.uniform((0.1, 0.2))):
-    trace(lambda images: d.smoothed_votes(flat, images, law=smoothing_law, num_samples=5, key=key), images)
-d.paper_weight(300.0, batch_size=128, image_size=(32, 32))
+for smoothing_law in (d.certification.gaussian(0.1), d.certification.uniform((0.1, 0.2))):
+    votes = lambda images: d.certification.smoothed_votes(flat, images, law=smoothing_law, num_samples=5, key=key)
+    trace(votes, images)
+d.released.paper_weight(300.0, batch_size=128, image_size=(32, 32))
 try:
     trace(d.warp, images, jax.ShapeDtypeStruct((1, 5, 4, 2), "float32"))
 except Exception as error:

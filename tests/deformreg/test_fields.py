@@ -99,7 +99,7 @@ def test_upsampling_keeps_constants_range_and_length():
 
 
 def test_upsampling_is_linear_between_the_nodes():
-    # Nodes at pixels 0.5 and 2.5 of four: halves are sampled at their centres.
+    # The two nodes lie at pixels 0.5 and 2.5 of four: the centres of the halves.
     coarse = np.zeros((1, 1, 2, 2), np.float32)
     coarse[0, 0, 1] = 4.0
     full = fields.upsample(coarse, 1, 4)

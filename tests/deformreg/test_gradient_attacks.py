@@ -9,7 +9,6 @@ from deformreg import (
     additive,
     affine,
     flow,
-    forward_differences,
     l2,
     linf,
     lowres_flow,
@@ -17,8 +16,9 @@ from deformreg import (
     noise,
     one_step,
     pixelwise_l2,
-    projected_ascent,
 )
+from deformreg.attacks import projected_ascent
+from deformreg.warping import forward_differences
 
 pytestmark = pytest.mark.usefixtures("strict_promotion")
 
@@ -55,7 +55,7 @@ def pixel_hill(params):
     ids=["linf", "linf per component", "l2", "l2 per example", "pixelwise_l2"],
 )
 def test_concave_quadratics_are_climbed_to_their_constrained_maximum(objective, start, ball, expected):
-    # Steps of fixed length stop within a step of the top, or slide along the boundary to it.
+    # Steps of fixed length end within one step of the top, or slide to it along the boundary.
     run = jax.jit(lambda start: projected_ascent(objective, start, ball=ball, step_size=0.01, num_steps=600))
     found = run(start)
     np.testing.assert_allclose(found.params, expected, atol=0.02)
@@ -68,7 +68,7 @@ def test_the_best_is_never_worse_than_the_last_and_counts_the_start():
         for keep in ("last", "best")
     }
     assert np.all(found["best"].values >= found["last"].values)
-    assert np.any(found["best"].values > found["last"].values)  # too long a step swings past the top
+    assert np.any(found["best"].values > found["last"].values)  # too long a step oscillates about the top
     np.testing.assert_allclose(hill(found["best"].params), found["best"].values, rtol=1e-6)
     at_the_top = projected_ascent(hill, TOPS, ball=linf(10.0), step_size=0.7, num_steps=1, keep="best")
     np.testing.assert_array_equal(at_the_top.params, TOPS)
@@ -162,7 +162,7 @@ def test_attacks_raise_the_loss_inside_the_ball(family):
     found = attack(IMAGES)
     clean = curved(IMAGES)
     assert np.all(found.losses >= clean)
-    assert np.mean(found.losses > clean) > 0.8  # behind a kink a short step uphill may lead down
+    assert np.mean(found.losses > clean) > 0.8  # across a kink, a short step uphill may decrease the loss
     assert np.all(ball.norm(found.params) <= 0.2 * (1 + 1e-6))
     np.testing.assert_allclose(family.apply(found.params, IMAGES), found.images, atol=1e-6)
 

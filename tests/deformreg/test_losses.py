@@ -49,7 +49,7 @@ def test_the_sign_says_whether_the_prediction_is_wrong(loss):
     wrong = logits.argmax(axis=1) != LABELS
     assert 0 < wrong.sum() < len(wrong)
     np.testing.assert_array_equal(np.asarray(loss(logits, LABELS)) > 0, wrong)
-    # On ties it says nothing, whatever is predicted.
+    # On ties the margin is zero, whatever is predicted.
     assert loss(np.array([[1, 1, 0], [1, 1, 0]], np.float32), np.array([0, 1])).tolist() == [0, 0]
 
 

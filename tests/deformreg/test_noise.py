@@ -21,7 +21,7 @@ def test_the_components_follow_the_law_independently(law, distribution):
     assert jax.tree.map(np.shape, draw) == jax.tree.map(np.shape, PARAMS)
     for leaf in jax.tree.leaves(draw):
         assert stats.kstest(np.ravel(leaf), distribution.cdf).pvalue > 1e-3
-    assert len(np.unique(draw["a"])) > 0.99 * draw["a"].size  # no number twice: no example repeats another
+    assert len(np.unique(draw["a"])) > 0.99 * draw["a"].size  # no repeated number: the examples differ
     assert abs(np.corrcoef(np.ravel(draw["a"])[:3600], np.ravel(draw["b"]))[0, 1]) < 0.1
 
 

@@ -1,4 +1,4 @@
-"""Gradient penalties: closed forms, double backpropagation, the finite difference, and the plumbing."""
+"""Gradient penalties: closed forms, the three rules, auxiliary outputs and errors; the random start and the weights."""
 
 import functools
 
@@ -13,17 +13,16 @@ from deformreg import (
     affine,
     finite_difference_penalty,
     flow,
-    flow_gradient_penalty,
+    forward_over_reverse_penalty,
     gradient_penalty,
     image_gradients,
-    input_gradient_penalty,
     lowres_flow,
-    paper_weight,
-    pull_back,
     random_start,
-    squared_norm,
 )
 from deformreg.losses import cross_entropy
+from deformreg.penalties import squared_norm
+from deformreg.perturbations import pull_back
+from deformreg.released import paper_weight
 
 pytestmark = pytest.mark.usefixtures("strict_promotion")
 
@@ -46,6 +45,7 @@ def tiny_params(seed=1, dtype=np.float32):
 
 
 LABELS = np.array([0, 3, 1])
+RULES = (gradient_penalty, finite_difference_penalty, forward_over_reverse_penalty)
 
 
 def tiny_loss(params):
@@ -61,7 +61,7 @@ def test_linear_models_have_closed_forms():
     @jax.jit
     def penalties(images):
         families = flow(), flow(units="normalized"), affine(parameters=("dy", "dx"))
-        named = input_gradient_penalty(loss_fn, images), flow_gradient_penalty(loss_fn, images)
+        named = gradient_penalty(loss_fn, images, additive()), gradient_penalty(loss_fn, images)
         return *named, *(gradient_penalty(loss_fn, images, family)[0] for family in families)
 
     (by_input, losses), (by_flow, _), default, normalized, shift = penalties(images)
@@ -121,7 +121,7 @@ def test_the_finite_difference_converges_to_the_exact_penalty_at_first_order(fam
 
 @pytest.mark.slow
 def test_the_finite_difference_under_vmap_is_that_of_every_member():
-    """Parameters, labels and images mapped over; the derivative is taken outside of the map, auxiliary outputs too."""
+    """Mapped over labels and images, with auxiliary outputs; the derivative is taken outside of the map."""
     images = np.stack([random_images(), random_images()[::-1]])
     labels = np.stack([LABELS, LABELS[::-1]]).astype(np.int32)
 
@@ -140,6 +140,115 @@ def test_the_finite_difference_under_vmap_is_that_of_every_member():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-4), together, apart)
 
 
+FAMILIES = [additive(), flow(), flow(boundary="zeros", units="normalized"), affine(), lowres_flow(2, sigma=0.5)]
+
+
+def coupled(params, images):
+    """A loss with batch statistics, integers among its constants and auxiliary outputs."""
+    logits = tiny_model(params, images)
+    logits = (logits - logits.mean(0, keepdims=True)) / jnp.sqrt(logits.var(0, keepdims=True) + 0.1)
+    return cross_entropy(logits, jnp.asarray(LABELS)), {"logits": logits, "labels": jnp.asarray(LABELS)}
+
+
+def value_and_gradients(rule, family, params, images):
+    """The value and gradients of an objective with different cotangents for all penalties, losses and outputs."""
+
+    def objective(params, images):
+        penalties, (losses, aux) = rule(lambda images: coupled(params, images), images, family, has_aux=True)
+        weights = np.arange(1.0, 1 + len(images), dtype=np.float32)
+        return jnp.sum(weights * penalties) + jnp.sum(losses**2) + jnp.sum(aux["logits"] ** 3), (penalties, losses, aux)
+
+    return jax.value_and_grad(objective, argnums=(0, 1), has_aux=True)(params, images)
+
+
+def assert_equal_to_rounding(found, expected):
+    def check(found, expected):
+        largest = np.abs(expected).max()
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=2e-6 * largest)
+
+    jax.tree.map(check, found, expected)
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=["add", "flow", "normalized", "affine", "low"])
+def test_forward_over_reverse_is_the_exact_penalty(family):
+    """Including gradients of parameters and images, for losses coupled by batch statistics, with auxiliary outputs."""
+    arguments = family, tiny_params(), random_images()
+    expected = jax.jit(functools.partial(value_and_gradients, gradient_penalty, family))(*arguments[1:])
+    compiled = jax.jit(functools.partial(value_and_gradients, forward_over_reverse_penalty, family))(*arguments[1:])
+    assert_equal_to_rounding(compiled, expected)
+    assert_equal_to_rounding(value_and_gradients(forward_over_reverse_penalty, *arguments), expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["pmap", "shard_map", "shard_map without vma"])
+def test_forward_over_reverse_is_the_exact_penalty_on_several_devices(kind, cpus):
+    params, images = tiny_params(), random_images(shape=(4, *SHAPE))
+
+    def mapped(rule):
+        def gradients(params, images):
+            (value, (penalties, losses, _)), found = value_and_gradients(rule, flow(), params, images)
+            return value[None], penalties, losses, found[1], jax.tree.map(lambda leaf: leaf[None], found[0])
+
+        if kind == "pmap":
+            return jax.pmap(gradients, in_axes=(None, 0), devices=cpus[:4])(params, images)
+        mesh = jax.make_mesh((4,), ("batch",), devices=cpus[:4], axis_types=(jax.sharding.AxisType.Auto,))
+        replicated, split = jax.sharding.PartitionSpec(), jax.sharding.PartitionSpec("batch")
+        specs = {"mesh": mesh, "in_specs": (replicated, split), "out_specs": split}
+
+        def varying(params, images):
+            if kind == "shard_map":  # so that every device keeps the gradient of its own share
+                params = jax.lax.pcast(params, "batch", to="varying")
+            return gradients(params, images)
+
+        function = jax.shard_map(varying, check_vma=kind == "shard_map", **specs)
+        return jax.jit(function)(params, images.reshape(-1, *SHAPE[1:]))
+
+    assert_equal_to_rounding(mapped(forward_over_reverse_penalty), mapped(gradient_penalty))
+
+
+def test_forward_over_reverse_sums_the_gradients_of_shared_parameters_over_devices(cpus):
+    """Under `shard_map` the gradient of a parameter that all devices share is that of the whole batch."""
+    params, images = tiny_params(), random_images(shape=(12, *SHAPE[1:]))
+    mesh = jax.make_mesh((4,), ("batch",), devices=cpus[:4], axis_types=(jax.sharding.AxisType.Auto,))
+    replicated, split = jax.sharding.PartitionSpec(), jax.sharding.PartitionSpec("batch")
+
+    def gradients(rule):
+        def share(params, images):
+            return jax.grad(lambda params: jnp.sum(rule(tiny_loss(params), images)[0]))(params)
+
+        return jax.jit(jax.shard_map(share, mesh=mesh, in_specs=(replicated, split), out_specs=replicated))
+
+    found, expected = (gradients(rule)(params, images) for rule in (forward_over_reverse_penalty, gradient_penalty))
+    assert_equal_to_rounding(found, expected)
+
+
+def test_forward_over_reverse_keeps_the_memory_of_a_rematerialized_model():
+    # A loop over the layers: XLA for CPUs would merge recomputations outside of a loop with the first computation.
+    layers, width = np.zeros((64, 64, 64), np.float32), 64
+
+    def megabytes(rule, layer):
+        def loss_fn(layers, images):
+            features, _ = jax.lax.scan(layer, images.reshape(len(images), width), layers)
+            return jnp.sum(features**2, axis=1)
+
+        def objective(layers, images):
+            return jnp.mean(rule(functools.partial(loss_fn, layers), images)[0])
+
+        compiled = jax.jit(jax.grad(objective)).lower(layers, np.zeros((512, 8, 8, 1), np.float32)).compile()
+        return compiled.memory_analysis().temp_size_in_bytes / 1e6
+
+    def layer(features, kernel):
+        for _ in range(4):
+            features = jnp.tanh(features @ kernel)
+        return features, None
+
+    plain = megabytes(lambda loss_fn, images: (loss_fn(images),), jax.checkpoint(layer))
+    ours = megabytes(forward_over_reverse_penalty, jax.checkpoint(layer))
+    assert ours < 0.6 * megabytes(gradient_penalty, jax.checkpoint(layer))
+    assert ours < 0.6 * megabytes(forward_over_reverse_penalty, layer)
+    assert ours < 3 * plain
+
+
 def test_the_finite_difference_of_a_flat_loss_is_zero_with_finite_gradients():
     images = np.full(SHAPE, 0.5, np.float32)
 
@@ -150,7 +259,7 @@ def test_the_finite_difference_of_a_flat_loss_is_zero_with_finite_gradients():
     assert (value, slope) == (0.0, 0.0)
 
 
-@pytest.mark.parametrize("penalty", [gradient_penalty, finite_difference_penalty])
+@pytest.mark.parametrize("penalty", RULES)
 def test_auxiliary_outputs_come_from_the_clean_images(penalty):
     params, images = tiny_params(), random_images()
 
@@ -166,7 +275,7 @@ def test_auxiliary_outputs_come_from_the_clean_images(penalty):
     np.testing.assert_allclose(aux["mean"], images.mean(), rtol=1e-6)
 
 
-@pytest.mark.parametrize("penalty", [gradient_penalty, finite_difference_penalty])
+@pytest.mark.parametrize("penalty", RULES)
 def test_the_loss_is_called_once(penalty):
     counted = []
 
@@ -245,22 +354,15 @@ def test_the_papers_weight_times_our_penalty_is_the_papers_term():
 
 
 def test_an_empty_batch_has_no_penalties():
-    for penalty in (gradient_penalty, finite_difference_penalty):
+    for penalty in RULES:
         penalties, losses = penalty(lambda x: jnp.sum(x, axis=(1, 2, 3)), np.zeros((0, 3, 3, 1), np.float32))
         assert penalties.shape == losses.shape == (0,)
 
 
 IMAGES = random_images()
-PENALTIES = (
-    image_gradients,
-    gradient_penalty,
-    finite_difference_penalty,
-    input_gradient_penalty,
-    flow_gradient_penalty,
-)
 
 
-@pytest.mark.parametrize("penalty", PENALTIES)
+@pytest.mark.parametrize("penalty", [image_gradients, *RULES])
 @pytest.mark.parametrize(
     ("loss_fn", "images", "has_aux", "error", "words"),
     [
@@ -317,7 +419,7 @@ def test_other_arguments_that_do_not_fit_are_named(call, error, words):
     ("dtype", "x64", "rtol"), [("float32", False, 1e-5), ("float32", True, 1e-5), ("bfloat16", False, 0.02)]
 )
 def test_a_family_of_two_functions_is_enough(dtype, x64, rtol):
-    # Its parameters, and with them the perturbed images, may be wider than the images.
+    # Its parameters, and so the perturbed images, may have a wider type than the images.
     brightness = Perturbation(
         init=lambda images: jnp.zeros(images.shape[0]),
         apply=lambda params, images: images + params[:, None, None, None],

@@ -1,10 +1,10 @@
-"""Particulars of single families; the laws of all of them are in laws/."""
+"""Properties of single families; laws/ has the laws of all of them."""
 
 import jax
 import numpy as np
 import pytest
 
-from deformreg import additive, affine, flow, fields, lowres_flow, warp
+from deformreg import additive, affine, fields, flow, lowres_flow, warp
 
 pytestmark = pytest.mark.usefixtures("strict_promotion")
 

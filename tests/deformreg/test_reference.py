@@ -11,20 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deformreg import (
-    Perturbation,
-    flow,
-    gradient_penalty,
-    image_gradients,
-    linf,
-    multi_step,
-    pull_back,
-    random_start,
-    squared_norm,
-    warp,
-)
+from deformreg import Perturbation, flow, gradient_penalty, image_gradients, linf, multi_step, random_start, warp
 from deformreg.fields import pixels_from_normalized
 from deformreg.losses import cross_entropy
+from deformreg.penalties import squared_norm
+from deformreg.perturbations import pull_back
 
 pytestmark = pytest.mark.usefixtures("strict_promotion")
 
@@ -34,7 +25,7 @@ MODES = ("eval", "train")
 
 @functools.cache
 def reference(size):
-    with np.load(Path(__file__).parent / "data" / f"official_fgr_{size}.npz", allow_pickle=False) as file:
+    with np.load(Path(__file__).parents[1] / "data" / f"official_fgr_{size}.npz", allow_pickle=False) as file:
         return dict(file)
 
 
@@ -53,12 +44,12 @@ def unrounded(values):
 
 
 def float32_rounded(values):
-    """float64 values as float32 holds them; after every operation, float32 arithmetic however the compiler fuses."""
+    """Rounds float64 values to float32. After every operation, that is float32 arithmetic under any compiler."""
     return jax.lax.reduce_precision(values, exponent_bits=8, mantissa_bits=23)
 
 
 def float32_sum(factors, weights):
-    """The sum of products over the first axis, one after the other by fused multiply-adds: each rounds once."""
+    """The sum of products over the first axis by sequential fused multiply-adds, each rounded once."""
 
     def add(total, product):
         return (total + product[0] * product[1]).astype(jnp.float32), None
@@ -72,7 +63,7 @@ def convolution(images, kernel):
 
 
 def released_convolution(images, kernel):
-    """PyTorch's sum, over the window's rows, its columns, its channels; the bias comes last. Plainly differentiated."""
+    """PyTorch's order of summation: rows, columns, channels of the window, then the bias; with the plain derivative."""
     height, width = images.shape[1:3]
     padded = jnp.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)))
     shifted = [padded[:, row : row + height, column : column + width] for row in range(3) for column in range(3)]
@@ -83,7 +74,7 @@ def released_convolution(images, kernel):
 
 
 def normalization(params, index, mean=None, variance=None, rounded=unrounded):
-    """Batch normalization as PyTorch computes it, a factor and a summand per channel; on running statistics if none."""
+    """Batch normalization as in PyTorch: a scale and a shift per channel; by default from running statistics."""
     if mean is None:
         mean, variance = params[f"b{index}.running_mean"], params[f"b{index}.running_var"]
     scale = rounded(params[f"b{index}.weight"] * rounded(1 / rounded(jnp.sqrt(rounded(variance + 1e-5)))))
@@ -100,7 +91,7 @@ def logits_of(params, images, mode, convolve=convolution, rounded=unrounded):
             with jax.ensure_compile_time_eval():
                 scale, shift = normalization(params, index, rounded=rounded)
         images = rounded(images * scale.reshape(1, 1, 1, -1) + shift.reshape(1, 1, 1, -1))
-        # The windowed maximum gives the gradient of ties to the first, as PyTorch does.
+        # On ties, the windowed maximum passes the gradient to the first pixel, as PyTorch does.
         return jax.lax.reduce_window(jax.nn.relu(images), -jnp.inf, jax.lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
 
     features = block(block(images, 1), 2).mean((1, 2))
@@ -114,7 +105,7 @@ def grid_line(size):
 
 
 def rounded_below(size):
-    """The rows or columns whose float32 position comes out below their integer."""
+    """The rows or columns whose float32 position is rounded to below its integer."""
     positions = (grid_line(size) + np.float32(1)) * np.float32((size - 1) / 2)
     return np.flatnonzero(np.floor(positions) != np.arange(size))
 
@@ -131,12 +122,12 @@ def released_warp(images, displacements, boundary):
 
 
 def released_flow(boundary="edge", warp=warp):
-    """The released sampler as a family: float32 normalized coordinates, rounding and all."""
+    """The released sampler as a family, with its rounding of normalized float32 coordinates."""
 
     def apply(params, images):
         height, width = images.shape[1:3]
         sides = ((1, height, (1, height, 1)), (0, width, (1, 1, width)))
-        # A positional offset from the integer grid, taken after the coordinates have been rounded.
+        # The offset from the integer grid, after the coordinates have been rounded.
         displacements = [
             (grid_line(size).reshape(shape) + params[..., axis] + 1) * ((size - 1) / 2)
             - np.arange(size, dtype=np.float64).reshape(shape)
@@ -148,9 +139,9 @@ def released_flow(boundary="edge", warp=warp):
 
 
 def sampled(images):
-    """What the released code shows the network at the zero flow.
+    """The network's input in the released code at the zero flow.
 
-    Coordinates a last bit off mix in 1e-7 of the next pixel: enough to break the black corner's ties in the pooling.
+    Rounded coordinates mix in 1e-7 of the next pixel, enough to break ties in the pooling of black corners.
     """
     family = released_flow()
     return family.apply(family.init(images), images)
@@ -158,7 +149,7 @@ def sampled(images):
 
 @functools.cache
 def regularized(size, mode, released):
-    """What the released code computes in one training step, with either family."""
+    """The values of one training step of the released code, with either family."""
     data = reference(size)
     images, labels, params = images_labels_params(size)
 
@@ -229,7 +220,7 @@ def test_the_released_coordinates_round_below_at_these_places():
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("size", SIZES)
 def test_flow_gradients_of_the_mean_loss(size, mode):
-    """Where the released code's coordinates round below the integer it takes the backward difference; not we."""
+    """Where coordinates are rounded below the integer, the released code takes the backward difference; we do not."""
     expected = reference(size)[f"{mode}/flow_gradient_of_mean_loss_xy_normalized"]
     images, _, _ = images_labels_params(size)
     gradients = pull_back(flow(units="normalized"), input_gradients(size, mode, True), images)
@@ -261,7 +252,7 @@ def test_a_regularized_training_step(size, released, mode):
     assert np.linalg.norm(ours - theirs) < 1e-3 * np.linalg.norm(theirs)
     for name, (ours, theirs) in gradients.items():
         if mode == "train" and name.endswith(("c1.bias", "c2.bias")):
-            continue  # zero but for rounding: batch normalization takes off what a bias adds
+            continue  # zero up to rounding: batch normalization removes a bias
         assert np.linalg.norm(ours - theirs) < 1e-3 * np.linalg.norm(theirs), name
 
 
@@ -308,7 +299,7 @@ ATTACKS = [(0.01, 1), (0.01, 7), (0.05, 20), (0.1, 100)]
 
 @pytest.mark.parametrize(("radius", "num_steps"), ATTACKS)
 def test_multi_step_attacks_in_our_own_arithmetic(radius, num_steps):
-    """The same mean loss, and the same pixels while the path can be followed; the next test goes on."""
+    """The same mean loss, and after few steps the same pixels; the next test covers the others."""
     images, loss, their_images, their_loss = attacked("32x32", radius, num_steps, released=False)
     np.testing.assert_allclose(loss, their_loss, rtol=0, atol=1e-3)
     if num_steps <= 7:
@@ -318,14 +309,14 @@ def test_multi_step_attacks_in_our_own_arithmetic(radius, num_steps):
 @pytest.mark.parametrize(("radius", "num_steps"), ATTACKS)
 @pytest.mark.parametrize("size", SIZES)
 def test_multi_step_attacks_follow_the_released_path(size, radius, num_steps):
-    """Wherever a pixel comes back to a kink, a last bit of its position decides the sign of its next step.
+    """With the released rounding, our attack takes the same path.
 
-    From there on the whole image goes another way. One rounding in another place is enough: convolutions that start
-    from the bias instead of adding it last leave one image of eight with 7 % equal pixels after 100 steps, as PyTorch
-    itself does where its convolution sums in that order. So the forward pass rounds where the released run rounded,
-    however the tests compile; the backward pass sums in float64. In our own arithmetic the long paths part, and reach
-    the same loss. At 28x20 that code steps along the backward difference in four lines, so that only its own
-    arithmetic can follow.
+    Where a pixel returns to a kink, the last bit of its position decides the sign of its next step, and from then on
+    the whole image takes another path. One different rounding is enough: convolutions that start from the bias instead
+    of adding it last leave one image of eight with 7 % equal pixels after 100 steps, and so does PyTorch where its
+    convolution sums in that order. The forward pass therefore rounds where the released run rounded; the backward pass
+    sums in float64. In our own arithmetic long paths diverge and reach the same loss. At 28x20 the released code steps
+    along the backward difference in four lines, which only its own arithmetic reproduces.
     """
     images, loss, their_images, their_loss = attacked(size, radius, num_steps, released=True)
     np.testing.assert_allclose(loss, their_loss, rtol=0, atol=1e-3)

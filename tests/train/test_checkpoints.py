@@ -15,7 +15,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from train import checkpoints, manifests, runs
+from train import checkpoints, manifests, processes, runs
 from train.commands import main
 from train.config import Config, Model
 from train.errors import CheckpointError, StorageError
@@ -277,6 +277,32 @@ def test_nothing_there_is_none(tmp_path):
     assert checkpoints.resume(tmp_path / "none", state(0), config=CONFIG) is None
     with pytest.raises(CheckpointError, match="no intact checkpoint"):
         checkpoints.restore(tmp_path / "none", state(0), config=CONFIG)
+
+
+def test_other_processes_follow_what_process_0_found(run, monkeypatch):
+    def told(*numbers):
+        sent = iter(numbers)
+        monkeypatch.setattr(processes, "is_lead", lambda: False)
+        monkeypatch.setattr(processes, "from_lead", lambda _: next(sent))
+        return checkpoints.resume(run.checkpoints, state(0), config=CONFIG)
+
+    outcomes = checkpoints._Outcome
+    assert told(outcomes.NOTHING) is None
+    assert_is(told(outcomes.FOUND, 1), 1)
+    with pytest.raises(CheckpointError, match="process 0 finds no checkpoint to continue from"):
+        told(outcomes.UNUSABLE)
+    with pytest.raises(StorageError, match="process 0 cannot read the newest checkpoint now"):
+        told(outcomes.UNREADABLE)
+    assert manifests.steps(run.checkpoints) == [1, 2]
+
+
+@pytest.mark.parametrize(("select", "step", "expected"), [("last", 3, [3]), ("best", 1, [1, 2, 3])])
+def test_each_manifest_is_read_once(tmp_path, monkeypatch, select, step, expected):
+    run, read = write(tmp_path / "run", [0.9, 0.3, 0.8]), []
+    open_step = manifests.open_step
+    monkeypatch.setattr(manifests, "open_step", lambda folder, step: read.append(step) or open_step(folder, step))
+    assert_is(restore(run, select=select), step)
+    assert read == expected
 
 
 def test_another_config_is_refused_by_field(run):

@@ -11,9 +11,10 @@ import jax
 import numpy as np
 import pytest
 
-from train import checkpoints, data, evaluation, loop, reports, runs
-from train.cli import main
+from train import checkpoints, data, reports, restored, runs, task
+from train.commands import evaluate, main
 from train.config import Config, Data, Evaluation
+from train.errors import RunError
 
 
 class Plain(nn.Module):
@@ -28,12 +29,12 @@ class Plain(nn.Module):
 
 @pytest.fixture(autouse=True)
 def plain(monkeypatch):
-    monkeypatch.setattr(loop, "make_model", lambda config, num_classes: Plain(num_classes))
+    monkeypatch.setattr(task, "make_model", lambda config, num_classes: Plain(num_classes))
 
 
 @pytest.fixture
 def no_attack(monkeypatch):
-    monkeypatch.setattr(evaluation, "evaluate_run", None)
+    monkeypatch.setattr(evaluate, "evaluate_run", None)
 
 
 def write_run(folder, *, size=8, names=("a", "b"), seed=0, unreadable=0, accuracies=(0.5,), examples=0, select="last"):
@@ -47,12 +48,12 @@ def write_run(folder, *, size=8, names=("a", "b"), seed=0, unreadable=0, accurac
         test_labels=np.where(np.arange(4) < unreadable, -1, labels), class_names=np.array(names),
     )  # fmt: skip
     config = Config(
-        data=Data(name=str(path), max_corrupt=unreadable), select=select,
+        data=Data(name=str(path), max_unreadable=unreadable), select=select,
         evaluation=Evaluation(steps=2, batch_size=8, examples=examples),
     )  # fmt: skip
     run = runs.Run(folder)
     runs.create(run, config, 1500)
-    shapes = loop.build(config, data.load(str(path))).shapes
+    shapes = task.build(config, data.load(str(path))).shapes
     with checkpoints.open_writer(run, config) as writer:
         for step, accuracy in enumerate(accuracies, 1):
             state = jax.tree.map(lambda leaf: np.asarray(rng.random(leaf.shape), leaf.dtype), shapes)
@@ -78,7 +79,7 @@ def test_runs_on_other_images_are_not_compared(capsys, tmp_path, no_attack, othe
     assert f"{second} does not compare with {first}" in error
     assert "4 of" in error
     if "examples" in other:
-        assert len(evaluation.open_runs([first, second], examples=3)) == 2
+        assert len(restored.open_runs([first, second], examples=3)) == 2
 
 
 def test_a_run_named_twice_is_refused(capsys, tmp_path, no_attack):
@@ -93,22 +94,29 @@ def test_the_first_images_may_be_unreadable_but_not_all(capsys, tmp_path, no_att
     folder = write_run(tmp_path / "run", unreadable=3)
     for command in ("evaluate", "certify"):
         assert "none of the first 3 can be read" in refused(capsys, command, folder, "--examples", "3")
-    trained = evaluation.open_run(folder, examples=4)
+    trained = restored.open_run(folder, examples=4)
     assert len(trained.images) == 1
     # What its network sees is known without them.
-    assert [name for name, _ in evaluation.open_sources([folder], trained)] == ["run"]
+    assert [name for name, _ in restored.open_sources([folder], trained)] == ["run"]
     other = write_run(tmp_path / "other", size=6)
-    with pytest.raises(runs.RunError, match=r"nothing transfers from .*other: its network takes images \(6, 6, 1\)"):
-        evaluation.open_sources([other], trained)
+    with pytest.raises(RunError, match=r"nothing transfers from .*other: its network takes images \(6, 6, 1\)"):
+        restored.open_sources([other], trained)
+
+
+def test_network_and_test_images_may_be_values_of_ones_own(tmp_path):
+    folder = write_run(tmp_path / "run")
+    test = data.load(str(tmp_path / "run.npz"), split="test")
+    given, known = restored.open_run(folder, model=Plain(2), test=test), restored.open_run(folder)
+    np.testing.assert_array_equal(given.logits_fn(given.images), known.logits_fn(known.images))
 
 
 def test_the_next_best_checkpoint_takes_the_place_of_a_damaged_best(capsys, tmp_path):
     folder = write_run(tmp_path / "run", accuracies=(0.9, 0.8, 0.3), select="best")
-    assert evaluation.open_run(folder).step == 1
+    assert restored.open_run(folder).step == 1
     arrays = [path for path in (folder / "checkpoints" / "1" / "state").rglob("*") if path.is_file()]
     for path in arrays:
         path.write_bytes(b"")
-    assert evaluation.open_run(folder).step == 2
+    assert restored.open_run(folder).step == 2
     assert capsys.readouterr().err.startswith("skipped the damaged checkpoint of step 1: ")
 
 

@@ -16,10 +16,9 @@ import pytest
 from jax import lax
 
 from benchmarks import torch_fgr
-from train import layers
-from train.models import MODEL_NAMES, create_model
+from train.models import MODELS, create_model, layers
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parents[1] / "data"
 IMPLEMENTATIONS = ("lax", "matmul")
 OFFICIAL = (("c", ("weight", "bias")), ("b", ("weight", "bias", "running_mean", "running_var")))
 CONVOLUTIONS = [  # height, width, kernel size, stride, dtype
@@ -235,7 +234,7 @@ def initialized(name, *, channels=3, size=32, **options):
 
 
 @pytest.mark.parametrize("norm", ["batch", "group"])
-@pytest.mark.parametrize("name", MODEL_NAMES)
+@pytest.mark.parametrize("name", MODELS)
 def test_models_trace_to_logits_in_both_modes(name, norm):
     model = create_model(name, num_classes=7, norm=norm)
     images = jax.ShapeDtypeStruct((4, 32, 32, 3), jnp.float32)

@@ -18,9 +18,11 @@ from train.restored import open_run
 
 @dataclass(frozen=True)
 class Certify:
-    """Certifies a trained run on its test images: radii within which no deformation of a family changes the answer of
-    the run's *smoothed* classifier, the class that the network most often answers under noise. See
-    docs/certification.md for what that covers."""
+    """Certifies a trained run on its test images by randomized smoothing.
+
+    Finds radii within which no deformation of a family changes the answer of the smoothed classifier, the class that
+    the network most often answers under noise. docs/certification.md says what that covers.
+    """
 
     run: tyro.conf.Positional[Path]
     """The run folder."""
@@ -40,7 +42,8 @@ def parse(arguments: list[str]) -> Certify:
     if not arguments:
         raise ConfigError("certify needs a run folder, for example runs/digits-standard")
     options = tyro.cli(Certify, prog="python -m train certify", args=arguments)
-    return replace(validate(options), smoothing=check(options.smoothing))
+    smoothing = check(options.smoothing)  # first: its errors name the options without a prefix
+    return replace(validate(options), smoothing=smoothing)
 
 
 def run(arguments: list[str]) -> int:

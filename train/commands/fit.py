@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, TypeVar
 
 import tyro
 
@@ -20,7 +20,10 @@ from train.presets import find, table
 from train.schedules import SCHEDULES
 
 if TYPE_CHECKING:
-    MethodName = RuleName = OptimizerName = ScheduleName = str
+    MethodName: TypeAlias = str
+    RuleName: TypeAlias = str
+    OptimizerName: TypeAlias = str
+    ScheduleName: TypeAlias = str
 else:
     MethodName, RuleName, OptimizerName, ScheduleName = (
         Literal[tuple(name for name in kinds if name != "given")] for kinds in (METHODS, RULES, OPTIMIZERS, SCHEDULES)
@@ -95,7 +98,7 @@ def run(arguments: list[str]) -> int:
         if options.evaluate:
             from train.commands import evaluate
 
-            evaluate.evaluate(evaluate.Evaluate((folder,)))
+            evaluate.compare(evaluate.Evaluate((folder,)))
     return 0
 
 

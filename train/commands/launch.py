@@ -1,4 +1,4 @@
-"""Several processes of one training on this host: ``python -m train launch``, for its GPUs and for tests.
+"""`launch`: several processes of one training on this host, for its GPUs and for tests.
 
 Each process gets its share of the devices; lines of output carry the process's number; signals go to all of them;
 when one fails the others end, and its exit code is the launcher's.
@@ -17,14 +17,13 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TextIO
+from typing import Any, TextIO
 
 import tyro
 
-from train.errors import ConfigError
-
-FAILED = 4
-"""Exit code of a process that the disk or another process failed."""
+from train.errors import ConfigError, StorageError
+from train.options import validate
+from train.ranges import Count
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 """Passed on; SIGHUP is what the end of an ssh session sends."""
@@ -37,9 +36,9 @@ GRACE = 10.0
 class Launch:
     """Runs `fit PRESET ...`, which follows these options, in several processes that train together on this host."""
 
-    processes: int = 2
+    processes: Count = 2
     """How many processes."""
-    devices_per_process: int = 1
+    devices_per_process: Count = 1
     """GPUs of each: process i gets those from i * devices_per_process on. Without accelerator, how many devices the
     CPU of each process stands for."""
 
@@ -47,10 +46,7 @@ class Launch:
 def run(arguments: list[str]) -> int:
     """Runs the launcher and returns the exit code: 0, or that of the first process that failed."""
     split = arguments.index("fit") if "fit" in arguments else len(arguments)
-    options = tyro.cli(Launch, prog="python -m train launch", args=arguments[:split])
-    for name, value in (("--processes", options.processes), ("--devices-per-process", options.devices_per_process)):
-        if value < 1:
-            raise ConfigError(f"{name} must be at least 1, got {value}")
+    options = validate(tyro.cli(Launch, prog="python -m train launch", args=arguments[:split]))
     if split >= len(arguments) - 1:
         raise ConfigError("launch needs a command: python -m train launch --processes 2 fit PRESET [options]")
     port = _free_port()
@@ -95,9 +91,9 @@ def _copy(stream: TextIO, target: TextIO, prefix: str) -> None:
 
 
 def _cause(codes: list[int | None]) -> int:
-    """The exit code to report of those seen so far: 4, where another process failed, may be a consequence only."""
+    """The exit code to report: the first that is not 4, which may only say that another process failed."""
     failed = [code for code in codes if code]
-    return next((code for code in failed if code != FAILED), failed[0] if failed else 0)
+    return next((code for code in failed if code != StorageError.exit_code), failed[0] if failed else 0)
 
 
 def _supervise(starts: Sequence[Callable[[], subprocess.Popen[str]]]) -> int:
@@ -105,10 +101,10 @@ def _supervise(starts: Sequence[Callable[[], subprocess.Popen[str]]]) -> int:
     children: list[subprocess.Popen[str]] = []
     copies: list[threading.Thread] = []
     received: list[int] = []  # passed on once all have started, so that none misses one
-    before = {}
+    before: dict[int, Any] = {}
     code, deadline = 0, math.inf
     try:
-        for number in SIGNALS:
+        for number in map(int, SIGNALS):
             if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
                 before[number] = signal.signal(number, lambda number, _: received.append(number))
         for index, start in enumerate(starts):

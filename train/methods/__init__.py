@@ -8,8 +8,10 @@ from train.methods.adversarial import Adversarial, Deformation
 from train.methods.given import Given
 from train.methods.gradient import FlowGradient, FlowGradientDeformation, InputGradient
 from train.methods.method import CLEAN, NO_PENALTY, Aux, Forward, Inputs, Method, Penalty, Terms
+from train.methods.random_flows import RandomFlows
 from train.methods.spatial import Spatial
 from train.methods.standard import Standard
+from train.methods.trades import Trades
 
 AnyMethod = (
     Standard  #
@@ -19,6 +21,8 @@ AnyMethod = (
     | Deformation
     | FlowGradientDeformation
     | Spatial
+    | RandomFlows
+    | Trades
     | Given
 )
 """The registry: each kind is a config with its own options only, and `make` gives the value."""

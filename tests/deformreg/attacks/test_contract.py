@@ -1,4 +1,4 @@
-"""What every attack promises, whatever its method."""
+"""The contract of every attack."""
 
 import functools
 import json
@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from closed_forms import perceptron
 
-from deformreg import attacks, balls, suites
-from deformreg.attacks import DifferenceNorms, FlowNorms
-from deformreg.attacks.attack import Examples, fresh, record
+from deformreg import attacks, balls, released
+from deformreg.attacks import DifferenceNorms, Examples, FlowNorms
+from deformreg.attacks.search import fresh, record
+from deformreg.evaluation import suites
 from deformreg.perturbations import additive
 
 pytestmark = pytest.mark.usefixtures("strict_promotion")
@@ -49,7 +50,7 @@ def examples(count=6, seed=0):
 
 @functools.cache
 def compiled(name):
-    # Compiling is what these tests spend their time on; small programs need no optimizing.
+    # Compilation dominates the time of these tests, and small programs run fast enough without optimization.
     return jax.jit(
         lambda images, labels, key: ATTACKS[name].run(LOGITS, images, labels, key),
         compiler_options={"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True},
@@ -86,7 +87,7 @@ def test_rows_do_not_interact(name):
     images, labels = examples()
     run = compiled(name)
     first = run(images, labels, jax.random.key(1))
-    # The same rows beside others: their results stay.
+    # The same rows beside different ones have the same results.
     others = images.at[3:].set(0.5), labels.at[3:].set(0)
     second = run(*others, jax.random.key(1))
     for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
@@ -124,7 +125,7 @@ def test_arguments_are_checked_by_name():
 @pytest.mark.slow
 def test_a_gradient_that_is_not_a_number_is_no_success():
     def logits_fn(images):
-        length = jnp.sqrt(jnp.sum(images**2, axis=(1, 2, 3)))  # whose slope at zero is not a number
+        length = jnp.sqrt(jnp.sum(images**2, axis=(1, 2, 3)))  # its slope at zero is not a number
         return jnp.stack([jnp.full_like(length, 0.1), length], axis=1)
 
     images, labels = jnp.zeros((2, *SHAPE)), np.zeros(2, int)
@@ -142,7 +143,7 @@ def test_a_gradient_that_is_not_a_number_is_no_success():
     result = attacks.pgd(**pixels, restarts=2).run(logits_fn, images, labels, jax.random.key(0))
     assert result.success.all()
     assert np.isfinite(result.images).all()
-    # Nor are parameters that are not finite, wherever they come from.
+    # Parameters that are not finite are no success either.
     search = fresh(Examples(images, labels, jax.random.split(jax.random.key(0))), images.at[0, 0].set(jnp.nan))
     noted = record(search, jnp.ones(2), jnp.ones(2, bool), keep="any")
     assert noted.broken.tolist() == noted.done.tolist() == [False, True]

@@ -22,7 +22,7 @@ TEMPLATES = (TEMPLATES / TEMPLATES.std()).astype(np.float32)
 
 
 def logits_fn(images):
-    """Matched filters: a model that takes rotations and noise to fool."""
+    """Matched filters: a model that rotations and noise can fool."""
     return jnp.einsum("nhwc,khwc->nk", images - 0.5, TEMPLATES)
 
 
@@ -36,7 +36,7 @@ def data():
 
 
 def accuracy(attack, images, labels):
-    """Of all examples: what is wrong without an attack counts as broken, as Foolbox has it."""
+    """Robust accuracy over all examples: an error without an attack counts as broken, as in Foolbox."""
     right = jnp.argmax(logits_fn(images), axis=1) == labels
     return float(jnp.mean(right & ~attack.run(logits_fn, images, labels, jax.random.key(0)).success))
 

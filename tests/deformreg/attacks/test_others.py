@@ -42,7 +42,7 @@ def test_random_fields_lie_on_the_boundary_and_keep_the_worst():
     for result in runs:
         np.testing.assert_allclose(result.norms.max_displacement, 0.01, rtol=1e-5)
     assert (runs[1].losses >= runs[0].losses).all()
-    # The losses are those of the fields handed back.
+    # The losses belong to the returned fields.
     images = flow().apply(runs[1].params, images)
     logits = np.array(logits_fn(images))
     right = np.take_along_axis(logits, np.asarray(labels)[:, None], 1)[:, 0]
@@ -75,7 +75,7 @@ def test_square_finds_the_corner_of_a_linear_model():
     result = attack.run(lambda x: logits_fn(x) - jnp.array([0.0, 100.0]), images, np.zeros(3, int), KEY)
     np.testing.assert_allclose(result.params, np.broadcast_to(0.5 * np.sign(weights), (3, 2, 2, 1)))
     assert result.model_calls.tolist() == [300] * 3
-    # Drawn for each example by itself: the first tries, vertical stripes, differ.
+    # Each example has its own draws: the first tries, vertical stripes, differ.
     first = square(ball=balls.linf(0.5), num_queries=1, keep="best").run(
         lambda x: jnp.zeros((8, 2)) + jnp.array([1.0, 0.0]), jnp.ones((8, 6, 6, 1)), np.zeros(8, int), KEY
     )
@@ -142,7 +142,7 @@ def test_adef_crosses_a_ramp_at_the_least_displacement():
     # The least l2 flow that closes a linear gap: clean / |s w|^2 * s w; ADef's norm is its longest vector.
     minimal = clean * np.abs(weights).max() / (slopes * (weights**2).sum())
     assert result.success.all()
-    # A step lands on the boundary up to rounding: some cross there, the others by their last, lengthened try.
+    # A step lands on the boundary up to rounding: some rows cross it there, the others by the last, lengthened try.
     ratio = result.norms.max_displacement / minimal
     assert (np.isclose(ratio, 1, rtol=1e-4) | np.isclose(ratio, 1.01, rtol=1e-4)).all()
     bounded = adef(max_norm=float(np.median(minimal)), overshoot=1.01)

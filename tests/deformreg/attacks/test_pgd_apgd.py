@@ -82,7 +82,7 @@ def test_default_step_sizes(options, share):
 
 
 def test_restarts_after_a_zero_start_are_random():
-    # A loss whose gradient vanishes at zero alone.
+    # The gradient of this loss vanishes only at zero.
     def logits_fn(images):
         gap = jnp.sum(images**2, axis=(1, 2, 3)) - 1e-4
         return jnp.stack([jnp.zeros_like(gap), gap], axis=1)
@@ -111,7 +111,7 @@ def bumpy(images, namespace):
 
 
 def apgd_twin(images, radius, num_steps):
-    """Algorithm 1 of Croce and Hein for one example, l-infinity, as their code has it; the best point and its loss."""
+    """Algorithm 1 of Croce and Hein for one example in l-infinity, as in their code: the best point and its loss."""
 
     def value(x):
         return bumpy(x, np).item()
@@ -196,7 +196,7 @@ def test_targeted_apgd_aims_at_the_classes_ranked_next():
     )
     assert result.success.all()
     assert result.model_calls.tolist() == [1 + 4 + 2]  # the ranking, the first target, the step that crosses
-    # A target of the run's own goes before the ranking.
+    # A target given to the run takes precedence over the ranking.
     aimed = apgd(**common, num_targets=2, start="zero", initial_step=2.0).run(
         logits_fn, images, labels, jax.random.key(0), targets=np.full(1, 2)
     )

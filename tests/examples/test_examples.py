@@ -6,7 +6,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import pytest
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 @pytest.mark.parametrize("name", ["linen", "nnx", "equinox_model", "haiku_model", "plain_jax"])
@@ -23,6 +23,15 @@ def test_examples_train_a_model_and_attack_it(name, capsys):
 def test_any_model_is_evaluated(capsys):
     runpy.run_path(str(EXAMPLES / "evaluate_any_model.py"))
     assert "robust" in capsys.readouterr().out
+
+
+def test_a_method_of_ones_own_trains_a_run(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr("sys.argv", ["own_method.py", str(tmp_path / "run")])
+    monkeypatch.setenv("DEFORMREG_DATA", str(tmp_path / "data"))
+    found = runpy.run_path(str(EXAMPLES / "own_method.py"))
+    assert "rigid-gradient: 4.5 forward passes a step" in capsys.readouterr().out
+    assert found["evaluation"].clean_accuracy > 0.9
+    assert 0 < found["evaluation"].robust_accuracy < found["evaluation"].clean_accuracy
 
 
 def test_the_readme_example_runs(capsys):

@@ -1,8 +1,8 @@
 """Generated bad input: whatever is given, one line names the culprit, the exit code is 2, and nothing hangs.
 
 Every input is bad by construction, so each recipe below knows what a message must name. The default run takes a few of
-each kind, ``python -m pytest tests/test_bad_input.py -m slow --bad-commands 50`` a thousand, and 50 more as commands of
-their own.
+each kind, ``python -m pytest tests/train/test_bad_input.py -m slow --bad-commands 50`` a thousand, and 50 more as
+commands of their own.
 """
 
 from __future__ import annotations
@@ -24,8 +24,17 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from train.cli import main
-from train.config import Config, to_json
+from train.commands import main
+from train.config import Config
+from train.methods.gradient import FlowGradientDeformation
+from train.methods.penalties import FiniteDifference
+from train.options import to_json
+from train.schedules import Step
+
+RICH = Config(method=FlowGradientDeformation(rule=FiniteDifference()), schedule=Step())
+"""A config of the kinds with the most options, which `CHOSEN` chooses on the command line."""
+
+CHOSEN = ("--method", RICH.method.name, "--rule", RICH.method.rule.name, "--schedule", RICH.schedule.name)
 
 LIMIT = 60  # seconds, in process; a hang is an error
 
@@ -37,26 +46,27 @@ OUT_OF_RANGE = {
     "devices": (-1, 10**6),
     "log_every": (0, -7, 10**12),
     "checkpoint_every": (-1, 10**12),
-    "max_rollbacks": (-1, 10**12),
-    "data.max_corrupt": (-1, 10**12),
+    "max_skipped": (-1, 10**12),
+    "data.max_unreadable": (-1, 10**12),
     "data.holdout": (-0.1, 1.0, 7.5),
     "data.image_size": (0, -3, 10**6),
     "augmentation.resize": (-1, 10**6),
     "augmentation.crop": (-1, 10**6),
     "augmentation.shift": (-1, 10**6),
     "model.width": (0.0, -1.0, 16.5, 1e300),
-    "method.weight": (-1.0, 1e10, 1e300),
-    "method.difference": (0.0, -1.0),
+    "method.weight": (0.0, -1.0, 1e10, 1e300),
+    "method.rule.step_size": (0.0, -1.0),
+    "method.share": (0.0, 1.5),
     "method.every": (0, -2, 10**12),
     "method.random_start": (-0.5, 1e10),
-    "method.radius": (-1.0, 1e10),
+    "method.radius": (0.0, -1.0, 1e10),
     "method.steps": (0, 10**9),
-    "method.step_size": (-1.0,),
+    "method.step_size": (0.0, -1.0),
     "optimizer.learning_rate": (0.0, -0.1, 1e10),
     "optimizer.momentum": (-0.1, 1.0),
     "optimizer.weight_decay": (-1.0, 1e10),
-    "optimizer.decay_factor": (0.0, -1.0, 2.0),
-    "optimizer.warmup_epochs": (-1.0, 1e8),
+    "schedule.decay_factor": (0.0, -1.0, 2.0),
+    "schedule.warmup_epochs": (-1.0, 1e8),
     "evaluation.radius": (-1.0, 1e10),
     "evaluation.steps": (0, 10**9),
     "evaluation.examples": (-1, 10**12),
@@ -64,7 +74,7 @@ OUT_OF_RANGE = {
 }
 FLOATS = [path for path, values in OUT_OF_RANGE.items() if isinstance(values[0], float)]
 WORDS = st.text("abcdefghijklmnopqrstuvwxyz", min_size=3, max_size=12).filter(
-    lambda word: word not in str(asdict(Config()))
+    lambda word: word not in str(asdict(RICH))
 )
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
@@ -83,7 +93,7 @@ def leaves(tree, prefix=""):
 
 
 def changed(path, value):
-    tree = json.loads(to_json(Config()))
+    tree = json.loads(to_json(RICH))
     inner = tree
     *parents, name = path.split(".")
     for parent in parents:
@@ -92,7 +102,7 @@ def changed(path, value):
     return json.dumps(tree)
 
 
-LEAVES = sorted(leaves(asdict(Config())))
+LEAVES = sorted(leaves(asdict(RICH)))
 BAD_NUMBERS = st.sampled_from([(path, value) for path, values in OUT_OF_RANGE.items() for value in values]) | st.tuples(
     st.sampled_from(FLOATS), st.sampled_from([float("nan"), float("inf"), float("-inf")])
 )
@@ -109,18 +119,17 @@ def configs(draw):
     if kind == "type":
         # No field is a table or a list of lists, and none takes a text that is not one of its choices.
         value = draw(st.dictionaries(st.text(max_size=5), JSON, max_size=3) | st.lists(st.lists(JSON), min_size=1))
-        culprit = draw(st.sampled_from(LEAVES))
-        content = changed(culprit, value)
+        path = draw(st.sampled_from(LEAVES))
+        culprit, content = option(path), changed(path, value)
     elif kind == "field":
         culprit = draw(WORDS)
         parent = draw(st.sampled_from(["", "data.", "model.", "method.", "optimizer.", "evaluation."]))
         content = changed(parent + culprit, draw(JSON))
     elif kind == "number":
         path, value = draw(BAD_NUMBERS)
-        culprit = path.split(".")[-1] if value != value or abs(value) == float("inf") else option(path)
-        content = changed(path, value)
+        culprit, content = option(path), changed(path, value)
     elif kind == "cut":
-        content = to_json(Config())[: draw(st.integers(0, 1000))]
+        content = to_json(RICH)[: draw(st.integers(0, 1000))]
     elif kind == "bytes":
         content = draw(st.binary(max_size=100)) + b"\xff"
     else:
@@ -231,7 +240,9 @@ def argument_lists(draw):
     path, value = draw(BAD_NUMBERS)
     word, text = draw(WORDS), draw(st.text(max_size=30))
     choice = draw(
-        st.sampled_from(["model.name", "model.norm", "model.dtype", "method.name", "method.penalty", "parallel"])
+        st.sampled_from(
+            ["model.name", "model.norm", "model.dtype", "method", "rule", "schedule", "optimizer", "parallel"]
+        )
     )
     name = draw(st.sampled_from([text, f"{word}.npz", f"folder:{word}", f"~{word}/x", "/" * 300 + word, word * 100]))
     where = draw(st.sampled_from([f"{word}/x", text + "/" + word, f"~{word}/x", "\0" + word, word * 100]))
@@ -258,7 +269,7 @@ def fit(folder, *options):
     fixed = ["--run-dir", str(folder / "run"), "--data-dir", str(folder / "cache"), "--batch-size", "8"]
     given_ = {option for option in options if option.startswith("--")}
     pairs = [pair for pair in zip(fixed[::2], fixed[1::2], strict=True) if pair[0] not in given_]
-    return ["fit", "digits-flow", *(word for pair in pairs for word in pair), "--devices", "1", *options]
+    return ["fit", "digits-flow", *(word for pair in pairs for word in pair), "--devices", "1", *CHOSEN, *options]
 
 
 KINDS = {"configs": configs, "arrays": arrays, "images": images, "argument lists": argument_lists}
@@ -292,7 +303,7 @@ def as_command(arguments):
     """Exit code and messages of a command as it is typed."""
     words = [word.replace("\0", "").encode(errors="ignore") for word in arguments]
     command = [sys.executable, "-m", "train", *words]
-    done = subprocess.run(command, capture_output=True, timeout=10 * LIMIT, check=False, cwd=Path(__file__).parents[1])
+    done = subprocess.run(command, capture_output=True, timeout=10 * LIMIT, check=False, cwd=Path(__file__).parents[2])
     return done.returncode, done.stderr.decode(errors="replace")
 
 

@@ -1,0 +1,127 @@
+"""Methods as values: what each trains on and adds, its limiting cases, and its cost in passes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from settings import METHODS, TINY, batches, compiled, network
+
+import deformreg
+from train.config import Model
+from train.methods import METHODS as KINDS
+from train.methods import Forward
+from train.methods.adversarial import Deformation
+from train.methods.given import Given
+from train.methods.gradient import FlowGradient, InputGradient
+from train.methods.penalties import FiniteDifference, ForwardOverReverse
+from train.methods.random_flows import RandomFlows
+from train.methods.spatial import Spatial
+from train.methods.standard import Standard
+from train.methods.trades import Trades, divergence
+
+
+def after_one_step(method, **changes):
+    config = replace(TINY, method=method, **changes)
+    return compiled(config)(network(config)[1], next(batches(1)))
+
+
+def assert_same_step(method, other, **tolerance):
+    for a, b in zip(
+        jax.tree.leaves(after_one_step(method)[0].params), jax.tree.leaves(after_one_step(other)[0].params), strict=True
+    ):
+        np.testing.assert_allclose(a, b, **(tolerance or {"atol": 1e-6}))
+
+
+def test_every_kind_makes_a_method_of_its_name():
+    for name, kind in KINDS.items():
+        if kind is not Given:
+            assert kind().make().name == kind().name == name
+
+
+@pytest.mark.parametrize(
+    ("method", "passes"),
+    [
+        (Standard(), 3),
+        (InputGradient(), 6),
+        (FlowGradient(rule=FiniteDifference()), 8),
+        (FlowGradient(rule=ForwardOverReverse()), 8),
+        (FlowGradient(every=4), 3.75),
+        (FlowGradient(share=0.25), 3.75),
+        (FlowGradient(statistics="running"), 9),
+        (Deformation(steps=7), 17),
+        (Spatial(draws=10), 13),
+        (RandomFlows(), 3),
+        (Trades(steps=10), 26),
+    ],
+)
+def test_the_cost_of_a_step_in_passes(method, passes):
+    assert method.make().passes == passes
+
+
+def test_both_exact_rules_take_the_same_step():
+    exact = FlowGradient(weight=3.0)
+    assert_same_step(exact, replace(exact, rule=ForwardOverReverse()))
+
+
+def test_a_share_of_the_batch_is_penalized_with_the_same_weight():
+    _, metrics = after_one_step(FlowGradient(share=0.25))
+    _, whole = after_one_step(FlowGradient())
+    model, state, _ = network(TINY)
+    (batch,) = batches(1)
+    images, labels = batch["image"][:4].astype(np.float32) / 255, batch["label"][:4]
+    forward = Forward(model, state.params, state.batch_stats, labels)
+    penalties, _ = deformreg.gradient_penalty(lambda some: forward.losses(some, "batch"), jnp.asarray(images))
+    np.testing.assert_allclose(metrics["penalty"], penalties.mean(), rtol=1e-4)
+    np.testing.assert_allclose(metrics["loss"], whole["loss"], rtol=1e-5)
+
+
+def test_trades_without_weight_is_standard_training():
+    assert_same_step(Trades(beta=0.0, radius=0.2, steps=2), Standard())
+
+
+def test_trades_ascends_the_divergence_and_adds_it():
+    weak, strong = (after_one_step(Trades(radius=radius, steps=3))[1]["penalty"] for radius in (1e-6, 1.0))
+    assert 0 <= weak < 1e-6 < strong
+    _, pixels = after_one_step(Trades(family="pixels", radius=0.1, steps=2))
+    assert pixels["penalty"] > 1e-6
+
+
+def test_the_divergence_is_that_of_the_distributions():
+    logits, others = jax.random.normal(jax.random.key(0), (2, 5, 4))
+    first, second = jax.nn.softmax(logits), jax.nn.softmax(others)
+    expected = np.sum(first * np.log(first / second), axis=1)
+    np.testing.assert_allclose(divergence(logits, others), expected, rtol=1e-5)
+    np.testing.assert_allclose(divergence(logits, logits), np.zeros(5), atol=1e-6)
+
+
+def test_random_flows_are_smooth_and_bounded():
+    images = jnp.linspace(0, 1, 16)[None, None, :, None] * jnp.ones((2, 16, 16, 1))
+    keys = jax.random.split(jax.random.key(1), 2)
+    moved = RandomFlows(radius=0.5, stride=8).make().inputs.make(None, images, keys)
+    change = np.asarray(moved - images)[:, 2:-2, 2:-2]
+    assert 0 < np.abs(change).max() <= 0.5 / 15 + 1e-6  # half a pixel of a ramp of 1/15
+    assert np.abs(np.diff(change, axis=2)).max() < 0.5 * np.abs(change).max()
+    assert np.abs(change[0] - change[1]).max() > 0
+
+
+def test_a_deformation_of_radius_zero_is_standard_training():
+    assert_same_step(Deformation(radius=1e-9, steps=2), Standard(), atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["random flows", "trades"])
+def test_new_methods_train_on_several_devices_in_bfloat16_with_accumulation(name):
+    from train import parallel
+
+    config = replace(TINY, method=METHODS[name], accumulate=2, model=Model(width=0.25, norm="batch", dtype="bfloat16"))
+    engine = parallel.make_engine("pmap", devices=2, batch_size=16)
+    _, state, step = network(config, parallel.AXIS)
+    state, mapped = engine.put_state(state), engine.compile(step)
+    for batch in batches(2):
+        state, metrics = mapped(state, engine.feed(batch))
+        assert np.isfinite(float(metrics["loss"]))
+    assert int(state.step) == 2

@@ -1,0 +1,36 @@
+"""The metric log: what a resumed run keeps of it, and what it does not believe."""
+
+from __future__ import annotations
+
+import pytest
+
+from train import metrics, runs
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"step": 9, "seconds": "x"}', '{"step": 9, "seconds": NaN}', '{"step": 9, "seconds": 1e999}',
+        '{"step": 9, "seconds": -1}', '{"step": 9, "seconds": 1' + "0" * 400 + "}", '{"step": 9, "seconds": null}',
+        '{"step": "9"}', '{"step": 9, "loss": ' + "[" * 100_000, "[9]", '{"step": 9,',
+    ],
+)  # fmt: skip
+def test_lines_that_no_log_has_are_left_out(tmp_path, line):
+    run = runs.Run(tmp_path)
+    run.metrics.write_text(f'{{"step": 5, "seconds": 2.5}}\n{line}\n{{"step": 7}}\n')
+    assert metrics.read_metrics(run) == [{"step": 5, "seconds": 2.5}, {"step": 7}]
+
+
+def test_a_resumed_log_keeps_the_lines_up_to_its_step(tmp_path):
+    run = runs.Run(tmp_path)
+    log = metrics.MetricLog(run)
+    for step in (5, 10, 15):
+        log.write(step, {"loss": 1 / step, "seconds": float(step)})
+    log.close()
+    log = metrics.MetricLog(run, after_step=10)
+    assert log.seconds == 10
+    log.write(15, {"loss": 0.5, "seconds": 12.0})
+    log.close()
+    lines = metrics.read_metrics(run)
+    assert [(line["step"], line["seconds"]) for line in lines] == [(5, 5), (10, 10), (15, 12)]
+    assert metrics.train_seconds(lines) == 12

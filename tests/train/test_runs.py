@@ -1,0 +1,125 @@
+"""Run folders: one training at a time, what it may change, and what the folder may hold."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+from dataclasses import replace
+
+import jax
+import pytest
+
+from train import files, processes, runs
+from train.config import Config
+from train.errors import RunError
+
+CONFIG = Config()
+
+
+def test_a_run_folder_is_never_overwritten(tmp_path):
+    run, changes = runs.claim(tmp_path / "run", CONFIG, resume=False)
+    assert changes == []
+    assert not run.folder.exists()
+    runs.create(run, CONFIG, 1500)
+    with pytest.raises(RunError, match="already holds a run"):
+        runs.claim(tmp_path / "run", CONFIG, resume=False)
+    with pytest.raises(RunError, match=r"another config \(stored, current\): seed: 0, 5"):
+        runs.claim(tmp_path / "run", replace(CONFIG, seed=5), resume=True)
+    runs.check_data(run, 1500)
+    with pytest.raises(RunError, match="was trained on 1500 images, now there are 1499: give it the same data"):
+        runs.check_data(run, 1499)
+    (run.folder / "environment.json").write_text("[" * 10**5)
+    runs.check_data(run, 1499)  # who knows
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.txt").write_text("precious")
+    with pytest.raises(RunError, match="not empty"):
+        runs.claim(tmp_path / "other", CONFIG, resume=False)
+    assert [path.name for path in (tmp_path / "other").iterdir()] == ["thesis.txt"]
+    (tmp_path / "other" / "thesis.txt").rename(tmp_path / "other" / ".config.json.8x_killed")
+    (tmp_path / "other" / ".lock").touch()
+    runs.claim(tmp_path / "other", CONFIG, resume=True)
+
+
+def test_what_may_change_is_said(tmp_path):
+    runs.create(runs.Run(tmp_path), CONFIG, 1500)
+    environment = json.loads((tmp_path / "environment.json").read_text())
+    environment["packages"]["jax"] = "0.0.1"
+    environment["processes"] = 4
+    files.write_json(tmp_path / "environment.json", environment)
+    _, changes = runs.claim(tmp_path, replace(CONFIG, devices=4, parallel="jit"), resume=True)
+    expected = [
+        "parallel: 'pmap', 'jit'",
+        "devices: 0, 4",
+        f"packages: jax 0.0.1, jax {jax.__version__}",
+        "processes: 4, 1",
+    ]
+    assert changes == expected
+
+
+def locked_by_another(folder):
+    """An open file that holds a run folder as another process would; its end closes it."""
+    folder.mkdir(exist_ok=True)
+    file = (folder / ".lock").open("w")
+    fcntl.flock(file, fcntl.LOCK_EX)
+    return file
+
+
+def test_a_folder_in_use_is_refused_and_left_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "PATIENCE", 0)
+    with locked_by_another(tmp_path / "run"):
+        for resume in (False, True):
+            with pytest.raises(RunError, match=r"run is in use by another training: .* another --run-dir"):
+                runs.hold(tmp_path / "run", CONFIG, resume=resume)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
+
+
+def test_resuming_waits_for_the_training_before(tmp_path, monkeypatch, capsys):
+    before = locked_by_another(tmp_path / "run")
+    monkeypatch.setattr("time.sleep", lambda _: before.close())
+    runs.hold(tmp_path / "run", CONFIG, resume=True)
+    assert capsys.readouterr().err == f"{tmp_path / 'run'} is in use by another training: waiting for its end\n"
+    with (tmp_path / "run" / ".lock").open() as file, pytest.raises(BlockingIOError):
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    runs.hold(tmp_path / "run", CONFIG, resume=True)  # again by the same process
+
+
+def test_where_there_are_no_locks_a_training_goes_on_without(tmp_path, monkeypatch):
+    def flock(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    runs.hold(tmp_path / "run", CONFIG, resume=False)
+
+
+def test_a_run_that_has_come_and_gone_meanwhile_is_not_overwritten(tmp_path):
+    run, _ = runs.claim(tmp_path / "run", CONFIG, resume=False)
+    runs.create(run, replace(CONFIG, seed=1), 1500)
+    with pytest.raises(RunError, match="already holds a run"):
+        runs.hold(tmp_path / "run", CONFIG, resume=False)
+
+
+def test_a_process_waits_for_what_process_0_has_written(tmp_path, monkeypatch):
+    """A network file system shows it late."""
+    run, waits = runs.Run(tmp_path / "parent" / "run"), []
+
+    def wait(_):
+        waits.append(None)
+        if len(waits) == 2:
+            files.write_text(run.config, "{}")
+
+    monkeypatch.setattr(processes, "is_lead", lambda: False)
+    monkeypatch.setattr("time.sleep", wait)
+    runs.create(run, CONFIG, 1500)
+    assert len(waits) == 2
+    monkeypatch.setattr(runs, "PATIENCE", 0)
+    with pytest.raises(RunError, match=r"process 0 does not see .*same file system"):
+        runs.create(runs.Run(tmp_path / "other"), CONFIG, 1500)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"devices": [{}], "packages": [[]], "python": {}}', "{}", "3"])
+def test_an_environment_of_any_form_only_informs(tmp_path, text):
+    runs.create(runs.Run(tmp_path), CONFIG, 1500)
+    (tmp_path / "environment.json").write_text(text)
+    _, changes = runs.claim(tmp_path, CONFIG, resume=True)
+    assert not any("\n" in line for line in changes)
