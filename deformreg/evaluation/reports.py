@@ -1,4 +1,4 @@
-"""Evaluations and curves as JSON (the truth), CSV and Markdown."""
+"""Evaluations and curves as JSON (complete), CSV and Markdown."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ COLUMNS = ("robust_accuracy", "attacked", "broken", "model_calls", "seconds", "r
 
 
 def to_dict(evaluation: Evaluation) -> dict[str, Any]:
-    """Plain data: numbers, strings, lists and dictionaries; `attacks` by name, in the order run.
+    """Converts an evaluation to numbers, strings, lists and dictionaries; `attacks` is by name, in the order run.
 
     Args:
         evaluation: from `deformreg.evaluate`.
 
     Returns:
-        A dictionary that `json` writes; the masks over the examples are left out.
+        A dictionary that `json` can write, without the masks over the examples.
     """
     rows = {}
     for outcome in evaluation.attacks:
@@ -51,7 +51,7 @@ def _plain(value: Any) -> Any:
 
 
 def to_json(evaluation: Evaluation) -> str:
-    """An evaluation as JSON.
+    """Writes an evaluation as JSON.
 
     Args:
         evaluation: from `deformreg.evaluate`.
@@ -63,13 +63,13 @@ def to_json(evaluation: Evaluation) -> str:
 
 
 def to_csv(evaluation: Evaluation) -> str:
-    """One line per attack.
+    """Writes an evaluation as CSV: one line per attack.
 
     Args:
         evaluation: from `deformreg.evaluate`.
 
     Returns:
-        The text, a header first; an empty field where there is no value.
+        The text, with a header; a field without a value is empty.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -80,13 +80,13 @@ def to_csv(evaluation: Evaluation) -> str:
 
 
 def curve_points(curve: Curve) -> list[dict[str, float]]:
-    """A curve as plain data.
+    """Converts a curve to plain data.
 
     Args:
         curve: from `deformreg.accuracy_curve`.
 
     Returns:
-        One dictionary per radius: `radius_pixels` (of a suite of flows), `accuracy`, and its interval's `low`, `high`.
+        One dictionary per radius: `radius_pixels`, `accuracy`, and its interval's ends `low` and `high`.
     """
     return [
         {"radius_pixels": radius, "accuracy": accuracy, "low": low, "high": high}
@@ -95,13 +95,13 @@ def curve_points(curve: Curve) -> list[dict[str, float]]:
 
 
 def curves_to_csv(curves: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
-    """Curves, one below the other: one line per model and radius.
+    """Writes curves as CSV: one line per model and radius.
 
     Args:
         curves: by the models' names, each from `curve_points`.
 
     Returns:
-        The text, a header first.
+        The text, with a header.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -112,7 +112,7 @@ def curves_to_csv(curves: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
 
 
 def to_markdown(evaluation: Evaluation) -> str:
-    """A table for people, the worst case last, red flags below.
+    """Writes an evaluation as a Markdown table: an attack a row, the worst case last, red flags below.
 
     Args:
         evaluation: from `deformreg.evaluate`.
