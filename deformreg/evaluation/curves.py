@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from deformreg import _checks
 from deformreg.attacks.attack import LogitsFn
 from deformreg.evaluation.evaluate import Evaluator
 from deformreg.evaluation.outcomes import ProgressCallback
@@ -82,9 +83,7 @@ def accuracy_curve(
         >>> curve.accuracies, round(curve.mean_minimal_displacement, 3)
         ((1.0, 1.0, 0.0), 0.3)
     """
-    radii = tuple(float(radius) for radius in radii)
-    if not radii or list(radii) != sorted(set(radii)) or radii[0] <= 0:
-        raise ValueError(f"radii must increase from above 0, got {list(radii)}")
+    radii = _checks.increasing("radii", radii, from_zero=False)
     started = time.perf_counter()
     smallest = np.zeros(0)
     calls = 0
