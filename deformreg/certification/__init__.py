@@ -2,7 +2,8 @@
 
 from deformreg.certification import laws
 from deformreg.certification.certify import Certificates, CertifiedCurve, Progress, certified_accuracy, certify
-from deformreg.certification.laws import SmoothingLaw, gaussian, smoothed_votes, uniform
+from deformreg.certification.laws import SmoothingLaw, gaussian, uniform
+from deformreg.certification.votes import smoothed_votes
 
 __all__ = [
     "Certificates",

@@ -1,9 +1,9 @@
 """Certified robustness of a smoothed classifier: radii within which no perturbation of a family changes its answer.
 
-What is certified is the *smoothed* classifier of `deformreg.certification.laws`, not the model; with probability at least
-``1 - alpha`` for each image by itself; against perturbations whose parameters are **added to the noise inside the same
-warp** of the clean image. An attacker who hands over an image that is warped already makes the smoother interpolate
-twice: that is another image, and it is not covered. The proof is about exact arithmetic.
+The certificate is about the *smoothed* classifier, not the model. It holds with probability at least ``1 - alpha``
+for each image, against perturbations whose parameters are **added to the noise inside the same warp** of the clean
+image. An image that arrives already warped is interpolated twice; it is another image, and not covered. The proof
+assumes exact arithmetic.
 
 No radius exceeds ``law.radius(alpha ** (1 / num_samples))``, however good the model: 3.2 sigma for 10,000 Gaussian
 draws and ``alpha=0.001``.
@@ -101,7 +101,7 @@ def certify(
             trained on the same noise. Give a ``jax.tree_util.Partial(apply, params)`` to have the weights passed as
             arguments instead of compiled in.
         images: float[n, h, w, c] in the range the model expects.
-        law: of the noise: `deformreg.certification.laws.gaussian` or `uniform`, with a scale in the unit of the parameters.
+        law: of the noise: `deformreg.certification.gaussian` or `uniform`, with a scale in the unit of the parameters.
         perturbation: the family, yours or the library's; None is ``deformreg.flow()``.
         num_selection: draws that choose the class.
         num_samples: draws that bound its probability.
@@ -119,11 +119,11 @@ def certify(
 
     Example:
         >>> import jax, jax.numpy as jnp
-        >>> from deformreg import affine, smoothing
+        >>> from deformreg import affine, certification
         >>> column = lambda images: jnp.stack([images[:, 0, 2, 0], 2.0 - images[:, 0, 2, 0]], axis=1)
         >>> ramp = jnp.arange(8.0).reshape(1, 1, 8, 1)  # class 0 until the ramp moves by one pixel
         >>> found = certify(
-        ...     column, ramp, law=smoothing.gaussian(0.5), perturbation=affine(parameters=("dx",)),
+        ...     column, ramp, law=certification.gaussian(0.5), perturbation=affine(parameters=("dx",)),
         ...     num_samples=2000, key=jax.random.key(0),
         ... )
         >>> found.predictions.tolist(), bool(0.8 < found.radii[0] < 1.0), found.norm

@@ -1,4 +1,4 @@
-"""Randomized smoothing over a family's parameters: noise laws with what they certify, and the votes under noise.
+"""Randomized smoothing over a family's parameters: noise laws, each with the radius that it certifies.
 
 The smoothed classifier answers an image with the class that the model ``f`` most often answers under noise in the
 parameters of a perturbation family ``T``: ``g(params, image) = argmax_c P(f(T(params + noise, image)) = c)``, at zero
@@ -20,14 +20,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
-from deformreg import _checks
 from deformreg import noise as noises
-from deformreg.attacks.attack import LogitsFn
-from deformreg.certification.votes import tally
 from deformreg.noise import Noise
-from deformreg.perturbations import Params, Perturbation, flow
 
 Scale = Any
 """A positive number, or an array that broadcasts against one example's parameters: one number per parameter."""
@@ -139,60 +135,5 @@ def _scaled(name: str, law: Noise, scale: Float[np.ndarray, "*sizes"]) -> Noise:
     return lambda key, params: jax.tree.map(lambda leaf: leaf * fitted(leaf), law(key, params))
 
 
-def smoothed_votes(
-    logits_fn: LogitsFn,
-    images: Float[Array, "n h w c"],
-    *,
-    law: SmoothingLaw,
-    perturbation: Perturbation | None = None,
-    params: Params = None,
-    num_samples: int = 1000,
-    batch_size: int = 512,
-    key: Array,
-) -> Int[Array, "n classes"]:
-    """How often a model answers each class under noise: the smoothed classifier's answer is the argmax. Jit-able.
-
-    Args:
-        logits_fn: ``images -> logits[n, classes]`` in inference mode, every row dependent on its own image alone.
-        images: float[n, h, w, c] in the range the model expects.
-        law: of the noise.
-        perturbation: the family; None is ``deformreg.flow()``.
-        params: what an attacker adds to the noise, shaped like ``perturbation.init(images)``; None is nothing.
-        num_samples: draws per image.
-        batch_size: perturbed copies of one image that the model sees at a time; the result does not depend on it.
-        key: a JAX random key; draw j of image i comes from ``fold_in(fold_in(key, i), j)``.
-
-    Returns:
-        int32[n, classes]; a draw whose logits are not finite votes for no class.
-
-    Raises:
-        TypeError: integer images, or counts that are not integers.
-        ValueError: counts below 1, or shapes that do not fit.
-
-    Example:
-        >>> import jax, jax.numpy as jnp
-        >>> from deformreg import additive
-        >>> sign = lambda images: jnp.concatenate([-images[:, 0, 0], images[:, 0, 0]], axis=1)
-        >>> image = jnp.full((1, 1, 1, 1), 0.5)
-        >>> votes = smoothed_votes(sign, image, law=gaussian(0.5), perturbation=additive(), key=jax.random.key(0))
-        >>> bool(abs(votes[0, 1] / 1000 - 0.8413) < 0.05), int(votes.sum())
-        (True, 1000)
-    """
-    images = _checks.images(images)
-    num_samples, batch_size = _checks.count("num_samples", num_samples), _checks.count("batch_size", batch_size)
-    perturbation = flow() if perturbation is None else perturbation
-    identity = perturbation.init(images)
-    params = identity if params is None else params
-    if jax.tree.map(jnp.shape, params) != jax.tree.map(jnp.shape, identity):
-        shapes = (jax.tree.map(jnp.shape, tree) for tree in (identity, params))
-        raise ValueError("params must be shaped like perturbation.init(images), {}, got {}".format(*shapes))
-    batch_size = min(batch_size, num_samples)
-
-    def of_one(example: tuple[Array, Params, Array]) -> Array:
-        index, moved, image = example
-        one = jax.tree.map(lambda leaf: leaf[None], moved)
-        example_key = jax.random.fold_in(key, index)
-        return tally(law.noise, perturbation, batch_size, logits_fn, image[None], one, example_key, 0, num_samples)[1]
-
-    votes: Array = jax.lax.map(of_one, (jnp.arange(images.shape[0]), params, images))
-    return votes
+LAWS = {"gaussian": gaussian, "uniform": uniform}
+"""Laws by name: functions from the scale of the noise to the law."""

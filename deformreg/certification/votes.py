@@ -1,4 +1,4 @@
-"""Counts on the device what a model answers under noise in a family's parameters."""
+"""The votes of a smoothed classifier: counts of what a model answers under noise in a family's parameters."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from deformreg import _checks
 from deformreg.attacks.attack import LogitsFn
+from deformreg.certification.laws import SmoothingLaw
 from deformreg.noise import Noise
-from deformreg.perturbations import Params, Perturbation
+from deformreg.perturbations import Params, Perturbation, flow
 
 
 def tally(
@@ -52,3 +54,63 @@ def tally(
     batches = (num_first + num_second + batch_size - 1) // batch_size
     counts: Array = jax.lax.fori_loop(0, batches, add_batch, jnp.zeros((2, shape[1]), jnp.int32))
     return counts
+
+
+def smoothed_votes(
+    logits_fn: LogitsFn,
+    images: Float[Array, "n h w c"],
+    *,
+    law: SmoothingLaw,
+    perturbation: Perturbation | None = None,
+    params: Params = None,
+    num_samples: int = 1000,
+    batch_size: int = 512,
+    key: Array,
+) -> Int[Array, "n classes"]:
+    """How often a model answers each class under noise: the smoothed classifier's answer is the argmax. Jit-able.
+
+    Args:
+        logits_fn: ``images -> logits[n, classes]`` in inference mode, every row dependent on its own image alone.
+        images: float[n, h, w, c] in the range the model expects.
+        law: of the noise.
+        perturbation: the family; None is ``deformreg.flow()``.
+        params: what an attacker adds to the noise, shaped like ``perturbation.init(images)``; None is nothing.
+        num_samples: draws per image.
+        batch_size: perturbed copies of one image that the model sees at a time; the result does not depend on it.
+        key: a JAX random key; draw j of image i comes from ``fold_in(fold_in(key, i), j)``.
+
+    Returns:
+        int32[n, classes]; a draw whose logits are not finite votes for no class.
+
+    Raises:
+        TypeError: integer images, or counts that are not integers.
+        ValueError: counts below 1, or shapes that do not fit.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from deformreg import additive, certification
+        >>> sign = lambda images: jnp.concatenate([-images[:, 0, 0], images[:, 0, 0]], axis=1)
+        >>> image = jnp.full((1, 1, 1, 1), 0.5)
+        >>> law = certification.gaussian(0.5)
+        >>> votes = smoothed_votes(sign, image, law=law, perturbation=additive(), key=jax.random.key(0))
+        >>> bool(abs(votes[0, 1] / 1000 - 0.8413) < 0.05), int(votes.sum())
+        (True, 1000)
+    """
+    images = _checks.images(images)
+    num_samples, batch_size = _checks.count("num_samples", num_samples), _checks.count("batch_size", batch_size)
+    perturbation = flow() if perturbation is None else perturbation
+    identity = perturbation.init(images)
+    params = identity if params is None else params
+    if jax.tree.map(jnp.shape, params) != jax.tree.map(jnp.shape, identity):
+        shapes = (jax.tree.map(jnp.shape, tree) for tree in (identity, params))
+        raise ValueError("params must be shaped like perturbation.init(images), {}, got {}".format(*shapes))
+    batch_size = min(batch_size, num_samples)
+
+    def of_one(example: tuple[Array, Params, Array]) -> Array:
+        index, moved, image = example
+        one = jax.tree.map(lambda leaf: leaf[None], moved)
+        example_key = jax.random.fold_in(key, index)
+        return tally(law.noise, perturbation, batch_size, logits_fn, image[None], one, example_key, 0, num_samples)[1]
+
+    votes: Array = jax.lax.map(of_one, (jnp.arange(images.shape[0]), params, images))
+    return votes

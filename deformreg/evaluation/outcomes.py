@@ -58,7 +58,14 @@ class AttackOutcome(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """The state of a running attack: its name, examples finished, examples in total, robust accuracy so far."""
+    """The state of a running attack.
+
+    Attributes:
+        attack: its name.
+        finished: examples it is through with.
+        total: examples it runs on.
+        robust_accuracy: so far.
+    """
 
     attack: str
     finished: int

@@ -1,7 +1,6 @@
 """The evaluation: denominators, refilling, checks of what attacks claim."""
 
 import json
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +10,8 @@ from closed_forms import perceptron
 from jax.tree_util import Partial
 
 import deformreg
-from deformreg import _checks, attacks, balls, reports, suites
-from deformreg.evaluation.curves import accuracy_curve
-from deformreg.evaluation.evaluate import evaluate, evaluator
+from deformreg import _checks, accuracy_curve, attacks, balls, evaluate, evaluator, released
+from deformreg.evaluation import reports, suites
 from deformreg.perturbations import additive
 from deformreg.statistics import mean_minimal_displacement, unforeseen_robustness, wilson_interval
 
@@ -134,9 +132,7 @@ def test_new_weights_data_and_radii_compile_nothing_new(diagnosis):
             traces.append(images.shape)
         return scale * LOGITS(images)
 
-    def suite(radius):
-        return [any_iterate(5, radius)]
-
+    suite = suites.Suite({"pgd": lambda radius: any_iterate(5, radius)})
     run = evaluator(suite, batch_size=32, diagnosis=diagnosis)
     first = run(Partial(apply, jnp.float32(1)), images, labels, radius=0.1, key=KEY)
     count = len(traces)
@@ -264,10 +260,10 @@ def test_a_curve_attacks_whom_smaller_budgets_left_standing_and_compiles_once():
         traces.append(images.shape)
         return LOGITS(images)
 
-    def suite(radius):
-        ball = balls.linf(radius)
-        return [attacks.pgd(ball=ball, num_steps=5, step_size=radius / 2, keep="any", name="pgd")]
+    def steps(radius):
+        return attacks.pgd(ball=balls.linf(radius), num_steps=5, step_size=radius / 2, keep="any")
 
+    suite = suites.Suite({"pgd": steps})
     radii = (0.02, 0.05, 0.1)
     run = evaluator(suite, batch_size=32, diagnosis=False)
     at_once = run(apply, images, labels, radius=0.05, key=KEY)
@@ -297,23 +293,43 @@ def test_a_curve_attacks_whom_smaller_budgets_left_standing_and_compiles_once():
 
 
 @pytest.mark.parametrize(
-    "make", [released.suite, suites.quick, partial(suites.standard, classes=5), partial(suites.full, classes=5),
-             suites.spatial],
-)  # fmt: skip
-def test_suites_take_traced_radii(make):
+    "suite", [pytest.param(suite, id=name) for name, suite in {"released": released.suite(), **suites.SUITES}.items()]
+)
+def test_suites_take_traced_radii(suite):
     images, labels = data()
-    for at, attack in enumerate(make(0.5)):
+    for name in suite.names:
         result = jax.eval_shape(
-            lambda radius, at=at: make(radius)[at].run(LOGITS, images[:3], labels[:3], KEY), jnp.float32(0.5)
+            lambda radius, name=name: suite.member(name, radius).run(LOGITS, images[:3], labels[:3], KEY),
+            jnp.float32(0.5),
         )
-        assert result.images.shape == (3, *SHAPE), attack.name
+        assert result.images.shape == (3, *SHAPE), name
+
+
+def test_a_suite_makes_one_member_without_the_others():
+    made = []
+
+    def maker(name):
+        def make(radius):
+            made.append(name)
+            return attacks.pgd(ball=balls.linf(radius), num_steps=1)
+
+        return make
+
+    suite = suites.Suite({"a": maker("a"), "b": maker("b")})
+    assert suite.member("b", 0.5).name == "b"
+    assert made == ["b"]
+    assert [attack.name for attack in suite.plus("c", maker("c"))(0.5)] == ["a", "b", "c"]
+    with pytest.raises(ValueError, match="different names, got 'a' twice"):
+        suite.plus("a", maker("a"))
+    with pytest.raises(ValueError, match="at least one attack"):
+        suites.Suite({})
 
 
 @pytest.mark.parametrize("classes", [2, 3, 4])
 def test_suites_aim_at_targets_whatever_the_number_of_classes(classes):
     images, logits_fn = data()[0][:3], perceptron(30, classes=classes)
     labels, targets = np.zeros(3, int), np.ones(3, int)
-    for attack in suites.full(0.5, classes=classes):
+    for attack in suites.full(0.5):
         if classes == 3 or attack.name.startswith("apgd"):
             result = jax.eval_shape(lambda attack=attack: attack.run(logits_fn, images, labels, KEY, targets=targets))
             assert result.images.shape == (3, *SHAPE), attack.name
