@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from train.errors import ConfigError, NonFiniteLoss, Preempted
+from train.errors import ConfigError, NonFiniteLoss, Preempted, one_line
 
 CONNECT_SECONDS = 300.0
 """How long the other processes wait for process 0 to answer."""
@@ -87,6 +87,21 @@ def _from_environment(name: str) -> int | None:
 def is_joined() -> bool:
     """Whether this process is one of several that `join` connected."""
     return bool(jax.distributed.is_initialized())
+
+
+def check_devices() -> None:
+    """Starts JAX's backend.
+
+    Raises:
+        ConfigError: it has no devices, for example because ``$JAX_PLATFORMS`` names a platform that is not there.
+    """
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:
+        wanted = os.environ.get("JAX_PLATFORMS", "")
+        raise ConfigError(
+            f"JAX finds no device for JAX_PLATFORMS={wanted!r} ({one_line(error)}): unset it, or install that platform"
+        ) from error
 
 
 def is_lead() -> bool:

@@ -87,6 +87,7 @@ def run(arguments: list[str]) -> int:
         processes.join(*placement)
     elif any(value is not None for value in placement):
         raise ConfigError("--coordinator, --num-processes and --process-id belong to --distributed")
+    processes.check_devices()
     folder = options.run_dir or Path("runs") / name
     with processes.stop_on_sigterm() as stop_requested:
         fit(config, folder, resume=options.resume, evaluated=options.evaluate, stop_requested=stop_requested)
