@@ -58,7 +58,14 @@ class AttackOutcome(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """The state of a running attack: its name, examples finished, examples in total, robust accuracy so far."""
+    """The state of a running attack.
+
+    Attributes:
+        attack: its name.
+        finished: examples finished.
+        total: examples in all.
+        robust_accuracy: share of all examples that stand so far.
+    """
 
     attack: str
     finished: int
