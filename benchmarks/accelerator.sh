@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Cost, kernels, attacks and peers on the accelerator at hand, in under nine minutes; leaves JSON files.
+# Measures cost, kernels, attacks and peers on this host's accelerator in under nine minutes; writes JSON files.
 #
 #   benchmarks/accelerator.sh FOLDER [TORCH_PYTHON]
 #
-# Needs jax, flax, optax, jaxtyping and tqdm, no data set and no network. Compares with PyTorch where PYTHON (or
-# TORCH_PYTHON) has it. PYTHON chooses the interpreter, NAME the suffix of the files (default: the platform's name).
+# Needs jax, flax, optax, jaxtyping, pydantic, tqdm and tyro, no data set and no network. Compares with PyTorch if PYTHON
+# (or TORCH_PYTHON) has it. PYTHON chooses the interpreter, NAME the suffix of the files (default: the platform's name).
 # QUICK=1 runs tiny sizes, to try the script on a CPU.
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -15,21 +15,22 @@ mkdir -p "$folder"
 
 if ! missing=$("$python" - <<'PY'
 import importlib.util
-print(*(name for name in ("jax", "flax", "optax", "jaxtyping", "tqdm") if importlib.util.find_spec(name) is None))
+needed = ("jax", "flax", "optax", "jaxtyping", "pydantic", "tqdm", "tyro")
+print(*(name for name in needed if importlib.util.find_spec(name) is None))
 PY
 ); then
     echo "error: $python cannot be run: PYTHON names another interpreter" >&2
     exit 2
 fi
 if [ -n "$missing" ]; then
-    echo "error: $python lacks $missing: install them, or carry their wheels along and name them in PYTHONPATH" >&2
+    echo "error: $python lacks $missing: install them, or put unpacked wheels on PYTHONPATH" >&2
     exit 2
 fi
 
-# PyTorch's processes need memory beside ours, and what the compiler made of one benchmark serves the next.
+# PyTorch's processes need memory beside ours; the compiler's results for one benchmark serve the next.
 export XLA_PYTHON_CLIENT_PREALLOCATE=false JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$folder/cache}"
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
-platform=$("$python" -c 'import jax; print({"cpu": "cpu"}.get(jax.default_backend(), jax.default_backend()))') || exit 2
+platform=$("$python" -c 'import jax; print(jax.default_backend())') || exit 2
 name=${NAME:-$platform}
 torch=()
 if "$torch_python" -c 'import torch' 2>/dev/null; then

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import flax.linen as nn
@@ -16,12 +16,14 @@ from benchmarks.options import Case, Networks, Timed
 from benchmarks.rows import Rows
 from train.data import Augmentation
 from train.errors import ConfigError, one_line
-from train.methods import CLEAN, AnyMethod, Method
+from train.methods import AnyMethod, Method
 from train.methods.adversarial import Adversarial, Deformation
 from train.methods.gradient import FlowGradient, FlowGradientDeformation, InputGradient
 from train.methods.penalties import FiniteDifference
+from train.methods.random_flows import RandomFlows
 from train.methods.spatial import Spatial
 from train.methods.standard import Standard
+from train.methods.trades import Trades
 from train.models import create_model
 from train.optimizers import Sgd
 from train.state import init_state
@@ -44,6 +46,8 @@ METHODS: dict[str, AnyMethod] = {
     "deformation, 7 steps": Deformation(radius=FLOW, steps=7),
     "flow-gradient + deformation, 7 steps": FlowGradientDeformation(weight=WEIGHT, radius=FLOW, steps=7),
     "worst of 10 rotations": Spatial(radius=3.0, degrees=30.0, draws=10),
+    "random flows": RandomFlows(),
+    "trades, 7 steps": Trades(radius=FLOW, steps=7),
 }
 QUICK = (
     "standard",
@@ -152,27 +156,31 @@ class TrainingStep:
 
     def flops(self) -> float:
         """XLA's count for a step, the mean over the method's period, with every turn of a loop counted."""
-        counts = {self.method: harness.flops(self.executable)}
+        counts = {self.config: harness.flops(self.executable)}
 
-        def count(method: Method) -> float:
-            if method not in counts:
-                step, _ = make_training_step(method, self.model)
-                counts[method] = harness.flops(harness.compiled(step, self.state, self.batch)[0])
-            return counts[method]
+        def count(config: AnyMethod) -> float:
+            if config not in counts:
+                step, _ = make_training_step(config.make(), self.model)
+                counts[config] = harness.flops(harness.compiled(step, self.state, self.batch)[0])
+            return counts[config]
 
-        # XLA counts the body of a loop once, and of a condition both branches: each part is counted by itself.
-        always = self.method._replace(every=1)
-        on_clean = always._replace(inputs=CLEAN)
-        attack = turns(self.config) * (count(always) - count(on_clean))
-        penalized, others = count(on_clean), self.method.every - 1
-        if isinstance(getattr(self.config, "rule", None), FiniteDifference):
-            penalized += count(Standard().make())  # its loop has two turns, each with the passes of a standard step
-        plain = count(Standard().make()) if others else 0.0
-        return attack + (penalized + others * plain) / self.method.every
+        # XLA counts both branches of a condition, and the body of a loop once: each part is counted by itself.
+        others = self.method.every - 1
+        penalized = self.config
+        if isinstance(penalized, InputGradient | FlowGradient | FlowGradientDeformation):
+            penalized = replace(penalized, every=1)
+        without, turns = without_loop(penalized)
+        loop, rest = count(penalized) - count(without), count(without)
+        if isinstance(getattr(without, "rule", None), FiniteDifference):
+            rest += count(Standard())  # its loop has two turns, each with the passes of a standard step
+        plain = count(Standard()) if others else 0.0
+        return turns * loop + (rest + others * plain) / self.method.every
 
 
-def turns(config: AnyMethod) -> int:
-    """How many turns the loop takes that makes a method's images; 1 where there is no loop."""
+def without_loop(config: AnyMethod) -> tuple[AnyMethod, int]:
+    """The method without its loop over an attack's steps or random draws, and the turns of that loop."""
     if isinstance(config, Spatial):
-        return config.draws
-    return config.steps if isinstance(config, Adversarial | Deformation | FlowGradientDeformation) else 1
+        return Standard(), config.draws
+    if isinstance(config, Adversarial | Deformation | FlowGradientDeformation | Trades):
+        return replace(config, steps=0, step_size=1.0), config.steps
+    return config, 1

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# The CPU figures of docs/benchmarks.md: measures what is named (default: everything), then makes tables and plots.
+# Measures the CPU figures of docs/benchmarks.md (all, or those that are named), then writes its tables and plots.
 #
 #   benchmarks/cpu.sh [kernels|peers|cost|cost-more|cost-small-cnn|cost-sizes|cost-batches|cost-bfloat16|
 #                      cost-resnet-18|attacks|input ...]
 #
 # PYTHON chooses the interpreter (default: that of make's environment, if there is one), TORCH_PYTHON one with PyTorch.
-# DATA_DIR holds a prepared CIFAR-10; without it, the input of its presets is left out. BEFORE is put before every
-# measurement, for example a command that waits until the machine is free. Each takes under five minutes on two cores,
-# `input` twelve.
+# DATA_DIR holds a prepared CIFAR-10; without it, its presets are left out of `input`. BEFORE is a prefix of every
+# command, for example one that waits until the machine is free. Each measurement takes under five minutes on two
+# cores, `input` twelve.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-$(command -v .venv/bin/python || echo python3)}

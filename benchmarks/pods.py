@@ -27,12 +27,12 @@ from jax.sharding import PartitionSpec as P
 from tqdm import tqdm
 
 from benchmarks import harness
-from benchmarks.cost import find, make_training_step
+from benchmarks.cost import find, make_training_step, without_loop
 from benchmarks.options import BatchSize, Case, Networks, Several, Written
 from benchmarks.rows import Rows
 from train.config import ModelName
 from train.errors import ConfigError
-from train.methods import CLEAN, AnyMethod
+from train.methods import AnyMethod
 from train.methods.penalties import FiniteDifference
 from train.methods.standard import Standard
 from train.models import create_model
@@ -74,7 +74,7 @@ def run(options: Options) -> Rows:
     jax.config.update("jax_platforms", "cpu")  # otherwise libtpu looks for a TPU
     methods = {name: find(name) for name in options.methods}
     for name, method in methods.items():
-        if method.make().inputs != CLEAN:
+        if without_loop(method)[0] != method:
             raise ConfigError(f"pods cannot count the loop of an attack: leave out {name!r}")
     targets = [
         Target(topology, norm, case, options.effort)

@@ -1,8 +1,8 @@
 """The paper's multi-step attack as a plain PyTorch loop, to time deformreg's against.
 
-A zero flow, sign steps of ``radius / steps``, ``grid_sample``, an untrained network in inference. It runs in any
-interpreter that has PyTorch, apart from JAX. Every line of the standard input is answered with the milliseconds of
-one attack. Importing this module needs no PyTorch.
+It starts from a zero flow, takes sign steps of ``radius / steps`` and samples with ``grid_sample``; the network is
+untrained and in inference mode. The script needs PyTorch and no JAX, and answers each line of standard input with the
+milliseconds of one attack. Importing this module does not need PyTorch.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 
 def multi_step(model: Any, images: Any, labels: Any, *, radius: float, steps: int) -> Any:
-    """Returns ``images[n, c, h, w]`` deformed by at most `radius` pixels per component so that the loss rises."""
+    """Returns ``images[n, c, h, w]`` deformed by at most `radius` pixels per component to increase the loss."""
     import torch
     from torch.nn import functional
 
@@ -39,7 +39,7 @@ def multi_step(model: Any, images: Any, labels: Any, *, radius: float, steps: in
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Answers on the standard output."""
+    """Answers requests until standard input ends."""
     parser = argparse.ArgumentParser(description="Times a multi-step attack in plain PyTorch.")
     parser.add_argument("--model", default="vgg-11")
     parser.add_argument("--batch-size", type=int, default=128)

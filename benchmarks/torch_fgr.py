@@ -3,17 +3,16 @@
 A CIFAR-form VGG with batch norm, trained with SGD (momentum 0.9, weight decay 5e-4) on random images, by two methods:
 
 *   ``standard``: the mean cross-entropy;
-*   ``flow-gradient``: the same plus the mean over examples of the squared gradient of an example's loss with respect
-    to a zero flow that warps its image. The sampler is written with ``gather`` because PyTorch's ``grid_sample`` has
+*   ``flow-gradient``: the same plus the mean over examples of the squared gradient of the example's loss with respect
+    to the flow that warps its image, at zero flow. The sampler uses ``gather`` because PyTorch's ``grid_sample`` has
     no second derivative.
 
-It runs in any interpreter that has PyTorch, apart from JAX, and prints one line of JSON::
+The script needs PyTorch and no JAX, and prints one line of JSON::
 
     python benchmarks/torch_fgr.py --method flow-gradient --batch-size 128 --repeats 5 --threads 2
 
-With ``--server`` it answers every line read from the standard input with the milliseconds of one step, so that a
-harness can alternate steps of two processes on the same cores and compare them free of drift. Importing this module
-needs no PyTorch.
+With ``--server`` it answers each line of standard input with the milliseconds of one step, so that a harness can
+alternate steps of two processes on the same cores. Importing this module does not need PyTorch.
 """
 
 from __future__ import annotations
@@ -127,15 +126,15 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--model", choices=tuple(VGG_LAYERS), default="vgg-11")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--image-size", type=int, default=32)
-    parser.add_argument("--weight", type=float, default=4.4, help="of the penalty, flow in pixels")
+    parser.add_argument("--weight", type=float, default=4.4, help="weight of the penalty, for flows in pixels")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--server", action="store_true", help="one timed step for every line of the standard input")
+    parser.add_argument("--server", action="store_true", help="time one step per line of standard input")
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Runs the timing the command line asks for."""
+    """Times steps as the command line says."""
     arguments = parse(argv)
     step = training_step(arguments)
     for _ in range(2):  # The first steps allocate memory and choose kernels.

@@ -1,8 +1,8 @@
 """PyTorch's ``grid_sample`` and its gradients, to time deformreg's warp against.
 
-The best case for it: images are channels-first and the sampling grid is ready-made, in normalized units. It runs in
-any interpreter that has PyTorch, apart from JAX. Every line of the standard input names a kernel (``forward``, ``flow
-gradient``, ``image gradient``); it answers with the milliseconds of one. Importing this module needs no PyTorch.
+This is the best case for PyTorch: images are channels-first, and the sampling grid is given in normalized units. The
+script needs PyTorch and no JAX. Each line of standard input names a kernel (``forward``, ``flow gradient``, ``image
+gradient``); the answer is its time in milliseconds. Importing this module does not need PyTorch.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 
 def kernels(shape: tuple[int, int, int, int], largest: float) -> dict[str, Callable[[], Any]]:
-    """Functions of nothing that run one kernel on random images and a smooth flow of up to `largest` pixels."""
+    """Functions that run one kernel on random images and a smooth flow with components up to `largest` pixels."""
     import torch
     from torch.nn import functional
 
@@ -52,7 +52,7 @@ def kernels(shape: tuple[int, int, int, int], largest: float) -> dict[str, Calla
 
 
 def milliseconds(function: Callable[[], Any], count: int) -> float:
-    """Milliseconds of one call, out of `count` in a row."""
+    """Mean milliseconds of `count` calls in a row."""
     import torch
 
     synchronize = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
@@ -65,10 +65,10 @@ def milliseconds(function: Callable[[], Any], count: int) -> float:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Answers on the standard output."""
+    """Answers requests until standard input ends."""
     parser = argparse.ArgumentParser(description="Times PyTorch's grid_sample.")
     parser.add_argument("--shape", type=int, nargs=4, default=(128, 32, 32, 3), help="n h w c")
-    parser.add_argument("--largest", type=float, default=0.9, help="component of the flow, in pixels")
+    parser.add_argument("--largest", type=float, default=0.9, help="largest component of the flow, in pixels")
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args(argv)
     import torch

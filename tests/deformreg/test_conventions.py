@@ -129,7 +129,9 @@ def named_in_strings(tree):
                 yield node.value.partition(":")[0]
         elif isinstance(node, ast.JoinedStr) and isinstance(node.values[0], ast.Constant):
             start = node.values[0].value
-            yield from (name for name in MODULES if start.removesuffix(".") in parents(name) and start.endswith("."))
+            if start.endswith("."):  # a registry: any module of the package but its entry point
+                members = {name for name in MODULES if not name.endswith(".__main__")}
+                yield from (name for name in members if start.removesuffix(".") in parents(name))
 
 
 def imports(name, path):

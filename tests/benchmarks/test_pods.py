@@ -11,20 +11,22 @@ from pathlib import Path
 import pytest
 
 from benchmarks import pods
+from train.errors import ConfigError
 
 PROGRAM = """
-import json, sys, jax
+import json, jax
 jax.config.update("jax_platforms", "cpu")
-from benchmarks import pods
-from train.config import Model
+from benchmarks import cost, pods
+from benchmarks.options import Case
 
 for norm in ("group", "batch"):
-    compiled = pods.compile_step("v5e:2x2", "flow-gradient", Model(width=0.125, norm=norm), batch_size=8, effort=-1.0)
+    target = pods.Target("v5e:2x2", norm, Case("small-cnn", 8, 32, "float32"), effort=-1.0, width=0.125)
+    compiled = pods.compile_step(cost.METHODS["flow-gradient"], target)
     print(json.dumps({
         "norm": norm,
         "parameters": compiled.parameters,
         "sent": pods.collectives(compiled.executable.as_text()),
-        "row": pods.describe(compiled, pods.CHIPS["v5e"]),
+        "row": pods.describe(compiled, target.chip),
     }))
 """
 
@@ -34,7 +36,7 @@ for norm in ("group", "batch"):
 def test_the_smallest_topology_sends_the_gradients_once():
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM],
-        cwd=Path(__file__).parent.parent,
+        cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
         timeout=540,
@@ -76,6 +78,6 @@ ENTRY %main.1 (a: f32[2]) -> f32[2] {
 
 
 def test_an_unknown_topology_is_one_line_with_the_remedy():
-    with pytest.raises(pods.PodError, match=r"v9:1x1.*libtpu") as caught:
+    with pytest.raises(ConfigError, match=r"v9:1x1.*libtpu") as caught:
         pods.topology_devices("v9:1x1")
     assert "\n" not in str(caught.value)
