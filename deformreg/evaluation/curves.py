@@ -1,4 +1,4 @@
-"""Robust accuracy against the budget; a single point says little, and only about the radius that somebody chose."""
+"""Robust accuracy at increasing budgets: the accuracy at one radius says little about the others."""
 
 from __future__ import annotations
 

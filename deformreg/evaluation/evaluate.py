@@ -1,8 +1,8 @@
 """Robust accuracy of any logits function against a suite of attacks, worst case per example.
 
-Rules behind the number: accuracies are over *all* examples, so a clean error counts as broken; an attack runs on the
-examples that still stand; its claims are checked by a fresh forward pass, against its budget and against the images'
-range; symptoms of a broken evaluation are reported as `flags` beside the number.
+Accuracies are over *all* examples, so a clean error counts as broken. An attack runs on the examples that still stand.
+A fresh forward pass checks its claims; the budget and the image range are checked as well. Symptoms of a broken
+evaluation are reported as `flags`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from deformreg.evaluation.outcomes import (
     predict,
     run_attack,
 )
-from deformreg.evaluation.rows import Data, HostArray, compile_attack
+from deformreg.evaluation.rows import Compiled, Data, HostArray, compile_attack
 from deformreg.evaluation.suites import Suite, fixed
 from deformreg.statistics import wilson_interval
 
@@ -228,26 +228,17 @@ def evaluator(
         )  # fmt: skip
         correct = predict(setting, data.images) == data.labels
         begun = correct if broken is None else correct & ~np.asarray(broken)
-        attackable = begun if data.targets is None else begun & (data.targets != data.labels)
-        outcomes: list[AttackOutcome] = []
-        fallen, fallen_to_gradients = np.zeros((2, count), bool)
-        for number, attack in enumerate(suite(radius)):
-            # Gradient attacks face what only others broke, too: failing there is a red flag.
-            spared = fallen_to_gradients if attack.uses_gradients else fallen
-            attacked, standing = (attackable, begun) if independent else (attackable & ~spared, begun & ~fallen)
-            attack_key = jax.random.fold_in(key, number)
-            outcome = run_attack(setting, attack, compiled[attack.name](radius), attacked, standing, attack_key)
-            outcomes.append(outcome)
-            fallen = fallen | outcome.broken_mask
-            if attack.uses_gradients:
-                fallen_to_gradients = fallen_to_gradients | outcome.broken_mask
+        outcomes = _run_in_turn(
+            setting, [(attack, compiled[attack.name](radius)) for attack in suite(radius)], begun,
+            independent=independent, key=key,
+        )  # fmt: skip
         calls = padded(count, setting.batch_size) + sum(outcome.model_calls for outcome in outcomes)
         flags = raised(OUTCOME_FLAGS, outcomes)
         if diagnosis:
             few, last_key = data.at(np.arange(min(count, 128))), jax.random.fold_in(key, len(outcomes))
             found, spent = diagnose(setting.logits_fn, few.images, few.labels, radius=radius, key=last_key)
             flags, calls = flags + found, calls + spent
-        standing = begun & ~fallen
+        standing = begun & ~np.any([outcome.broken_mask for outcome in outcomes], axis=0)
         return Evaluation(
             examples=count,
             clean_accuracy=float(correct.mean()),
@@ -263,6 +254,30 @@ def evaluator(
         )
 
     return run
+
+
+def _run_in_turn(
+    setting: Setting,
+    attacks: Iterable[tuple[Attack, Compiled]],
+    begun: HostArray,
+    *,
+    independent: bool,
+    key: jax.Array,
+) -> list[AttackOutcome]:
+    """Runs the attacks, starting from the examples of the mask `begun`."""
+    attackable = begun if setting.data.targets is None else begun & (setting.data.targets != setting.data.labels)
+    outcomes: list[AttackOutcome] = []
+    broken, broken_by_gradients = np.zeros((2, len(begun)), bool)
+    for number, (attack, compiled) in enumerate(attacks):
+        # Gradient attacks also run on what only others broke: failing there is a red flag.
+        skipped = broken_by_gradients if attack.uses_gradients else broken
+        attacked, standing = (attackable, begun) if independent else (attackable & ~skipped, begun & ~broken)
+        outcome = run_attack(setting, attack, compiled, attacked, standing, jax.random.fold_in(key, number))
+        outcomes.append(outcome)
+        broken = broken | outcome.broken_mask
+        if attack.uses_gradients:
+            broken_by_gradients = broken_by_gradients | outcome.broken_mask
+    return outcomes
 
 
 def _checked(images: Any, labels: Any, targets: Any) -> tuple[Data, tuple[float, float]]:
