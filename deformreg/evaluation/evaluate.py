@@ -10,10 +10,11 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import jax
 import numpy as np
+from numpy.typing import ArrayLike
 
 from deformreg import _checks
 from deformreg.attacks.attack import Attack, LogitsFn, as_argument, class_indices
@@ -72,13 +73,13 @@ class Evaluator(Protocol):
     def __call__(
         self,
         logits_fn: LogitsFn,
-        images: Any,
-        labels: Any,
+        images: ArrayLike,
+        labels: ArrayLike,
         *,
         key: jax.Array,
         radius: float | None = None,
-        broken: Any = None,
-        targets: Any = None,
+        broken: ArrayLike | None = None,
+        targets: ArrayLike | None = None,
         progress: ProgressCallback | None = None,
         collect: Collect | None = None,
     ) -> Evaluation: ...
@@ -86,13 +87,13 @@ class Evaluator(Protocol):
 
 def evaluate(
     logits_fn: LogitsFn,
-    images: Any,
-    labels: Any,
+    images: ArrayLike,
+    labels: ArrayLike,
     attacks: Iterable[Attack],
     *,
     batch_size: int = 128,
     key: jax.Array,
-    targets: Any = None,
+    targets: ArrayLike | None = None,
     image_range: tuple[float, float] | None = None,
     independent: bool = False,
     diagnosis: bool = True,
@@ -207,13 +208,13 @@ def evaluator(
 
     def run(
         logits_fn: LogitsFn,
-        images: Any,
-        labels: Any,
+        images: ArrayLike,
+        labels: ArrayLike,
         *,
         key: jax.Array,
         radius: float | None = None,
-        broken: Any = None,
-        targets: Any = None,
+        broken: ArrayLike | None = None,
+        targets: ArrayLike | None = None,
         progress: ProgressCallback | None = None,
         collect: Collect | None = None,
     ) -> Evaluation:
@@ -280,7 +281,7 @@ def _run_in_turn(
     return outcomes
 
 
-def _checked(images: Any, labels: Any, targets: Any) -> tuple[Data, tuple[float, float]]:
+def _checked(images: ArrayLike, labels: ArrayLike, targets: ArrayLike | None) -> tuple[Data, tuple[float, float]]:
     """The examples on the host, and the images' range extended to zero."""
     images = _checks.images_on_host(images)
     count = images.shape[0]
