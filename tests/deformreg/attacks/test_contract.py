@@ -103,6 +103,14 @@ def test_a_targeted_success_reaches_the_target(name):
     np.testing.assert_array_equal(jnp.argmax(LOGITS(result.images), axis=1) == targets, result.success)
 
 
+def test_apgd_aims_at_no_more_classes_than_there_are():
+    images, labels = examples()
+    makers = [attacks.apgd(ball=BALL, num_steps=3, num_targets=count) for count in (4, 9)]
+    some, more = (attack.run(LOGITS, images, labels, jax.random.key(0)) for attack in makers)
+    np.testing.assert_array_equal(some.params, more.params)
+    np.testing.assert_array_equal(some.model_calls, more.model_calls)
+
+
 def test_arguments_are_checked_by_name():
     images, labels = examples()
     with pytest.raises(ValueError, match="labels must have shape"):

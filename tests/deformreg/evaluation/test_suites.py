@@ -37,13 +37,6 @@ def test_the_full_suite_takes_targets_for_every_number_of_classes(classes):
             assert found.images.shape == (3, *SHAPE), attack.name
 
 
-def test_apgd_aims_at_no_more_classes_than_there_are():
-    labels = np.asarray(perceptron(30, classes=3)(IMAGES)).argmax(axis=1)
-    makers = [attacks.apgd(ball=balls.linf(0.05), num_steps=3, num_targets=count) for count in (2, 9)]
-    both = [attack.run(perceptron(30, classes=3), IMAGES, labels, KEY) for attack in makers]
-    jax.tree.map(np.testing.assert_array_equal, *both)
-
-
 def test_an_evaluation_makes_only_the_member_that_it_traces():
     made = []
 
