@@ -1,9 +1,11 @@
-"""Randomized smoothing over a family's parameters: noise laws, each with the radius that it certifies.
+"""Smoothing laws: noise over a family's parameters, and the radius that it certifies.
 
-The smoothed classifier answers an image with the class that the model ``f`` most often answers under noise in the
-parameters of a perturbation family ``T``: ``g(params, image) = argmax_c P(f(T(params + noise, image)) = c)``, at zero
-parameters where nobody attacks. Whatever the family and the model, `g` answers the same for all parameters that are
-small against the noise; how small, the law says.
+The smoothed classifier ``g`` answers an image with the class that the model ``f`` answers most often when noise is
+added to the parameters of a perturbation family ``T``: ``g(params, image) = argmax_c P(f(T(params + noise, image)) =
+c)``. On a clean image `params` is zero. For every family and model, small parameters do not change the answer of `g`;
+the law says how small.
+
+A new law is a function that returns a `SmoothingLaw`, and one line in `LAWS`.
 
 References:
     Cohen, Rosenfeld and Kolter, "Certified Adversarial Robustness via Randomized Smoothing", ICML 2019.
@@ -15,28 +17,29 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from statistics import NormalDist
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
+from numpy.typing import ArrayLike
 
 from deformreg import noise as noises
 from deformreg.noise import Noise
 
-Scale = Any
+Scale = ArrayLike
 """A positive number, or an array that broadcasts against one example's parameters: one number per parameter."""
 
 
 class SmoothingLaw(NamedTuple):
-    """A noise law over parameters, and the certificate that goes with it.
+    """A noise law over parameters, and what it certifies.
 
     Attributes:
-        noise: ``(key, params) -> params``: draws noise shaped like the parameters, whose first axis is the example.
-        radius: a lower bound above 1/2 of the top class's probability -> the radius: parameters of a smaller norm do
-            not change the smoothed classifier's answer.
-        norm: which norm that is and in which unit, in words.
+        noise: ``(key, params) -> noise``, shaped like the parameters; their first axis is the example.
+        radius: the certified radius as a function of a lower bound, above 1/2, of the probability of the top class.
+            Parameters of a smaller norm do not change the smoothed classifier's answer.
+        norm: the norm that the radius bounds, with its unit, in words.
     """
 
     noise: Noise
@@ -45,18 +48,18 @@ class SmoothingLaw(NamedTuple):
 
 
 def gaussian(sigma: Scale) -> SmoothingLaw:
-    """Independent normal components; certifies the l2 norm: ``radius = sigma * Phi^-1(probability)``.
+    """Adds independent normal noise, which certifies the l2 norm: ``radius = sigma * Phi^-1(probability)``.
 
     Args:
-        sigma: standard deviation in the unit of the parameters (pixels for a flow). With one per parameter, what is
-            certified is the l2 norm of ``params / sigma``, a pure number: an ellipsoid.
+        sigma: standard deviation in the unit of the parameters (pixels for a flow), above 0. An array gives each
+            parameter its own; the radius then bounds the l2 norm of ``params / sigma``, which has no unit.
 
     Returns:
         The law.
 
     Raises:
         TypeError: `sigma` is not a number or an array of numbers.
-        ValueError: `sigma` is not finite and above 0. When drawing: it does not fit the parameters.
+        ValueError: `sigma` is not finite or not above 0. When drawing: it does not broadcast to the parameters.
 
     Example:
         >>> law = gaussian(0.5)
@@ -66,7 +69,7 @@ def gaussian(sigma: Scale) -> SmoothingLaw:
         'l2 norm of the parameters, each divided by its sigma'
 
     References:
-        Cohen, Rosenfeld and Kolter 2019, theorem 1, with the runner-up's probability bounded by the rest.
+        Cohen, Rosenfeld and Kolter 2019, theorem 1; one minus the top class's probability bounds the runner-up's.
     """
     scale = _scale("sigma", sigma)
     unit = 1.0 if scale.ndim else float(scale)
@@ -78,21 +81,21 @@ def gaussian(sigma: Scale) -> SmoothingLaw:
 
 
 def uniform(half_width: Scale) -> SmoothingLaw:
-    """Components uniform in [-half_width, half_width]; certifies the l1 norm.
+    """Adds independent noise, uniform in [-half_width, half_width], which certifies the l1 norm.
 
-    ``radius = 2 * half_width * (probability - 1/2)``: moving the box by ``params`` uncovers at most the share
-    ``sum |params / (2 * half_width)|`` of it.
+    ``radius = 2 * half_width * (probability - 1/2)``: shifting the box of the noise by `params` moves at most the share
+    ``sum |params / (2 * half_width)|`` of it out of the original box.
 
     Args:
-        half_width: in the unit of the parameters (pixels for a flow). With one per parameter, what is certified is
-            the l1 norm of ``params / half_width``, a pure number.
+        half_width: in the unit of the parameters (pixels for a flow), above 0. An array gives each parameter its own;
+            the radius then bounds the l1 norm of ``params / half_width``, which has no unit.
 
     Returns:
         The law.
 
     Raises:
         TypeError: `half_width` is not a number or an array of numbers.
-        ValueError: `half_width` is not finite and above 0. When drawing: it does not fit the parameters.
+        ValueError: `half_width` is not finite or not above 0. When drawing: it does not broadcast to the parameters.
 
     Example:
         >>> uniform(0.5).radius(0.75)
@@ -109,6 +112,10 @@ def uniform(half_width: Scale) -> SmoothingLaw:
         radius=lambda probability: 2 * unit * (probability - 0.5),
         norm="l1 norm of the parameters" + (", each divided by its half_width" if scale.ndim else ""),
     )
+
+
+LAWS: dict[str, Callable[[Scale], SmoothingLaw]] = {"gaussian": gaussian, "uniform": uniform}
+"""Laws by name, each a function of the scale of its noise."""
 
 
 def _scale(name: str, value: Scale) -> Float[np.ndarray, "*sizes"]:
@@ -133,7 +140,3 @@ def _scaled(name: str, law: Noise, scale: Float[np.ndarray, "*sizes"]) -> Noise:
         return jnp.broadcast_to(jnp.asarray(scale, leaf.dtype), leaf.shape)
 
     return lambda key, params: jax.tree.map(lambda leaf: leaf * fitted(leaf), law(key, params))
-
-
-LAWS = {"gaussian": gaussian, "uniform": uniform}
-"""Laws by name: functions from the scale of the noise to the law."""

@@ -62,9 +62,9 @@ class Progress(NamedTuple):
 
     Attributes:
         attack: its name.
-        finished: examples it is through with.
-        total: examples it runs on.
-        robust_accuracy: so far.
+        finished: examples finished.
+        total: examples in all.
+        robust_accuracy: share of all examples that stand so far.
     """
 
     attack: str
@@ -76,13 +76,13 @@ class Progress(NamedTuple):
 class ProgressCallback(Protocol):
     """A function that an evaluation calls whenever examples are finished."""
 
-    def __call__(self, progress: Progress, /) -> Any: ...
+    def __call__(self, progress: Progress, /) -> object: ...
 
 
 class Collect(Protocol):
     """A function that an evaluation calls with what an attack claims for finished examples, before the fresh check."""
 
-    def __call__(self, attack: Attack, indices: HostArray, result: AttackResult, /) -> Any: ...
+    def __call__(self, attack: Attack, indices: HostArray, result: AttackResult, /) -> object: ...
 
 
 class Setting(NamedTuple):
