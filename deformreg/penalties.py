@@ -257,8 +257,8 @@ def _with_difference_backward(loss_fn: LossFn, arguments: Any, cotangents: Any) 
         inputs_bar, *leaves_bar = jax.vjp(evaluate, inputs, *leaves)[1](bar)
         return jax.tree.map(jnp.add, sums, leaves_bar), inputs_bar
 
-    # A loop, so that XLA cannot overlap the two passes: they need the memory of one. As a plain difference of two losses
-    # both passes are alive when the reverse begins, and the memory is that of the exact penalty.
+    # A loop, so that XLA cannot overlap the two passes: they need the memory of one. In a plain difference of two
+    # losses both passes are alive when the reverse begins, and the memory is that of the exact penalty.
     passes = jax.tree.map(lambda *pair: jnp.stack(pair), (images, bars[0]), (moved, bars[1]))
     found, (images_bar, moved_bar) = jax.lax.scan(one_pass, [jnp.zeros_like(leaf) for leaf in leaves], passes)
     return None, None, images_bar, moved_bar, restore(found)
