@@ -54,11 +54,20 @@ def test_every_option_has_a_help_text(capsys):
 
 
 def test_a_coordinator_that_does_not_answer_is_named(capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr("train.processes.CONNECT_SECONDS", 0.3)
     with socket.socket() as taken:  # bound, but nobody listens
         taken.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{taken.getsockname()[1]}"
-        options = ("--distributed", "--coordinator", address, "--num-processes", "2", "--process-id", "1")
+        options = (
+            "--distributed",
+            "--coordinator",
+            address,
+            "--num-processes",
+            "2",
+            "--process-id",
+            "1",
+            "--join-seconds",
+            "0.3",
+        )
         code, _, err = run(capsys, "fit", "digits-flow", *options, "--run-dir", str(tmp_path / "run"))
     assert code == 2
     assert f"--coordinator {address} has not answered for 0 s" in err
