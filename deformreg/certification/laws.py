@@ -17,17 +17,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from statistics import NormalDist
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Real
 
 from deformreg import noise as noises
 from deformreg.noise import Noise
 
-Scale = float | Sequence[float] | np.ndarray[Any, Any] | Array
+Scale = float | Sequence[float] | Real[np.ndarray, "..."] | Array
 """A positive number, or an array that broadcasts against one example's parameters: one number per parameter."""
 
 
