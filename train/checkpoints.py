@@ -80,7 +80,7 @@ class Writer(NamedTuple):
         Raises:
             StorageError: this checkpoint or the one before cannot be written.
         """
-        runs.check_there(self.run)
+        runs.check_ours(self.run)
         # Copied: the next step may reuse the buffers while the file is being written.
         leaves = {path: np.array(leaf) for path, leaf in manifests.flat(state).items()}
         if accuracy is not None:
@@ -102,6 +102,7 @@ def open_writer(run: runs.Run, config: Config) -> Iterator[Writer]:
     Raises:
         StorageError: the last checkpoint cannot be written, or an earlier manifest cannot be read now.
     """
+    runs.check_ours(run)
     stored = open_all(run.checkpoints).items()
     keep = _Keep({step: one.accuracy for step, one in stored if isinstance(one, Stored) and one.accuracy is not None})
     manager_options = ocp.CheckpointManagerOptions(
@@ -241,15 +242,16 @@ class _Outcome(enum.IntEnum):
     UNREADABLE = 3
 
 
-def resume(folder: Path, state: Tree, *, config: Config) -> Restored | None:
+def resume(run: runs.Run, state: Tree, *, config: Config) -> Restored | None:
     """Reads in every process the newest checkpoint that process 0 finds intact; None if there is none at all.
 
     Damaged newer ones are renamed to ``damaged-STEP``, since the run will write their steps again.
 
     Raises:
         CheckpointError: there are some but none is intact, or they belong to another config or network.
-        StorageError: the newest cannot be read now; nothing is renamed.
+        StorageError: the newest cannot be read now, or the folder is no longer this training's; nothing is renamed.
     """
+    folder = run.checkpoints
     found: Restored | None = None
     failure: UserError | None = None
     outcome = _Outcome.NOTHING
@@ -261,6 +263,7 @@ def resume(folder: Path, state: Tree, *, config: Config) -> Restored | None:
         except StorageError as error:
             outcome, failure = _Outcome.UNREADABLE, error
         else:
+            runs.check_ours(run)
             _set_aside(folder, found.skipped)
     outcome = _Outcome(processes.from_lead(outcome))
     if failure is not None:

@@ -77,7 +77,7 @@ def fit(
     task = prepare(config, evaluated=evaluated, method=method, model=model, data=data)
     run, changes = runs.hold(folder, config, resume=resume)
     runs.check_data(run, len(task.splits.train))
-    restored = checkpoints.resume(run.checkpoints, task.network.shapes, config=config) if resume else None
+    restored = checkpoints.resume(run, task.network.shapes, config=config) if resume else None
     runs.create(run, config, len(task.splits.train))
     if processes.is_lead():
         announce(config, engine, task.splits.validation, restored, changes)

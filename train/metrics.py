@@ -12,7 +12,7 @@ from typing import Any
 
 from train import files, processes
 from train.errors import StorageError
-from train.runs import Run
+from train.runs import Run, check_ours
 
 Line = dict[str, Any]
 """A logged step: ``step``, and values by name."""
@@ -54,14 +54,20 @@ class MetricLog:
         self.seconds = train_seconds(kept)
         self._run = run
         if processes.is_lead():
+            check_ours(run)
             files.write_text(run.metrics, "".join(json.dumps(line) + "\n" for line in kept))
             self._file = run.metrics.open("a", encoding="utf-8")
             self._events = _Events(run.folder, after_step)
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """Appends one line. Raises `StorageError` if it cannot be written."""
+        """Appends one line.
+
+        Raises:
+            StorageError: it cannot be written, or the folder is no longer this training's.
+        """
         if not processes.is_lead():
             return
+        check_ours(self._run)
         try:
             self._file.write(json.dumps({"step": step, **values}) + "\n")
             self._file.flush()

@@ -8,7 +8,6 @@ import shutil
 import zlib
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -16,6 +15,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from train import checkpoints, manifests, processes, runs
+from train import files as train_files
 from train.commands import main
 from train.config import Config, Model
 from train.errors import CheckpointError, StorageError
@@ -144,7 +144,7 @@ def test_flips_and_truncations_are_found_or_harmless(pytestconfig, tmp_path):
 def test_damage_falls_back_and_is_set_aside(run, part):
     flip_a_bit(run.checkpoints / "2" / part)
     assert [bool(damage) for _, damage in checkpoints.verify(run.checkpoints, CONFIG)] == [False, True]
-    restored = checkpoints.resume(run.checkpoints, state(0), config=CONFIG)
+    restored = checkpoints.resume(run, state(0), config=CONFIG)
     assert_is(restored, 1)
     assert list(restored.skipped) == [2]
     # The run comes to step 2 again, and its checkpoint takes the damaged one's place.
@@ -159,7 +159,7 @@ def test_no_intact_checkpoint_is_an_error_and_changes_nothing(run):
         (run.checkpoints / str(step) / "manifest" / "metadata").write_text("{}")
     before = {path: path.read_bytes() for path in files(run.folder)}
     with pytest.raises(CheckpointError, match=r"no intact checkpoint \(step 2: .*; step 1: "):
-        checkpoints.resume(run.checkpoints, state(0), config=CONFIG)
+        checkpoints.resume(run, state(0), config=CONFIG)
     assert {path: path.read_bytes() for path in files(run.folder)} == before
 
 
@@ -178,7 +178,7 @@ def test_a_file_that_the_disk_does_not_give_is_no_damage(run, at_once, part):
     file.symlink_to("/proc/self/mem")
     before = files(run.folder)
     with pytest.raises(StorageError, match=r"checkpoints/2 cannot be read now .*Input/output error") as caught:
-        checkpoints.resume(run.checkpoints, state(0), config=CONFIG)
+        checkpoints.resume(run, state(0), config=CONFIG)
     assert "\n" not in str(caught.value)
     assert files(run.folder) == before
     found = dict(checkpoints.verify(run.checkpoints, CONFIG))
@@ -190,15 +190,15 @@ def test_a_file_that_the_disk_does_not_give_is_no_damage(run, at_once, part):
 
 
 def test_errors_that_pass_are_tried_again(run, at_once, monkeypatch):
-    original, errors = Path.open, [errno.ESTALE, errno.EIO]
+    original, errors = train_files.open_regular, [errno.ESTALE, errno.EIO]
 
-    def open_(path, *arguments, **options):
+    def open_regular(path, *, limit):
         if errors:
             raise OSError(errors.pop(), "not now")
-        return original(path, *arguments, **options)
+        return original(path, limit=limit)
 
-    monkeypatch.setattr(Path, "open", open_)
-    assert_is(checkpoints.resume(run.checkpoints, state(0), config=CONFIG), 2)
+    monkeypatch.setattr(train_files, "open_regular", open_regular)
+    assert_is(checkpoints.resume(run, state(0), config=CONFIG), 2)
     assert not errors
 
 
@@ -216,7 +216,7 @@ def test_what_orbax_says_of_the_system_is_no_damage(run, at_once, monkeypatch, e
 
     monkeypatch.setattr(ocp.Checkpointer, "restore", fail)
     with pytest.raises(StorageError, match="cannot be read now"):
-        checkpoints.resume(run.checkpoints, state(0), config=CONFIG)
+        checkpoints.resume(run, state(0), config=CONFIG)
     assert manifests.steps(run.checkpoints) == [1, 2]
 
 
@@ -274,7 +274,7 @@ def test_arrays_that_claim_more_than_the_manifest_are_not_read(run, tmp_path, mo
 
 
 def test_nothing_there_is_none(tmp_path):
-    assert checkpoints.resume(tmp_path / "none", state(0), config=CONFIG) is None
+    assert checkpoints.resume(runs.Run(tmp_path / "none"), state(0), config=CONFIG) is None
     with pytest.raises(CheckpointError, match="no intact checkpoint"):
         checkpoints.restore(tmp_path / "none", state(0), config=CONFIG)
 
@@ -284,7 +284,7 @@ def test_other_processes_follow_what_process_0_found(run, monkeypatch):
         sent = iter(numbers)
         monkeypatch.setattr(processes, "is_lead", lambda: False)
         monkeypatch.setattr(processes, "from_lead", lambda _: next(sent))
-        return checkpoints.resume(run.checkpoints, state(0), config=CONFIG)
+        return checkpoints.resume(run, state(0), config=CONFIG)
 
     outcomes = checkpoints._Outcome
     assert told(outcomes.NOTHING) is None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from train import metrics, runs
+from train.config import Config
 
 
 @pytest.mark.parametrize(
@@ -23,6 +24,7 @@ def test_lines_that_no_log_has_are_left_out(tmp_path, line):
 
 def test_a_resumed_log_keeps_the_lines_up_to_its_step(tmp_path):
     run = runs.Run(tmp_path)
+    runs.create(run, Config(), 1500)
     log = metrics.MetricLog(run)
     for step in (5, 10, 15):
         log.write(step, {"loss": 1 / step, "seconds": float(step)})

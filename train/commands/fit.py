@@ -79,7 +79,7 @@ def run(arguments: list[str]) -> int:
     name, *rest = arguments
     options = parse(name, rest)
     config = check(options.config)
-    from train import processes
+    from train import processes, runs
     from train.loop import fit
 
     placement = (options.coordinator, options.num_processes, options.process_id)
@@ -98,6 +98,7 @@ def run(arguments: list[str]) -> int:
         if options.evaluate:
             from train.commands import evaluate
 
+            runs.check_still_ours(folder)  # what is there would be evaluated, and its report written
             evaluate.compare(evaluate.Evaluate((folder,)))
     return 0
 
