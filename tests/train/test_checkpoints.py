@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import random
 import resource
 import shutil
@@ -374,3 +375,105 @@ def test_checkpoints_that_cannot_be_opened_are_one_line(run):
     run.checkpoints.write_text("not a folder")
     with pytest.raises(StorageError, match="Not a directory"):
         write_more(run)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "step", "skipped"),
+    [
+        ("2", "4", 1, {4: "it holds step 2: its folder was renamed"}),
+        ("1", "4", 2, {4: "it holds step 1: its folder was renamed"}),
+        ("2", "step_2", 1, {}),
+    ],
+)
+def test_a_renamed_step_is_not_taken_for_what_its_name_says(run, old, new, step, skipped):
+    (run.checkpoints / old).rename(run.checkpoints / new)
+    restored = checkpoints.resume(run, state(0), config=CONFIG)
+    assert restored.skipped == skipped
+    assert_is(restored, step)
+    write_more(run)
+    assert_is(restore(run), 4)
+
+
+def test_what_orbax_would_take_for_a_step_is_named(run):
+    (run.checkpoints / "2").rename(run.checkpoints / "02")
+    with pytest.raises(CheckpointError, match=r"checkpoints/02 is not the folder of a step: rename it"):
+        checkpoints.resume(run, state(0), config=CONFIG)
+    (run.checkpoints / "02").rename(run.checkpoints / "2")
+    (run.checkpoints / "4").write_text("not a folder")
+    with pytest.raises(CheckpointError, match=r"checkpoints/4 is not the folder of a step: .* or move it away"):
+        checkpoints.resume(run, state(0), config=CONFIG)
+
+
+@pytest.mark.parametrize("step", [1, 2])
+@pytest.mark.parametrize("name", ["_CHECKPOINT_METADATA", "manifest/metadata", "state/_METADATA", "state/pipe", "link"])
+def test_what_is_no_file_is_never_opened(run, name, step):
+    """A pipe would block for ever, in this program or in Orbax; a link to a folder would lead anywhere."""
+    path = run.checkpoints / str(step) / name
+    path.unlink(missing_ok=True)
+    if name == "link":
+        path.symlink_to(run.checkpoints)
+    else:
+        os.mkfifo(path)
+    found = dict(checkpoints.verify(run.checkpoints, CONFIG))
+    assert "not a regular file" in found[step]
+    assert found[3 - step] is None
+    restored = checkpoints.resume(run, state(0), config=CONFIG)
+    assert list(restored.skipped) == [step]
+    assert "is not a regular file" in restored.skipped[step]
+    assert_is(restored, 3 - step)
+    write_more(run)
+    assert_is(restore(run), 4)
+    assert (run.checkpoints / f"damaged-{step}").is_dir()
+
+
+@pytest.mark.parametrize("name", ["_CHECKPOINT_METADATA", "manifest/metadata", "state/_METADATA"])
+def test_files_too_large_for_memory_are_not_read(run, name):
+    """Three gigabytes that take no room."""
+    os.truncate(run.checkpoints / "2" / name, 3 << 30)
+    assert dict(checkpoints.verify(run.checkpoints, CONFIG))[2]
+    assert_is(checkpoints.resume(run, state(0), config=CONFIG), 1)
+
+
+@pytest.fixture
+def removing(monkeypatch):
+    """A function that makes a training remove a step at the moment when somebody reads its arrays."""
+
+    def remove(run, *steps):
+        original, left = manifests._read_state, list(steps)
+
+        def read(folder, *arguments):
+            if folder.parent.name in map(str, left):
+                left.remove(int(folder.parent.name))
+                shutil.rmtree(folder.parent)
+            return original(folder, *arguments)
+
+        monkeypatch.setattr(manifests, "_read_state", read)
+
+    return remove
+
+
+def test_a_step_that_a_training_removes_meanwhile_is_no_damage(run, removing, capsys):
+    removing(run, 1)
+    assert main(["verify", str(run.folder)]) == 0
+    assert capsys.readouterr().out == f"{run.folder}: step 2: intact\n"
+
+
+@pytest.mark.parametrize("select", ["last", "best"])
+def test_a_newer_step_is_read_in_place_of_one_removed_meanwhile(run, removing, select):
+    removing(run, 2)
+    restored = restore(run, select=select)
+    assert_is(restored, 1)
+    assert restored.skipped == {}
+
+
+def test_steps_vanish_whole_and_leave_nothing(run, monkeypatch):
+    """Removed file by file, they would look damaged to a reader; killed meanwhile, a training would leave a part."""
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoints, "_purge", lambda _: None)
+        write_more(run)
+        assert_is(checkpoints.restore(run.checkpoints / ".removed", state(0), config=CONFIG), 1)
+    (run.checkpoints / "9.orbax-checkpoint-tmp-1").mkdir()
+    with checkpoints.open_writer(run, CONFIG) as writer:
+        for step in (5, 6):
+            writer.save(step, state(step))
+    assert sorted(path.name for path in run.checkpoints.iterdir()) == ["2", "5", "6"]
