@@ -123,7 +123,7 @@ def announce(
     print(f"continuing after step {restored.step}")
     if changes:
         print(
-            "changed since (stored, current); devices, processes and versions may change the last bits:",
+            "changed since (stored, current); hardware, versions and settings of JAX may change the last bits:",
             file=sys.stderr,
         )
     for line in changes:

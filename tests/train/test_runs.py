@@ -60,6 +60,52 @@ def test_what_may_change_is_said(tmp_path):
     assert changes == expected
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("jax_enable_x64", True, "jax_enable_x64 False, jax_enable_x64 True"),
+        ("jax_threefry_partitionable", False, "jax_threefry_partitionable True, jax_threefry_partitionable False"),
+        (
+            "jax_default_matmul_precision",
+            "highest",
+            "jax_default_matmul_precision None, jax_default_matmul_precision h",
+        ),
+        ("jax_default_prng_impl", "rbg", "jax_default_prng_impl threefry2x32, jax_default_prng_impl rbg"),
+    ],
+)
+def test_options_that_change_bits_are_said(tmp_path, option, value, said):
+    runs.create(runs.Run(tmp_path), CONFIG, 1500)
+    before = getattr(jax.config, option)
+    jax.config.update(option, value)
+    try:
+        _, (change,) = runs.claim(tmp_path, CONFIG, resume=True)
+    finally:
+        jax.config.update(option, before)
+    assert change.startswith(f"settings: {said}")
+
+
+def test_flags_and_cores_are_said(tmp_path, monkeypatch):
+    """`taskset` leaves `os.cpu_count` as it is."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    runs.create(runs.Run(tmp_path), CONFIG, 1500)
+    assert runs.claim(tmp_path, CONFIG, resume=True)[1] == []
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {1})
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=true")
+    assert runs.claim(tmp_path, CONFIG, resume=True)[1] == [
+        "cores: 2, 1",
+        "settings: XLA_FLAGS None, XLA_FLAGS --xla_cpu_enable_fast_math=true",
+    ]
+
+
+def test_what_an_older_version_did_not_store_is_not_said(tmp_path):
+    runs.create(runs.Run(tmp_path), CONFIG, 1500)
+    stored = json.loads((tmp_path / "environment.json").read_text())
+    del stored["settings"]
+    files.write_json(tmp_path / "environment.json", stored)
+    assert runs.claim(tmp_path, CONFIG, resume=True)[1] == []
+
+
 def locked_by_another(folder):
     """An open file that holds a run folder as another process would; its end closes it."""
     folder.mkdir(exist_ok=True)
