@@ -90,7 +90,7 @@ def run(arguments: list[str]) -> int:
     options = parse(name, rest)
     placement = validate(options.placement)
     config = check(options.config)
-    from train import processes
+    from train import processes, runs
     from train.loop import fit
 
     place = (placement.coordinator, placement.num_processes, placement.process_id)
@@ -110,6 +110,7 @@ def run(arguments: list[str]) -> int:
         if options.evaluate:
             from train.commands import evaluate
 
+            runs.check_still_ours(folder)  # what is there would be evaluated, and its report written
             evaluate.compare(evaluate.Evaluate((folder,)))
     return 0
 
