@@ -52,8 +52,8 @@ class Placement:
     """This process among several."""
 
     distributed: bool = False
-    """This is one process of several, on one host or on many, that train together; each reads its part of every
-    batch, and all need the run folder on one file system. See docs/distributed.md."""
+    """This is one process of several, on one host or on many, that train together;
+    each reads its part of every batch, and all need the run folder on one file system. See docs/distributed.md."""
     coordinator: str | None = None
     """With --distributed: HOST:PORT of process 0. By default $JAX_COORDINATOR_ADDRESS, or what SLURM, Open MPI,
     Kubernetes or a TPU pod say; likewise the next two."""
