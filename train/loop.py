@@ -77,7 +77,7 @@ def fit(
     task = prepare(config, evaluated=evaluated, method=method, model=model, data=data)
     run, changes = runs.hold(folder, config, resume=resume)
     runs.check_data(run, len(task.splits.train))
-    restored = checkpoints.resume(run.checkpoints, task.network.shapes, config=config) if resume else None
+    restored = checkpoints.resume(run, task.network.shapes, config=config) if resume else None
     runs.create(run, config, len(task.splits.train))
     if processes.is_lead():
         announce(config, engine, task.splits.validation, restored, changes)
@@ -123,7 +123,7 @@ def announce(
     print(f"continuing after step {restored.step}")
     if changes:
         print(
-            "changed since (stored, current); devices, processes and versions may change the last bits:",
+            "changed since (stored, current); hardware, versions and settings of JAX may change the last bits:",
             file=sys.stderr,
         )
     for line in changes:

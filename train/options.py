@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 
+from train import files
 from train.config import Config
 from train.errors import ConfigError
 from train.methods import METHODS
@@ -108,14 +109,11 @@ def from_file(path: Path) -> Config:
     """`from_json` of a file.
 
     Raises:
-        ConfigError: as `from_json`, or it is no text of a config's size; the message names the file.
+        ConfigError: as `from_json`, or it is no regular file of a config's size; the message names the file.
     """
     try:
-        size = path.stat().st_size
-        if size > _MAX_FILE:
-            raise ConfigError(f"{size} bytes are over the limit of {_MAX_FILE}")
-        return from_json(path.read_text(encoding="utf-8"))
-    except (ConfigError, UnicodeDecodeError) as error:
+        return from_json(files.read_bytes(path, limit=_MAX_FILE).decode())
+    except (ConfigError, ValueError) as error:
         raise ConfigError(f"{path}: {error}") from error
 
 

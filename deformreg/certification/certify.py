@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
+from numpy.typing import ArrayLike
 
 from deformreg import _checks
 from deformreg._families import check_layout, family_or_flow
@@ -83,7 +84,7 @@ class ProgressCallback(Protocol):
 
 def certify(
     logits_fn: LogitsFn,
-    images: Any,
+    images: ArrayLike,
     *,
     law: SmoothingLaw,
     perturbation: Perturbation | None = None,
@@ -222,7 +223,7 @@ class CertifiedCurve(NamedTuple):
     mean_radius: float
 
 
-def certified_accuracy(certificates: Certificates, labels: Any, radii: Sequence[float]) -> CertifiedCurve:
+def certified_accuracy(certificates: Certificates, labels: ArrayLike, radii: Sequence[float]) -> CertifiedCurve:
     """Returns the share of examples that the smoothed classifier provably answers correctly within each radius.
 
     Args:

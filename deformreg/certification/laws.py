@@ -15,20 +15,19 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from statistics import NormalDist
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
-from numpy.typing import ArrayLike
+from jaxtyping import Array, Float, Real
 
 from deformreg import noise as noises
 from deformreg.noise import Noise
 
-Scale = ArrayLike
+Scale = float | Sequence[float] | Real[np.ndarray, "..."] | Array
 """A positive number, or an array that broadcasts against one example's parameters: one number per parameter."""
 
 

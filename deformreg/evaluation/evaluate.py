@@ -1,19 +1,20 @@
 """Robust accuracy of any logits function against a suite of attacks, worst case per example.
 
-Rules behind the number: accuracies are over *all* examples, so a clean error counts as broken; an attack runs on the
-examples that still stand; its claims are checked by a fresh forward pass, against its budget and against the images'
-range; symptoms of a broken evaluation are reported as `flags` beside the number.
+Accuracies are over *all* examples, so a clean error counts as broken. An attack runs on the examples that still stand.
+A fresh forward pass checks its claims; the budget and the image range are checked as well. Symptoms of a broken
+evaluation are reported as `flags`.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import jax
 import numpy as np
+from numpy.typing import ArrayLike
 
 from deformreg import _checks
 from deformreg._families import check_layout
@@ -74,13 +75,13 @@ class Evaluator(Protocol):
     def __call__(
         self,
         logits_fn: LogitsFn,
-        images: Any,
-        labels: Any,
+        images: ArrayLike,
+        labels: ArrayLike,
         *,
         key: jax.Array,
         radius: float | None = None,
-        broken: Any = None,
-        targets: Any = None,
+        broken: ArrayLike | None = None,
+        targets: ArrayLike | None = None,
         progress: ProgressCallback | None = None,
         collect: Collect | None = None,
     ) -> Evaluation: ...
@@ -88,13 +89,13 @@ class Evaluator(Protocol):
 
 def evaluate(
     logits_fn: LogitsFn,
-    images: Any,
-    labels: Any,
+    images: ArrayLike,
+    labels: ArrayLike,
     attacks: Iterable[Attack],
     *,
     batch_size: int = 128,
     key: jax.Array,
-    targets: Any = None,
+    targets: ArrayLike | None = None,
     image_range: tuple[float, float] | None = None,
     independent: bool = False,
     diagnosis: bool = True,
@@ -214,13 +215,13 @@ def evaluator(
 
     def run(
         logits_fn: LogitsFn,
-        images: Any,
-        labels: Any,
+        images: ArrayLike,
+        labels: ArrayLike,
         *,
         key: jax.Array,
         radius: float | None = None,
-        broken: Any = None,
-        targets: Any = None,
+        broken: ArrayLike | None = None,
+        targets: ArrayLike | None = None,
         progress: ProgressCallback | None = None,
         collect: Collect | None = None,
     ) -> Evaluation:
@@ -236,32 +237,20 @@ def evaluator(
         setting = Setting(
             as_argument(logits_fn), forward, data, min(batch_size, count), refill, bounds, progress, collect
         )  # fmt: skip
-        chosen = suite(radius)
-        _rehearse(setting, chosen, {attack.name: compiled[attack.name](radius) for attack in chosen}, key)
+        attacks_at_radius = [(attack, compiled[attack.name](radius)) for attack in suite(radius)]
+        _rehearse(setting, attacks_at_radius, key)
         correct = predict(setting, data.images) == data.labels
         begun = correct if broken is None else correct & ~_mask("broken", broken, count)
-        attackable = begun if data.targets is None else begun & (data.targets != data.labels)
         found: tuple[Flag, ...] = ()
         spent = 0
         if diagnosis:  # before the attacks: a model that fails here must not cost hours of results
-            few, last_key = data.at(np.arange(min(count, 128))), jax.random.fold_in(key, len(chosen))
+            few, last_key = data.at(np.arange(min(count, 128))), jax.random.fold_in(key, len(attacks_at_radius))
             found, spent = diagnose(
                 setting.logits_fn, few.images, few.labels, radius=radius, key=last_key, batch_size=setting.batch_size
             )
-        outcomes: list[AttackOutcome] = []
-        fallen, fallen_to_gradients = np.zeros((2, count), bool)
-        for number, attack in enumerate(chosen):
-            # Gradient attacks face what only others broke, too: failing there is a red flag.
-            spared = fallen_to_gradients if attack.uses_gradients else fallen
-            attacked, standing = (attackable, begun) if independent else (attackable & ~spared, begun & ~fallen)
-            attack_key = jax.random.fold_in(key, number)
-            outcome = run_attack(setting, attack, compiled[attack.name](radius), attacked, standing, attack_key)
-            outcomes.append(outcome)
-            fallen = fallen | outcome.broken_mask
-            if attack.uses_gradients:
-                fallen_to_gradients = fallen_to_gradients | outcome.broken_mask
+        outcomes = _run_in_turn(setting, attacks_at_radius, begun, independent=independent, key=key)
         calls = padded(count, setting.batch_size) + sum(outcome.model_calls for outcome in outcomes) + spent
-        standing = begun & ~fallen
+        standing = begun & ~np.any([outcome.broken_mask for outcome in outcomes], axis=0)
         return Evaluation(
             examples=count,
             clean_accuracy=float(correct.mean()),
@@ -279,21 +268,21 @@ def evaluator(
     return run
 
 
-def _finite_range(image_range: Any) -> tuple[float, float]:
+def _finite_range(image_range: object) -> tuple[float, float]:
     low, high = _checks.image_range(image_range)
     if not np.isfinite([low, high]).all():
         raise ValueError(f"image_range must be finite, got {(low, high)}: None takes the range of the images")
     return low, high
 
 
-def _mask(name: str, value: Any, count: int) -> HostArray:
+def _mask(name: str, value: object, count: int) -> HostArray:
     mask = np.asarray(value)
     if mask.shape != (count,) or mask.dtype != bool:
         raise ValueError(f"{name} must be bool of shape ({count},), got {_checks.described(value)}")
     return mask
 
 
-def _rehearse(setting: Setting, attacks: list[Attack], compiled: Mapping[str, Compiled], key: jax.Array) -> None:
+def _rehearse(setting: Setting, attacks: Sequence[tuple[Attack, Compiled]], key: jax.Array) -> None:
     """Traces the model and every attack without running them, so that what cannot work ends before the first attack."""
     data, size = setting.data, setting.batch_size
     batch = jax.ShapeDtypeStruct((size, *data.images.shape[1:]), data.images.dtype)
@@ -301,14 +290,38 @@ def _rehearse(setting: Setting, attacks: list[Attack], compiled: Mapping[str, Co
     _checks.class_indices("labels", data.labels, len(data.labels), classes=classes)
     if data.targets is not None:
         _checks.class_indices("targets", data.targets, len(data.labels), classes=classes)
-    for attack in attacks:
+    for attack, compiled in attacks:
         check_layout(attack.perturbation, data.images.shape)
         check_alike(attack, data, classes)
-        compiled[attack.name].trace(setting.logits_fn, data, key, size)
+        compiled.trace(setting.logits_fn, data, key, size)
+
+
+def _run_in_turn(
+    setting: Setting,
+    attacks: Iterable[tuple[Attack, Compiled]],
+    begun: HostArray,
+    *,
+    independent: bool,
+    key: jax.Array,
+) -> list[AttackOutcome]:
+    """Runs the attacks, starting from the examples of the mask `begun`."""
+    attackable = begun if setting.data.targets is None else begun & (setting.data.targets != setting.data.labels)
+    outcomes: list[AttackOutcome] = []
+    broken, broken_by_gradients = np.zeros((2, len(begun)), bool)
+    for number, (attack, compiled) in enumerate(attacks):
+        # Gradient attacks also run on what only others broke: failing there is a red flag.
+        skipped = broken_by_gradients if attack.uses_gradients else broken
+        attacked, standing = (attackable, begun) if independent else (attackable & ~skipped, begun & ~broken)
+        outcome = run_attack(setting, attack, compiled, attacked, standing, jax.random.fold_in(key, number))
+        outcomes.append(outcome)
+        broken = broken | outcome.broken_mask
+        if attack.uses_gradients:
+            broken_by_gradients = broken_by_gradients | outcome.broken_mask
+    return outcomes
 
 
 def _checked(
-    images: Any, labels: Any, targets: Any, image_range: tuple[float, float] | None
+    images: ArrayLike, labels: ArrayLike, targets: ArrayLike | None, image_range: tuple[float, float] | None
 ) -> tuple[Data, tuple[float, float]]:
     """The examples on the host, and the range that attacked images keep: None is theirs, extended to zero."""
     images = _checks.images_on_host(images)

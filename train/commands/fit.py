@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, TypeVar
 
 import tyro
+from annotated_types import Interval
 
 from train.config import Config
 from train.errors import ConfigError, Preempted
 from train.methods import METHODS
 from train.methods.penalties import RULES
 from train.optimizers import OPTIMIZERS
-from train.options import check
+from train.options import check, validate
 from train.presets import find, table
 from train.schedules import SCHEDULES
 
@@ -47,6 +48,24 @@ class Kinds:
 
 
 @dataclass(frozen=True)
+class Placement:
+    """This process among several."""
+
+    distributed: bool = False
+    """This is one process of several, on one host or on many, that train together;
+    each reads its part of every batch, and all need the run folder on one file system. See docs/distributed.md."""
+    coordinator: str | None = None
+    """With --distributed: HOST:PORT of process 0. By default $JAX_COORDINATOR_ADDRESS, or what SLURM, Open MPI,
+    Kubernetes or a TPU pod say; likewise the next two."""
+    num_processes: int | None = None
+    """With --distributed: how many processes there are. By default $JAX_NUM_PROCESSES."""
+    process_id: int | None = None
+    """With --distributed: which one this is, from 0. By default $JAX_PROCESS_ID."""
+    join_seconds: Annotated[float, Interval(gt=0, le=86400)] = 300.0
+    """With --distributed: seconds to wait for all processes to start; who is missing is said every half minute."""
+
+
+@dataclass(frozen=True)
 class Fit:
     """Trains a preset; every option overrides one of its values."""
 
@@ -58,16 +77,7 @@ class Fit:
     """Continue the run in that folder from its newest intact checkpoint; starts it where there is none."""
     evaluate: bool = True
     """Attack the trained network at the end and write report and pictures."""
-    distributed: bool = False
-    """This is one process of several, on one host or on many, that train together; each reads its part of every
-    batch, and all need the run folder on one file system. See docs/distributed.md."""
-    coordinator: str | None = None
-    """With --distributed: HOST:PORT of process 0. By default $JAX_COORDINATOR_ADDRESS, or what SLURM, Open MPI,
-    Kubernetes or a TPU pod say; likewise the next two."""
-    num_processes: int | None = None
-    """With --distributed: how many processes there are. By default $JAX_NUM_PROCESSES."""
-    process_id: int | None = None
-    """With --distributed: which one this is, from 0. By default $JAX_PROCESS_ID."""
+    placement: Annotated[Placement, tyro.conf.arg(name="")] = field(default_factory=Placement)
 
 
 def run(arguments: list[str]) -> int:
@@ -78,15 +88,17 @@ def run(arguments: list[str]) -> int:
         return 0 if arguments else 2
     name, *rest = arguments
     options = parse(name, rest)
+    placement = validate(options.placement)
     config = check(options.config)
-    from train import processes
+    from train import processes, runs
     from train.loop import fit
 
-    placement = (options.coordinator, options.num_processes, options.process_id)
-    if options.distributed:
-        processes.join(*placement)
-    elif any(value is not None for value in placement):
+    place = (placement.coordinator, placement.num_processes, placement.process_id)
+    if placement.distributed:
+        processes.join(*place, placement.join_seconds)
+    elif any(value is not None for value in place):
         raise ConfigError("--coordinator, --num-processes and --process-id belong to --distributed")
+    processes.check_devices()
     folder = options.run_dir or Path("runs") / name
     with processes.stop_on_sigterm() as stop_requested:
         fit(config, folder, resume=options.resume, evaluated=options.evaluate, stop_requested=stop_requested)
@@ -98,6 +110,7 @@ def run(arguments: list[str]) -> int:
         if options.evaluate:
             from train.commands import evaluate
 
+            runs.check_still_ours(folder)  # what is there would be evaluated, and its report written
             evaluate.compare(evaluate.Evaluate((folder,)))
     return 0
 
