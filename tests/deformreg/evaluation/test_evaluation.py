@@ -223,6 +223,21 @@ def test_an_error_names_images_that_are_not_finite(value):
             evaluate(LOGITS, images, labels, [any_iterate()], key=KEY, image_range=image_range)
 
 
+def test_a_curve_counts_breaks_that_are_known():
+    images, labels = data()
+    run = evaluator(Suite({"pgd": lambda radius: any_iterate(5, radius)}), batch_size=32, diagnosis=False)
+    radii, known = (0.02, 0.05, 0.1), np.full(COUNT, np.inf)
+    free = accuracy_curve(run, LOGITS, images, labels, radii, key=KEY)
+    standing = np.flatnonzero(np.isinf(free.smallest_radii))[:20]
+    known[standing] = 0.05
+    known[free.smallest_radii == 0.02] = 0.1
+    found = accuracy_curve(run, LOGITS, images, labels, radii, key=KEY, known=known)
+    np.testing.assert_array_equal(found.smallest_radii, np.minimum(free.smallest_radii, known))
+    assert found.model_calls < free.model_calls
+    with pytest.raises(ValueError, match="known must be float of shape"):
+        accuracy_curve(run, LOGITS, images, labels, radii, key=KEY, known=known[:3])
+
+
 def test_a_data_set_stays_on_the_host(tmp_path):
     images, _ = data()
     assert _checks.images_on_host(images) is images
