@@ -263,6 +263,7 @@ def test_an_odd_environment_trains_or_is_named(tmp_path, setting, line):
         assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("closed", ["2>&-", ">&-", "<&-", ">&- 2>&- <&-"])
 def test_closed_streams_end_nothing(closed):
     done = subprocess.run(
@@ -272,6 +273,7 @@ def test_closed_streams_end_nothing(closed):
     assert b"Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_deleted_current_directory_is_named(tmp_path):
     folder = tmp_path / "gone"
     folder.mkdir()
