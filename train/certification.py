@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 import deformreg
 from deformreg import Perturbation, certified_accuracy, certify
-from deformreg.certification import Certificates, CertifiedCurve, Progress, SmoothingLaw, laws
+from deformreg.certification import Certificates, CertifiedCurve, Progress, laws
 from deformreg.fields import AFFINE_PARAMETERS
 from deformreg.statistics import clopper_pearson_bound
 from train import environment
@@ -72,14 +72,12 @@ FAMILIES = {
     ),
 }
 
-LAWS: dict[str, Callable[[Any], SmoothingLaw]] = {"gaussian": laws.gaussian, "uniform": laws.uniform}
-
 if TYPE_CHECKING:
     FamilyName = str
     LawName = str
 else:
     FamilyName = Literal[(*FAMILIES,)]
-    LawName = Literal[(*LAWS,)]
+    LawName = Literal[(*laws.LAWS,)]
 
 _SUMMARIES = "; ".join(f"{name}: {family.summary}" for name, family in FAMILIES.items())
 _SIGMAS = ", ".join(f"{' '.join(map(str, family.sigma))} for {name}" for name, family in FAMILIES.items())
@@ -191,7 +189,7 @@ def certify_run(name: str, trained: Trained, smoothing: Smoothing) -> Certified:
 
 def _certificates(name: str, trained: Trained, smoothing: Smoothing) -> tuple[Certificates, str]:
     """The certificates, and the unit of their radii."""
-    family, make = FAMILIES[smoothing.family], LAWS[smoothing.law]
+    family, make = FAMILIES[smoothing.family], laws.LAWS[smoothing.law]
     factors = [math.pi / 180 if unit == "degrees" else 1.0 for unit in family.units]
     if len(smoothing.sigma) == 1:
         factor, unit = factors[0], family.units[0]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import sys
 import threading
 import time
@@ -15,10 +14,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from train.errors import ConfigError, NonFiniteLoss, Preempted
-
-CONNECT_SECONDS = 300.0
-"""How long the other processes wait for process 0 to answer."""
+from train.errors import ConfigError, NonFiniteLoss, Preempted, one_line
+from train.rendezvous import meet
 
 PREEMPTED = Preempted.exit_code
 
@@ -28,16 +25,17 @@ TOGETHER = (0, NonFiniteLoss.exit_code, PREEMPTED)
 _WEEK = 7 * 24 * 3600
 
 
-def join(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
+def join(coordinator: str | None, num_processes: int | None, process_id: int | None, seconds: float) -> None:
     """Makes this process one of several. Call it before any other function of JAX.
 
     Args:
         coordinator: ``HOST:PORT`` of process 0; None takes ``$JAX_COORDINATOR_ADDRESS`` or the cluster's setting.
         num_processes: number of processes; None takes ``$JAX_NUM_PROCESSES`` or the cluster's setting.
         process_id: this process's number, from 0; None takes ``$JAX_PROCESS_ID`` or the cluster's setting.
+        seconds: how long to wait for the others, where this process knows all of the above.
 
     Raises:
-        ConfigError: no cluster is detected, or its coordinator does not answer.
+        ConfigError: no cluster is detected, or a process of it does not answer.
     """
     num_processes = _from_environment("JAX_NUM_PROCESSES") if num_processes is None else num_processes
     process_id = _from_environment("JAX_PROCESS_ID") if process_id is None else process_id
@@ -46,8 +44,8 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
         host, _, port = coordinator.rpartition(":")
         if not (host and port.isdigit()):
             raise ConfigError(f"--coordinator must be HOST:PORT, got {coordinator}")
-        if process_id:
-            _await_coordinator(host.strip("[]"), int(port))
+        if num_processes and process_id is not None:
+            meet(host.strip("[]"), int(port), num_processes, process_id, seconds)
     # `stop_on_sigterm` replaces JAX's service: it reacts to a second signal, and works for one process as for several.
     jax.config.update("jax_enable_preemption_service", False)
     try:
@@ -62,21 +60,6 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
     jax.devices()  # exchanges the devices of all processes now, while all are known to be here
 
 
-def _await_coordinator(host: str, port: int) -> None:
-    """Waits until process 0 listens: JAX itself would abort with a stack trace if it never does."""
-    deadline = time.monotonic() + CONNECT_SECONDS
-    while True:
-        try:
-            return socket.create_connection((host, port), timeout=5).close()
-        except OSError as error:
-            if time.monotonic() > deadline:
-                raise ConfigError(
-                    f"--coordinator {host}:{port} has not answered for {CONNECT_SECONDS:.0f} s ({error}): is process 0 "
-                    "running there, and can this host reach it?"
-                ) from error
-        time.sleep(0.2)
-
-
 def _from_environment(name: str) -> int | None:
     value = os.environ.get(name)
     if value is None or value.isdigit():
@@ -87,6 +70,21 @@ def _from_environment(name: str) -> int | None:
 def is_joined() -> bool:
     """Whether this process is one of several that `join` connected."""
     return bool(jax.distributed.is_initialized())
+
+
+def check_devices() -> None:
+    """Starts JAX's backend.
+
+    Raises:
+        ConfigError: it has no devices, for example because ``$JAX_PLATFORMS`` names a platform that is not there.
+    """
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:
+        wanted = os.environ.get("JAX_PLATFORMS", "")
+        raise ConfigError(
+            f"JAX finds no device for JAX_PLATFORMS={wanted!r} ({one_line(error)}): unset it, or install that platform"
+        ) from error
 
 
 def is_lead() -> bool:

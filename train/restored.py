@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jax import Array
 
-from train import checkpoints, metrics, runs
+from train import checkpoints, metrics, processes, runs
 from train.config import Config
 from train.data import Source, center_view, output_shape
 from train.errors import DataError, RunError
@@ -65,6 +65,7 @@ class _Opened(NamedTuple):
 
 
 def _open(folder: Path, data_dir: str | None, model: nn.Module | None = None, test: Source | None = None) -> _Opened:
+    processes.check_devices()
     config = runs.load_config(folder)
     test = open_split(config, "test", data_dir, write=False) if test is None else test
     network = build(config, test, model=model)

@@ -9,6 +9,7 @@ training images), ``metrics.jsonl`` (one line per logged step), ``events*`` (the
 from __future__ import annotations
 
 import os
+import re
 import stat
 import sys
 import time
@@ -64,7 +65,9 @@ def short_names(folders: Sequence[Path]) -> list[str]:
 
 
 def check_name(folder: Path) -> None:
-    """Raises `RunError` for a folder that Orbax cannot read checkpoints from: not UTF-8, or a backslash in it."""
+    """Raises `RunError` for a folder that cannot hold a run: on another host, or with a name that Orbax cannot read."""
+    if re.match(r"[a-z][a-z0-9+.-]+:/", folder.as_posix()):
+        raise RunError(f"{folder} is no path of this host: mount the storage, or choose a folder on a disk")
     path = folder.absolute().as_posix()
     if "\\" in path or path.encode(errors="ignore").decode() != path:
         raise RunError(f"{path!r} has a backslash or is not UTF-8: rename it or choose another folder")

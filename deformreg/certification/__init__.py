@@ -1,13 +1,22 @@
 """Certified robustness by randomized smoothing over a family's parameters: laws, votes, certificates."""
 
 from deformreg.certification import laws
-from deformreg.certification.certify import Certificates, CertifiedCurve, Progress, certified_accuracy, certify
-from deformreg.certification.laws import SmoothingLaw, gaussian, smoothed_votes, uniform
+from deformreg.certification.certify import (
+    Certificates,
+    CertifiedCurve,
+    Progress,
+    ProgressCallback,
+    certified_accuracy,
+    certify,
+)
+from deformreg.certification.laws import SmoothingLaw, gaussian, uniform
+from deformreg.certification.votes import smoothed_votes
 
 __all__ = [
     "Certificates",
     "CertifiedCurve",
     "Progress",
+    "ProgressCallback",
     "SmoothingLaw",
     "certified_accuracy",
     "certify",

@@ -1,11 +1,11 @@
 """Certified robustness of a smoothed classifier: radii within which no perturbation of a family changes its answer.
 
-What is certified is the *smoothed* classifier of `deformreg.certification.laws`, not the model; with probability at least
-``1 - alpha`` for each image by itself; against perturbations whose parameters are **added to the noise inside the same
-warp** of the clean image. An attacker who hands over an image that is warped already makes the smoother interpolate
-twice: that is another image, and it is not covered. The proof is about exact arithmetic.
+The certificate is about the *smoothed* classifier of `deformreg.certification.laws`, not about the model. It holds for
+each image with probability at least ``1 - alpha``, against perturbations whose parameters are **added to the noise
+inside the same warp** of the clean image. It does not cover an image that an attacker has already warped: smoothing
+would interpolate that image a second time. The proof assumes exact arithmetic.
 
-No radius exceeds ``law.radius(alpha ** (1 / num_samples))``, however good the model: 3.2 sigma for 10,000 Gaussian
+No radius exceeds ``law.radius(alpha ** (1 / num_samples))``, even for a perfect model: 3.2 sigma for 10,000 Gaussian
 draws and ``alpha=0.001``.
 """
 
@@ -13,18 +13,17 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
+from numpy.typing import ArrayLike
 
 from deformreg import _checks
 from deformreg.attacks.attack import LogitsFn, as_argument, class_indices
 from deformreg.certification.laws import SmoothingLaw
 from deformreg.certification.votes import tally
-from deformreg.noise import Noise
 from deformreg.perturbations import Perturbation, flow
 from deformreg.statistics import clopper_pearson_bound, wilson_interval
 
@@ -39,15 +38,15 @@ class Certificates(NamedTuple):
 
     Attributes:
         predictions: int[n], the smoothed classifier's answers; -1 where it abstains.
-        lower_bounds: float[n], of the probability that the model answers the chosen class under noise.
-        radii: float[n]: parameters of a smaller `norm` do not change the answer; 0 where it abstains.
-        norm: which norm the radii bound and in which unit, in words.
-        ceiling: the largest radius that so many draws can certify.
-        num_selection: draws that chose the class.
-        num_samples: other draws, that bounded its probability.
-        alpha: the probability, for each image, that its answer or radius is wrong.
-        model_calls: perturbed images computed, those that fill up batches included.
-        seconds: wall clock, compiling included.
+        lower_bounds: float[n], lower bounds of the probability that the model answers the chosen class under noise.
+        radii: float[n]: parameters of a smaller norm do not change the answer; 0 where it abstains.
+        norm: the norm that the radii bound, with its unit, in words.
+        ceiling: the largest radius certifiable with `num_samples` draws.
+        num_selection: draws per image that chose the class.
+        num_samples: further draws per image, which bounded the probability of that class.
+        alpha: the largest probability, for each image, that its answer or radius is wrong.
+        model_calls: perturbed images computed, including those that fill the last batch.
+        seconds: wall clock, including compilation.
     """
 
     predictions: HostArray
@@ -63,16 +62,28 @@ class Certificates(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """What a `progress` callback is told: images through, of how many, and the share of those that is certified."""
+    """The state of a running certification.
+
+    Attributes:
+        finished: images finished.
+        total: images in all.
+        certified: share of the finished images that are certified.
+    """
 
     finished: int
     total: int
     certified: float
 
 
+class ProgressCallback(Protocol):
+    """A function that `certify` calls after every image."""
+
+    def __call__(self, progress: Progress, /) -> object: ...
+
+
 def certify(
     logits_fn: LogitsFn,
-    images: Any,
+    images: ArrayLike,
     *,
     law: SmoothingLaw,
     perturbation: Perturbation | None = None,
@@ -81,32 +92,32 @@ def certify(
     alpha: float = 0.001,
     batch_size: int = 512,
     key: jax.Array,
-    progress: Callable[[Progress], None] | None = None,
+    progress: ProgressCallback | None = None,
 ) -> Certificates:
-    """Certifies the smoothed classifier on images: its answers, and how large a perturbation they withstand.
+    """Certifies the smoothed classifier on images: its answers, and the largest perturbations that cannot change them.
 
-    For each image, `num_selection` draws choose the class and `num_samples` others bound its probability from below
-    (Clopper and Pearson, one-sided). Where the bound is above 1/2 the law turns it into a radius; elsewhere the
-    classifier abstains. No labels are needed: see `certified_accuracy`.
+    For each image, `num_selection` draws choose the class, and `num_samples` further draws give a lower bound of its
+    probability (Clopper and Pearson, one-sided). If the bound is above 1/2, the law converts it to a radius; otherwise
+    the classifier abstains. Labels are not needed here: see `certified_accuracy`.
 
-    The guarantee holds for the smoothed classifier, with probability at least ``1 - alpha`` for each image, against
+    The guarantee holds for the smoothed classifier, for each image with probability at least ``1 - alpha``, against
     parameters added to the noise *inside the same warp* of the clean image: ``perturbation.apply(params + noise,
-    image)``. An image that comes warped already is interpolated twice and is not covered. No radius exceeds
+    image)``. It does not cover images that are already warped. No radius exceeds
     ``law.radius(alpha ** (1 / num_samples))``.
 
-    Every call compiles the model once, for however many images: certify many in one call.
+    Every call compiles the model once, so certify many images in one call.
 
     Args:
-        logits_fn: ``images -> logits[n, classes]`` in inference mode, every row dependent on its own image alone. Best
-            trained on the same noise. Give a ``jax.tree_util.Partial(apply, params)`` to have the weights passed as
-            arguments instead of compiled in.
+        logits_fn: ``images -> logits[n, classes]`` in inference mode; every row depends on its own image alone. Radii
+            are largest for a model that was trained on the same noise. A ``jax.tree_util.Partial(apply, params)``
+            passes the weights as arguments instead of compiling them in.
         images: float[n, h, w, c] in the range the model expects.
-        law: of the noise: `deformreg.certification.laws.gaussian` or `uniform`, with a scale in the unit of the parameters.
-        perturbation: the family, yours or the library's; None is ``deformreg.flow()``.
+        law: of the noise, for example ``deformreg.certification.gaussian(0.3)``.
+        perturbation: the family; None is ``deformreg.flow()``.
         num_selection: draws that choose the class.
-        num_samples: draws that bound its probability.
-        alpha: in (0, 1), the probability of error for each image.
-        batch_size: perturbed copies of one image that the model sees at a time; the result does not depend on it.
+        num_samples: further draws that bound its probability.
+        alpha: in (0, 1), the largest probability of an error, for each image.
+        batch_size: perturbed copies of one image per model call; the result does not depend on it.
         key: a JAX random key. Draw j of image i comes from ``fold_in(fold_in(key, i), j)``.
         progress: called with a `Progress` after every image.
 
@@ -114,16 +125,17 @@ def certify(
         The certificates.
 
     Raises:
-        TypeError: integer images, counts that are not integers, a `law` that is none.
-        ValueError: no images, `alpha` out of range, too few draws to certify anything, or shapes that do not fit.
+        TypeError: integer images, counts that are not integers, or a `law` that is no `SmoothingLaw`.
+        ValueError: no images, `alpha` out of range, too few draws to certify anything, or wrong shapes.
 
     Example:
         >>> import jax, jax.numpy as jnp
-        >>> from deformreg import affine, smoothing
+        >>> from deformreg import affine
+        >>> from deformreg.certification import gaussian
         >>> column = lambda images: jnp.stack([images[:, 0, 2, 0], 2.0 - images[:, 0, 2, 0]], axis=1)
         >>> ramp = jnp.arange(8.0).reshape(1, 1, 8, 1)  # class 0 until the ramp moves by one pixel
         >>> found = certify(
-        ...     column, ramp, law=smoothing.gaussian(0.5), perturbation=affine(parameters=("dx",)),
+        ...     column, ramp, law=gaussian(0.5), perturbation=affine(parameters=("dx",)),
         ...     num_samples=2000, key=jax.random.key(0),
         ... )
         >>> found.predictions.tolist(), bool(0.8 < found.radii[0] < 1.0), found.norm
@@ -134,9 +146,7 @@ def certify(
         Alfarra et al., "DeformRS: Certifying Input Deformations with Randomized Smoothing", AAAI 2022.
     """
     if not isinstance(law, SmoothingLaw):
-        raise TypeError(
-            f"law must be a SmoothingLaw, for example deformreg.certification.laws.gaussian(0.3), got {law!r}"
-        )
+        raise TypeError(f"law must be a SmoothingLaw, for example deformreg.certification.gaussian(0.3), got {law!r}")
     images = _checks.images_on_host(images)
     if images.shape[0] == 0:
         raise ValueError(f"images must hold at least one example, got shape {images.shape}")
@@ -148,10 +158,16 @@ def certify(
     started = time.perf_counter()
     function, count = as_argument(logits_fn), len(images)
     predictions, bounds, radii = np.full(count, ABSTAIN), np.zeros(count), np.zeros(count)
-    votes_of = jax.jit(partial(_votes, law.noise, perturbation, batch_size))
+
+    @jax.jit
+    def votes_of(function: LogitsFn, image: jax.Array, key: jax.Array) -> jax.Array:
+        return tally(
+            function, image, key, (num_selection, num_samples), noise=law.noise, perturbation=perturbation,
+            params=perturbation.init(image), batch_size=batch_size,
+        )  # fmt: skip
+
     for index in range(count):
-        image_key = jax.random.fold_in(key, index)
-        chosen, votes = np.asarray(votes_of(function, images[index : index + 1], image_key, num_selection, num_samples))
+        chosen, votes = np.asarray(votes_of(function, images[index : index + 1], jax.random.fold_in(key, index)))
         top = int(chosen.argmax())
         bounds[index] = clopper_pearson_bound(int(votes[top]), num_samples, alpha=alpha)
         if bounds[index] > 0.5:
@@ -173,22 +189,8 @@ def certify(
     )
 
 
-def _votes(
-    noise: Noise,
-    perturbation: Perturbation,
-    batch_size: int,
-    logits_fn: LogitsFn,
-    image: jax.Array,
-    key: jax.Array,
-    num_selection: jax.Array,
-    num_samples: jax.Array,
-) -> jax.Array:
-    params = perturbation.init(image)
-    return tally(noise, perturbation, batch_size, logits_fn, image, params, key, num_selection, num_samples)
-
-
 def _highest_bound(num_samples: int, alpha: float) -> float:
-    """The lower bound of a unanimous vote, the highest there is."""
+    """The lower bound that a unanimous vote gives, the highest possible."""
     num_samples = _checks.count("num_samples", num_samples)
     if not 0 < alpha < 1:
         raise ValueError(f"alpha must be in (0, 1), got {alpha}")
@@ -203,11 +205,11 @@ class CertifiedCurve(NamedTuple):
     """Certified accuracy against the radius.
 
     Attributes:
-        examples: how many.
+        examples: number of examples.
         radii: increasing.
-        accuracies: at each radius, the share of all examples answered right and certified beyond it.
-        intervals: Wilson's 95 % intervals of them.
-        mean_radius: over all examples; those answered wrong or not at all count 0.
+        accuracies: at each radius, the share of all examples that are answered correctly and have a larger radius.
+        intervals: their 95 % Wilson intervals.
+        mean_radius: over all examples; a wrong answer or an abstention counts 0.
     """
 
     examples: int
@@ -217,21 +219,21 @@ class CertifiedCurve(NamedTuple):
     mean_radius: float
 
 
-def certified_accuracy(certificates: Certificates, labels: Any, radii: Sequence[float]) -> CertifiedCurve:
-    """The share of examples that the smoothed classifier answers right, provably so for all perturbations of a radius.
+def certified_accuracy(certificates: Certificates, labels: ArrayLike, radii: Sequence[float]) -> CertifiedCurve:
+    """Returns the share of examples that the smoothed classifier provably answers correctly within each radius.
 
     Args:
         certificates: from `certify`.
         labels: int[n].
-        radii: at least 0, increasing, in the certificates' norm and unit. At 0: the accuracy of the smoothed
-            classifier, with its abstentions counted as errors.
+        radii: at least 0, increasing, in the norm and unit of the certificates. At radius 0 the accuracy is that of the
+            smoothed classifier, where an abstention is an error.
 
     Returns:
-        The curve. An example counts at a radius if its own is larger; a wrong answer or none counts nowhere.
+        The curve. An example counts at all radii below its own; a wrong answer or an abstention counts at none.
 
     Raises:
         TypeError: floating labels.
-        ValueError: labels of another shape, no radii, or radii that do not increase from at least 0.
+        ValueError: labels of another shape, no radii, a negative radius, or radii that do not increase.
 
     Example:
         >>> import numpy as np
@@ -252,7 +254,7 @@ def certified_accuracy(certificates: Certificates, labels: Any, radii: Sequence[
     radii = tuple(float(radius) for radius in radii)
     if not radii or list(radii) != sorted(set(radii)) or radii[0] < 0:
         raise ValueError(f"radii must increase from at least 0, got {list(radii)}")
-    # Theorems are about smaller norms: a radius certifies what is below it.
+    # The theorems are about smaller norms, so a radius does not certify itself.
     reach = np.where(certificates.predictions == labels, certificates.radii, 0.0)
     right = [int((reach > radius).sum()) for radius in radii]
     return CertifiedCurve(

@@ -1,9 +1,11 @@
-"""Randomized smoothing over a family's parameters: noise laws with what they certify, and the votes under noise.
+"""Smoothing laws: noise over a family's parameters, and the radius that it certifies.
 
-The smoothed classifier answers an image with the class that the model ``f`` most often answers under noise in the
-parameters of a perturbation family ``T``: ``g(params, image) = argmax_c P(f(T(params + noise, image)) = c)``, at zero
-parameters where nobody attacks. Whatever the family and the model, `g` answers the same for all parameters that are
-small against the noise; how small, the law says.
+The smoothed classifier ``g`` answers an image with the class that the model ``f`` answers most often when noise is
+added to the parameters of a perturbation family ``T``: ``g(params, image) = argmax_c P(f(T(params + noise, image)) =
+c)``. On a clean image `params` is zero. For every family and model, small parameters do not change the answer of `g`;
+the law says how small.
+
+A new law is a function that returns a `SmoothingLaw`, and one line in `LAWS`.
 
 References:
     Cohen, Rosenfeld and Kolter, "Certified Adversarial Robustness via Randomized Smoothing", ICML 2019.
@@ -13,34 +15,30 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from statistics import NormalDist
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Real
 
-from deformreg import _checks
 from deformreg import noise as noises
-from deformreg.attacks.attack import LogitsFn
-from deformreg.certification.votes import tally
 from deformreg.noise import Noise
-from deformreg.perturbations import Params, Perturbation, flow
 
-Scale = Any
+Scale = float | Sequence[float] | Real[np.ndarray, "..."] | Array
 """A positive number, or an array that broadcasts against one example's parameters: one number per parameter."""
 
 
 class SmoothingLaw(NamedTuple):
-    """A noise law over parameters, and the certificate that goes with it.
+    """A noise law over parameters, and what it certifies.
 
     Attributes:
-        noise: ``(key, params) -> params``: draws noise shaped like the parameters, whose first axis is the example.
-        radius: a lower bound above 1/2 of the top class's probability -> the radius: parameters of a smaller norm do
-            not change the smoothed classifier's answer.
-        norm: which norm that is and in which unit, in words.
+        noise: ``(key, params) -> noise``, shaped like the parameters; their first axis is the example.
+        radius: the certified radius as a function of a lower bound, above 1/2, of the probability of the top class.
+            Parameters of a smaller norm do not change the smoothed classifier's answer.
+        norm: the norm that the radius bounds, with its unit, in words.
     """
 
     noise: Noise
@@ -49,18 +47,18 @@ class SmoothingLaw(NamedTuple):
 
 
 def gaussian(sigma: Scale) -> SmoothingLaw:
-    """Independent normal components; certifies the l2 norm: ``radius = sigma * Phi^-1(probability)``.
+    """Adds independent normal noise, which certifies the l2 norm: ``radius = sigma * Phi^-1(probability)``.
 
     Args:
-        sigma: standard deviation in the unit of the parameters (pixels for a flow). With one per parameter, what is
-            certified is the l2 norm of ``params / sigma``, a pure number: an ellipsoid.
+        sigma: standard deviation in the unit of the parameters (pixels for a flow), above 0. An array gives each
+            parameter its own; the radius then bounds the l2 norm of ``params / sigma``, which has no unit.
 
     Returns:
         The law.
 
     Raises:
         TypeError: `sigma` is not a number or an array of numbers.
-        ValueError: `sigma` is not finite and above 0. When drawing: it does not fit the parameters.
+        ValueError: `sigma` is not finite or not above 0. When drawing: it does not broadcast to the parameters.
 
     Example:
         >>> law = gaussian(0.5)
@@ -70,7 +68,7 @@ def gaussian(sigma: Scale) -> SmoothingLaw:
         'l2 norm of the parameters, each divided by its sigma'
 
     References:
-        Cohen, Rosenfeld and Kolter 2019, theorem 1, with the runner-up's probability bounded by the rest.
+        Cohen, Rosenfeld and Kolter 2019, theorem 1; one minus the top class's probability bounds the runner-up's.
     """
     scale = _scale("sigma", sigma)
     unit = 1.0 if scale.ndim else float(scale)
@@ -82,21 +80,21 @@ def gaussian(sigma: Scale) -> SmoothingLaw:
 
 
 def uniform(half_width: Scale) -> SmoothingLaw:
-    """Components uniform in [-half_width, half_width]; certifies the l1 norm.
+    """Adds independent noise, uniform in [-half_width, half_width], which certifies the l1 norm.
 
-    ``radius = 2 * half_width * (probability - 1/2)``: moving the box by ``params`` uncovers at most the share
-    ``sum |params / (2 * half_width)|`` of it.
+    ``radius = 2 * half_width * (probability - 1/2)``: shifting the box of the noise by `params` moves at most the share
+    ``sum |params / (2 * half_width)|`` of it out of the original box.
 
     Args:
-        half_width: in the unit of the parameters (pixels for a flow). With one per parameter, what is certified is
-            the l1 norm of ``params / half_width``, a pure number.
+        half_width: in the unit of the parameters (pixels for a flow), above 0. An array gives each parameter its own;
+            the radius then bounds the l1 norm of ``params / half_width``, which has no unit.
 
     Returns:
         The law.
 
     Raises:
         TypeError: `half_width` is not a number or an array of numbers.
-        ValueError: `half_width` is not finite and above 0. When drawing: it does not fit the parameters.
+        ValueError: `half_width` is not finite or not above 0. When drawing: it does not broadcast to the parameters.
 
     Example:
         >>> uniform(0.5).radius(0.75)
@@ -113,6 +111,10 @@ def uniform(half_width: Scale) -> SmoothingLaw:
         radius=lambda probability: 2 * unit * (probability - 0.5),
         norm="l1 norm of the parameters" + (", each divided by its half_width" if scale.ndim else ""),
     )
+
+
+LAWS: dict[str, Callable[[Scale], SmoothingLaw]] = {"gaussian": gaussian, "uniform": uniform}
+"""Laws by name, each a function of the scale of its noise."""
 
 
 def _scale(name: str, value: Scale) -> Float[np.ndarray, "*sizes"]:
@@ -137,62 +139,3 @@ def _scaled(name: str, law: Noise, scale: Float[np.ndarray, "*sizes"]) -> Noise:
         return jnp.broadcast_to(jnp.asarray(scale, leaf.dtype), leaf.shape)
 
     return lambda key, params: jax.tree.map(lambda leaf: leaf * fitted(leaf), law(key, params))
-
-
-def smoothed_votes(
-    logits_fn: LogitsFn,
-    images: Float[Array, "n h w c"],
-    *,
-    law: SmoothingLaw,
-    perturbation: Perturbation | None = None,
-    params: Params = None,
-    num_samples: int = 1000,
-    batch_size: int = 512,
-    key: Array,
-) -> Int[Array, "n classes"]:
-    """How often a model answers each class under noise: the smoothed classifier's answer is the argmax. Jit-able.
-
-    Args:
-        logits_fn: ``images -> logits[n, classes]`` in inference mode, every row dependent on its own image alone.
-        images: float[n, h, w, c] in the range the model expects.
-        law: of the noise.
-        perturbation: the family; None is ``deformreg.flow()``.
-        params: what an attacker adds to the noise, shaped like ``perturbation.init(images)``; None is nothing.
-        num_samples: draws per image.
-        batch_size: perturbed copies of one image that the model sees at a time; the result does not depend on it.
-        key: a JAX random key; draw j of image i comes from ``fold_in(fold_in(key, i), j)``.
-
-    Returns:
-        int32[n, classes]; a draw whose logits are not finite votes for no class.
-
-    Raises:
-        TypeError: integer images, or counts that are not integers.
-        ValueError: counts below 1, or shapes that do not fit.
-
-    Example:
-        >>> import jax, jax.numpy as jnp
-        >>> from deformreg import additive
-        >>> sign = lambda images: jnp.concatenate([-images[:, 0, 0], images[:, 0, 0]], axis=1)
-        >>> image = jnp.full((1, 1, 1, 1), 0.5)
-        >>> votes = smoothed_votes(sign, image, law=gaussian(0.5), perturbation=additive(), key=jax.random.key(0))
-        >>> bool(abs(votes[0, 1] / 1000 - 0.8413) < 0.05), int(votes.sum())
-        (True, 1000)
-    """
-    images = _checks.images(images)
-    num_samples, batch_size = _checks.count("num_samples", num_samples), _checks.count("batch_size", batch_size)
-    perturbation = flow() if perturbation is None else perturbation
-    identity = perturbation.init(images)
-    params = identity if params is None else params
-    if jax.tree.map(jnp.shape, params) != jax.tree.map(jnp.shape, identity):
-        shapes = (jax.tree.map(jnp.shape, tree) for tree in (identity, params))
-        raise ValueError("params must be shaped like perturbation.init(images), {}, got {}".format(*shapes))
-    batch_size = min(batch_size, num_samples)
-
-    def of_one(example: tuple[Array, Params, Array]) -> Array:
-        index, moved, image = example
-        one = jax.tree.map(lambda leaf: leaf[None], moved)
-        example_key = jax.random.fold_in(key, index)
-        return tally(law.noise, perturbation, batch_size, logits_fn, image[None], one, example_key, 0, num_samples)[1]
-
-    votes: Array = jax.lax.map(of_one, (jnp.arange(images.shape[0]), params, images))
-    return votes

@@ -1,30 +1,97 @@
-"""Counts on the device what a model answers under noise in a family's parameters."""
+"""Counts the answers of a model under noise in a family's parameters."""
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
+from deformreg import _checks
 from deformreg.attacks.attack import LogitsFn
+from deformreg.certification.laws import SmoothingLaw
 from deformreg.noise import Noise
-from deformreg.perturbations import Params, Perturbation
+from deformreg.perturbations import Params, Perturbation, flow
+
+
+def smoothed_votes(
+    logits_fn: LogitsFn,
+    images: Float[Array, "n h w c"],
+    *,
+    law: SmoothingLaw,
+    perturbation: Perturbation | None = None,
+    params: Params = None,
+    num_samples: int = 1000,
+    batch_size: int = 512,
+    key: Array,
+) -> Int[Array, "n classes"]:
+    """Counts how often a model answers each class under noise; the argmax is the smoothed classifier's answer.
+
+    Works inside `jit`.
+
+    Args:
+        logits_fn: ``images -> logits[n, classes]`` in inference mode; every row depends on its own image alone.
+        images: float[n, h, w, c] in the range the model expects.
+        law: of the noise.
+        perturbation: the family; None is ``deformreg.flow()``.
+        params: an attacker's parameters, to which the noise is added, shaped like ``perturbation.init(images)``; None
+            is the identity.
+        num_samples: draws per image.
+        batch_size: perturbed copies of one image per model call; the result does not depend on it.
+        key: a JAX random key; draw j of image i comes from ``fold_in(fold_in(key, i), j)``.
+
+    Returns:
+        int32[n, classes]; a draw whose logits are not finite votes for no class.
+
+    Raises:
+        TypeError: integer images, or counts that are not integers.
+        ValueError: counts below 1, or wrong shapes.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from deformreg import additive
+        >>> from deformreg.certification import gaussian
+        >>> sign = lambda images: jnp.concatenate([-images[:, 0, 0], images[:, 0, 0]], axis=1)
+        >>> image = jnp.full((1, 1, 1, 1), 0.5)
+        >>> votes = smoothed_votes(sign, image, law=gaussian(0.5), perturbation=additive(), key=jax.random.key(0))
+        >>> bool(abs(votes[0, 1] / 1000 - 0.8413) < 0.05), int(votes.sum())
+        (True, 1000)
+    """
+    images = _checks.images(images)
+    num_samples, batch_size = _checks.count("num_samples", num_samples), _checks.count("batch_size", batch_size)
+    perturbation = flow() if perturbation is None else perturbation
+    identity = perturbation.init(images)
+    params = identity if params is None else params
+    if jax.tree.map(jnp.shape, params) != jax.tree.map(jnp.shape, identity):
+        shapes = (jax.tree.map(jnp.shape, tree) for tree in (identity, params))
+        raise ValueError("params must be shaped like perturbation.init(images), {}, got {}".format(*shapes))
+
+    def of_one(example: tuple[Array, Params, Array]) -> Array:
+        index, params, image = example
+        return tally(
+            logits_fn, image[None], jax.random.fold_in(key, index), (num_samples,), noise=law.noise,
+            perturbation=perturbation, params=jax.tree.map(lambda leaf: leaf[None], params),
+            batch_size=min(batch_size, num_samples),
+        )[0]  # fmt: skip
+
+    votes: Array = jax.lax.map(of_one, (jnp.arange(images.shape[0]), params, images))
+    return votes
 
 
 def tally(
-    noise: Noise,
-    perturbation: Perturbation,
-    batch_size: int,
     logits_fn: LogitsFn,
     image: Float[Array, "1 h w c"],
-    params: Params,
     key: Array,
-    num_first: int | Array,
-    num_second: int | Array,
-) -> Int[Array, "2 classes"]:
-    """The votes of two sets of draws on one image: the first `num_first` draws, and `num_second` others.
+    sizes: tuple[int, ...],
+    *,
+    noise: Noise,
+    perturbation: Perturbation,
+    params: Params,
+    batch_size: int,
+) -> Int[Array, "sets classes"]:
+    """Counts the answers in consecutive sets of draws, of the given sizes.
 
-    Draw j comes from ``fold_in(key, j)`` whatever the batch; one program serves all numbers of draws.
+    Draw j comes from ``fold_in(key, j)`` for every batch size.
     """
     # Noise of a 16-bit type would have no tails.
     params = jax.tree.map(lambda leaf: leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)), params)
@@ -35,6 +102,7 @@ def tally(
     shape = jax.eval_shape(logits_fn, copies).shape
     if len(shape) != 2 or shape[0] != batch_size or shape[1] < 1:
         raise ValueError(f"logits_fn must return logits of shape ({batch_size}, classes), got {shape}")
+    ends = np.cumsum(sizes)
 
     def draw(index: Array) -> Params:
         return jax.tree.map(lambda leaf: leaf[0], noise(jax.random.fold_in(key, index), params))
@@ -43,12 +111,12 @@ def tally(
         indices = batch * batch_size + jnp.arange(batch_size)
         moved = jax.tree.map(jnp.add, jax.vmap(draw)(indices), params)
         logits = logits_fn(perturbation.apply(moved, copies))
-        # Logits that are not finite answer nothing, which can only lower a certificate.
-        valid = jnp.all(jnp.isfinite(logits), axis=1) & (indices < num_first + num_second)
-        sets = jnp.stack([valid & (indices < num_first), valid & (indices >= num_first)])
+        # Logits that are not finite vote for no class, which can only lower a certificate.
+        valid = jnp.all(jnp.isfinite(logits), axis=1)
+        in_set = [valid & (indices >= end - size) & (indices < end) for size, end in zip(sizes, ends, strict=True)]
         answers = jax.nn.one_hot(jnp.argmax(logits, axis=1), shape[1], dtype=jnp.int32)
-        return counts + jnp.sum(sets[:, :, None] * answers[None], axis=1, dtype=jnp.int32)
+        return counts + jnp.sum(jnp.stack(in_set)[:, :, None] * answers[None], axis=1, dtype=jnp.int32)
 
-    batches = (num_first + num_second + batch_size - 1) // batch_size
-    counts: Array = jax.lax.fori_loop(0, batches, add_batch, jnp.zeros((2, shape[1]), jnp.int32))
+    zeros = jnp.zeros((len(sizes), shape[1]), jnp.int32)
+    counts: Array = jax.lax.fori_loop(0, -(-int(ends[-1]) // batch_size), add_batch, zeros)
     return counts

@@ -1,13 +1,14 @@
-"""Robust accuracy against the budget; a single point says little, and only about the radius that somebody chose."""
+"""Robust accuracy at increasing budgets: the accuracy at one radius says little about the others."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
+from numpy.typing import ArrayLike
 
 from deformreg.attacks.attack import LogitsFn
 from deformreg.evaluation.evaluate import Evaluator
@@ -44,8 +45,8 @@ class Curve(NamedTuple):
 def accuracy_curve(
     run: Evaluator,
     logits_fn: LogitsFn,
-    images: Any,
-    labels: Any,
+    images: ArrayLike,
+    labels: ArrayLike,
     radii: Sequence[float],
     *,
     key: jax.Array,

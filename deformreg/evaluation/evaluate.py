@@ -1,8 +1,8 @@
 """Robust accuracy of any logits function against a suite of attacks, worst case per example.
 
-Rules behind the number: accuracies are over *all* examples, so a clean error counts as broken; an attack runs on the
-examples that still stand; its claims are checked by a fresh forward pass, against its budget and against the images'
-range; symptoms of a broken evaluation are reported as `flags` beside the number.
+Accuracies are over *all* examples, so a clean error counts as broken. An attack runs on the examples that still stand.
+A fresh forward pass checks its claims; the budget and the image range are checked as well. Symptoms of a broken
+evaluation are reported as `flags`.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import jax
 import numpy as np
+from numpy.typing import ArrayLike
 
 from deformreg import _checks
 from deformreg.attacks.attack import Attack, LogitsFn, as_argument, class_indices
@@ -27,7 +28,7 @@ from deformreg.evaluation.outcomes import (
     predict,
     run_attack,
 )
-from deformreg.evaluation.rows import Data, HostArray, compile_attack
+from deformreg.evaluation.rows import Compiled, Data, HostArray, compile_attack
 from deformreg.evaluation.suites import Suite, fixed
 from deformreg.statistics import wilson_interval
 
@@ -72,13 +73,13 @@ class Evaluator(Protocol):
     def __call__(
         self,
         logits_fn: LogitsFn,
-        images: Any,
-        labels: Any,
+        images: ArrayLike,
+        labels: ArrayLike,
         *,
         key: jax.Array,
         radius: float | None = None,
-        broken: Any = None,
-        targets: Any = None,
+        broken: ArrayLike | None = None,
+        targets: ArrayLike | None = None,
         progress: ProgressCallback | None = None,
         collect: Collect | None = None,
     ) -> Evaluation: ...
@@ -86,13 +87,13 @@ class Evaluator(Protocol):
 
 def evaluate(
     logits_fn: LogitsFn,
-    images: Any,
-    labels: Any,
+    images: ArrayLike,
+    labels: ArrayLike,
     attacks: Iterable[Attack],
     *,
     batch_size: int = 128,
     key: jax.Array,
-    targets: Any = None,
+    targets: ArrayLike | None = None,
     image_range: tuple[float, float] | None = None,
     independent: bool = False,
     diagnosis: bool = True,
@@ -207,13 +208,13 @@ def evaluator(
 
     def run(
         logits_fn: LogitsFn,
-        images: Any,
-        labels: Any,
+        images: ArrayLike,
+        labels: ArrayLike,
         *,
         key: jax.Array,
         radius: float | None = None,
-        broken: Any = None,
-        targets: Any = None,
+        broken: ArrayLike | None = None,
+        targets: ArrayLike | None = None,
         progress: ProgressCallback | None = None,
         collect: Collect | None = None,
     ) -> Evaluation:
@@ -228,26 +229,17 @@ def evaluator(
         )  # fmt: skip
         correct = predict(setting, data.images) == data.labels
         begun = correct if broken is None else correct & ~np.asarray(broken)
-        attackable = begun if data.targets is None else begun & (data.targets != data.labels)
-        outcomes: list[AttackOutcome] = []
-        fallen, fallen_to_gradients = np.zeros((2, count), bool)
-        for number, attack in enumerate(suite(radius)):
-            # Gradient attacks face what only others broke, too: failing there is a red flag.
-            spared = fallen_to_gradients if attack.uses_gradients else fallen
-            attacked, standing = (attackable, begun) if independent else (attackable & ~spared, begun & ~fallen)
-            attack_key = jax.random.fold_in(key, number)
-            outcome = run_attack(setting, attack, compiled[attack.name](radius), attacked, standing, attack_key)
-            outcomes.append(outcome)
-            fallen = fallen | outcome.broken_mask
-            if attack.uses_gradients:
-                fallen_to_gradients = fallen_to_gradients | outcome.broken_mask
+        outcomes = _run_in_turn(
+            setting, [(attack, compiled[attack.name](radius)) for attack in suite(radius)], begun,
+            independent=independent, key=key,
+        )  # fmt: skip
         calls = padded(count, setting.batch_size) + sum(outcome.model_calls for outcome in outcomes)
         flags = raised(OUTCOME_FLAGS, outcomes)
         if diagnosis:
             few, last_key = data.at(np.arange(min(count, 128))), jax.random.fold_in(key, len(outcomes))
             found, spent = diagnose(setting.logits_fn, few.images, few.labels, radius=radius, key=last_key)
             flags, calls = flags + found, calls + spent
-        standing = begun & ~fallen
+        standing = begun & ~np.any([outcome.broken_mask for outcome in outcomes], axis=0)
         return Evaluation(
             examples=count,
             clean_accuracy=float(correct.mean()),
@@ -265,7 +257,31 @@ def evaluator(
     return run
 
 
-def _checked(images: Any, labels: Any, targets: Any) -> tuple[Data, tuple[float, float]]:
+def _run_in_turn(
+    setting: Setting,
+    attacks: Iterable[tuple[Attack, Compiled]],
+    begun: HostArray,
+    *,
+    independent: bool,
+    key: jax.Array,
+) -> list[AttackOutcome]:
+    """Runs the attacks, starting from the examples of the mask `begun`."""
+    attackable = begun if setting.data.targets is None else begun & (setting.data.targets != setting.data.labels)
+    outcomes: list[AttackOutcome] = []
+    broken, broken_by_gradients = np.zeros((2, len(begun)), bool)
+    for number, (attack, compiled) in enumerate(attacks):
+        # Gradient attacks also run on what only others broke: failing there is a red flag.
+        skipped = broken_by_gradients if attack.uses_gradients else broken
+        attacked, standing = (attackable, begun) if independent else (attackable & ~skipped, begun & ~broken)
+        outcome = run_attack(setting, attack, compiled, attacked, standing, jax.random.fold_in(key, number))
+        outcomes.append(outcome)
+        broken = broken | outcome.broken_mask
+        if attack.uses_gradients:
+            broken_by_gradients = broken_by_gradients | outcome.broken_mask
+    return outcomes
+
+
+def _checked(images: ArrayLike, labels: ArrayLike, targets: ArrayLike | None) -> tuple[Data, tuple[float, float]]:
     """The examples on the host, and the images' range extended to zero."""
     images = _checks.images_on_host(images)
     count = images.shape[0]

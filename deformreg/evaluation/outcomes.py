@@ -58,7 +58,14 @@ class AttackOutcome(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """The state of a running attack: its name, examples finished, examples in total, robust accuracy so far."""
+    """The state of a running attack.
+
+    Attributes:
+        attack: its name.
+        finished: examples finished.
+        total: examples in all.
+        robust_accuracy: share of all examples that stand so far.
+    """
 
     attack: str
     finished: int
@@ -69,13 +76,13 @@ class Progress(NamedTuple):
 class ProgressCallback(Protocol):
     """A function that an evaluation calls whenever examples are finished."""
 
-    def __call__(self, progress: Progress, /) -> Any: ...
+    def __call__(self, progress: Progress, /) -> object: ...
 
 
 class Collect(Protocol):
     """A function that an evaluation calls with what an attack claims for finished examples, before the fresh check."""
 
-    def __call__(self, attack: Attack, indices: HostArray, result: AttackResult, /) -> Any: ...
+    def __call__(self, attack: Attack, indices: HostArray, result: AttackResult, /) -> object: ...
 
 
 class Setting(NamedTuple):

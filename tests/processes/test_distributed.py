@@ -132,3 +132,13 @@ def test_what_cannot_be_used_ends_every_process_with_one_line(trainer, tmp_path)
     _, err = trainer.run(launch(trainer.options(tmp_path)), code=2)
     assert "Traceback" not in err
     assert all(f"[{index}] error: {tmp_path} already holds a run" in err for index in (0, 1))
+
+
+def test_processes_skip_the_same_batches_and_end_together(trainer, tmp_path):
+    diverging = trainer.options(tmp_path / "run", "--optimizer.learning-rate", "1e9", "--max-skipped", "3")
+    _, err = trainer.run(launch(diverging), code=3)
+    skipped = re.findall(r"\[0\] skipped batch (\d+) \((\d) of at most 3\): step (\d+): loss", err)
+    assert [int(count) for _, count, _ in skipped] == [1, 2, 3]
+    ends = [re.search(rf"\[{index}\] error: (step \d+: loss .*)", err)[1] for index in (0, 1)]
+    assert ends[0] == ends[1]
+    assert ends[0].startswith(f"step {skipped[-1][2]}:")

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from train.commands import COMMANDS, main
 from train.presets import PRESETS
+
+ROOT = Path(__file__).parents[2]
 
 
 def run(capsys, *arguments):
@@ -48,11 +54,20 @@ def test_every_option_has_a_help_text(capsys):
 
 
 def test_a_coordinator_that_does_not_answer_is_named(capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr("train.processes.CONNECT_SECONDS", 0.3)
     with socket.socket() as taken:  # bound, but nobody listens
         taken.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{taken.getsockname()[1]}"
-        options = ("--distributed", "--coordinator", address, "--num-processes", "2", "--process-id", "1")
+        options = (
+            "--distributed",
+            "--coordinator",
+            address,
+            "--num-processes",
+            "2",
+            "--process-id",
+            "1",
+            "--join-seconds",
+            "0.3",
+        )
         code, _, err = run(capsys, "fit", "digits-flow", *options, "--run-dir", str(tmp_path / "run"))
     assert code == 2
     assert f"--coordinator {address} has not answered for 0 s" in err
@@ -212,3 +227,68 @@ def test_certify_a_run(capsys, tmp_path):
     row = json.loads((tmp_path / "certified.json").read_text())
     assert (row["unit"], len(row["sigma"])) == ("sigma", 6)
     assert row["norm"] == "l2 norm of the parameters, each divided by its sigma"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("setting", "line"),
+    [
+        ({"JAX_PLATFORMS": "cuda"}, "JAX finds no device for JAX_PLATFORMS='cuda'"),
+        ({"JAX_PLATFORMS": "nonsense"}, "JAX finds no device for JAX_PLATFORMS='nonsense'"),
+        ({"JAX_NUMPY_DTYPE_PROMOTION": "strict"}, None),
+        ({"JAX_NUMPY_RANK_PROMOTION": "raise"}, None),
+        ({"JAX_TRANSFER_GUARD": "disallow"}, None),
+        ({"JAX_ENABLE_X64": "1"}, None),
+        ({"JAX_DEBUG_NANS": "1"}, None),
+        ({"HOME": None}, None),
+        ({"PYTHONIOENCODING": "ascii", "LC_ALL": "C.UTF-8"}, None),
+        ({"LC_ALL": "tr_TR.UTF-8", "LANG": "nonsense"}, None),
+        ({"TERM": "dumb", "COLUMNS": "20", "NO_COLOR": "1"}, None),
+        ({"PYTHONOPTIMIZE": "1"}, None),
+    ],
+)
+def test_an_odd_environment_trains_or_is_named(tmp_path, setting, line):
+    environment = {**os.environ, **{name: value for name, value in setting.items() if value is not None}}
+    for name in (name for name, value in setting.items() if value is None):
+        environment.pop(name, None)
+    command = [sys.executable, "-m", "train", "fit", "digits-flow", "--epochs", "1", "--model.width", "0.25"]
+    command += ["--no-evaluate", "--data-dir", str(tmp_path / "data"), "--run-dir", str(tmp_path / "läuft")]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=300)
+    assert "Traceback" not in done.stderr
+    if line is None:
+        assert done.returncode == 0, done.stderr
+    else:
+        assert done.returncode == 2
+        assert done.stderr.startswith(f"error: {line}")
+        assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("closed", ["2>&-", ">&-", "<&-", ">&- 2>&- <&-"])
+def test_closed_streams_end_nothing(closed):
+    done = subprocess.run(
+        ["sh", "-c", f"{sys.executable} -m train presets {closed}"], cwd=ROOT, capture_output=True, check=False
+    )
+    assert done.returncode == 0
+    assert b"Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_a_deleted_current_directory_is_named(tmp_path):
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    shell = f"cd {folder} && rmdir {folder} && PYTHONPATH={ROOT} {sys.executable} -m train presets"
+    done = subprocess.run(["sh", "-c", shell], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (
+        2,
+        "error: the current directory has been deleted: change to another one\n",
+    )
+
+
+@pytest.mark.parametrize("option", ["--run-dir", "--data-dir"])
+def test_storage_of_other_hosts_is_refused_and_no_folder_made(capsys, tmp_path, monkeypatch, option):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = run(capsys, "fit", "digits-flow", "--epochs", "1", option, "gs://bucket/place")
+    assert code == 2
+    assert "is no path of this host: mount the storage" in err
+    assert list(tmp_path.rglob("gs:*")) == []

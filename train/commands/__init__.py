@@ -40,6 +40,7 @@ UNUSABLE, FAILED, INTERRUPTED, CLOSED = 2, 4, 130, 141
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command and returns the exit code; errors that a user can mend are one line on standard error."""
+    _open_streams()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE, end="")
@@ -62,12 +63,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code
 
 
+def _open_streams() -> None:
+    """Makes the standard streams take any text: closed ones drop it, and those of few characters escape the others."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _prepare_jax() -> None:
+    """Undoes settings of JAX that are meant for a user's own code; Flax and this program do not keep to them."""
+    import jax
+
+    jax.config.update("jax_numpy_dtype_promotion", "standard")
+    jax.config.update("jax_numpy_rank_promotion", "allow")
+    jax.config.update("jax_transfer_guard", "allow")
+
+
 def _run(name: str, arguments: list[str]) -> int:
     import jax
 
     from train.errors import Preempted, UserError, one_line
     from train.files import is_storage_failure
 
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return _fail("the current directory has been deleted: change to another one")
+    _prepare_jax()
     try:
         code: int = importlib.import_module(f"train.commands.{name}").run(arguments)
         return code

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, TypeVar
 
 import tyro
+from annotated_types import Interval
 
 from train import runs
 from train.config import Config
@@ -17,7 +18,7 @@ from train.methods import METHODS
 from train.methods.given import Given
 from train.methods.penalties import RULES
 from train.optimizers import OPTIMIZERS
-from train.options import check
+from train.options import check, validate
 from train.presets import find, table
 from train.schedules import SCHEDULES
 
@@ -54,6 +55,24 @@ class Kinds:
 
 
 @dataclass(frozen=True)
+class Placement:
+    """This process among several."""
+
+    distributed: bool = False
+    """This is one process of several, on one host or on many, that train together;
+    each reads its part of every batch, and all need the run folder on one file system. See docs/distributed.md."""
+    coordinator: str | None = None
+    """With --distributed: HOST:PORT of process 0. By default $JAX_COORDINATOR_ADDRESS, or what SLURM, Open MPI,
+    Kubernetes or a TPU pod say; likewise the next two."""
+    num_processes: int | None = None
+    """With --distributed: how many processes there are. By default $JAX_NUM_PROCESSES."""
+    process_id: int | None = None
+    """With --distributed: which one this is, from 0. By default $JAX_PROCESS_ID."""
+    join_seconds: Annotated[float, Interval(gt=0, le=86400)] = 300.0
+    """With --distributed: seconds to wait for all processes to start; who is missing is said every half minute."""
+
+
+@dataclass(frozen=True)
 class Fit:
     """Trains a preset; every option overrides one of its values."""
 
@@ -66,16 +85,7 @@ class Fit:
     preset, `fit --resume RUN` takes every option from the run."""
     evaluate: bool = True
     """Attack the trained network at the end and write report and pictures."""
-    distributed: bool = False
-    """This is one process of several, on one host or on many, that train together; each reads its part of every
-    batch, and all need the run folder on one file system. See docs/distributed.md."""
-    coordinator: str | None = None
-    """With --distributed: HOST:PORT of process 0. By default $JAX_COORDINATOR_ADDRESS, or what SLURM, Open MPI,
-    Kubernetes or a TPU pod say; likewise the next two."""
-    num_processes: int | None = None
-    """With --distributed: how many processes there are. By default $JAX_NUM_PROCESSES."""
-    process_id: int | None = None
-    """With --distributed: which one this is, from 0. By default $JAX_PROCESS_ID."""
+    placement: Annotated[Placement, tyro.conf.arg(name="")] = field(default_factory=Placement)
 
 
 def run(arguments: list[str]) -> int:
@@ -91,15 +101,17 @@ def run(arguments: list[str]) -> int:
         name, *rest = arguments
         options = parse(name, rest)
         folder = options.run_dir or Path("runs") / name
+    placement = validate(options.placement)
     config = check(options.config)
     from train import processes
     from train.loop import fit
 
-    placement = (options.coordinator, options.num_processes, options.process_id)
-    if options.distributed:
-        processes.join(*placement)
-    elif any(value is not None for value in placement):
+    place = (placement.coordinator, placement.num_processes, placement.process_id)
+    if placement.distributed:
+        processes.join(*place, placement.join_seconds)
+    elif any(value is not None for value in place):
         raise ConfigError("--coordinator, --num-processes and --process-id belong to --distributed")
+    processes.check_devices()
     # A run folder may be somebody else's: nothing is written elsewhere because of what it says.
     write_data = stored is None or stored.data.data_dir != config.data.data_dir
     with processes.stop_on_sigterm() as stop_requested:

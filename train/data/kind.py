@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -95,6 +96,8 @@ def user_path(path: str | Path) -> Path:
     Raises:
         DataError: there is no such user, or the path contains a NUL character.
     """
+    if re.match(r"[a-z][a-z0-9+.-]+://", str(path)):
+        raise DataError(f"{path} is no path of this host: mount the storage, or copy the data to a disk")
     if "\0" in str(path):
         raise DataError(f"{str(path)!r}: no path contains a NUL; correct it")
     try:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from closed_forms import perceptron
 
-from deformreg import attacks, balls, released
+from deformreg import attacks, balls, losses, released
 from deformreg.attacks import DifferenceNorms, Examples, FlowNorms
 from deformreg.attacks.search import fresh, record
 from deformreg.evaluation import suites
@@ -103,14 +103,22 @@ def test_a_targeted_success_reaches_the_target(name):
     np.testing.assert_array_equal(jnp.argmax(LOGITS(result.images), axis=1) == targets, result.success)
 
 
+def test_apgd_aims_at_no_more_classes_than_there_are():
+    images, labels = examples()
+    makers = [attacks.apgd(ball=BALL, num_steps=3, num_targets=count) for count in (4, 9)]
+    some, more = (attack.run(LOGITS, images, labels, jax.random.key(0)) for attack in makers)
+    np.testing.assert_array_equal(some.params, more.params)
+    np.testing.assert_array_equal(some.model_calls, more.model_calls)
+
+
 def test_arguments_are_checked_by_name():
     images, labels = examples()
     with pytest.raises(ValueError, match="labels must have shape"):
         ATTACKS["released"].run(LOGITS, images, labels[:2], jax.random.key(0))
     with pytest.raises(TypeError, match="targets must be integers"):
         ATTACKS["released"].run(LOGITS, images, labels, jax.random.key(0), targets=jnp.ones(6))
-    with pytest.raises(ValueError, match="num_targets must be at most 4"):
-        attacks.apgd(ball=BALL, num_targets=5).run(LOGITS, images, labels, jax.random.key(0))
+    with pytest.raises(ValueError, match="num_targets needs a named loss"):
+        attacks.apgd(ball=BALL, num_targets=2, loss=losses.margin).run(LOGITS, images, labels, jax.random.key(0))
     with pytest.raises(ValueError, match="keep must be one of"):
         attacks.square(ball=BALL, keep="last")
     with pytest.raises(ValueError, match="step_size must be at least 0"):
@@ -158,7 +166,7 @@ def test_budgets_hold_for_sixteen_bit_images(name):
     assert (ATTACKS[name].size(result.params, images) <= 1 + 1e-4).all()
 
 
-@pytest.mark.parametrize("suite", [released.suite, suites.quick, suites.standard, suites.full, suites.spatial])
+@pytest.mark.parametrize("suite", [released.suite(), *suites.SUITES.values()], ids=["released", *suites.SUITES])
 def test_budgets_and_settings_are_plain_data(suite):
     for attack in suite(jnp.float32(0.5)):
         assert json.loads(json.dumps(attack.budget.radius)) in (0.5, [5.0, 0.5, 0.5])

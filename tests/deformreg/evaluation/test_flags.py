@@ -1,13 +1,20 @@
 """Every red flag on a model that has the fault, and none on a healthy one."""
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from closed_forms import perceptron
+from jax.tree_util import Partial
 
-from deformreg import attacks, balls, diagnosis, redflags
-from deformreg.evaluation.evaluate import evaluate
+from deformreg import attacks, balls
+from deformreg.attacks import Examples
+from deformreg.evaluation import evaluate, flags
+from deformreg.evaluation.flags.outcomes import gradient_free_beats_gradients
+from deformreg.evaluation.flags.responses import compile_responses
+from deformreg.evaluation.suites import fixed
 from deformreg.perturbations import additive, flow
 
 KEY = jax.random.key(0)
@@ -20,14 +27,14 @@ SUITE = [
 ]
 
 
-def names(logits_fn, suite=SUITE):
+def diagnose(logits_fn, suite=SUITE):
     labels = np.asarray(jnp.argmax(logits_fn(jnp.asarray(IMAGES)), axis=1))
-    found, calls = diagnosis.diagnose(logits_fn, IMAGES, labels, suite, key=KEY)
+    found, calls = flags.compile_diagnosis(fixed(suite))(Partial(logits_fn), IMAGES, labels, radius=None, key=KEY)
     assert calls > 0
     for flag in found:
         assert flag.explanation
         assert flag.evidence
-    return {flag.name for flag in found}
+    return {flag.name: flag for flag in found}
 
 
 def test_a_healthy_model_raises_none():
@@ -44,7 +51,7 @@ def test_a_healthy_model_raises_none():
     ids=lambda attack: attack.name,
 )
 def test_larger_budgets_are_tried_without_the_bound_of_the_family(attack):
-    assert names(HEALTHY, [attack]) == set()
+    assert diagnose(HEALTHY, [attack]) == {}
 
 
 @pytest.mark.parametrize(
@@ -58,10 +65,8 @@ def test_the_budget_examined_lies_in_the_ball(ball, family, radius):
     def masked(images):
         return HEALTHY(jnp.round(images * 4) / 4)
 
-    labels = np.asarray(jnp.argmax(masked(IMAGES), axis=1))
-    suite = [attacks.pgd(ball=ball, num_steps=5, perturbation=family)]
-    found = {flag.name: flag for flag in diagnosis.diagnose(masked, IMAGES, labels, suite, key=KEY)[0]}
-    np.testing.assert_allclose(found[redflags.BUDGET].evidence["radii"][0], radius)
+    found = diagnose(masked, [attacks.pgd(ball=ball, num_steps=5, perturbation=family)])
+    np.testing.assert_allclose(found["budget_without_effect"].evidence["radii"][0], radius)
 
 
 def test_a_quantizing_layer_is_caught():
@@ -69,16 +74,17 @@ def test_a_quantizing_layer_is_caught():
         return HEALTHY(jnp.round(images * 4) / 4)
 
     labels = np.asarray(jnp.argmax(masked(IMAGES), axis=1))
-    flags = {flag.name for flag in evaluate(masked, IMAGES, labels, SUITE, batch_size=16, key=KEY).flags}
-    assert flags >= {redflags.ZERO_GRADIENTS, redflags.UNBOUNDED, redflags.BUDGET, redflags.GRADIENT_FREE_WINS}
+    found = {flag.name for flag in evaluate(masked, IMAGES, labels, SUITE, batch_size=16, key=KEY).flags}
+    expected = {"zero_gradients", "unbounded_attack_fails", "budget_without_effect", "gradient_free_beats_gradients"}
+    assert found >= expected
 
 
 def test_a_huge_logit_scale_is_caught():
-    assert redflags.ZERO_GRADIENTS in names(lambda images: 1e4 * HEALTHY(images))
+    assert "zero_gradients" in diagnose(lambda images: 1e4 * HEALTHY(images))
 
 
 def test_probabilities_are_caught():
-    assert redflags.PROBABILITIES in names(lambda images: jax.nn.softmax(HEALTHY(images)))
+    assert "probabilities_not_logits" in diagnose(lambda images: jax.nn.softmax(HEALTHY(images)))
 
 
 def test_a_random_model_is_caught():
@@ -88,7 +94,7 @@ def test_a_random_model_is_caught():
         calls.append(0)
         return HEALTHY(images) + 0.1 * jax.random.normal(jax.random.key(len(calls)), (len(images), 5))
 
-    assert redflags.RANDOMNESS in names(noisy)
+    assert "outputs_change_between_calls" in diagnose(noisy)
 
 
 def test_statistics_of_the_batch_are_caught():
@@ -96,17 +102,17 @@ def test_statistics_of_the_batch_are_caught():
         logits = HEALTHY(images)
         return logits - logits.mean(axis=0)
 
-    assert names(normalized) >= {redflags.BATCH}
+    assert "outputs_depend_on_the_batch" in diagnose(normalized)
 
 
 def test_logits_that_are_not_finite_are_caught():
-    assert redflags.NOT_FINITE in names(lambda images: HEALTHY(images).at[0].set(jnp.nan))
+    assert "logits_not_finite" in diagnose(lambda images: HEALTHY(images).at[0].set(jnp.nan))
 
 
 def test_a_zero_perturbation_that_changes_the_images_is_caught():
     shrinking = flow()._replace(apply=lambda params, images: flow().apply(params, 0.99 * images))
     suite = [attacks.pgd(ball=balls.linf(RADIUS), num_steps=3, perturbation=shrinking)]
-    assert redflags.IDENTITY in names(HEALTHY, suite)
+    assert "identity_changes_the_loss" in diagnose(HEALTHY, suite)
 
 
 def test_iterations_that_are_stuck_are_caught():
@@ -123,14 +129,14 @@ def test_iterations_that_are_stuck_are_caught():
         distance = jnp.abs(images[:, None] - reference[None]).max((2, 3, 4)).min(1)
         return HEALTHY(turned(images, (distance > 1e-6)[:, None, None, None]))
 
-    rows = diagnosis.Rows(reference, jnp.argmax(HEALTHY(reference), axis=1), jax.random.split(KEY, 64))
-    probes = diagnosis.compile_probes(lambda radius: flow())(None)
-    found, _ = diagnosis.check_monotone(masked, rows, np.ones(64, bool), probes, 0.1, KEY)
-    assert redflags.STEPS in {flag.name for flag in found}
+    rows = Examples(reference, jnp.argmax(HEALTHY(reference), axis=1), jax.random.split(KEY, 64))
+    observe = compile_responses(lambda radius: flow())
+    seen = observe(None, Partial(masked), rows, np.ones(64, bool), 0.1, KEY)
+    assert "more_steps_are_weaker" in {flag.name for flag in flags.raised(flags.RESPONSE_FLAGS, seen)}
 
 
 @pytest.mark.parametrize(("missed", "raised"), [(1, False), (3, True)])
-def test_gradient_free_attacks_that_win_are_counted(missed, raised):
+def test_examples_that_gradient_attacks_missed_are_counted(missed, raised):
     labels = np.asarray(jnp.argmax(HEALTHY(IMAGES), axis=1))
     gradients, free = (
         evaluate(HEALTHY, IMAGES, labels, [attack], batch_size=64, key=KEY, diagnosis=False).attacks[0]
@@ -138,8 +144,14 @@ def test_gradient_free_attacks_that_win_are_counted(missed, raised):
     )
     nobody, some = np.zeros(64, bool), np.arange(64) < missed
     outcomes = [free._replace(broken_mask=some), gradients._replace(broken_mask=nobody)]
-    flags = redflags.flags_from_outcomes(outcomes)
-    assert [flag.name for flag in flags if flag.name == redflags.GRADIENT_FREE_WINS] == (
-        [redflags.GRADIENT_FREE_WINS] if raised else []
+    assert [flag.name for flag in flags.raised(flags.OUTCOME_FLAGS, outcomes)] == (
+        ["gradient_free_beats_gradients"] if raised else []
     )
-    assert redflags.gradient_free_beats_gradients([outcomes[0], gradients._replace(broken_mask=some)]) == ()
+    assert gradient_free_beats_gradients([outcomes[0], gradients._replace(broken_mask=some)]) is None
+
+
+def test_a_flag_has_the_name_of_its_check():
+    checks = (*flags.OUTCOME_FLAGS, *flags.OUTPUT_FLAGS, *flags.RESPONSE_FLAGS)
+    for check in checks:
+        assert f'"{check.__name__}"' in inspect.getsource(check)
+    assert len({check.__name__ for check in checks}) == len(checks) == 11

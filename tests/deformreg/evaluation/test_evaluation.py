@@ -1,7 +1,6 @@
-"""The evaluation: denominators, refilling, checks of what attacks claim."""
+"""The evaluation: denominators, refilling, checked claims, compilation, curves and reports."""
 
 import json
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -10,12 +9,10 @@ import pytest
 from closed_forms import perceptron
 from jax.tree_util import Partial
 
-import deformreg
-from deformreg import _checks, attacks, balls, reports, suites
-from deformreg.evaluation.curves import accuracy_curve
-from deformreg.evaluation.evaluate import evaluate, evaluator
+from deformreg import _checks, attacks, balls
+from deformreg.evaluation import Suite, accuracy_curve, evaluate, evaluator, reports
 from deformreg.perturbations import additive
-from deformreg.statistics import mean_minimal_displacement, unforeseen_robustness, wilson_interval
+from deformreg.statistics import wilson_interval
 
 SHAPE = (5, 6, 1)
 LOGITS = perceptron(30)
@@ -34,7 +31,7 @@ def any_iterate(num_steps=100, radius=0.1):
     return attacks.pgd(ball=balls.linf(radius), num_steps=num_steps, start="random", keep="any", name="pgd")
 
 
-def test_refilling_changes_no_result_and_saves_the_calls_of_the_dead():
+def test_refilling_changes_no_result_and_saves_model_calls():
     images, labels = data()
     attack = any_iterate()
     both = [
@@ -61,7 +58,7 @@ def test_clean_errors_count_as_broken_and_are_not_attacked():
     assert result.robust_interval == wilson_interval(150, 200)
 
 
-def test_attacks_run_on_the_standing_and_gradients_also_where_none_were_needed():
+def test_gradient_attacks_also_run_on_examples_that_other_attacks_broke():
     images, labels = data()
     free = attacks.random_fields(ball=balls.linf(1.0), num_fields=5, name="random")
     strong, more = any_iterate(20, 0.3), any_iterate(5, 0.3)._replace(name="more")
@@ -134,9 +131,7 @@ def test_new_weights_data_and_radii_compile_nothing_new(diagnosis):
             traces.append(images.shape)
         return scale * LOGITS(images)
 
-    def suite(radius):
-        return [any_iterate(5, radius)]
-
+    suite = Suite({"pgd": lambda radius: any_iterate(5, radius)})
     run = evaluator(suite, batch_size=32, diagnosis=diagnosis)
     first = run(Partial(apply, jnp.float32(1)), images, labels, radius=0.1, key=KEY)
     count = len(traces)
@@ -151,7 +146,7 @@ def test_new_weights_data_and_radii_compile_nothing_new(diagnosis):
     assert second.examples == 150
 
 
-def test_what_attacks_found_can_be_collected():
+def test_results_of_attacks_can_be_collected():
     images, labels = data()
     found = {}
 
@@ -173,7 +168,7 @@ def test_what_attacks_found_can_be_collected():
     )
 
 
-def test_progress_tells_the_running_accuracy():
+def test_progress_reports_the_running_accuracy():
     images, labels = data()
     told = []
     result = evaluate(
@@ -194,7 +189,7 @@ def test_targets():
 
 
 @pytest.mark.parametrize("radius", [1e-6, 1.0])
-def test_who_is_of_the_targeted_class_stands_unattacked(radius):
+def test_examples_of_the_target_class_are_not_attacked(radius):
     images, labels = data()
     attack, targets = any_iterate(10, radius), np.full(COUNT, 2)
     result = evaluate(LOGITS, images, labels, [attack], batch_size=32, key=KEY, targets=targets, diagnosis=False)
@@ -209,7 +204,7 @@ def test_who_is_of_the_targeted_class_stands_unattacked(radius):
         assert result.robust_accuracy < 0.8
 
 
-def test_the_default_range_holds_the_zeros_that_a_boundary_brings_in():
+def test_the_default_image_range_includes_the_zeros_of_a_boundary():
     images = -1 - np.random.default_rng(0).random((4, *SHAPE)).astype(np.float32)
     shift = attacks.rotation_translation(grid=(1, 3, 3), max_pixels=1.0, boundary="zeros")
 
@@ -222,7 +217,7 @@ def test_the_default_range_holds_the_zeros_that_a_boundary_brings_in():
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_images_that_are_not_finite_are_named(value):
+def test_an_error_names_images_that_are_not_finite(value):
     images, labels = data()
     images[[17, 30], 2, 3] = value
     for image_range in (None, (0.0, 1.0)):
@@ -256,7 +251,7 @@ def test_arguments_are_checked_by_name():
         evaluate(LOGITS, None, labels, [any_iterate()], key=KEY)
 
 
-def test_a_curve_attacks_whom_smaller_budgets_left_standing_and_compiles_once():
+def test_a_curve_attacks_the_examples_that_still_stand_and_compiles_once():
     images, labels = data()
     traces = []
 
@@ -264,12 +259,11 @@ def test_a_curve_attacks_whom_smaller_budgets_left_standing_and_compiles_once():
         traces.append(images.shape)
         return LOGITS(images)
 
-    def suite(radius):
-        ball = balls.linf(radius)
-        return [attacks.pgd(ball=ball, num_steps=5, step_size=radius / 2, keep="any", name="pgd")]
+    def pgd(radius):
+        return attacks.pgd(ball=balls.linf(radius), num_steps=5, step_size=radius / 2, keep="any")
 
     radii = (0.02, 0.05, 0.1)
-    run = evaluator(suite, batch_size=32, diagnosis=False)
+    run = evaluator(Suite({"pgd": pgd}), batch_size=32, diagnosis=False)
     at_once = run(apply, images, labels, radius=0.05, key=KEY)
     count = len(traces)
     curve = accuracy_curve(run, apply, images, labels, radii, key=KEY)
@@ -281,7 +275,7 @@ def test_a_curve_attacks_whom_smaller_budgets_left_standing_and_compiles_once():
     np.testing.assert_array_equal(curve.smallest_radii == 0, ~at_once.correct_mask)
     for radius, accuracy in zip(curve.radii, curve.accuracies, strict=True):
         assert np.mean(curve.smallest_radii > radius) == accuracy
-    # The mean over the examples of a displacement halfway between the radius that broke it and the one before.
+    # An example counts the midpoint between the radius that broke it and the one before.
     midpoints = {0.0: 0.0, 0.02: 0.01, 0.05: 0.035, 0.1: 0.075, np.inf: 0.1}
     assert curve.mean_minimal_displacement == pytest.approx(np.mean([midpoints[r] for r in curve.smallest_radii]))
     points = reports.curve_points(curve)
@@ -296,29 +290,6 @@ def test_a_curve_attacks_whom_smaller_budgets_left_standing_and_compiles_once():
         run(apply, images, labels, key=KEY)
 
 
-@pytest.mark.parametrize(
-    "make", [released.suite, suites.quick, partial(suites.standard, classes=5), partial(suites.full, classes=5),
-             suites.spatial],
-)  # fmt: skip
-def test_suites_take_traced_radii(make):
-    images, labels = data()
-    for at, attack in enumerate(make(0.5)):
-        result = jax.eval_shape(
-            lambda radius, at=at: make(radius)[at].run(LOGITS, images[:3], labels[:3], KEY), jnp.float32(0.5)
-        )
-        assert result.images.shape == (3, *SHAPE), attack.name
-
-
-@pytest.mark.parametrize("classes", [2, 3, 4])
-def test_suites_aim_at_targets_whatever_the_number_of_classes(classes):
-    images, logits_fn = data()[0][:3], perceptron(30, classes=classes)
-    labels, targets = np.zeros(3, int), np.ones(3, int)
-    for attack in suites.full(0.5, classes=classes):
-        if classes == 3 or attack.name.startswith("apgd"):
-            result = jax.eval_shape(lambda attack=attack: attack.run(logits_fn, images, labels, KEY, targets=targets))
-            assert result.images.shape == (3, *SHAPE), attack.name
-
-
 def test_reports_are_plain_data():
     images, labels = data()
     result = evaluate(LOGITS, images, labels, [any_iterate(5)], batch_size=32, key=KEY, diagnosis=False)
@@ -331,20 +302,3 @@ def test_reports_are_plain_data():
     assert written["flags"] == []
     assert reports.to_csv(result).splitlines()[0].startswith("attack,robust_accuracy")
     assert "| pgd |" in reports.to_markdown(result)
-
-
-def test_statistics():
-    low, high = wilson_interval(0, 10)
-    assert low == 0
-    np.testing.assert_allclose(high, 0.27753, atol=1e-5)
-    assert wilson_interval(10, 10)[1] == 1
-    with pytest.raises(ValueError, match="successes must be at most"):
-        wilson_interval(3, 2)
-    assert mean_minimal_displacement([0, 0.5, 1.5], [0.9, 0.5, 0.1]) == pytest.approx(0.35 + 0.3)
-    with pytest.raises(ValueError, match="increase from 0"):
-        mean_minimal_displacement([0.5, 1.0], [1, 1])
-    assert unforeseen_robustness([0.1, 0.2], [0.6, 0.6]) == pytest.approx(25)
-    assert unforeseen_robustness(np.array([0.1, 0.2]), np.array([0.6, 0.6])) == pytest.approx(25)
-    with pytest.raises(ValueError, match="of one length"):
-        unforeseen_robustness([], [])
-    assert deformreg.evaluate is evaluate

@@ -1,0 +1,56 @@
+"""Intervals, bounds and summaries of accuracies."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from deformreg.statistics import (
+    clopper_pearson_bound,
+    mean_minimal_displacement,
+    unforeseen_robustness,
+    wilson_interval,
+)
+
+
+def test_wilson_intervals():
+    low, high = wilson_interval(0, 10)
+    assert low == 0
+    np.testing.assert_allclose(high, 0.27753, atol=1e-5)
+    assert wilson_interval(10, 10)[1] == 1
+    with pytest.raises(ValueError, match="successes must be at most"):
+        wilson_interval(3, 2)
+    with pytest.raises(ValueError, match="confidence"):
+        wilson_interval(1, 2, confidence=1.0)
+
+
+@pytest.mark.parametrize(("successes", "trials"), [(1, 1), (7, 10), (99, 100), (9_990, 10_000), (10_000, 10_000)])
+@pytest.mark.parametrize("alpha", [0.001, 0.05])
+def test_the_bound_is_the_one_that_scipy_computes(successes, trials, alpha):
+    bound = clopper_pearson_bound(successes, trials, alpha=alpha)
+    test = stats.binomtest(successes, trials, alternative="greater")
+    assert bound == pytest.approx(test.proportion_ci(1 - alpha, method="exact").low, rel=1e-9)
+    assert stats.binom.sf(successes - 1, trials, bound) == pytest.approx(alpha, rel=1e-6)
+    if successes == trials:
+        assert bound == pytest.approx(alpha ** (1 / trials), rel=1e-12)
+
+
+def test_the_bound_is_zero_without_a_success():
+    assert clopper_pearson_bound(0, 50) == 0
+
+
+def test_summaries_of_accuracies():
+    assert mean_minimal_displacement([0, 0.5, 1.5], [0.9, 0.5, 0.1]) == pytest.approx(0.35 + 0.3)
+    with pytest.raises(ValueError, match="increase from 0"):
+        mean_minimal_displacement([0.5, 1.0], [1, 1])
+    assert unforeseen_robustness([0.1, 0.2], [0.6, 0.6]) == pytest.approx(25)
+    assert unforeseen_robustness(np.array([0.1, 0.2]), np.array([0.6, 0.6])) == pytest.approx(25)
+    with pytest.raises(ValueError, match="of one length"):
+        unforeseen_robustness([], [])
+
+
+def test_importing_the_library_does_not_import_scipy_stats():
+    code = "import deformreg, sys; assert 'scipy.stats' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
