@@ -71,6 +71,7 @@ def open_split(request: Request) -> Records:
         probe=functools.partial(_image_shape, root, every, image_size),
         decode=decode,
         copy=(request.data_dir or default_data_dir()) / "decoded" / copy,
+        files=fingerprint((file.path.partition("/")[2], file.size) for file in files),
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -23,6 +25,9 @@ KINDS: tuple[Kind, ...] = (npz.KIND, embedded.KIND, prepared.KIND, folder.KIND)
 MEMORY_LIMIT = 2 << 30
 """Splits of at most this many decoded bytes are kept in one array."""
 
+_SAMPLE_BYTES = 2**28  # all of CIFAR; hashing them takes a fraction of a second
+_SAMPLE_DECODED = 1024  # examples that are decoded for a fingerprint
+
 
 @dataclass(frozen=True)
 class Source:
@@ -38,6 +43,9 @@ class Source:
         unreadable: ``indices int[n] -> bool[n]``, which examples were read before and found unreadable: `read` returned
             others in their place. Evaluation leaves them out.
         in_memory: whether `read` only copies from memory or a mapped file, so that reading ahead gains nothing.
+        files: a hash of the names and sizes of the files that are decoded batch by batch; empty for other sources.
+        fingerprint: a hash of images and labels, the same wherever the data lie. It covers all of a source in memory of
+            at most 256 MiB, else a sample that is spread over the source, and `files`.
     """
 
     name: str
@@ -47,6 +55,7 @@ class Source:
     read: Read = field(repr=False)
     unreadable: Callable[[np.ndarray], np.ndarray] = field(repr=False)
     in_memory: bool
+    files: str = ""
 
     def __len__(self) -> int:
         return self.size
@@ -54,6 +63,19 @@ class Source:
     @property
     def num_classes(self) -> int:
         return len(self.class_names)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256(f"{self.size} {self.image_shape} {self.num_classes} {self.files}".encode())
+        image_bytes = math.prod(self.image_shape)
+        count = _SAMPLE_BYTES // image_bytes if self.in_memory else _SAMPLE_DECODED
+        sample = np.linspace(0, self.size - 1, min(self.size, max(count, 1)), dtype=np.int64)
+        at_once = max(1, 2**24 // image_bytes)
+        for start in range(0, len(sample), at_once):
+            images, labels = self.read(sample[start : start + at_once])
+            digest.update(images.data)
+            digest.update(labels.data)
+        return digest.hexdigest()[:32]
 
 
 def load(
@@ -174,7 +196,7 @@ def _from_records(records: Records, memory_limit: int, unreadable: Unreadable) -
                 unreadable.add_wrong_labels(labels, indices, len(class_names), name)
                 return images, labels
 
-            return Source(name, size, shape, class_names, read, unreadable.mask, in_memory=False)
+            return Source(name, size, shape, class_names, read, unreadable.mask, in_memory=False, files=records.files)
         with quiet_decoding():
             arrays = decode_split(decode, size, shape, name)
         if not len(unreadable):  # a copy does not record which examples were unreadable
