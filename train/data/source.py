@@ -42,7 +42,7 @@ class Source:
             caller and are never written to again, because a dispatched step may still read them.
         unreadable: ``indices int[n] -> bool[n]``, which examples were read before and found unreadable: `read` returned
             others in their place. Evaluation leaves them out.
-        in_memory: whether `read` only copies from memory or a mapped file, so that reading ahead gains nothing.
+        in_memory: whether `read` only copies from memory, so that reading ahead gains nothing.
         files: a hash of the names and sizes of the files that are decoded batch by batch; empty for other sources.
         fingerprint: a hash of images and labels, the same wherever the data lie. It covers all of a source in memory of
             at most 256 MiB, else a sample that is spread over the source, and `files`.
@@ -98,7 +98,7 @@ def load(
     * an ``.npz`` file with ``images`` and ``labels``, or ``train_images``, ``train_labels``,
       ``test_images`` and ``test_labels``.
 
-    A split that fits into ``memory_limit`` is decoded on the first start, which keeps a copy; later starts map that
+    A split that fits into ``memory_limit`` is decoded on the first start, which keeps a copy; later starts read that
     copy. Larger splits are decoded batch by batch.
 
     Args:
@@ -182,8 +182,8 @@ def _open(request: Request, unreadable: Unreadable) -> Source:
 def _from_records(records: Records, memory_limit: int, unreadable: Unreadable) -> Source:
     """Opens the decoded copy of a split, or decodes it into memory, or leaves it to be decoded batch by batch."""
     name, size, class_names = records.name, records.size, records.class_names
-    arrays = read_copy(records.copy)
-    if arrays is None or len(arrays[1]) != size:
+    arrays = read_copy(records.copy, size, memory_limit)
+    if arrays is None:
         with quiet_decoding():
             shape = records.probe(unreadable.limit)
         decode = tolerant(lambda indices: records.decode(indices, shape), unreadable, shape)
@@ -209,8 +209,7 @@ def _from_arrays(split: InMemory, unreadable: Unreadable) -> Source:
     unreadable.add_wrong_labels(labels, np.arange(len(labels)), len(class_names), name)
 
     def read(indices: np.ndarray) -> Arrays:
-        # `np.asarray`, because `take` from a mapped file returns NumPy's subclass for those.
-        return np.asarray(np.take(images, indices, axis=0)), np.asarray(np.take(labels, indices))
+        return np.take(images, indices, axis=0), np.take(labels, indices)
 
     height, width, channels = images.shape[1:]
     return Source(name, len(labels), (height, width, channels), class_names, read, unreadable.mask, in_memory=True)
