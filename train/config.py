@@ -72,7 +72,8 @@ class Model:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The multi-step flow attack that closes a run: zero start, sign steps of radius / steps, last iterate."""
+    """The flow attacks that close a run: the released multi-step attack (zero start, sign steps of radius / steps, last
+    iterate), and one of which any iterate counts."""
 
     radius: Positive = 0.675
     """Largest displacement per component in pixels; 0.675 is 0.05 normalized units at 28x28."""

@@ -23,7 +23,8 @@ class Evaluate:
     runs: tyro.conf.Positional[tuple[Path, ...]]
     """Run folders, of the same test images."""
     suite: SuiteName = "released"
-    """released: the paper's multi-step attack (zero start, last iterate);
+    """released: the paper's multi-step attack (zero start, last iterate), which is lenient, then one of which any
+    iterate counts;
     quick, standard, full: any iterate counts, more attacks, restarts.
     spatial: translations by at most the radius, with rotations by at most 10 degrees for every pixel of it (the paper:
     3 pixels)."""
