@@ -184,7 +184,7 @@ def _open(request: Request, unreadable: Unreadable) -> Source:
 def _from_records(records: Records, request: Request, unreadable: Unreadable) -> Source:
     """Opens the decoded copy of a split, or decodes it into memory, or leaves it to be decoded batch by batch."""
     name, size, class_names = records.name, records.size, records.class_names
-    arrays = read_copy(records.copy, size, memory_limit)
+    arrays = read_copy(records.copy, size, request.memory_limit)
     if arrays is None:
         with quiet_decoding():
             shape = records.probe(unreadable.limit)
