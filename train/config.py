@@ -73,7 +73,8 @@ class Model:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The flow attack at the end of `fit`: from zero, sign steps of radius / steps, last iterate."""
+    """The flow attacks at the end of `fit`: the multi-step attack of the released code (from zero, sign steps of
+    radius / steps, last iterate), and one of 15 steps of which any iterate counts."""
 
     radius: Positive = 0.675
     """Largest displacement per component in pixels; 0.675 is 0.05 normalized units at 28x28."""

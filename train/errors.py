@@ -18,6 +18,9 @@ class UserError(Exception):
 
     exit_code: ClassVar[int] = 2
 
+    def __str__(self) -> str:
+        return printable(super().__str__())
+
 
 class ConfigError(UserError):
     """An option or a stored config cannot be used."""
@@ -65,3 +68,13 @@ def one_line(error: object) -> str:
     """The first line of an error's message, at most 200 characters, or the error's type where it has none."""
     lines = str(error).strip().splitlines()
     return lines[0][:200] if lines else type(error).__name__
+
+
+def printable(text: str) -> str:
+    """The text with control characters, line ends and what is no text as escapes.
+
+    File names may contain any of them; on a terminal they would move the cursor or forge other lines.
+    """
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode() for character in text
+    )

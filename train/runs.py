@@ -1,9 +1,9 @@
 """A run folder: its files, and the claim of one training on it.
 
-``config.json`` (the full config), ``environment.json`` (versions, devices, number of training images),
-``metrics.jsonl`` (one line per logged step), ``events*`` (the same for TensorBoard), ``checkpoints/``,
-``evaluation.json``, ``.csv`` and ``.md``, ``curve.csv``, ``certified.json`` and ``.md``, pictures; ``.lock``, held by
-the training.
+``config.json`` (the full config), ``environment.json`` (versions, devices, settings; number and fingerprint of the
+training images), ``metrics.jsonl`` (one line per logged step), ``events*`` (the same for TensorBoard),
+``checkpoints/``, ``evaluation.json``, ``.csv`` and ``.md``, ``curve.csv``, ``certified.json`` and ``.md``, pictures;
+``.lock``, held by the training.
 """
 
 from __future__ import annotations
@@ -103,9 +103,13 @@ def claim(folder: Path, config: Config, *, resume: bool) -> tuple[Run, list[str]
     if run.config.exists():
         if not resume:
             raise RunError(f"{folder} already holds a run: --resume continues it, --run-dir chooses another folder")
-        changed = options.differences(load_config(folder), config)
+        before = load_config(folder)
+        changed = options.differences(before, config)
         if changed.fixed:
-            raise RunError(f"{folder} was trained with another config (stored, current): {'; '.join(changed.fixed)}")
+            raise RunError(
+                f"{folder} was trained with another config (stored, current): {'; '.join(changed.fixed)}"
+                f"{_what_would_work(before, config)}"
+            )
         stored = environment.read(run.environment)
         return run, changed.free + environment.differences(stored, environment.describe())
     # A process killed before or while it wrote the config leaves its lock and a temporary file.
@@ -113,6 +117,20 @@ def claim(folder: Path, config: Config, *, resume: bool) -> tuple[Run, list[str]
     if folder.exists() and not all(path.name.startswith(ours) for path in folder.iterdir()):
         raise RunError(f"{folder} is not empty and holds no run: choose another --run-dir")
     return run, []
+
+
+def _what_would_work(stored: Config, current: Config) -> str:
+    """The end of the error for a run whose number of epochs may not become another."""
+    if current.epochs == stored.epochs:
+        return ""
+    if current.epochs < stored.epochs:
+        return f"; --epochs may only grow: leave it at {stored.epochs}, or choose another --run-dir"
+    if stored.schedule.ends:
+        return (
+            f"; --epochs may grow under --schedule constant or step, but {stored.schedule.name} ends with the last "
+            f"epoch: train {current.epochs} epochs in another --run-dir"
+        )
+    return ""
 
 
 def hold(folder: Path, config: Config, *, resume: bool) -> tuple[Run, list[str]]:
@@ -212,18 +230,35 @@ def _link_error(path: Path) -> RunError:
     return RunError(f"{path} is a link, and a training writes only into its run folder: put what it points to here")
 
 
-def check_data(run: Run, training_images: int) -> None:
-    """Raises `RunError` if the run began with another number of images: its order and schedule would differ."""
-    stored = environment.read(run.environment).get("training_images", training_images)
-    if stored != training_images:
+def check_data(run: Run, training_images: int, data: str | None = None) -> None:
+    """Makes sure that the run began with these training images: others would be another training.
+
+    Args:
+        run: the run.
+        training_images: their number, on which order and schedule depend.
+        data: a fingerprint of their contents, if there is one.
+
+    Raises:
+        RunError: it began with others.
+    """
+    stored = environment.read(run.environment)
+    before = stored.get("training_images", training_images)
+    if before != training_images:
         raise RunError(
-            f"{run.folder} was trained on {stored!s:.40} images, now there are {training_images}: give it the same "
+            f"{run.folder} was trained on {before!s:.40} images, now there are {training_images}: give it the same "
             "data to continue, or choose another --run-dir"
+        )
+    if data is not None and stored.get("data") not in (None, data):
+        raise RunError(
+            f"{run.folder} was trained on other images than there are now, as many of them: give it the same data to "
+            "continue, or choose another --run-dir"
         )
 
 
-def create(run: Run, config: Config, training_images: int) -> None:
+def create(run: Run, config: Config, training_images: int, data: str | None = None) -> None:
     """Makes a claimed run's folders and writes its config and environment (process 0 for all).
+
+    The arguments are those of `check_data`.
 
     Raises:
         RunError: another process does not see the folder.
@@ -234,7 +269,8 @@ def create(run: Run, config: Config, training_images: int) -> None:
         _check_held(run)
         files.write_text(run.config, options.to_json(config))
         run.checkpoints.mkdir(exist_ok=True)
-        files.write_json(run.environment, {**environment.describe(), "training_images": training_images})
+        facts = {"training_images": training_images, "data": data or environment.read(run.environment).get("data")}
+        files.write_json(run.environment, {**environment.describe(), **facts})
     processes.barrier("the folder is there")
     seen: list[int] = []
     for _ in _every_second(PATIENCE):

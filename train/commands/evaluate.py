@@ -23,7 +23,8 @@ class Evaluate:
     runs: tyro.conf.Positional[tuple[Path, ...]]
     """Run folders, all with the same test images."""
     suite: SuiteName = "released"
-    """released: the multi-step attack of Xia and Li's code (zero start, last iterate).
+    """released: the weak multi-step attack of Xia and Li's code (zero start, last iterate),
+    and then one of 15 steps of which any iterate counts.
     quick, standard, full: more and stronger attacks, any iterate counts.
     spatial: translations by at most the radius, with rotations by at most 10 degrees per pixel of it.
     (Engstrom et al. use a radius of 3 pixels.)"""

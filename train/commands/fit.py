@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, TypeVar
 import tyro
 from annotated_types import Interval
 
+from train import runs
 from train.config import Config
 from train.errors import ConfigError, Preempted
 from train.methods import METHODS
+from train.methods.given import Given
 from train.methods.penalties import RULES
 from train.optimizers import OPTIMIZERS
 from train.options import check, validate
@@ -31,6 +33,11 @@ else:
     )
 
 T = TypeVar("T")
+
+USAGE = """\
+usage: python -m train fit PRESET [options]        `fit PRESET --help` explains every option
+       python -m train fit --resume RUN [options]  continues a run with its own options
+"""
 
 
 @dataclass(frozen=True)
@@ -76,7 +83,8 @@ class Fit:
     """The run folder; by default runs/PRESET."""
     resume: bool = False
     """Continue the run in that folder from its newest intact checkpoint;
-    start it if there is no run or no checkpoint yet."""
+    start it if there is no run or no checkpoint yet.
+    Without a preset, `fit --resume RUN` takes every option from the run."""
     evaluate: bool = True
     """At the end, attack the trained network and write a report and pictures."""
     placement: Annotated[Placement, tyro.conf.arg(name="")] = field(default_factory=Placement)
@@ -85,14 +93,19 @@ class Fit:
 def run(arguments: list[str]) -> int:
     """Trains and, unless told otherwise, evaluates; returns the exit code."""
     if not arguments or arguments[0] in ("-h", "--help"):
-        print("usage: python -m train fit PRESET [options]; `fit PRESET --help` explains every option\n")
+        print(USAGE)
         print(table())
         return 0 if arguments else 2
-    name, *rest = arguments
-    options = parse(name, rest)
+    stored = None
+    if arguments[0].startswith("-"):
+        folder, stored, options = parse_continued(arguments)
+    else:
+        name, *rest = arguments
+        options = parse(name, rest)
+        folder = options.run_dir or Path("runs") / name
     placement = validate(options.placement)
     config = check(options.config)
-    from train import processes, runs
+    from train import processes
     from train.loop import fit
 
     place = (placement.coordinator, placement.num_processes, placement.process_id)
@@ -101,9 +114,17 @@ def run(arguments: list[str]) -> int:
     elif any(value is not None for value in place):
         raise ConfigError("--coordinator, --num-processes and --process-id belong to --distributed")
     processes.check_devices()
-    folder = options.run_dir or Path("runs") / name
+    # A run folder may be somebody else's: nothing is written elsewhere because of what it says.
+    write_data = stored is None or stored.data.data_dir != config.data.data_dir
     with processes.stop_on_sigterm() as stop_requested:
-        fit(config, folder, resume=options.resume, evaluated=options.evaluate, stop_requested=stop_requested)
+        fit(
+            config,
+            folder,
+            resume=options.resume,
+            evaluated=options.evaluate,
+            stop_requested=stop_requested,
+            write_data=write_data,
+        )
         if stop_requested():
             print("stopped: SIGTERM after the last step: training is done, --resume evaluates it", file=sys.stderr)
             return Preempted.exit_code
@@ -124,17 +145,41 @@ def parse(name: str, arguments: list[str]) -> Fit:
         ConfigError: there is no such preset, or `--rule` without a penalty.
     """
     preset = find(name)
-    prog = f"python -m train fit {name}"
-    config = preset.config
+    return _parse(f"fit {name}", preset.summary, preset.config, arguments)
+
+
+def parse_continued(arguments: list[str]) -> tuple[Path, Config, Fit]:
+    """The run folder after `--resume`, its config, and the options of the command line, by default that config's.
+
+    Raises:
+        ConfigError: no folder is named, or the run's method comes from a script.
+        RunError: it holds no run.
+    """
+    at = arguments.index("--resume") + 1 if "--resume" in arguments else len(arguments)
+    if at == len(arguments) or arguments[at].startswith("-"):
+        raise ConfigError("fit needs a preset, or --resume and the folder of a run: fit --resume runs/mnist5k-flow")
+    folder = Path(arguments[at])
+    stored = runs.load_config(folder)
+    if isinstance(stored.method, Given):
+        stored.method.make()
+    rest = arguments[: at - 1] + arguments[at + 1 :]
+    summary = f"Continues {folder}; every option that may change overrides one of its values."
+    options = _parse(f"fit --resume {folder}", summary, stored, rest, run_dir=folder, resume=True)
+    if options.run_dir != folder or not options.resume:
+        raise ConfigError("--resume names the run folder here: leave --run-dir and --no-resume out")
+    return folder, stored, options
+
+
+def _parse(command: str, summary: str, config: Config, arguments: list[str], **defaults: Any) -> Fit:
+    prog = f"python -m train {command}"
     kinds = Kinds(*(options.name for options in (config.method, config.optimizer, config.schedule)))
     chosen, _ = tyro.cli(Kinds, prog=prog, args=arguments, default=kinds, return_unknown_args=True, add_help=False)
-    config = choose(config, chosen)
     return tyro.cli(
         Fit,
         prog=prog,
         args=arguments,
-        default=Fit(config, chosen),
-        description=preset.summary,
+        default=Fit(choose(config, chosen), chosen, **defaults),
+        description=summary,
         config=(tyro.conf.AvoidSubcommands,),
     )
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from train.data.kind import Arrays, Read, Shape, require
 from train.errors import DataError, one_line
+from train.files import open_regular
 
 MAX_PIXELS = 2**25
 """Larger images are refused before they are decompressed: a few bytes can claim gigabytes."""
@@ -124,10 +125,11 @@ def _opened(data: bytes | Path, where: str) -> Iterator[Any]:
     """Opens an image and turns whatever a damaged file raises into a ``DataError``."""
     pil = require("PIL.Image", "pillow", "decoding images")
     try:
-        size = len(data) if isinstance(data, bytes) else data.stat().st_size
-        if size > MAX_BYTES:
-            raise DataError(f"{where}: {size} bytes are over the limit of {MAX_BYTES}; remove the image or reduce it")
-        with pil.open(io.BytesIO(data) if isinstance(data, bytes) else data, formats=FORMATS) as image:
+        if isinstance(data, bytes) and len(data) > MAX_BYTES:
+            raise ValueError(f"larger than {MAX_BYTES} bytes")
+        # A file that was listed may have been replaced since, for example by a pipe, which would block.
+        encoded = io.BytesIO(data) if isinstance(data, bytes) else open_regular(data, limit=MAX_BYTES)
+        with encoded, pil.open(encoded, formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise DataError(
                     f"{where}: {image.width} x {image.height} pixels are over the limit of "

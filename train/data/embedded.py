@@ -9,7 +9,6 @@ import contextlib
 import io
 import os
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +17,7 @@ import numpy as np
 
 from train.data import prepared
 from train.data.kind import Kind, Records, Request, default_data_dir, require
+from train.data.temporary import remove_leftovers, temporary_folder
 from train.errors import DataError, one_line
 
 VERSION = "1.0.0"
@@ -74,7 +74,10 @@ def open_split(request: Request) -> Records:
     Raises:
         DataError: a package is missing, the folder cannot be written, or there is no such split.
     """
-    folder = prepare(request.name, request.data_dir or default_data_dir())
+    data_dir = request.data_dir or default_data_dir()
+    if not (request.write or (data_dir / request.name / VERSION).is_dir()):
+        raise DataError(f"{data_dir}: {request.name} is not there any more; say by --data-dir where it is, or shall be")
+    folder = prepare(request.name, data_dir)
     return prepared.open_folder(request, folder, "remove that folder, and it is prepared again")
 
 
@@ -90,21 +93,22 @@ def prepare(name: str, data_dir: Path) -> Path:
     Raises:
         DataError: the package with the data is missing, or the folder cannot be written.
     """
-    folder = data_dir / name / VERSION
+    folder, prefix = data_dir / name / VERSION, f".preparing-{name}-"
+    remove_leftovers(data_dir, prefix)
     if folder.is_dir():
         return folder
     tfds = require("tensorflow_datasets", "tensorflow-datasets", f"the data set {name}")
     builder = _builder(tfds, name, SETS[name])
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=data_dir, prefix=f".preparing-{name}-") as temporary:
+        with temporary_folder(data_dir, prefix) as temporary:
             with _quiet(tfds):
-                builder(data_dir=temporary, file_format="array_record").download_and_prepare(
+                builder(data_dir=str(temporary), file_format="array_record").download_and_prepare(
                     download_config=tfds.download.DownloadConfig(try_download_gcs=False)
                 )
             folder.parent.mkdir(exist_ok=True)
             with contextlib.suppress(OSError):  # another process was first: checked below
-                os.rename(Path(temporary, name, VERSION), folder)
+                os.rename(temporary / name / VERSION, folder)
     except OSError as error:
         raise DataError(
             f"{data_dir}: {name} cannot be prepared there ({one_line(error)}); choose another data_dir"

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from train.data.decoded import fingerprint
+from train.data.decoded import facts, fingerprint
 from train.data.decoding import decode_image, image_header
 from train.data.kind import Arrays, Kind, Records, Request, Shape, default_data_dir, no_split, user_path
 from train.errors import DataError, one_line
@@ -19,12 +19,11 @@ SPLITS = ("train", "validation", "test")
 
 
 class _File(NamedTuple):
-    """One image: its path below the root, its class, and its size and time, which change with its content."""
+    """One image: its path below the root, its class, and the facts that change with its content."""
 
     path: str
     class_name: str
-    size: int
-    modified: int
+    facts: tuple[int, int, int]
 
 
 def accepts(name: str, data_dir: Path | None) -> bool:
@@ -71,6 +70,7 @@ def open_split(request: Request) -> Records:
         probe=functools.partial(_image_shape, root, every, image_size),
         decode=decode,
         copy=(request.data_dir or default_data_dir()) / "decoded" / copy,
+        files=fingerprint((file.path.partition("/")[2], file.facts[0]) for file in files),
     )
 
 
@@ -97,9 +97,7 @@ def _scan(root: Path, split: str) -> list[_File]:
             _refuse_link(entry)
             if not entry.is_file(follow_symlinks=False):  # reading a pipe would block
                 raise DataError(f"{entry.path}: not a regular file; remove it")
-            facts = entry.stat()
-            path = f"{split}/{class_name}/{entry.name}"
-            files.append(_File(path, class_name, facts.st_size, facts.st_mtime_ns))
+            files.append(_File(f"{split}/{class_name}/{entry.name}", class_name, facts(entry.stat())))
     return files
 
 

@@ -34,6 +34,7 @@ class Request(NamedTuple):
     data_dir: Path | None
     image_size: int | None
     memory_limit: int
+    write: bool = True
 
 
 class Records(NamedTuple):
@@ -47,6 +48,8 @@ class Records(NamedTuple):
             over as many unreadable ones as its argument allows.
         decode: ``(indices, image shape) -> arrays``, in the calling thread.
         copy: the folder for a decoded copy, ``.../SPLIT-OPTIONS-FINGERPRINT``; the fingerprint changes with the files.
+        files: a hash of the files' names and sizes, for `Source.files`; empty where the same examples may lie in other
+            files after they were prepared again.
     """
 
     name: str
@@ -55,6 +58,7 @@ class Records(NamedTuple):
     probe: Callable[[int], Shape]
     decode: Callable[[np.ndarray, Shape], Arrays]
     copy: Path
+    files: str = ""
 
 
 class InMemory(NamedTuple):

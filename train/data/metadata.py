@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from train.errors import DataError, one_line
+from train.files import read_bytes
 
 _MAX_EXAMPLES = 2**28
 _MAX_BYTES = 2**24
@@ -23,7 +24,7 @@ _TEMPLATE = re.compile(r"(\{(DATASET|SPLIT|FILEFORMAT|SHARD_INDEX|NUM_SHARDS|SHA
 
 
 def check_metadata(folder: Path) -> None:
-    """Refuses metadata that name code or paths outside the folder, and symbolic links.
+    """Refuses metadata that name code or paths outside the folder or are too large, and what is no regular file.
 
     Raises:
         DataError: one line with the file and what is wrong in it.
@@ -31,6 +32,10 @@ def check_metadata(folder: Path) -> None:
     for path in folder.iterdir():
         if path.is_symlink():
             raise DataError(f"{path}: a symbolic link; put what it points to in its place")
+        if not path.is_file() and not path.is_dir():  # reading a pipe would block
+            raise DataError(f"{path}: not a regular file; remove it")
+        if path.suffix in (".json", ".txt") and path.stat().st_size > _MAX_BYTES:  # TFDS reads them whole
+            raise DataError(f"{path}: over {_MAX_BYTES} bytes; copy or prepare the set again")
     features = _read_json(folder / "features.json")
     _check_feature(folder / "features.json", features, depth=0)
     info = _read_json(folder / "dataset_info.json")
@@ -52,9 +57,7 @@ def check_shards(folder: Path, split: str, size: int) -> None:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        if path.stat().st_size > _MAX_BYTES:
-            raise ValueError(f"over {_MAX_BYTES} bytes")
-        tree = json.loads(path.read_text(encoding="utf-8"))
+        tree = json.loads(read_bytes(path, limit=_MAX_BYTES).decode("utf-8"))
         if not isinstance(tree, dict):
             raise ValueError("not an object")
     except (OSError, ValueError, RecursionError) as error:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from train.data.decoded import fingerprint
+from train.data.decoded import facts, fingerprint
 from train.data.decoding import MAX_PIXELS, decode_image, image_header
 from train.data.kind import (
     MAX_CLASSES,
@@ -77,8 +77,7 @@ def open_folder(request: Request, folder: Path, remedy: str) -> Records:
         f"{folder}, split {request.split}", remedy, size, examples, (height, width, channels or 3), request.image_size
     )
     files = [*sorted(folder.glob(f"*-{request.split}.*")), folder / "dataset_info.json"]
-    stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    key = fingerprint([channels or 3, *stats])
+    key = fingerprint([channels or 3, *((file.name, *facts(file.stat())) for file in files)])
     return Records(
         name=f"{request.name}, split {request.split}",
         size=size,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -23,6 +25,9 @@ KINDS: tuple[Kind, ...] = (npz.KIND, embedded.KIND, prepared.KIND, folder.KIND)
 MEMORY_LIMIT = 2 << 30
 """Decoded splits of at most this many bytes are kept in one array."""
 
+_SAMPLE_BYTES = 2**28  # all of CIFAR; hashing them takes a fraction of a second
+_SAMPLE_DECODED = 1024  # examples that are decoded for a fingerprint
+
 
 @dataclass(frozen=True)
 class Source:
@@ -37,7 +42,10 @@ class Source:
             caller; `read` never writes to them again, because a dispatched step may still use them.
         unreadable: ``indices int[n] -> bool[n]``: which examples were found unreadable when they were read. `read`
             returns others in their place; evaluation leaves them out.
-        in_memory: whether `read` only copies from memory or a memory-mapped file. Reading ahead is then useless.
+        in_memory: whether `read` only copies from memory. Reading ahead is then useless.
+        files: a hash of the names and sizes of the files that are decoded batch by batch; empty for other sources.
+        fingerprint: a hash of images and labels, which does not depend on where the data are. It covers all of a source
+            in memory of at most 256 MiB; otherwise a sample that is spread over the source, and `files`.
     """
 
     name: str
@@ -47,6 +55,7 @@ class Source:
     read: Read = field(repr=False)
     unreadable: Callable[[np.ndarray], np.ndarray] = field(repr=False)
     in_memory: bool
+    files: str = ""
 
     def __len__(self) -> int:
         return self.size
@@ -54,6 +63,19 @@ class Source:
     @property
     def num_classes(self) -> int:
         return len(self.class_names)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256(f"{self.size} {self.image_shape} {self.num_classes} {self.files}".encode())
+        image_bytes = math.prod(self.image_shape)
+        count = _SAMPLE_BYTES // image_bytes if self.in_memory else _SAMPLE_DECODED
+        sample = np.linspace(0, self.size - 1, min(self.size, max(count, 1)), dtype=np.int64)
+        at_once = max(1, 2**24 // image_bytes)
+        for start in range(0, len(sample), at_once):
+            images, labels = self.read(sample[start : start + at_once])
+            digest.update(images.data)
+            digest.update(labels.data)
+        return digest.hexdigest()[:32]
 
 
 def load(
@@ -65,6 +87,7 @@ def load(
     image_size: int | None = None,
     memory_limit: int = MEMORY_LIMIT,
     max_unreadable: int = 0,
+    write: bool = True,
 ) -> Source:
     """Opens one split of a data set.
 
@@ -76,7 +99,7 @@ def load(
     * an ``.npz`` file with ``images`` and ``labels``, or ``train_images``, ``train_labels``,
       ``test_images`` and ``test_labels``.
 
-    A split that fits into ``memory_limit`` is decoded once and saved as a decoded copy, which later loads memory-map.
+    A split that fits into ``memory_limit`` is decoded once and saved as a decoded copy, which later loads read.
     Larger splits are decoded batch by batch.
 
     Args:
@@ -90,6 +113,8 @@ def load(
         memory_limit: the largest size, in bytes, of a decoded split that is kept in memory.
         max_unreadable: how many unreadable examples are tolerated. Each is named on standard error and replaced by
             another; one more raises.
+        write: whether to prepare embedded sets and write decoded copies; pass False if an untrusted file chose
+            ``data_dir``.
 
     Returns:
         The split as a ``Source``.
@@ -106,9 +131,8 @@ def load(
     if image_size is not None and image_size < 1:
         raise DataError(f"image_size {image_size} is not a number of pixels; give 1 or more")
     cut = bool(holdout) and split in ("train", "validation")
-    request = Request(
-        name, "train" if cut else split, None if data_dir is None else user_path(data_dir), image_size, memory_limit
-    )
+    place = None if data_dir is None else user_path(data_dir)
+    request = Request(name, "train" if cut else split, place, image_size, memory_limit, write)
     source = _open(request, Unreadable(max_unreadable))
     if cut:
         train, validation = hold_out(source, holdout)
@@ -154,20 +178,20 @@ def _open(request: Request, unreadable: Unreadable) -> Source:
     # If none accepts the name, the error of `prepared` says where it looked and what to do.
     opened = next(accepting, prepared.KIND).open(request)
     if isinstance(opened, Records):
-        return _from_records(opened, request.memory_limit, unreadable)
+        return _from_records(opened, request, unreadable)
     return _from_arrays(opened, unreadable)
 
 
-def _from_records(records: Records, memory_limit: int, unreadable: Unreadable) -> Source:
+def _from_records(records: Records, request: Request, unreadable: Unreadable) -> Source:
     """Opens the decoded copy of a split; without one, decodes the split now or, if it is large, batch by batch."""
     name, size, class_names = records.name, records.size, records.class_names
-    arrays = read_copy(records.copy)
-    if arrays is None or len(arrays[1]) != size:
+    arrays = read_copy(records.copy, size, request.memory_limit)
+    if arrays is None:
         with quiet_decoding():
             shape = records.probe(unreadable.limit)
         decode = tolerant(lambda indices: records.decode(indices, shape), unreadable, shape)
-        if size * math.prod(shape) > memory_limit:
-            limit = max(memory_limit, MEMORY_LIMIT)
+        if size * math.prod(shape) > request.memory_limit:
+            limit = max(request.memory_limit, MEMORY_LIMIT)
 
             def read(indices: np.ndarray) -> Arrays:
                 images, labels = decode_batch(decode, indices, shape, limit, name)
@@ -175,10 +199,10 @@ def _from_records(records: Records, memory_limit: int, unreadable: Unreadable) -
                 unreadable.add_wrong_labels(labels, indices, len(class_names), name)
                 return images, labels
 
-            return Source(name, size, shape, class_names, read, unreadable.mask, in_memory=False)
+            return Source(name, size, shape, class_names, read, unreadable.mask, in_memory=False, files=records.files)
         with quiet_decoding():
             arrays = decode_split(decode, size, shape, name)
-        if not len(unreadable):  # a copy does not record which examples were unreadable
+        if request.write and not len(unreadable):  # a copy does not record which examples were unreadable
             write_copy(records.copy, arrays)
     return _from_arrays(InMemory(name, class_names, arrays), unreadable)
 
@@ -188,8 +212,7 @@ def _from_arrays(split: InMemory, unreadable: Unreadable) -> Source:
     unreadable.add_wrong_labels(labels, np.arange(len(labels)), len(class_names), name)
 
     def read(indices: np.ndarray) -> Arrays:
-        # `np.asarray`, because `take` on a memory-mapped array returns `np.memmap`.
-        return np.asarray(np.take(images, indices, axis=0)), np.asarray(np.take(labels, indices))
+        return np.take(images, indices, axis=0), np.take(labels, indices)
 
     height, width, channels = images.shape[1:]
     return Source(name, len(labels), (height, width, channels), class_names, read, unreadable.mask, in_memory=True)

@@ -1,11 +1,12 @@
 """Images of any content: what cannot be decoded is named, and nothing takes memory or runs a program."""
 
+import os
 import struct
 import zlib
 
 import numpy as np
 import pytest
-from data_files import refused, write_folder
+from data_files import refused, write_folder, write_images
 from PIL import Image
 
 from train import data
@@ -53,7 +54,17 @@ def test_a_huge_file_is_not_read(tmp_path, small_memory):
     path = tmp_path / "train" / "cat" / "0.png"
     with path.open("r+b") as file:
         file.truncate(1 << 40)  # sparse
-    refused([str(path), "bytes are over the limit"], tmp_path, data_dir=tmp_path / "cache")
+    refused([str(path), "is larger than 268435456 bytes"], tmp_path, data_dir=tmp_path / "cache")
+
+
+def test_a_pipe_in_the_place_of_a_listed_image_is_not_read(tmp_path):
+    write_images(tmp_path, count=4)
+    source = data.load(str(tmp_path), data_dir=tmp_path / "cache", memory_limit=1)
+    path = tmp_path / "train" / "cat" / "001.png"
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(DataError, match=r"001\.png.*not a regular file"):
+        source.read(np.arange(4))
 
 
 def png_of(width, height):

@@ -1,6 +1,7 @@
 """Untrusted metadata of prepared sets: no code, no path outside the folder, no false size."""
 
 import json
+import os
 import sys
 
 import pytest
@@ -71,3 +72,21 @@ def test_links_in_prepared_sets_are_refused(copied, tmp_path):
     shard.rename(tmp_path / "elsewhere")
     shard.symlink_to(tmp_path / "elsewhere")
     refused([str(shard), "symbolic link"], "digits", data_dir=copied.parents[1])
+
+
+def test_pipes_in_prepared_sets_are_refused(copied):
+    for path in copied.iterdir():
+        if path.is_dir():
+            continue
+        path.rename(copied.parents[1] / "kept")
+        os.mkfifo(path)
+        refused([str(path), "not a regular file"], "digits", data_dir=copied.parents[1])
+        path.unlink()
+        (copied.parents[1] / "kept").rename(path)
+
+
+@pytest.mark.parametrize("name", ["label.labels.txt", "features.json", "dataset_info.json", "image.image.json"])
+def test_prepared_metadata_of_any_size_are_refused_unread(copied, small_memory, name):
+    with (copied / name).open("ab") as file:
+        file.truncate(1 << 40)  # sparse
+    refused([str(copied / name), "over 16777216 bytes"], "digits", data_dir=copied.parents[1])

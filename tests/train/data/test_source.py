@@ -1,12 +1,14 @@
 """`load`: names, splits, memory, held-out examples, labels."""
 
 import json
+import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 from data_files import refused, whole, write_folder
+from PIL import Image
 
 from train import data
 from train.data import DataError, source
@@ -85,3 +87,35 @@ def test_holdout_cuts_the_same_disjoint_part_every_time(numbered, tmp_path):
     for fraction in (0.01, 0.99, 1.0, -0.1):
         with pytest.raises(DataError):
             data.load(path, holdout=fraction)
+
+
+def test_the_fingerprint_changes_with_any_example_and_not_with_the_place(tmp_path):
+    images, labels = np.random.default_rng(0).integers(0, 256, (40, 3, 2, 3), np.uint8), np.arange(40) % 4
+
+    def fingerprint(images, labels, **options):
+        path = tmp_path / f"{len(list(tmp_path.iterdir()))}.npz"
+        np.savez(path, images=images, labels=labels)
+        return data.load(str(path), **options).fingerprint
+
+    expected = fingerprint(images, labels)
+    assert fingerprint(images, labels) == expected
+    other, turned = images.copy(), labels.copy()
+    other[labels == 2] = 255 - other[labels == 2]
+    turned[17] = 0
+    found = [fingerprint(other, labels), fingerprint(images, turned), fingerprint(images[:39], labels[:39])]
+    held = [fingerprint(images, labels, holdout=0.25, split=split) for split in ("train", "validation")]
+    assert len({expected, *found, *held}) == 6
+
+
+def test_the_fingerprint_of_files_that_are_decoded_later_covers_every_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(source, "_SAMPLE_DECODED", 2)
+
+    def fingerprint(folder):
+        return data.load(str(folder), data_dir=tmp_path / "cache", memory_limit=1).fingerprint
+
+    write_folder(tmp_path / "set", sizes=[(9, 9)] * 5)
+    shutil.copytree(tmp_path / "set", tmp_path / "moved")
+    expected = fingerprint(tmp_path / "set")
+    assert fingerprint(tmp_path / "moved") == expected
+    Image.new("RGB", (9, 9)).save(tmp_path / "set" / "train" / "cat" / "2.png")
+    assert fingerprint(tmp_path / "set") != expected
