@@ -85,7 +85,7 @@ def fit(
     task = prepare(config, evaluated=evaluated, method=method, model=model, data=data, write_data=write_data)
     run, changes = runs.hold(folder, config, resume=resume)
     images = task.splits.train
-    contents = getattr(images, "fingerprint", None)
+    contents = images.fingerprint
     runs.check_data(run, len(images), contents)
     restored = checkpoints.resume(run, task.network.shapes, config=config) if resume else None
     runs.create(run, config, len(images), contents)
