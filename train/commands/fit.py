@@ -166,7 +166,7 @@ def parse_continued(arguments: list[str]) -> tuple[Path, Config, Fit]:
     summary = f"Continues {folder}; options override the values stored there, as far as these may change."
     options = _parse(f"fit --resume {folder}", summary, stored, rest, run_dir=folder, resume=True)
     if options.run_dir != folder or not options.resume:
-        raise ConfigError("without a preset, --resume names the run folder: leave out --run-dir and --no-resume")
+        raise ConfigError("--resume names the run folder here, without a preset: leave out --run-dir and --no-resume")
     return folder, stored, options
 
 
