@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -32,11 +32,16 @@ FORMATS = ("PNG", "JPEG", "BMP", "WEBP")
 CHANNEL_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _GRAYSCALE_MODES = {"1", "L", "LA"}
 _EIGHT_BIT_MODES = _GRAYSCALE_MODES | {"P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"}
+# What undoes each EXIF orientation: PIL.Image.Transpose by number, as PIL.ImageOps.exif_transpose has it.
+_TURNS = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}
+_SWAPPING = (2, 4, 5, 6)  # of these, those that exchange height and width
 _CHUNK = 64  # examples a thread decodes at a time: enough to hide the cost of handing them out
 
 
-def decode_image(data: bytes | Path, where: str, *, shape: Shape, image_size: int | None = None) -> np.ndarray:
-    """Decodes one image.
+def decode_image(
+    data: bytes | Path, where: str, *, shape: Shape, image_size: int | None = None, upright: bool = False
+) -> np.ndarray:
+    """Decodes one image. Without an alpha channel in `shape`, transparent images are laid on white, as viewers do.
 
     Args:
         data: the encoded bytes, or the path of the file.
@@ -44,33 +49,41 @@ def decode_image(data: bytes | Path, where: str, *, shape: Shape, image_size: in
         shape: the expected ``(h, w, c)``, ``c`` = 1, 3 or 4. A grayscale image is repeated into colour channels; a
             colour image is never reduced to one channel.
         image_size: resizes to this height and width, in pixels, bilinear; None keeps the size.
+        upright: whether to turn the image as its EXIF orientation says.
 
     Returns:
         ``uint8[h, w, c]``.
 
     Raises:
-        DataError: damaged, too large, of more than 8 bits, of another size, or in colour where ``c`` is 1.
+        DataError: damaged, too large, of more than 8 bits, of another size, in colour where ``c`` is 1, or of one
+            colour but for an alpha channel that is not kept.
     """
     height, width, channels = shape
     with _opened(data, where) as image:
         if channels == 1 and image.mode not in _GRAYSCALE_MODES:
             raise DataError(f"{where}: a colour image (mode {image.mode}) in a grayscale set; convert one or the other")
-        image = image.convert(CHANNEL_MODES[channels])
+        turn = _turn(image) if upright else None
+        image = (image if channels == 4 else _on_white(image, where)).convert(CHANNEL_MODES[channels])
+        if turn is not None:
+            image = image.transpose(turn)
         if image_size is not None and image.size != (image_size, image_size):
             image = image.resize((image_size, image_size), resample=2)  # PIL's BILINEAR
         if image.size != (width, height):
             raise DataError(
                 f"{where}: {image.height} x {image.width} pixels (height x width), the first image has {height} x "
-                f"{width}; give an image size to resize to"
+                f"{width}; --data.image-size resizes them all"
             )
         pixels = np.asarray(image)
     return pixels.reshape(shape)
 
 
-def image_header(data: bytes | Path, where: str) -> tuple[tuple[int, int], bool]:
-    """Reads ``(height, width)`` and whether the image is grayscale, without decoding it."""
+def image_header(data: bytes | Path, where: str, *, upright: bool = False) -> tuple[tuple[int, int], bool]:
+    """Reads ``(height, width)`` and whether the image is grayscale, without decoding it; `upright` as above."""
     with _opened(data, where) as image:
-        return (image.height, image.width), image.mode in _GRAYSCALE_MODES
+        height, width = image.height, image.width
+        if upright and _turn(image) in _SWAPPING:
+            height, width = width, height
+        return (height, width), image.mode in _GRAYSCALE_MODES
 
 
 def decode_split(decode: Read, size: int, shape: Shape, title: str) -> Arrays:
@@ -130,6 +143,8 @@ def _opened(data: bytes | Path, where: str) -> Iterator[Any]:
         # A file that was listed may have been replaced since, for example by a pipe, which would block.
         encoded = io.BytesIO(data) if isinstance(data, bytes) else open_regular(data, limit=MAX_BYTES)
         with encoded, pil.open(encoded, formats=FORMATS) as image:
+            if image.format == "PNG" and (depth := _png_depth(encoded)) > 8:  # PIL drops half of the bits of colours
+                raise DataError(f"{where}: {depth} bits, not 8 bits a channel; convert the image")
             if image.width * image.height > MAX_PIXELS:
                 raise DataError(
                     f"{where}: {image.width} x {image.height} pixels are over the limit of "
@@ -150,6 +165,44 @@ def _opened(data: bytes | Path, where: str) -> Iterator[Any]:
         ) from error
     except Exception as error:  # PIL's plugins raise nearly anything on damaged bytes
         raise DataError(f"{where}: the image cannot be decoded ({one_line(error)}); replace or remove it") from error
+
+
+def _png_depth(file: BinaryIO) -> int:
+    """Bits of a channel, from the header at the start of a PNG file."""
+    place = file.tell()
+    file.seek(24)
+    depth = file.read(1)[0]
+    file.seek(place)
+    return depth
+
+
+def _turn(image: Any) -> int | None:
+    """What makes an image upright, before it is decoded; a damaged EXIF block says nothing."""
+    if image.format == "PNG" and "exif" not in image.info:  # PIL would decode the image to look behind it
+        return None
+    try:
+        return _TURNS.get(image.getexif().get(0x0112))
+    except Exception:  # PIL raises nearly anything on damaged bytes
+        return None
+
+
+def _on_white(image: Any, where: str) -> Any:
+    """Lays a transparent image on white: what its transparent pixels hide may be any colour, mostly black.
+
+    Raises:
+        DataError: then it is of one colour, although its transparency has a shape.
+    """
+    if not image.has_transparency_data:
+        return image
+    image = image.convert("RGBA")
+    low, high = image.getchannel("A").getextrema()
+    if low == 255:
+        return image
+    pil = require("PIL.Image", "pillow", "decoding images")
+    flat = pil.alpha_composite(pil.new("RGBA", image.size, "white"), image)
+    if low != high and all(least == most for least, most in flat.getextrema()):
+        raise DataError(f"{where}: a white shape on a transparent ground; save it on a ground of another colour")
+    return flat
 
 
 def _num_threads() -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import unicodedata
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,11 +12,23 @@ import numpy as np
 
 from train.data.decoded import facts, fingerprint
 from train.data.decoding import decode_image, image_header
-from train.data.kind import Arrays, Kind, Records, Request, Shape, default_data_dir, no_split, user_path
+from train.data.kind import (
+    SPLIT_NAMES,
+    Arrays,
+    Kind,
+    Records,
+    Request,
+    Shape,
+    default_data_dir,
+    no_split,
+    say_once,
+    stored_split,
+    user_path,
+)
 from train.errors import DataError, one_line
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
-SPLITS = ("train", "validation", "test")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+_MARKS = ("train", "validation", "val", "valid", "test")  # not dev, or the root of the file system were a data set
 
 
 class _File(NamedTuple):
@@ -43,10 +56,7 @@ def open_split(request: Request) -> Records:
     root, split, image_size = user_path(request.name.removeprefix("folder:")), request.split, request.image_size
     if not _has_splits(root):
         raise DataError(f"{root}: no image folder; it needs train/CLASS/ and test/CLASS/ with images")
-    try:
-        splits = {name: _scan(root, name) for name in SPLITS if (root / name).is_dir()}
-    except OSError as error:
-        raise DataError(f"{root}: cannot be listed ({one_line(error)})") from error
+    splits = _scan(root)
     files = splits.get(split, [])
     if not files:
         raise no_split(root, split, [name for name, found in splits.items() if found])
@@ -57,7 +67,7 @@ def open_split(request: Request) -> Records:
 
     def decode(indices: np.ndarray, shape: Shape) -> Arrays:
         paths = [root / files[index].path for index in indices]
-        images = [decode_image(path, str(path), shape=shape, image_size=image_size) for path in paths]
+        images = [decode_image(path, str(path), shape=shape, image_size=image_size, upright=True) for path in paths]
         return np.stack(images), labels[indices]
 
     key = fingerprint([str(root.resolve()), split, *every])
@@ -70,7 +80,7 @@ def open_split(request: Request) -> Records:
         probe=functools.partial(_image_shape, root, every, image_size),
         decode=decode,
         copy=(request.data_dir or default_data_dir()) / "decoded" / copy,
-        files=fingerprint((file.path.partition("/")[2], file.facts[0]) for file in files),
+        files=fingerprint((file.class_name, os.path.basename(file.path), file.facts[0]) for file in files),
     )
 
 
@@ -78,27 +88,67 @@ KIND = Kind(accepts, open_split)
 
 
 def _has_splits(root: Path) -> bool:
-    return any((root / split).is_dir() for split in SPLITS)
+    return any((root / split).is_dir() for split in _MARKS)
 
 
-def _scan(root: Path, split: str) -> list[_File]:
-    """Lists a split's images by class and name; ignores hidden files and those that are no images."""
-    files = []
-    with os.scandir(root) as entries:
-        _refuse_link(next(entry for entry in entries if entry.name == split))
-    with os.scandir(root / split) as entries:
-        folders = [entry for entry in entries if entry.is_dir() and _visible(entry)]
-    for folder in sorted(folders, key=lambda entry: entry.name):
+def _scan(root: Path) -> dict[str, list[_File]]:
+    """Lists the images of every split, and says once what is left out; hidden files are ignored.
+
+    Raises:
+        DataError: a folder cannot be listed, or contains links or what is no file.
+    """
+    left_out: dict[str, list[str]] = {}
+    try:
+        folders = {entry.name: entry for entry in _entries(root) if entry.is_dir()}
+        stored = {split: stored_split(root, split, folders) for split in SPLIT_NAMES}
+        splits = {}
+        for split, name in stored.items():
+            if name is not None:
+                _refuse_link(folders.pop(name))
+                splits[split] = _scan_split(root, name, left_out)
+    except OSError as error:
+        raise DataError(f"{root}: cannot be listed ({one_line(error)})") from error
+    left_out["folders that are no split"] = [name for name in folders if name != "decoded"]
+    found = [
+        f"{len(names)} {kind} ({names[0]}{', ...' * (len(names) > 1)})" for kind, names in left_out.items() if names
+    ]
+    if found:
+        say_once(f"{root}: not read: {'; '.join(found)}; images are SPLIT/CLASS/*{'|'.join(SUFFIXES)}")
+    return splits
+
+
+def _scan_split(root: Path, split: str, left_out: dict[str, list[str]]) -> list[_File]:
+    """Lists a split's images by class and name, and adds what is left out to lists by kind."""
+
+    def leave_out(kind: str, entry: os.DirEntry[str]) -> None:
+        left_out.setdefault(kind, []).append(os.path.relpath(entry.path, root))
+
+    files: list[_File] = []
+    for folder in _entries(root / split):
+        if not folder.is_dir():
+            leave_out("files outside of a class", folder)
+            continue
         _refuse_link(folder)
-        class_name = folder.name
-        with os.scandir(root / split / class_name) as entries:
-            images = [entry for entry in entries if _visible(entry) and _is_image(entry.name)]
-        for entry in sorted(images, key=lambda entry: entry.name):
+        # The same letters may be stored as one character or as a letter and its accent.
+        class_name = unicodedata.normalize("NFC", folder.name)
+        count = len(files)
+        for entry in _entries(folder.path):
+            if not _is_image(entry.name):
+                leave_out("folders inside a class" if entry.is_dir() else "files of other formats", entry)
+                continue
             _refuse_link(entry)
             if not entry.is_file(follow_symlinks=False):  # reading a pipe would block
                 raise DataError(f"{entry.path}: not a regular file; remove it")
-            files.append(_File(f"{split}/{class_name}/{entry.name}", class_name, facts(entry.stat())))
-    return files
+            files.append(_File(f"{split}/{folder.name}/{entry.name}", class_name, facts(entry.stat())))
+        if len(files) == count:
+            leave_out("classes without images", folder)
+    return sorted(files, key=lambda file: (file.class_name, file.path))
+
+
+def _entries(folder: str | Path) -> list[os.DirEntry[str]]:
+    """What is in a folder and not hidden, by name."""
+    with os.scandir(folder) as entries:
+        return sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
 
 
 def _class_names(root: Path, splits: dict[str, list[_File]]) -> tuple[str, ...]:
@@ -107,7 +157,8 @@ def _class_names(root: Path, splits: dict[str, list[_File]]) -> tuple[str, ...]:
     known = classes.get("train") or set().union(*classes.values())
     for split, names in classes.items():
         if extra := sorted(names - known):
-            raise DataError(f"{root / split / extra[0]}: this class is not in train; move it")
+            example = next(file.path for file in splits[split] if file.class_name == extra[0])
+            raise DataError(f"{(root / example).parent}: this class is not in train; move it")
     return tuple(sorted(known))
 
 
@@ -116,7 +167,7 @@ def _image_shape(root: Path, files: list[_File], image_size: int | None, max_unr
     sizes, grayscale = [], True
     for file in files:
         try:
-            size, is_gray = image_header(root / file.path, str(root / file.path))
+            size, is_gray = image_header(root / file.path, str(root / file.path), upright=True)
         except DataError:  # Decoding names and counts it, for its own split; here are the files of all splits.
             if not max_unreadable:
                 raise
@@ -135,10 +186,6 @@ def _refuse_link(entry: os.DirEntry[str]) -> None:
     """A data set must not read outside its folder, nor read a file twice under two labels."""
     if entry.is_symlink():
         raise DataError(f"{entry.path}: a symbolic link; put what it points to in its place")
-
-
-def _visible(entry: os.DirEntry[str]) -> bool:
-    return not entry.name.startswith(".")
 
 
 def _is_image(name: str) -> bool:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
 import re
-from collections.abc import Callable, Iterable
+import sys
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from train.errors import DataError, NoSplit, one_line
+from train.errors import DataError, NoSplit, one_line, printable
 
 Arrays = tuple[np.ndarray, np.ndarray]
 """``(images uint8[n, h, w, c], labels int32[n])``."""
@@ -21,6 +23,9 @@ Read = Callable[[np.ndarray], Arrays]
 
 Shape = tuple[int, int, int]
 """``(h, w, c)`` of an image."""
+
+SPLIT_NAMES = {"train": ("train",), "validation": ("validation", "val", "valid", "dev"), "test": ("test",)}
+"""What data sets call each split."""
 
 MAX_CLASSES = 2**16
 """More than any data set has. Without a limit, one number in an untrusted file could claim billions."""
@@ -86,6 +91,24 @@ def no_split(where: Path, split: str, usable: Iterable[str]) -> NoSplit:
     cut = "; or cut one off train with holdout" if split == "validation" else ""
     found = ", ".join(usable) or "none"
     return NoSplit(f"{where}: no examples in a split {split!r}; use one that has: {found}{cut}")
+
+
+def stored_split(where: Path, split: str, names: Collection[str]) -> str | None:
+    """The one of the names that means a split; None where there is none.
+
+    Raises:
+        DataError: there are several.
+    """
+    found = [name for name in SPLIT_NAMES.get(split, (split,)) if name in names]
+    if len(found) > 1:
+        raise DataError(f"{where}: {' and '.join(found)} both mean the {split} split; rename or remove one")
+    return found[0] if found else None
+
+
+@functools.cache
+def say_once(message: str) -> None:
+    """Prints a line on standard error, the first time only: every split of a set would say it again."""
+    print(printable(message), file=sys.stderr)
 
 
 def default_data_dir() -> Path:

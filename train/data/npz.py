@@ -15,12 +15,19 @@ from typing import IO, NamedTuple
 
 import numpy as np
 
-from train.data.kind import MAX_CLASSES, InMemory, Kind, Request, user_path
+from train.data.kind import MAX_CLASSES, SPLIT_NAMES, InMemory, Kind, Request, user_path
 from train.errors import DataError, NoSplit, one_line
 
-_SPLITS = ("train", "validation", "test")
-_NAMES = ("images", "labels", "class_names", *(f"{split}_{kind}" for split in _SPLITS for kind in ("images", "labels")))
-_KEYS = "images and labels, or train_images, train_labels, test_images and test_labels"
+_KEYS: dict[str, list[tuple[str, str]]] = {
+    split: [pair for name in names for pair in ((f"{name}_images", f"{name}_labels"), (f"x_{name}", f"y_{name}"))]
+    for split, names in SPLIT_NAMES.items()
+}
+"""What files call the images and labels of each split."""
+
+_KEYS["train"].append(("images", "labels"))
+_LABELS = {labels for pairs in _KEYS.values() for _, labels in pairs}
+_NAMES = {name for pairs in _KEYS.values() for pair in pairs for name in pair} | {"class_names"}
+_EXPECTED = "images and labels, or train_images, train_labels, test_images and test_labels, or x_train, y_train, ..."
 _MAX_READ = 2**22  # bytes of zip directory, ten thousands of members; data comes in smaller pieces
 _MAX_HEADER = 2**16
 _MAX_NAMES = 2**24
@@ -56,9 +63,10 @@ def accepts(name: str, data_dir: Path | None) -> bool:
 def open_split(request: Request) -> InMemory:
     """Reads one split of an ``.npz`` file.
 
-    ``images`` and ``labels`` without a prefix are the ``train`` split. An optional
+    The keys are ``train_images`` and ``train_labels``, or ``x_train`` and ``y_train``, likewise for ``test`` and
+    ``validation``, ``val``, ``valid`` or ``dev``; ``images`` and ``labels`` are the ``train`` split. An optional
     ``class_names`` array of strings names the classes; without it there are as many as the
-    largest training label says.
+    largest training label says. Labels may have the shape ``[n, 1]``.
 
     Raises:
         DataError: damaged, of objects, with wrong keys, shapes or dtypes, too large or empty.
@@ -72,6 +80,7 @@ def open_split(request: Request) -> InMemory:
             keys = _keys(path, archive, members, request.split)
             _check(path, members, keys, request.memory_limit)
             images, labels = (_read(archive, members[key]) for key in keys)
+            labels = labels.reshape(-1)
             class_names = _class_names(path, archive, members, keys[1])
     except DataError:
         raise
@@ -141,13 +150,14 @@ def _read(archive: zipfile.ZipFile, member: _Member) -> np.ndarray:
 
 def _keys(path: Path, archive: zipfile.ZipFile, members: dict[str, _Member], split: str) -> tuple[str, str]:
     """The names of a split's two arrays."""
-    prefixed = (f"{split}_images", f"{split}_labels")
-    plain = ("images", "labels")
-    for keys in [prefixed, plain] if split == "train" else [prefixed]:
-        if all(key in members for key in keys):
-            return keys
+    found = [keys for keys in _KEYS.get(split, []) if all(key in members for key in keys)]
+    if len(found) > 1:
+        both = " and ".join(images for images, _ in found)
+        raise DataError(f"{path}: {both} both mean the {split} split; leave one out")
+    if found:
+        return found[0]
     names = sorted(name.removesuffix(".npy")[:40] for name in archive.namelist()[:10])
-    raise NoSplit(f"{path}: no split {split!r} in the keys {', '.join(names) or 'none'}; expected {_KEYS}")
+    raise NoSplit(f"{path}: no split {split!r} in the keys {', '.join(names) or 'none'}; expected {_EXPECTED}")
 
 
 def _check(path: Path, members: dict[str, _Member], keys: tuple[str, str], memory_limit: int) -> None:
@@ -164,11 +174,11 @@ def _check(path: Path, members: dict[str, _Member], keys: tuple[str, str], memor
     if not math.prod(shape):
         raise DataError(f"{where}: shape {shape} is empty; add examples")
     for name, member in members.items():
-        if name.endswith("labels") and (member.dtype.kind not in "iu" or len(member.shape) != 1):
+        if name in _LABELS and (member.dtype.kind not in "iu" or member.shape[1:] not in ((), (1,))):
             raise DataError(f"{path}, {name}: {member.dtype} of shape {member.shape}, expected integers, one an image")
-    if labels.shape != shape[:1]:
+    if labels.shape[:1] != shape[:1]:
         raise DataError(f"{path}, {keys[1]}: shape {labels.shape}, expected {shape[:1]}, one an image")
-    needed = images.bytes + sum(member.bytes for name, member in members.items() if name.endswith("labels"))
+    needed = images.bytes + sum(member.bytes for name, member in members.items() if name in _LABELS)
     if needed > memory_limit:
         raise DataError(
             f"{where}: {needed} bytes with labels are over the limit of {memory_limit}; store the images as files in a "
@@ -185,7 +195,8 @@ def _class_names(path: Path, archive: zipfile.ZipFile, members: dict[str, _Membe
         names = tuple(_read(archive, member).tolist())
         count, key = len(names), "class_names"
     else:
-        key = next(key for key in ("train_labels", "labels", labels_key) if key in members)
+        train = [labels for _, labels in _KEYS["train"]]
+        key = next(key for key in (*train, labels_key) if key in members)
         count = max(int(_read(archive, members[key]).max(initial=0)), 0) + 1
         names = tuple(str(label) for label in range(min(count, MAX_CLASSES)))
     if count > MAX_CLASSES:

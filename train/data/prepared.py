@@ -22,6 +22,7 @@ from train.data.kind import (
     default_data_dir,
     no_split,
     require,
+    stored_split,
     user_path,
 )
 from train.data.metadata import check_metadata, check_shards
@@ -71,12 +72,12 @@ def open_folder(request: Request, folder: Path, remedy: str) -> Records:
     Raises:
         DataError: damaged, of the wrong kind, or without that split.
     """
-    size, features, examples = _open_examples(request, folder, remedy)
+    stored, size, features, examples = _open_examples(request, folder, remedy)
     height, width, channels = features["image"].shape
     split = _Split(
         f"{folder}, split {request.split}", remedy, size, examples, (height, width, channels or 3), request.image_size
     )
-    files = [*sorted(folder.glob(f"*-{request.split}.*")), folder / "dataset_info.json"]
+    files = [*sorted(folder.glob(f"*-{stored}.*")), folder / "dataset_info.json"]
     key = fingerprint([channels or 3, *((file.name, *facts(file.stat())) for file in files)])
     return Records(
         name=f"{request.name}, split {request.split}",
@@ -146,8 +147,8 @@ class _Split:
         return images, np.clip(labels, -1, MAX_CLASSES).astype(np.int32)
 
 
-def _open_examples(request: Request, folder: Path, remedy: str) -> tuple[int, Any, Any]:
-    """The number of examples, the features, and random access to the examples with encoded images."""
+def _open_examples(request: Request, folder: Path, remedy: str) -> tuple[str, int, Any, Any]:
+    """The split's name in the set, the number of examples, the features, and random access to encoded examples."""
     tfds = require("tensorflow_datasets", "tensorflow-datasets", f"the data set {request.name}")
     check_metadata(folder)
     try:
@@ -156,17 +157,19 @@ def _open_examples(request: Request, folder: Path, remedy: str) -> tuple[int, An
     except Exception as error:  # the reader raises many kinds on damaged metadata
         raise DataError(f"{folder}: not a TFDS set ({one_line(error)}); {remedy}") from error
     sizes = {key: value.num_examples for key, value in splits.items()}
-    if not sizes.get(request.split):
-        raise no_split(folder, request.split, [key for key, size in sizes.items() if size])
+    usable = [key for key, size in sizes.items() if size]
+    stored = stored_split(folder, request.split, usable)
+    if stored is None:
+        raise no_split(folder, request.split, usable)
     _check_features(tfds, folder, features)
-    check_shards(folder, request.split, sizes[request.split])
+    check_shards(folder, stored, sizes[stored])
     # Only the label is decoded here: other images and compressed tensors may be anything.
     encoded = {key: tfds.decode.SkipDecoding() for key, _ in features.items() if key != "label"}
     try:
-        examples = builder.as_data_source(request.split, decoders=encoded, file_format="array_record")
+        examples = builder.as_data_source(stored, decoders=encoded, file_format="array_record")
     except Exception as error:
         raise DataError(f"{folder}: no random access ({one_line(error)}); {remedy}") from error
-    return sizes[request.split], features, examples
+    return stored, sizes[stored], features, examples
 
 
 def _check_features(tfds: Any, folder: Path, features: Any) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from train.data.decoding import decode_batch, decode_split, quiet_decoding
 from train.data.kind import Arrays, InMemory, Kind, Read, Records, Request, Shape, user_path
 from train.data.order import permutation
 from train.data.unreadable import Unreadable, tolerant, with_substitutes
-from train.errors import DataError
+from train.errors import DataError, printable
 
 KINDS: tuple[Kind, ...] = (npz.KIND, embedded.KIND, prepared.KIND, folder.KIND)
 """The first kind that accepts a name opens it, so a known set takes precedence over a folder of the same name."""
@@ -97,7 +97,9 @@ def load(
     * a TFDS set such as ``"cifar10"``, ``NAME[/CONFIG][:VERSION]``, prepared as array_record;
     * ``"folder:PATH"`` or a folder with ``train|validation|test/<class>/*.png|jpg|jpeg|bmp|webp``;
     * an ``.npz`` file with ``images`` and ``labels``, or ``train_images``, ``train_labels``,
-      ``test_images`` and ``test_labels``.
+      ``test_images`` and ``test_labels``, or ``x_train``, ``y_train``, ``x_test`` and ``y_test``.
+
+    The validation split may also be called ``val``, ``valid`` or ``dev``.
 
     A split that fits into ``memory_limit`` is decoded once and saved as a decoded copy, which later loads read.
     Larger splits are decoded batch by batch.
@@ -184,7 +186,7 @@ def _open(request: Request, unreadable: Unreadable) -> Source:
 
 def _from_records(records: Records, request: Request, unreadable: Unreadable) -> Source:
     """Opens the decoded copy of a split; without one, decodes the split now or, if it is large, batch by batch."""
-    name, size, class_names = records.name, records.size, records.class_names
+    name, size, class_names = printable(records.name), records.size, _printable_all(records.class_names)
     arrays = read_copy(records.copy, size, request.memory_limit)
     if arrays is None:
         with quiet_decoding():
@@ -207,8 +209,12 @@ def _from_records(records: Records, request: Request, unreadable: Unreadable) ->
     return _from_arrays(InMemory(name, class_names, arrays), unreadable)
 
 
+def _printable_all(names: Iterable[str]) -> tuple[str, ...]:
+    return tuple(printable(name) for name in names)
+
+
 def _from_arrays(split: InMemory, unreadable: Unreadable) -> Source:
-    name, class_names, (images, labels) = split
+    name, class_names, (images, labels) = printable(split.name), _printable_all(split.class_names), split.arrays
     unreadable.add_wrong_labels(labels, np.arange(len(labels)), len(class_names), name)
 
     def read(indices: np.ndarray) -> Arrays:

@@ -1,12 +1,15 @@
 """Image folders."""
 
 import os
+import unicodedata
 
 import numpy as np
 import pytest
-from data_files import SPLITS, refused, whole, write_folder
+from data_files import SPLITS, indices_of, refused, whole, write_folder, write_images
+from PIL import Image
 
 from train import data
+from train.data import DataError
 
 
 @pytest.mark.parametrize(("mode", "channels"), [("L", 1), ("RGB", 3)])
@@ -34,7 +37,7 @@ def test_with_grey_and_colour_is_colour_in_every_split(tmp_path):
 
 def test_sizes_must_agree_or_be_resized(tmp_path):
     write_folder(tmp_path, sizes=[(4, 5), (6, 5)])
-    refused(["1.png", "6 x 5", "4 x 5", "image size"], str(tmp_path), data_dir=tmp_path)
+    refused(["1.png", "6 x 5", "4 x 5", "--data.image-size"], str(tmp_path), data_dir=tmp_path)
     source = data.load(str(tmp_path), data_dir=tmp_path, image_size=7)
     assert whole(source)[0].shape == (4, 7, 7, 3)
 
@@ -57,3 +60,80 @@ def test_links_and_pipes_are_refused(tmp_path, place):
     if place.endswith("png"):
         os.mkfifo(link)
         refused([str(link), "not a regular file"], str(tmp_path / "set"), data_dir=tmp_path)
+
+
+@pytest.mark.parametrize("name", ["val", "valid", "dev", "validation"])
+def test_the_set_s_own_validation_images_are_found(tmp_path, name):
+    write_images(tmp_path, count=4)
+    write_images(tmp_path, count=6, split=name)
+    source = data.load(str(tmp_path), split="validation", data_dir=tmp_path / "cache")
+    assert indices_of(whole(source)[0]) == list(range(6))
+
+
+def test_two_folders_of_one_split_are_refused(tmp_path):
+    write_folder(tmp_path, splits=("train", "val", "valid"))
+    refused(["val and valid", "validation"], str(tmp_path), data_dir=tmp_path / "cache")
+
+
+def test_what_is_left_out_is_counted_and_named_once(tmp_path, capsys):
+    root = tmp_path / "set"
+    write_folder(root, sizes=[(4, 5)] * 2)
+    for split in ("train", "test"):
+        for number in range(3):
+            (root / split / "xray").mkdir(exist_ok=True)
+            Image.new("RGB", (5, 4)).save(root / split / "xray" / f"{number}.tif")
+        (root / split / "dog" / "2021").mkdir()
+        Image.new("RGB", (5, 4)).save(root / split / "dog" / "2021" / "0.png")
+    Image.new("RGB", (5, 4)).save(root / "train" / "0.png")
+    (root / "train" / ".DS_Store").write_text("hidden")
+    (root / "evaluation").mkdir()
+    for split in ("train", "test", "train"):
+        source = data.load(str(root), split=split, data_dir=tmp_path / "cache")
+        assert (len(source), source.class_names) == (4, ("cat", "dog"))
+    (line,) = capsys.readouterr().err.splitlines()
+    for words in (
+        f"{root}: not read: ",
+        "6 files of other formats (train/xray/0.tif, ...)",
+        "2 folders inside a class (train/dog/2021, ...)",
+        "2 classes without images (train/xray, ...)",
+        "1 files outside of a class (train/0.png)",
+        "1 folders that are no split (evaluation)",
+        ".png|.jpg",
+    ):
+        assert words in line
+
+
+def test_a_plain_folder_says_nothing(tmp_path, capsys):
+    write_folder(tmp_path / "set")
+    data.load(str(tmp_path / "set"), data_dir=tmp_path / "set")
+    data.load(str(tmp_path / "set"), data_dir=tmp_path / "set")
+    assert not capsys.readouterr().err
+
+
+def test_class_names_of_different_unicode_forms_are_one_class(tmp_path):
+    composed, decomposed = (
+        unicodedata.normalize(form, "caf\N{LATIN SMALL LETTER E WITH ACUTE}") for form in ("NFC", "NFD")
+    )
+    write_folder(tmp_path / "a", splits=("train",), classes=(composed, "dog"))
+    write_folder(tmp_path / "a", splits=("test",), classes=(decomposed, "dog"))
+    source = data.load(str(tmp_path / "a"), split="test", data_dir=tmp_path)
+    assert (source.class_names, whole(source)[1].tolist()) == ((composed, "dog"), [0, 1])
+    write_folder(tmp_path / "b", classes=(composed, "dog", decomposed))
+    source = data.load(str(tmp_path / "b"), data_dir=tmp_path)
+    assert (source.class_names, whole(source)[1].tolist()) == ((composed, "dog"), [0, 0, 1])
+
+
+@pytest.mark.parametrize("letters", ["\n", "\x1b]0;title\x07", "\x1b[2J", "\u202e", "\udc80", "\r"])
+def test_names_never_reach_the_terminal_raw(tmp_path, capsys, letters):
+    root = tmp_path / f"set{letters}x"
+    write_images(root, count=4, damaged=(1,))
+    (root / "train" / "cat" / f"{letters}.tif").write_bytes(b"")
+    (root / "train" / "cat").rename(root / "train" / f"cat{letters}")
+    for folder in (root, tmp_path / f"no{letters}"):
+        with pytest.raises(DataError) as caught:
+            data.load(f"folder:{folder}", data_dir=tmp_path / "cache")
+        assert str(caught.value).isprintable()
+    source = data.load(f"folder:{root}", data_dir=tmp_path / "cache", max_unreadable=1)
+    printed = capsys.readouterr().err.splitlines()
+    assert len(printed) == 2
+    assert all(text.isprintable() for text in (*printed, source.name, *source.class_names))

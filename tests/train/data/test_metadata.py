@@ -4,8 +4,11 @@ import json
 import os
 import sys
 
+import numpy as np
 import pytest
-from data_files import refused
+from data_files import refused, whole
+
+from train import data
 
 
 def test_features_that_name_a_module_do_not_import_it(copied, tmp_path, monkeypatch):
@@ -65,6 +68,21 @@ def test_prepared_metadata_of_any_shape_is_refused(copied, name):
     for content in (b"[" * 100_000, b"\xff\xfe", b"[]", b"{}", b'{"splits": 3, "name": []}', b"9" * 5000):
         (copied / name).write_bytes(content)
         refused(str(copied), "digits", data_dir=copied.parents[1])
+
+
+@pytest.mark.parametrize("name", ["val", "dev"])
+def test_a_prepared_set_may_call_its_validation_split_otherwise(copied, name):
+    expected = whole(data.load("digits", split="test", data_dir=copied.parents[1]))
+    path = copied / "dataset_info.json"
+    info = json.loads(path.read_text())
+    next(split for split in info["splits"] if split["name"] == "test")["name"] = name
+    path.write_text(json.dumps(info))
+    (shard,) = copied.glob("*-test.array_record*")
+    shard.rename(shard.with_name(shard.name.replace("-test.", f"-{name}.")))
+    for found, array in zip(
+        whole(data.load("digits", split="validation", data_dir=copied.parents[1])), expected, strict=True
+    ):
+        np.testing.assert_array_equal(found, array)
 
 
 def test_links_in_prepared_sets_are_refused(copied, tmp_path):

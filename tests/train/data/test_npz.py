@@ -31,9 +31,28 @@ def test_splits_names_and_grayscale(tmp_path):
     assert data.load(path, split="test").class_names == ("a", "b", "c", "d")
 
 
+@pytest.mark.parametrize("keys", ["{}_images {}_labels", "x_{} y_{}"])
+@pytest.mark.parametrize("validation", ["validation", "val", "valid", "dev"])
+def test_other_names_of_keys_and_labels_in_a_column(tmp_path, keys, validation):
+    path = str(tmp_path / "arrays.npz")
+    arrays = {}
+    for number, name in enumerate(("train", validation, "test")):
+        images, labels = keys.replace("{}", name).split()
+        arrays |= {images: IMAGES + np.uint8(number), labels: LABELS[:, None]}
+    np.savez(path, **arrays)
+    for number, split in enumerate(("train", "validation", "test")):
+        source = data.load(path, split=split)
+        found, labels = whole(source)
+        assert (source.num_classes, found.max(), labels.tolist()) == (2, number, LABELS.tolist())
+
+
 @pytest.mark.parametrize(
     ("arrays", "words"),
     [
+        ({"images": IMAGES, "labels": LABELS, "x_train": IMAGES, "y_train": LABELS}, ["x_train and images both"]),
+        ({"images": IMAGES, "labels": np.stack([LABELS, LABELS], 1)}, ["shape (4, 2)"]),
+        ({"images": IMAGES, "labels": LABELS[:3, None]}, ["(3, 1)", "(4,)"]),
+        ({"images": IMAGES, "labels": np.int64(3)}, ["shape ()"]),
         ({"images": IMAGES}, ["labels", "expected"]),
         ({"images": IMAGES / 255, "labels": ZEROS}, ["float64", "uint8"]),
         ({"images": IMAGES.transpose(0, 2, 3, 1)[:, :, :2], "labels": ZEROS}, ["channels go"]),
