@@ -124,7 +124,7 @@ def check(smoothing: Smoothing) -> Smoothing:
     if not all(low < high for low, high in pairwise(radii)):
         raise ConfigError(f"--radii must be increasing, got {' '.join(map(str, radii))}")
     if clopper_pearson_bound(samples, samples, alpha=smoothing.alpha) <= 0.5:
-        raise ConfigError(f"--num-samples {samples} certifies nothing at --alpha {smoothing.alpha}: take more")
+        raise ConfigError(f"--num-samples: {samples} draws certify nothing at --alpha {smoothing.alpha}: take more")
     return replace(smoothing, sigma=sigma)
 
 

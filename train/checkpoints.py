@@ -150,7 +150,7 @@ def _storing(run: runs.Run) -> Iterator[None]:
         raise
     except Exception as error:
         manifests.settle()
-        runs.check_ours(run)  # a folder that vanished or was replaced is the better reason
+        runs.check_ours(run)  # if the folder vanished or was replaced, report that instead
         raise StorageError(
             f"{run.checkpoints}: a checkpoint cannot be written ({one_line(error)}); earlier ones are kept. Free some "
             "space or repair the disk, and --resume continues"

@@ -247,7 +247,7 @@ def evaluator(
         begun = correct if broken is None else correct & ~_mask("broken", broken, count)
         found: tuple[Flag, ...] = ()
         spent = 0
-        if diagnosis:  # before the attacks: a model that fails here must not cost hours of results
+        if diagnosis:  # before the attacks, so that an error here does not cost hours of results
             few, last_key = data.at(np.arange(min(count, 128))), jax.random.fold_in(key, len(attacks_at_radius))
             found, spent = diagnose(
                 setting.logits_fn, few.images, few.labels, radius=radius, key=last_key, batch_size=setting.batch_size
@@ -287,7 +287,7 @@ def _mask(name: str, value: object, count: int) -> HostArray:
 
 
 def _rehearse(setting: Setting, attacks: Sequence[tuple[Attack, Compiled]], key: jax.Array) -> None:
-    """Traces the model and every attack without running them, so that what cannot work ends before the first attack."""
+    """Traces the model and all attacks without running them, so that errors are raised before the first attack."""
     data, size = setting.data, setting.batch_size
     batch = jax.ShapeDtypeStruct((size, *data.images.shape[1:]), data.images.dtype)
     classes = setting.forward.eval_shape(setting.logits_fn, batch).shape[1]

@@ -36,7 +36,7 @@ T = TypeVar("T")
 
 USAGE = """\
 usage: python -m train fit PRESET [options]        `fit PRESET --help` explains every option
-       python -m train fit --resume RUN [options]  continues a run with its own options
+       python -m train fit --resume RUN [options]  continues a run with the options stored in it
 """
 
 
@@ -114,7 +114,7 @@ def run(arguments: list[str]) -> int:
     elif any(value is not None for value in place):
         raise ConfigError("--coordinator, --num-processes and --process-id belong to --distributed")
     processes.check_devices()
-    # A run folder may be somebody else's: nothing is written elsewhere because of what it says.
+    # A run folder may be untrusted, so the data folder that it names is not written to.
     write_data = stored is None or stored.data.data_dir != config.data.data_dir
     with processes.stop_on_sigterm() as stop_requested:
         fit(
@@ -149,7 +149,7 @@ def parse(name: str, arguments: list[str]) -> Fit:
 
 
 def parse_continued(arguments: list[str]) -> tuple[Path, Config, Fit]:
-    """The run folder after `--resume`, its config, and the options of the command line, by default that config's.
+    """The run folder named after `--resume`, its config, and that config with the options of the command line.
 
     Raises:
         ConfigError: no folder is named, or the run's method comes from a script.
@@ -163,10 +163,10 @@ def parse_continued(arguments: list[str]) -> tuple[Path, Config, Fit]:
     if isinstance(stored.method, Given):
         stored.method.make()
     rest = arguments[: at - 1] + arguments[at + 1 :]
-    summary = f"Continues {folder}; every option that may change overrides one of its values."
+    summary = f"Continues {folder}; options override the values stored there, as far as these may change."
     options = _parse(f"fit --resume {folder}", summary, stored, rest, run_dir=folder, resume=True)
     if options.run_dir != folder or not options.resume:
-        raise ConfigError("--resume names the run folder here: leave --run-dir and --no-resume out")
+        raise ConfigError("--resume names the run folder here, without a preset: leave out --run-dir and --no-resume")
     return folder, stored, options
 
 
