@@ -59,8 +59,8 @@ class Options(Networks, Written):
     methods: Several[str] = ("standard", "flow-gradient", "flow-gradient, finite difference")
     """Methods of `cost` without an attack."""
     effort: Annotated[float, Interval(ge=-1, le=1)] = 0.0
-    """The compiler's optimization effort. At -1 compiling takes a quarter of the time; FLOPs and communication come
-    out the same, bytes and memory only roughly."""
+    """The compiler's optimization effort. At -1 compiling takes a quarter of the time;
+    FLOPs and communication come out the same, bytes and memory only roughly."""
     fit: bool = False
     """Also search for the largest batch per chip that the compiler fits into the chip's memory."""
 

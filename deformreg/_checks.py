@@ -2,81 +2,225 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from itertools import pairwise
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+T = TypeVar("T")
+
+
+def described(value: Any) -> str:
+    """Says in a few words what was given: an array's type and shape, a function's name, else a short repr."""
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return f"{value.dtype} of shape {tuple(value.shape)}"
+    if isinstance(value, (tuple, list, dict)):
+        return f"a {type(value).__name__} of {len(value)}"
+    text = f"the function {value.__name__}" if callable(value) and hasattr(value, "__name__") else repr(value)
+    first = text.splitlines()[0] if text else type(value).__name__
+    return first if len(first) <= 60 else f"a {type(value).__name__}"
+
+
+def native(value: Any) -> Any:
+    """Returns an array in the byte order of this machine, the only one that JAX takes; other values unchanged."""
+    if isinstance(value, np.ndarray) and not value.dtype.isnative:
+        return value.astype(value.dtype.newbyteorder("="))
+    return value
+
+
+def array(name: str, value: Any) -> jax.Array:
+    """Returns `value` as an array, or raises."""
+    if isinstance(value, (str, bytes, dict)) or value is None:
+        raise TypeError(f"{name} must be an array, got {described(value)}")
+    try:
+        return jnp.asarray(native(value))
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} must be an array of numbers, got {described(value)}") from None
+
 
 def floating(name: str, value: Any, *, rank: int | None = None, axes: str = "") -> jax.Array:
     """Returns `value` as a floating-point array of the given rank, or raises."""
-    if isinstance(value, (str, bytes)) or value is None:
-        raise TypeError(f"{name} must be an array, got {value!r}")
-    array = jnp.asarray(value)
-    if not jnp.issubdtype(array.dtype, jnp.floating):
+    checked = array(name, value)
+    if not jnp.issubdtype(checked.dtype, jnp.floating):
         raise TypeError(
-            f"{name} must be floating point, got {array.dtype}: convert first, for example {name}.astype(float32) / 255"
+            f"{name} must be floating point, got {checked.dtype}: convert first, for example "
+            f"{name}.astype(float32) / 255"
         )
-    if rank is not None and array.ndim != rank:
-        raise ValueError(f"{name} must have shape {axes}, got {array.shape}")
-    return array
+    if rank is not None and checked.ndim != rank:
+        raise ValueError(f"{name} must have shape {axes}, got {checked.shape}")
+    return checked
 
 
 def images(value: Any, name: str = "images") -> jax.Array:
     """Returns `value` as float[n, h, w, c] with at least one pixel, or raises."""
-    array = floating(name, value, rank=4, axes="[n, h, w, c]")
-    if 0 in array.shape[1:]:
-        raise ValueError(f"{name} must have at least one pixel and channel, got {array.shape}")
-    return array
+    checked = floating(name, value, rank=4, axes="[n, h, w, c]")
+    if 0 in checked.shape[1:]:
+        raise ValueError(f"{name} must have at least one pixel and channel, got {checked.shape}")
+    return checked
 
 
 def images_on_host(value: Any) -> np.ndarray[Any, Any]:
     """Checks a whole data set as `images` does, without copying it to a device, where it might not fit."""
     if not isinstance(value, np.ndarray):
         return np.asarray(images(value))
-    array = np.asarray(value)  # a memory map is a subclass
-    checked = jax.eval_shape(images, array)
-    return array.astype(checked.dtype, copy=False)
+    data = np.asarray(native(value))  # a memory map is a subclass
+    if data.dtype.kind not in "biufcV":  # V: the 16-bit types that NumPy lacks
+        raise TypeError(f"images must be an array of numbers, got {described(data)}")
+    checked = jax.eval_shape(images, data)
+    return data.astype(checked.dtype, copy=False)
 
 
 def flow_for(flow: Any, shape: tuple[int, ...], name: str = "flow") -> jax.Array:
     """Returns `flow` as float[n, h, w, 2] matching images of `shape`, or raises."""
-    array = floating(name, flow)
+    checked = floating(name, flow)
     expected = (*shape[:3], 2)
-    if array.shape != expected:
+    if checked.shape != expected:
         raise ValueError(
-            f"{name} must have shape {expected}, (dy, dx) in pixels for images of shape {shape}, got {array.shape}"
+            f"{name} must have shape {expected}, (dy, dx) in pixels for images of shape {shape}, got {checked.shape}"
         )
-    return array
+    return checked
 
 
 def per_example(value: Any, count: int, name: str = "loss_fn") -> jax.Array:
     """Returns what a loss function returned as float[count], one loss per example, or raises."""
-    array = jnp.asarray(value)
-    if array.shape != (count,):
+    if isinstance(value, (tuple, list)):
+        raise TypeError(f"{name} must return an array, one loss per example, got {described(value)}")
+    losses = array(f"{name}'s result", value)
+    if losses.shape != (count,):
         raise ValueError(
             f"{name} must return one loss per example, shape ({count},), got shape "
-            f"{array.shape}: leave out the mean or sum over the batch"
+            f"{losses.shape}: leave out the mean or sum over the batch"
         )
-    return array
+    return losses
+
+
+def logits(value: Any, count: int, name: str = "logits_fn") -> jax.Array:
+    """Returns what a model returned for `count` images as float[count, classes] with two classes or more, or raises."""
+    wanted = f"{name} must return logits, floating point of shape ({count}, classes)"
+    if isinstance(value, (tuple, list, dict)):
+        raise TypeError(f"{wanted}, got {described(value)}: return the array of logits alone")
+    if value is None or not hasattr(value, "shape"):
+        raise TypeError(f"{wanted}, got {described(value)}")
+    if value.shape in ((count,), (count, 1)):
+        raise ValueError(
+            f"{wanted}, got one per image, shape {value.shape}: for two classes return "
+            "jnp.stack([jnp.zeros_like(logit), logit], axis=1)"
+        )
+    if len(value.shape) != 2 or value.shape[0] != count or value.shape[1] < 2:
+        raise ValueError(f"{wanted}, got shape {tuple(value.shape)}")
+    if not jnp.issubdtype(value.dtype, jnp.floating):
+        raise TypeError(f"{wanted}, got {value.dtype}")
+    return array(name, value)
+
+
+def class_indices(name: str, value: Any, count: int, *, classes: int | None = None) -> jax.Array:
+    """Returns `value` as int[count] in [0, classes), or raises; of traced values only type and shape are checked."""
+    known = not isinstance(value, jax.core.Tracer) and getattr(value, "is_fully_addressable", True)
+    # On the host, before JAX keeps only the lower 32 bits.
+    given = np.asarray(native(value)) if known and not isinstance(value, dict) and value is not None else value
+    if known and getattr(given, "dtype", np.dtype(object)).kind == "O":
+        raise TypeError(f"{name} must be integers of shape ({count},), one class per image, got {described(value)}")
+    if given.shape == (count, 1) or (given.ndim == 2 and given.shape[0] == count):
+        how = "[:, 0]" if given.shape[1] == 1 else ".argmax(axis=1)"
+        raise ValueError(f"{name} must have shape ({count},), one class per image, got {given.shape}: give {name}{how}")
+    if not jnp.issubdtype(given.dtype, jnp.integer):
+        raise TypeError(f"{name} must be integers, got {given.dtype}: give {name}.astype(int)")
+    if given.shape != (count,):
+        raise ValueError(f"{name} must have shape ({count},), one class per image, got {given.shape}")
+    if known:
+        _in_classes(name, given, 2**31 if classes is None else classes)
+    return jnp.asarray(given)
+
+
+def _in_classes(name: str, given: np.ndarray[Any, Any], classes: int) -> None:
+    (bad,) = np.nonzero((given < 0) | (given >= classes))
+    if bad.size == 0:
+        return
+    shifted = ": they count from 1, subtract 1" if given.min() == 1 and given.max() == classes else ""
+    raise ValueError(f"{name} must be in [0, {classes}), got {given[bad[0]]} at index {bad[0]}{shifted}")
+
+
+def instance(name: str, value: Any, kind: type[T], example: str) -> T:
+    """Returns `value` if it is of a kind, or raises."""
+    if isinstance(value, kind):
+        return value
+    called = f": call it, {value.__name__}(...)" if callable(value) and hasattr(value, "__name__") else ""
+    raise TypeError(f"{name} must be of type {kind.__name__}, for example {example}, got {described(value)}{called}")
+
+
+def function(name: str, value: Any) -> None:
+    """Raises unless `value` can be called."""
+    if not callable(value):
+        raise TypeError(f"{name} must be a function, got {described(value)}")
+
+
+def key(value: Any, *, count: int | None = None) -> jax.Array:
+    """Returns a JAX random key, of the new kind or of the old one (uint32[2]), or raises.
+
+    With a `count`, an array of that many keys will do.
+    """
+    typed: bool = isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
+    if typed and (value.ndim == 0 or (count is not None and value.shape == (count,))):
+        random_key: jax.Array = value
+        return random_key
+    raw = isinstance(value, (jax.Array, np.ndarray)) and value.dtype == np.uint32 and value.ndim == 1
+    if not typed and raw and len(value) > 1:
+        return jnp.asarray(value)
+    several = "" if count is None else f" (or {count} of them)"
+    raise TypeError(f"key must be a JAX random key{several}, for example jax.random.key(0), got {described(value)}")
+
+
+def image_range(value: Any) -> tuple[float, float]:
+    """Returns `value` as (low, high), or raises."""
+    try:
+        low, high = (float(end) for end in value)
+    except (TypeError, ValueError):
+        raise ValueError(f"image_range must be (low, high), got {described(value)}") from None
+    if not low < high:
+        raise ValueError(f"image_range must be (low, high) with low < high, got {(low, high)}")
+    return low, high
 
 
 def non_negative(name: str, value: Any) -> None:
-    """Raises if a concrete number is negative or NaN; traced values pass."""
-    if isinstance(value, jax.core.Tracer):
-        return
-    if not np.all(np.asarray(value) >= 0):  # inside a trace, jax.numpy would trace the comparison
-        raise ValueError(f"{name} must be at least 0, got {value}")
+    """Raises if a concrete number is negative, infinite or NaN; traced values pass."""
+    _number(name, value, "at least 0", lambda number: number >= 0)
+
+
+def radius(name: str, value: Any) -> None:
+    """Raises unless a concrete radius is one number, finite and at least 0; traced values pass."""
+    non_negative(name, value)
+    if np.ndim(value):
+        raise ValueError(f"{name} must be one number, got {described(value)}")
+
+
+def increasing(name: str, values: Iterable[Any], *, from_zero: bool) -> tuple[float, ...]:
+    """Returns one or more finite numbers that increase, from 0 or from above 0; raises for others."""
+    numbers = tuple(float(value) for value in values)
+    rising = bool(numbers) and all(low < high for low, high in pairwise(numbers))
+    if not rising or not (numbers[0] >= 0 if from_zero else numbers[0] > 0) or not np.isfinite(numbers[-1]):
+        raise ValueError(f"{name} must increase from {'at least' if from_zero else 'above'} 0, got {list(numbers)}")
+    return numbers
 
 
 def positive(name: str, value: Any) -> None:
-    """Raises if a concrete number is not above zero; traced values pass."""
+    """Raises if a concrete number is not above zero, or infinite; traced values pass."""
+    _number(name, value, "above 0", lambda number: number > 0)
+
+
+def _number(name: str, value: Any, wanted: str, holds: Callable[[Any], Any]) -> None:
     if isinstance(value, jax.core.Tracer):
         return
-    if not np.all(np.asarray(value) > 0):
-        raise ValueError(f"{name} must be above 0, got {value}")
+    number = np.asarray(value)  # inside a trace, jax.numpy would trace the comparison
+    if number.dtype.kind not in "iufV":
+        raise TypeError(f"{name} must be a number, got {described(value)}")
+    number = number.astype(np.float64)
+    if not np.all(holds(number)):
+        raise ValueError(f"{name} must be {wanted}, got {value}")
+    if not np.all(np.isfinite(number)):
+        raise ValueError(f"{name} must be finite, got {value}")
 
 
 def count(name: str, value: Any, *, minimum: int = 1) -> int:

@@ -14,13 +14,9 @@ from deformreg import _checks
 
 def _arguments(logits: Array, labels: Array, *, classes: int = 2) -> tuple[Array, Array]:
     logits = _checks.floating("logits", logits, rank=2, axes="[n, classes]")
-    labels = jnp.asarray(labels)
-    if not jnp.issubdtype(labels.dtype, jnp.integer):
-        raise TypeError(f"labels must be integers, got {labels.dtype}")
-    if labels.shape != logits.shape[:1]:
-        raise ValueError(f"labels must have shape {logits.shape[:1]} to match the logits, got {labels.shape}")
     if logits.shape[1] < classes:
         raise ValueError(f"logits must have at least {classes} classes here, got {logits.shape[1]}")
+    labels = _checks.class_indices("labels", labels, logits.shape[0], classes=logits.shape[1])
     return logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), labels
 
 
@@ -49,7 +45,7 @@ def cross_entropy(logits: Float[Array, "n classes"], labels: Int[Array, " n"]) -
 
     Raises:
         TypeError: floating labels or integer logits.
-        ValueError: shapes that do not fit.
+        ValueError: shapes that do not fit, or labels outside the classes.
 
     Example:
         >>> import jax.numpy as jnp
@@ -74,7 +70,7 @@ def margin(logits: Float[Array, "n classes"], labels: Int[Array, " n"]) -> Float
 
     Raises:
         TypeError: floating labels or integer logits.
-        ValueError: shapes that do not fit, or fewer than two classes.
+        ValueError: shapes that do not fit, labels outside the classes, or fewer than two classes.
 
     Example:
         >>> import jax.numpy as jnp
@@ -103,7 +99,7 @@ def difference_of_logits_ratio(logits: Float[Array, "n classes"], labels: Int[Ar
 
     Raises:
         TypeError: floating labels or integer logits.
-        ValueError: shapes that do not fit, or fewer than three classes.
+        ValueError: shapes that do not fit, labels outside the classes, or fewer than three classes.
 
     Example:
         >>> import jax.numpy as jnp
@@ -134,7 +130,7 @@ def targeted_difference_of_logits_ratio(
 
     Raises:
         TypeError: floating labels or integer logits.
-        ValueError: shapes that do not fit, or fewer than four classes.
+        ValueError: shapes that do not fit, labels outside the classes, or fewer than four classes.
 
     Example:
         >>> import jax.numpy as jnp
@@ -147,6 +143,7 @@ def targeted_difference_of_logits_ratio(
         Attacks", ICML 2020, equation 7.
     """
     logits, labels = _arguments(logits, labels, classes=4)
+    targets = _checks.class_indices("targets", targets, logits.shape[0], classes=logits.shape[1])
     gap = _picked(logits, targets) - _picked(logits, labels)
     ordered = jnp.sort(logits, axis=1)
     return gap / (ordered[:, -1] - (ordered[:, -3] + ordered[:, -4]) / 2 + 1e-12)

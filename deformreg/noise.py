@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from deformreg import _checks
 from deformreg._arrays import draw_leaves
+from deformreg._families import family_or_flow
 from deformreg.perturbations import Params, Perturbation, flow
 
 Noise = Callable[[Array, Params], Params]
@@ -95,7 +96,10 @@ def random_start(
         Xia and Li 2021, section 3.
     """
     images = _checks.images(images)
-    perturbation = flow(boundary="zeros") if perturbation is None else perturbation
+    perturbation = flow(boundary="zeros") if perturbation is None else family_or_flow(perturbation)
+    key = _checks.key(key)
+    if image_range is not None:
+        image_range = _checks.image_range(image_range)
     law = noise if callable(noise) else gaussian(noise)
     moved = perturbation.apply(law(key, perturbation.init(images)), images)
     return moved if image_range is None else jnp.clip(moved, *image_range)

@@ -38,7 +38,8 @@ from jaxtyping import Array, Float
 
 from deformreg import _checks
 from deformreg._arrays import scaled
-from deformreg.perturbations import Perturbation, flow, pull_back
+from deformreg._families import check_layout, family_or_flow
+from deformreg.perturbations import Perturbation, pull_back
 
 LossFn = Callable[..., Any]
 """``images -> losses[n]``, or with ``has_aux`` ``images -> (losses[n], aux)``; unreduced."""
@@ -69,6 +70,7 @@ def image_gradients(
         ([2.0, 2.0], [2.0])
     """
     images = _checks.images(images)
+    _checks.function("loss_fn", loss_fn)
     checked = _checked(loss_fn, has_aux)
     if has_aux:
         losses, vjp, aux = jax.vjp(checked, images, has_aux=True)
@@ -154,9 +156,10 @@ def gradient_penalty(
     References:
         Xia and Li 2021, section 3 (with ``flow()``); Ross and Doshi-Velez 2018 (with ``additive()``).
     """
-    perturbation = flow() if perturbation is None else perturbation
+    perturbation, images = family_or_flow(perturbation), _checks.images(images)
+    check_layout(perturbation, images.shape)
     gradients, losses = image_gradients(loss_fn, images, has_aux=has_aux)
-    return squared_norm(pull_back(perturbation, gradients, jnp.asarray(images))), losses
+    return squared_norm(pull_back(perturbation, gradients, images)), losses
 
 
 def finite_difference_penalty(
@@ -203,8 +206,8 @@ def finite_difference_penalty(
         Finlay and Oberman 2019, section 3.2 (they square the difference itself).
     """
     _checks.positive("step_size", step_size)
-    perturbation = flow() if perturbation is None else perturbation
-    images = _checks.images(images)
+    perturbation, images = family_or_flow(perturbation), _checks.images(images)
+    check_layout(perturbation, images.shape)
     hold = jax.lax.stop_gradient
     function, constants = _closed(_checked(loss_fn, has_aux), images)
     gradients, result = image_gradients(lambda x: function(x, hold(constants)), hold(images), has_aux=has_aux)
@@ -305,8 +308,8 @@ def forward_over_reverse_penalty(
     References:
         Pearlmutter, "Fast Exact Multiplication by the Hessian", Neural Computation 6, 1994.
     """
-    perturbation = flow() if perturbation is None else perturbation
-    images = _checks.images(images)
+    perturbation, images = family_or_flow(perturbation), _checks.images(images)
+    check_layout(perturbation, images.shape)
     function, constants = _closed(_checked(loss_fn, has_aux), images)
     gradients, result = _gradients_along_tangent(function, has_aux, images, constants)
     return squared_norm(pull_back(perturbation, gradients, images)), result

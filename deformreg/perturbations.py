@@ -93,6 +93,7 @@ def pull_back(
         [1.0, 3.0, 0.0]
     """
     images = _checks.images(images)
+    perturbation = _checks.instance("perturbation", perturbation, Perturbation, "deformreg.flow()")
     image_gradients = _checks.images(image_gradients, "image_gradients")
     if image_gradients.shape != images.shape:
         raise ValueError(f"image_gradients must have the images' shape {images.shape}, got {image_gradients.shape}")
@@ -122,8 +123,8 @@ def additive(*, image_range: tuple[float, float] | None = None) -> Perturbation:
         >>> family.constrain(jnp.full((1, 1, 1, 1), 0.5), image).item()
         0.25
     """
-    if image_range is not None and not image_range[0] < image_range[1]:
-        raise ValueError(f"image_range must be (low, high) with low < high, got {image_range}")
+    if image_range is not None:
+        image_range = _checks.image_range(image_range)
 
     def constrain(params: Array, images: Array) -> Array:
         if image_range is None:

@@ -21,7 +21,7 @@ import orbax.checkpoint as ocp
 from train import manifests, options, processes, runs
 from train.config import Config
 from train.errors import CheckpointError, ConfigError, Stopped, StorageError, UserError, one_line
-from train.manifests import Damaged, Stored
+from train.manifests import Damaged, Removed, Stored
 
 Tree = Any
 
@@ -44,6 +44,9 @@ class Restored(NamedTuple):
 
 
 # Writing.
+
+_REMOVED = ".removed"
+"""The folder to which steps are renamed before they are deleted."""
 
 
 class _Keep:
@@ -80,7 +83,10 @@ class Writer(NamedTuple):
         Raises:
             StorageError: this checkpoint or the one before cannot be written.
         """
-        runs.check_there(self.run)
+        runs.check_ours(self.run)
+        with _storing(self.run):
+            self.manager.wait_until_finished()
+        _purge(self.run)
         # Copied: the next step may reuse the buffers while the file is being written.
         leaves = {path: np.array(leaf) for path, leaf in manifests.flat(state).items()}
         if accuracy is not None:
@@ -102,11 +108,14 @@ def open_writer(run: runs.Run, config: Config) -> Iterator[Writer]:
     Raises:
         StorageError: the last checkpoint cannot be written, or an earlier manifest cannot be read now.
     """
+    runs.check_ours(run)
+    _purge(run)
     stored = open_all(run.checkpoints).items()
     keep = _Keep({step: one.accuracy for step, one in stored if isinstance(one, Stored) and one.accuracy is not None})
     manager_options = ocp.CheckpointManagerOptions(
         preservation_policy=keep,
         cleanup_tmp_directories=True,
+        todelete_subdir=_REMOVED,  # renamed at once: whoever reads the step meanwhile finds it whole or not at all
         # Where a folder cannot be made, asynchronous creation leaves threads that delay the exit for minutes.
         async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
     )
@@ -123,6 +132,13 @@ def open_writer(run: runs.Run, config: Config) -> Iterator[Writer]:
             raise
         with _storing(run):
             manager.close()
+        _purge(run)
+
+
+def _purge(run: runs.Run) -> None:
+    """Deletes the steps that are kept no longer (process 0 for all)."""
+    if processes.is_lead():
+        shutil.rmtree(run.checkpoints / _REMOVED, ignore_errors=True)
 
 
 @contextmanager
@@ -134,6 +150,7 @@ def _storing(run: runs.Run) -> Iterator[None]:
         raise
     except Exception as error:
         manifests.settle()
+        runs.check_ours(run)  # a folder that vanished or was replaced is the better reason
         raise StorageError(
             f"{run.checkpoints}: a checkpoint cannot be written ({one_line(error)}); earlier ones are kept: free some "
             "space or repair the disk, and --resume continues"
@@ -142,10 +159,15 @@ def _storing(run: runs.Run) -> Iterator[None]:
 
 # Reading.
 
+_TRIES = 20
+"""How often steps are listed anew because a training has removed one of them meanwhile."""
+
 
 def _open(folder: Path, step: int) -> Stored | str:
     try:
         return manifests.open_step(folder, step)
+    except Removed:
+        raise
     except Damaged as error:
         return str(error)
 
@@ -183,11 +205,14 @@ def restore(folder: Path, state: Tree, *, config: Config, select: Literal["last"
         CheckpointError: none is intact, or one belongs to another config or network.
         StorageError: one cannot be read now, so that it is not known whether it is intact.
     """
-    if select == "best":
-        opened = open_all(folder)
-        return _first_intact(folder, ((step, opened[step]) for step in best_first(opened)), state, config)
-    newest_first = reversed(manifests.steps(folder))
-    return _first_intact(folder, ((step, _open(folder, step)) for step in newest_first), state, config)
+    for _ in range(_TRIES):
+        with suppress(Removed):  # by a training under way, which has a newer one now
+            if select == "best":
+                opened = open_all(folder)
+                return _first_intact(folder, ((step, opened[step]) for step in best_first(opened)), state, config)
+            newest_first = reversed(manifests.steps(folder))
+            return _first_intact(folder, ((step, _open(folder, step)) for step in newest_first), state, config)
+    raise CheckpointError(f"{folder}: a training removes steps faster than they can be read: wait for its end")
 
 
 def _first_intact(
@@ -201,6 +226,8 @@ def _first_intact(
         _check_fits(stored, state, config)
         try:
             leaves = stored.read()
+        except Removed:
+            raise
         except Damaged as error:
             skipped[step] = str(error)
             continue
@@ -241,26 +268,31 @@ class _Outcome(enum.IntEnum):
     UNREADABLE = 3
 
 
-def resume(folder: Path, state: Tree, *, config: Config) -> Restored | None:
+def resume(run: runs.Run, state: Tree, *, config: Config) -> Restored | None:
     """Reads in every process the newest checkpoint that process 0 finds intact; None if there is none at all.
 
     Damaged newer ones are renamed to ``damaged-STEP``, since the run will write their steps again.
 
     Raises:
         CheckpointError: there are some but none is intact, or they belong to another config or network.
-        StorageError: the newest cannot be read now; nothing is renamed.
+        StorageError: the newest cannot be read now, or the folder is no longer this training's; nothing is renamed.
     """
+    folder = run.checkpoints
     found: Restored | None = None
     failure: UserError | None = None
     outcome = _Outcome.NOTHING
-    if processes.is_lead() and manifests.steps(folder):
+    if processes.is_lead():
         try:
-            found, outcome = restore(folder, state, config=config), _Outcome.FOUND
+            _check_names(folder)
+            if manifests.steps(folder):
+                found, outcome = restore(folder, state, config=config), _Outcome.FOUND
+                found = found._replace(skipped={**_obstacles(folder), **found.skipped})
         except CheckpointError as error:
             outcome, failure = _Outcome.UNUSABLE, error
         except StorageError as error:
             outcome, failure = _Outcome.UNREADABLE, error
-        else:
+        if found is not None and failure is None:
+            runs.check_ours(run)
             _set_aside(folder, found.skipped)
     outcome = _Outcome(processes.from_lead(outcome))
     if failure is not None:
@@ -275,6 +307,25 @@ def resume(folder: Path, state: Tree, *, config: Config) -> Restored | None:
     return found or _first_intact(folder, [(step, _open(folder, step))], state, config)
 
 
+def _check_names(folder: Path) -> None:
+    """Raises `CheckpointError` for an entry that Orbax would take for a step, but whose name or kind no step has."""
+    steps = {str(step) for step in manifests.steps(folder)}
+    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+        if path.name.isdigit() and path.name not in steps:
+            raise CheckpointError(f"{path} is not the folder of a step: rename it as it was, or move it away")
+
+
+def _obstacles(folder: Path) -> dict[int, str]:
+    """The steps in which something is not a file, which would block Orbax when it begins to write."""
+    found = {}
+    for step in manifests.steps(folder):
+        try:
+            manifests.check_files(folder / str(step))
+        except Damaged as error:
+            found[step] = str(error)
+    return found
+
+
 def _set_aside(folder: Path, damaged: Iterable[int]) -> None:
     for step in damaged:
         aside = folder / f"damaged-{step}"
@@ -283,12 +334,17 @@ def _set_aside(folder: Path, damaged: Iterable[int]) -> None:
 
 
 def verify(folder: Path, config: Config) -> Iterator[tuple[int, str | None]]:
-    """Reads all checkpoints; yields each step with what is wrong with it, None if it is intact."""
+    """Reads all checkpoints; yields each step with what is wrong with it, None if it is intact.
+
+    Those that a training removes meanwhile are left out.
+    """
     for step in manifests.steps(folder):
         try:
             stored = manifests.open_step(folder, step)
             differing = options.differences(stored.config(), config).fixed
             stored.read()
+        except Removed:
+            continue
         except (Damaged, ConfigError, StorageError) as error:
             yield step, str(error)
         else:

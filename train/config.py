@@ -34,13 +34,13 @@ class Data:
     """Which images."""
 
     name: str = "mnist5k"
-    """`mnist5k` or `digits` (embedded), a prepared TFDS set by name (cifar10, ...), `folder:PATH` with
-    train|test/<class>/*, or an .npz file."""
+    """`mnist5k` or `digits` (embedded), a prepared TFDS set by name (cifar10, ...),
+    `folder:PATH` with train|test/<class>/*, or an .npz file."""
     data_dir: Annotated[str | None, tyro.conf.arg(prefix_name=False), FREE] = None
     """Where prepared data sets lie; by default $DEFORMREG_DATA, then the user's cache folder."""
     max_unreadable: Annotated[CountOrNone, FREE] = 0
-    """Examples of a split that may be unreadable before the training stops: each is named and another takes its place
-    in training; evaluation leaves it out. Per process and start."""
+    """Examples of a split that may be unreadable before the training stops:
+    each is named and another takes its place in training; evaluation leaves it out. Per process and start."""
     holdout: Fraction = 0.0
     """Fraction of the training images, in [0, 1), kept aside as validation set."""
     image_size: Annotated[int, Interval(ge=1, le=4096)] | None = None
@@ -60,18 +60,20 @@ class Model:
     width: Annotated[float, Interval(gt=0, le=16)] = 1.0
     """Multiplier of every channel count."""
     norm: Literal["batch", "device-batch", "group"] = "batch"
-    """Normalization: batch normalization with statistics over the whole batch, or over each device's part of it (pmap
-    only), or group normalization."""
+    """Normalization: batch normalization with statistics over the whole batch,
+    or over each device's part of it (pmap only), or group normalization."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the network's arithmetic; parameters and penalty stay float32."""
     remat: Annotated[bool, FREE] = False
-    """Recompute activations in the backward pass: less memory, more time; under a gradient penalty take
-    --rule forward-over-reverse too. For accelerators: on a CPU the compiler merges what is computed twice."""
+    """Recompute activations in the backward pass: less memory, more time;
+    under a gradient penalty take --rule forward-over-reverse too.
+    For accelerators: on a CPU the compiler merges what is computed twice."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The multi-step flow attack that closes a run: zero start, sign steps of radius / steps, last iterate."""
+    """The flow attacks that close a run: the released multi-step attack (zero start, sign steps of radius / steps, last
+    iterate), and one of which any iterate counts."""
 
     radius: Positive = 0.675
     """Largest displacement per component in pixels; 0.675 is 0.05 normalized units at 28x28."""
@@ -99,8 +101,8 @@ class Config:
     batch_size: Annotated[int, Interval(ge=1, le=10**6)] = 128
     """Images per step over all devices."""
     accumulate: Count = 1
-    """Parts into which a step divides its batch, one after the other: less memory, the same loss, penalty and
-    gradient. Batch normalization takes its statistics over one part; group normalization knows no difference."""
+    """Parts into which a step divides its batch, one after the other: less memory, the same loss, penalty and gradient.
+    Batch normalization takes its statistics over one part; group normalization knows no difference."""
     seed: Seed = 0
     """Seed of parameters, order, augmentation and noise."""
     parallel: Annotated[Literal["pmap", "jit"], FREE] = "pmap"
@@ -108,13 +110,13 @@ class Config:
     devices: Annotated[int, Interval(ge=0, le=10**5), FREE] = 0
     """Devices to use; 0 for all."""
     select: Annotated[Literal["last", "best"], FREE] = "last"
-    """Which checkpoint is evaluated: the last, or the one of best clean validation accuracy (the released code's
-    choice). Validation images are those of `--data.holdout`, else the set's own validation split, else the test images,
-    on which that code selects."""
+    """Which checkpoint is evaluated: the last, or the one of best clean accuracy on the validation images.
+    These are the images of `--data.holdout`, else the set's own validation split, else the test images.
+    The released code selects the best on the test images."""
     checkpoint_every: Annotated[CountOrNone, FREE] = 0
     """Steps between checkpoints beside the one at the end of every epoch; 0 for none."""
     log_every: Annotated[Count, FREE] = 20
     """Steps between lines of the metric log; every checkpoint ends a line, too."""
     max_skipped: Annotated[CountOrNone, FREE] = 0
-    """Batches that may be left out because their loss, gradient or parameters are not finite, before the training
-    stops; counted over all starts of the run."""
+    """Batches that may be left out because their loss, gradient or parameters are not finite, over all starts.
+    One more stops the training."""

@@ -16,8 +16,29 @@ Environment = dict[str, Any]
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
 
-_COMPARED = ("python", "packages", "platform", "devices", "processes")
+_COMPARED = ("python", "packages", "platform", "devices", "processes", "processor", "cores", "settings")
 """Entries that may change the last bits of a result."""
+
+_OPTIONS = (
+    "jax_allow_f16_reductions",
+    "jax_default_matmul_precision",
+    "jax_default_prng_impl",
+    "jax_disable_jit",
+    "jax_disable_most_optimizations",
+    "jax_enable_custom_prng",
+    "jax_enable_x64",
+    "jax_exec_time_optimization_effort",
+    "jax_high_dynamic_range_gumbel",
+    "jax_numpy_dtype_promotion",
+    "jax_optimization_level",
+    "jax_random_seed_offset",
+    "jax_softmax_custom_jvp",
+    "jax_threefry_partitionable",
+)
+"""JAX's options, each also an environment variable, that change types, random numbers or how programs are compiled."""
+
+_VARIABLES = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "NVIDIA_TF32_OVERRIDE")
+"""Environment variables that do."""
 
 
 def describe() -> Environment:
@@ -30,7 +51,8 @@ def describe() -> Environment:
         "devices": [device.device_kind for device in devices],
         "processes": jax.process_count(),
         "processor": _processor(),
-        "cores": os.cpu_count(),
+        "cores": _cores(),
+        "settings": _settings(),
     }
 
 
@@ -48,20 +70,37 @@ def differences(stored: Environment, current: Environment) -> list[str]:
     if not stored:
         return []
     return [
-        f"{name}: {_brief(stored.get(name), current[name])}, {_brief(current[name], stored.get(name))}"
+        f"{name}: {_brief(stored[name], current[name])}, {_brief(current[name], stored[name])}"
         for name in _COMPARED
-        if stored.get(name) != current[name]
+        if name in stored and stored[name] != current[name]
     ]
 
 
 def _brief(value: Any, other: Any) -> str:
     """The part of an entry in which it differs from the other one."""
     if isinstance(value, dict) and isinstance(other, dict):
-        return " ".join(f"{name} {value[name]}" for name in value if value[name] != other.get(name))
+        names = sorted({*value, *other})
+        return " ".join(f"{name} {value.get(name)}" for name in names if value.get(name) != other.get(name))
     if isinstance(value, list):
         kinds = [str(kind) for kind in value]
         return " + ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
     return str(value)
+
+
+def _cores() -> int | None:
+    """The processor's cores that this process may use: XLA divides its work, and so its sums, by their number."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count()
+
+
+def _settings() -> dict[str, Any]:
+    """What changes results among the options of JAX and XLA; None for those that are not set, or not known here."""
+    options: dict[str, Any] = {}
+    for name in _OPTIONS:
+        value = getattr(jax.config, name, jax.config.values.get(name))
+        options[name] = value if isinstance(value, (bool, int, float, str, type(None))) else str(value)
+    return {**options, **{name: os.environ.get(name) or None for name in _VARIABLES}}
 
 
 def _processor() -> str:

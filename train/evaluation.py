@@ -20,6 +20,7 @@ from deformreg import released
 from deformreg.attacks import Attack, AttackResult, pgd, transfer
 from deformreg.evaluation import (
     AttackOutcome,
+    Curve,
     Evaluation,
     Evaluator,
     Progress,
@@ -29,6 +30,7 @@ from deformreg.evaluation import (
     reports,
     suites,
 )
+from deformreg.statistics import wilson_interval
 from train import environment
 from train.restored import LogitsFn, Trained
 
@@ -117,8 +119,9 @@ def evaluate_run(name: str, trained: Trained, protocol: Protocol) -> Study:
         protocol: which attacks, at which budgets.
 
     Returns:
-        The row, whose accuracies are fractions in [0, 1] of all examples (a clean error counts as broken); and the
-        sample.
+        The row, whose accuracies are fractions in [0, 1] of all examples (a clean error counts as broken), and the
+        sample. `robust_accuracy` counts every break that is known, of the suite and of the curve within the radius;
+        the curve counts those of the suite as well. On the same images it is therefore never above the curve.
     """
     options = trained.config.evaluation
     run_suite, run_curve = _evaluators(protocol, options.steps, options.batch_size)
@@ -132,10 +135,12 @@ def evaluate_run(name: str, trained: Trained, protocol: Protocol) -> Study:
             collect=exhibits.collect,
         )  # fmt: skip
         bar.set_description(f"{name}, accuracy curve")
+        fallen = evaluation.correct_mask & ~evaluation.standing_mask
         curve = accuracy_curve(
             run_curve, trained.logits_fn, trained.images[shown], trained.labels[shown], radii, key=key,
-            progress=progress,
+            known=np.where(fallen, protocol.radius, np.inf)[shown], progress=progress,
         )  # fmt: skip
+    evaluation = _with_breaks_of(curve, evaluation, protocol.radius)
     row = {
         "method": trained.config.method.name,
         "suite": protocol.suite,
@@ -153,6 +158,17 @@ def evaluate_run(name: str, trained: Trained, protocol: Protocol) -> Study:
     return Study(row, evaluation, exhibits.sample(trained, evaluation.attacks))
 
 
+def _with_breaks_of(curve: Curve, evaluation: Evaluation, radius: float) -> Evaluation:
+    """The evaluation with what the curve's attacks broke within the radius, on its images, which are the first."""
+    standing = evaluation.standing_mask.copy()
+    standing[: curve.examples] &= curve.smallest_radii > radius
+    return evaluation._replace(
+        standing_mask=standing,
+        robust_accuracy=float(standing.mean()),
+        robust_interval=wilson_interval(int(standing.sum()), len(standing)),
+    )
+
+
 @functools.cache
 def _evaluators(protocol: Protocol, steps: int, batch_size: int) -> tuple[Evaluator, Evaluator]:
     """Evaluators of the suite and of the curve; runs of one protocol share what they compile."""
@@ -168,7 +184,11 @@ def _evaluators(protocol: Protocol, steps: int, batch_size: int) -> tuple[Evalua
 
 def _suite(protocol: Protocol, steps: int) -> Suite:
     """The protocol's suite, followed by the transfers."""
-    suite = released.suite(steps) if protocol.suite == "released" else suites.SUITES[protocol.suite]
+    if protocol.suite == "released":
+        # Its own attack keeps the last iterate only; the second one counts any, for the number of the run.
+        suite = released.suite(steps).plus("any iterate", _light)
+    else:
+        suite = suites.SUITES[protocol.suite]
     for name, logits_fn in protocol.sources:
         suite = suite.plus(f"transfer from {name}", partial(_transfer, logits_fn))
     return suite
@@ -221,7 +241,8 @@ class _Exhibits:
             for kept, new in zip((flows, deformed), deform(params, images), strict=True):
                 kept[rows] = np.asarray(new)[rows]
             broken |= outcome.broken_mask[: self.count]
-        before, after = (np.asarray(_classify(trained.logits_fn, batch)) for batch in (images, deformed))
+        size = trained.config.evaluation.batch_size
+        before, after = (_predictions(trained.logits_fn, batch, size) for batch in (images, deformed))
         return Sample(images, labels, flows, deformed, before, after)
 
 
@@ -229,6 +250,12 @@ def _deform(
     field: Callable[..., Array], apply: Callable[..., Array], params: Any, images: Array
 ) -> tuple[Array, Array]:
     return field(params, images), apply(params, images)
+
+
+def _predictions(logits_fn: LogitsFn, images: np.ndarray, batch_size: int) -> np.ndarray:
+    """Classifies images in batches: memory may allow no more rows than the attacks had."""
+    starts = range(0, len(images), batch_size)
+    return np.concatenate([np.asarray(_classify(logits_fn, images[at : at + batch_size])) for at in starts])
 
 
 @jax.jit

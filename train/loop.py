@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 import time
 from collections import deque
@@ -20,7 +21,8 @@ from tqdm import tqdm
 
 from train import checkpoints, parallel, processes, runs
 from train.config import Config
-from train.data import Augmentation, Source, center_view, device_prefetch, eval_batches, train_batches
+from train.data import Augmentation, Source, center_view, device_prefetch, eval_batches, places, train_batches
+from train.data.kind import user_path
 from train.errors import ConfigError, NonFiniteLoss, Preempted
 from train.methods import Method
 from train.methods.given import Given
@@ -41,6 +43,7 @@ def fit(
     resume: bool = False,
     evaluated: bool = False,
     stop_requested: Callable[[], bool] = lambda: False,
+    write_data: bool = True,
 ) -> State:
     """Trains a config in a run folder, or continues it from its newest intact checkpoint.
 
@@ -54,6 +57,8 @@ def fit(
         resume: continue the run in that folder; starts it where there is none.
         evaluated: whether the run will be evaluated; then test images that cannot be used are an error now.
         stop_requested: asked before every step; once it says yes in any process, all of them save and stop.
+        write_data: whether embedded sets and decoded copies may be written into the config's `data_dir`; not where an
+            untrusted run folder chose it.
 
     Returns:
         The trained state.
@@ -67,6 +72,7 @@ def fit(
     """
     folder = Path(folder)
     config = check(_recorded(config, method, model, data))
+    config = _located(config, folder, resume) if data is None else config
     runs.claim(folder, config, resume=resume)  # says what is wrong before the data are read
     engine = parallel.make_engine(config.parallel, devices=config.devices, batch_size=config.batch_size)
     if config.batch_size % (engine.devices * config.accumulate):
@@ -74,11 +80,13 @@ def fit(
             f"--batch-size must be a multiple of {engine.devices} devices times --accumulate {config.accumulate}, "
             f"got {config.batch_size}"
         )
-    task = prepare(config, evaluated=evaluated, method=method, model=model, data=data)
+    task = prepare(config, evaluated=evaluated, method=method, model=model, data=data, write_data=write_data)
     run, changes = runs.hold(folder, config, resume=resume)
-    runs.check_data(run, len(task.splits.train))
-    restored = checkpoints.resume(run.checkpoints, task.network.shapes, config=config) if resume else None
-    runs.create(run, config, len(task.splits.train))
+    images = task.splits.train
+    contents = getattr(images, "fingerprint", None)
+    runs.check_data(run, len(images), contents)
+    restored = checkpoints.resume(run, task.network.shapes, config=config) if resume else None
+    runs.create(run, config, len(images), contents)
     if processes.is_lead():
         announce(config, engine, task.splits.validation, restored, changes)
     state = restored.state if restored else task.network.init()
@@ -99,6 +107,16 @@ def _recorded(config: Config, method: Method | None, model: nn.Module | None, da
     if data is not None:
         config = replace(config, data=replace(config.data, given=data.train.name))
     return config
+
+
+def _located(config: Config, folder: Path, resume: bool) -> Config:
+    """The config with absolute paths to its data, which may have moved to `data_dir` since the run began."""
+    data = config.data
+    data_dir = None if data.data_dir is None else os.path.abspath(user_path(data.data_dir))
+    name = places.absolute(data.name, None if data_dir is None else Path(data_dir))
+    if resume and data_dir is not None and runs.Run(folder).config.exists():
+        name = places.moved(name, data_dir) or name
+    return replace(config, data=replace(data, name=name, data_dir=data_dir))
 
 
 def announce(
@@ -123,7 +141,7 @@ def announce(
     print(f"continuing after step {restored.step}")
     if changes:
         print(
-            "changed since (stored, current); devices, processes and versions may change the last bits:",
+            "changed since (stored, current); hardware, versions and settings of JAX may change the last bits:",
             file=sys.stderr,
         )
     for line in changes:

@@ -10,7 +10,9 @@ import errno
 import gc
 import json
 import logging
+import math
 import os
+import re
 import stat
 import sys
 import time
@@ -42,8 +44,19 @@ _UNAVAILABLE = ("PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "UNAVAILABLE", "DEADL
 """How the messages of TensorStore's `ValueError`s begin that report such another error, some without its number."""
 
 
+_STEP = re.compile(r"0|[1-9][0-9]{0,9}")
+"""The name of a step's folder."""
+
+_ORBAX_METADATA = "_CHECKPOINT_METADATA"
+"""A small file that Orbax reads of every step when it begins to write."""
+
+
 class Damaged(Exception):
     """A checkpoint is not what was written; the message says where."""
+
+
+class Removed(Damaged):
+    """A training removed the checkpoint while it was read."""
 
 
 class Leaf(NamedTuple):
@@ -76,9 +89,13 @@ class Stored(NamedTuple):
         """The arrays by path, as they were written. Every process reads alone.
 
         Raises:
-            Damaged: something is missing or not what was written.
+            Damaged: something is missing or not what was written; a `Removed` if a training removed it meanwhile.
             StorageError: it cannot be read now.
         """
+        with _unless_removed(self.path):
+            return self._read()
+
+    def _read(self) -> Leaves:
         kinds = {path: leaf.kind for path, leaf in self.leaves.items()}
         me = jax.process_index()
         alone = ocp.options.MultiprocessingOptions(
@@ -86,28 +103,64 @@ class Stored(NamedTuple):
         )
         with _reading(self.path), quiet(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            size = check_files(self.path)
+            if size > 2 * sum(map(_bytes, kinds.values())) + _LARGEST:
+                raise Damaged(f"its files take {size} bytes, far more than its arrays")
             arrays = files.patiently(lambda: _read_state(self.path / "state", kinds, alone))
         for path, leaf in self.leaves.items():
             if path not in arrays:
                 raise Damaged(f"{path} is missing")
             if summarize(arrays[path]) != leaf:
                 raise Damaged(f"the checksum of {path} does not match")
+        step = arrays.get("step")
+        if step is not None and str(step) != self.path.name:
+            raise Damaged(f"it holds step {step!s:.40}: its folder was renamed")
         return {path: arrays[path] for path in self.leaves}
 
 
 def steps(folder: Path) -> list[int]:
-    """The steps of the completed checkpoints, oldest first."""
-    return sorted(ocp.utils.checkpoint_steps(folder)) if folder.is_dir() else []
+    """The steps of the completed checkpoints, oldest first: a folder has its name once it is complete."""
+    if not folder.is_dir():
+        return []
+    return sorted(int(path.name) for path in folder.iterdir() if _STEP.fullmatch(path.name) and path.is_dir())
+
+
+def check_files(folder: Path) -> int:
+    """The bytes of a checkpoint's files.
+
+    Raises:
+        Damaged: one is not a regular file, such as a pipe, which would block whoever reads it; or a folder is a link.
+        StorageError: a file or a folder cannot be looked at now.
+    """
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    size = 0
+    with _reading(folder):
+        for parent, folders, names in os.walk(folder, onerror=fail):
+            for path in (Path(parent, name) for name in (*folders, *names)):
+                facts = path.stat()
+                if not (stat.S_ISREG(facts.st_mode) or (stat.S_ISDIR(facts.st_mode) and not path.is_symlink())):
+                    raise Damaged(f"{path.relative_to(folder)} is not a regular file")
+                if path.name == _ORBAX_METADATA and facts.st_size > 1 << 20:
+                    raise Damaged(f"{path.relative_to(folder)} is too large")
+                size += facts.st_size
+    return size
 
 
 def open_step(folder: Path, step: int) -> Stored:
     """Reads a checkpoint's manifest.
 
     Raises:
-        Damaged: it is missing or not what was written.
+        Damaged: it is missing or not what was written; a `Removed` if a training removed it meanwhile.
         StorageError: it cannot be read now.
     """
-    path = folder / str(step)
+    with _unless_removed(folder / str(step)):
+        return _open_step(folder / str(step))
+
+
+def _open_step(path: Path) -> Stored:
     try:
         with _reading(path):
             manifest = files.read_json(path / "manifest" / "metadata", limit=_LARGEST)
@@ -168,9 +221,30 @@ def describe(leaf: Any) -> str:
     return f"{np.dtype(leaf.dtype)}{list(leaf.shape)}"
 
 
+def _bytes(kind: str) -> int:
+    """The bytes of an array, from what `describe` says of it; 0 if it says something else."""
+    found = re.fullmatch(r"(\w+)\[([\d, ]*)\]", kind)
+    try:
+        shape = [int(length) for length in found[2].split(",") if length.strip()] if found else []
+        return np.dtype(found[1]).itemsize * math.prod(shape) if found else 0
+    except (TypeError, ValueError):
+        return 0
+
+
 def summarize(array: np.ndarray) -> Leaf:
     """What a manifest says of an array."""
     return Leaf(describe(array), zlib.crc32(np.ascontiguousarray(array).view(np.uint8).data))
+
+
+@contextmanager
+def _unless_removed(path: Path) -> Iterator[None]:
+    """Tells a checkpoint that a training removed meanwhile, by renaming its folder, from a damaged one."""
+    try:
+        yield
+    except (Damaged, StorageError) as error:
+        if not path.is_dir():
+            raise Removed(f"{path} is no longer there") from error
+        raise
 
 
 @contextmanager

@@ -5,30 +5,50 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from train import files, processes
-from train.errors import StorageError
-from train.runs import Run
+from train.errors import RunError, StorageError
+from train.runs import Run, check_ours
 
 Line = dict[str, Any]
 """A logged step: ``step``, and values by name."""
 
 
-def read_metrics(run: Run) -> list[Line]:
-    """The lines of the metric log, without those that are cut off, damaged, or have no valid step or time."""
-    if not run.metrics.is_file():
-        return []
-    lines = []
-    for text in run.metrics.read_text(encoding="utf-8", errors="replace").splitlines():
+_LARGEST = 1 << 30
+"""Bytes of a log: a line takes about two hundred."""
+
+_LONGEST = 1 << 16
+"""Bytes of a line."""
+
+
+def read_metrics(run: Run) -> Iterator[Line]:
+    """The lines of the metric log, without those that are cut off, damaged, or have no valid step or time.
+
+    They are read one by one: a log may be larger than memory.
+
+    Raises:
+        RunError: the log is not a regular file, or too large.
+    """
+    try:
+        with files.open_regular(run.metrics, limit=_LARGEST) as file:
+            yield from _parse(file)
+    except FileNotFoundError:
+        return
+    except ValueError as error:
+        raise RunError(f"{run.folder}: {error}; it is no metric log: move it away") from error
+
+
+def _parse(file: BinaryIO) -> Iterator[Line]:
+    while text := file.readline(_LONGEST):
+        # Of a longer line every piece fails: the last one, too, which lacks the beginning.
         with suppress(ValueError, RecursionError):  # not JSON, or nested too deeply
-            line = json.loads(text)
+            line = json.loads(text.decode(errors="replace"))
             if isinstance(line, dict) and isinstance(line.get("step"), int) and _is_time(line.get("seconds", 0.0)):
-                lines.append(line)
-    return lines
+                yield line
 
 
 def train_seconds(lines: Iterable[Line]) -> float:
@@ -50,18 +70,26 @@ class MetricLog:
 
     def __init__(self, run: Run, *, after_step: int = 0) -> None:
         # A resumed run repeats the steps after its checkpoint: their old lines go.
-        kept = [line for line in read_metrics(run) if line["step"] <= after_step]
-        self.seconds = train_seconds(kept)
+        def kept() -> Iterator[Line]:
+            return (line for line in read_metrics(run) if line["step"] <= after_step)
+
+        self.seconds = train_seconds(kept())
         self._run = run
         if processes.is_lead():
-            files.write_text(run.metrics, "".join(json.dumps(line) + "\n" for line in kept))
+            check_ours(run)
+            files.write_chunks(run.metrics, lambda: (f"{json.dumps(line)}\n".encode() for line in kept()))
             self._file = run.metrics.open("a", encoding="utf-8")
             self._events = _Events(run.folder, after_step)
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """Appends one line. Raises `StorageError` if it cannot be written."""
+        """Appends one line.
+
+        Raises:
+            StorageError: it cannot be written, or the folder is no longer this training's.
+        """
         if not processes.is_lead():
             return
+        check_ours(self._run)
         try:
             self._file.write(json.dumps({"step": step, **values}) + "\n")
             self._file.flush()

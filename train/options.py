@@ -6,14 +6,16 @@ import dataclasses
 import difflib
 import json
 import typing
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 
+from train import files
 from train.config import Config
+from train.data.places import path_of
 from train.errors import ConfigError
 from train.methods import METHODS
 from train.methods.penalties import RULES, FiniteDifference
@@ -108,30 +110,39 @@ def from_file(path: Path) -> Config:
     """`from_json` of a file.
 
     Raises:
-        ConfigError: as `from_json`, or it is no text of a config's size; the message names the file.
+        ConfigError: as `from_json`, or it is no regular file of a config's size; the message names the file.
     """
     try:
-        size = path.stat().st_size
-        if size > _MAX_FILE:
-            raise ConfigError(f"{size} bytes are over the limit of {_MAX_FILE}")
-        return from_json(path.read_text(encoding="utf-8"))
-    except (ConfigError, UnicodeDecodeError) as error:
+        return from_json(files.read_bytes(path, limit=_MAX_FILE).decode())
+    except (ConfigError, ValueError) as error:
         raise ConfigError(f"{path}: {error}") from error
 
 
 def differences(stored: Config, current: Config) -> Differences:
     """The fields in which two configs differ."""
-    lines = list(_compare(stored, current, "", free=False))
-    return Differences([line for line, free in lines if not free], [line for line, free in lines if free])
+    found = Differences([], [])
+    for path, line, free in _compare(stored, current, "", free=False):
+        free = free or (path in _CONDITIONS and _CONDITIONS[path](stored, current))
+        (found.free if free else found.fixed).append(line)
+    return found
 
 
-def _compare(stored: Any, current: Any, path: str, *, free: bool) -> Iterator[tuple[str, bool]]:
+_CONDITIONS: dict[str, Callable[[Config, Config], bool]] = {
+    "epochs": lambda stored, current: current.epochs > stored.epochs and not stored.schedule.ends,
+    # The same set elsewhere: what is in it is compared when it is read.
+    "data.name": lambda stored, current: None not in (path_of(stored.data.name), path_of(current.data.name)),
+}
+"""When a field may change that otherwise must not, ``(stored, current) -> bool``."""
+
+
+def _compare(stored: Any, current: Any, path: str, *, free: bool) -> Iterator[tuple[str, str, bool]]:
+    """The fields in which two options differ: their path, a line that says how, and whether they may."""
     if not dataclasses.is_dataclass(stored):
         if stored != current:
-            yield f"{path}: {stored!r}, {current!r}", free
+            yield path, f"{path}: {stored!r}, {current!r}", free
         return
     if type(stored) is not type(current):
-        yield f"{path}: {kind_of(stored)}, {kind_of(current)}", free
+        yield path, f"{path}: {kind_of(stored)}, {kind_of(current)}", free
         return
     hints = typing.get_type_hints(type(stored), include_extras=True)
     for field in dataclasses.fields(stored):

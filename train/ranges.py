@@ -5,6 +5,8 @@ A field of a config is annotated with its type and its range; its docstring is i
     epochs: Annotated[int, Interval(ge=1, le=10**6)] = 10
     '''Passes over the training images.'''
 
+A help text of several lines breaks where a sentence ends, for tyro keeps the breaks of the source.
+
 `FREE` among the annotations marks what may change when a run is continued. Upper limits are there because larger
 values are typos or untrusted input and would exhaust memory or overflow far from their cause.
 """

@@ -15,6 +15,9 @@ from train.evaluation import Study, budget
 
 Row = Mapping[str, Any]
 
+LENIENT = "multi-step"
+"""The attack of the released protocol."""
+
 
 def places(folders: Sequence[Path], output: Path | None) -> list[Path]:
     """The folder of each run's report: the run folder, or one below `output`.
@@ -43,7 +46,9 @@ def check_writable(folders: Sequence[Path], file: Path | None) -> None:
 def table(rows: Mapping[str, Row]) -> str:
     """The runs side by side as a Markdown table, accuracies in percent."""
     attacks = list(dict.fromkeys(name for row in rows.values() for name in row["attacks"]))
-    header = ["run", "clean", *attacks, "all attacks", "mean px", "training"]
+    lenient = {LENIENT} if any(row["suite"] == "released" for row in rows.values()) else set()
+    titles = [f"{name} (released, lenient)" if name in lenient else name for name in attacks]
+    header = ["run", "clean", *titles, "all attacks", "mean px", "training"]
     lines = [header, [":--", *["--:"] * (len(header) - 1)]]
     for name, row in rows.items():
         under = [_percent(row["attacks"][attack]["robust_accuracy"]) for attack in attacks]
@@ -70,9 +75,15 @@ def _percent(value: float) -> str:
 
 
 def _caption(row: Row) -> str:
+    lenient = (
+        f"`{LENIENT}` is the released protocol, which counts the last iterate only: lenient, to compare with published "
+        "numbers. "
+    )
     return (
         f"Accuracy in percent of {row['examples']} test images; suite `{row['suite']}` at {row['radius_pixels']:g} px, "
-        f"the largest {budget(row['suite'])}; in brackets Wilson's 95 % interval. Mean px: the mean of the smallest "
+        f"the largest {budget(row['suite'])}; in brackets Wilson's 95 % interval. "
+        f"{lenient if row['suite'] == 'released' else ''}All attacks counts every image that an attack broke within "
+        "this radius, those of the curve included. Mean px: the mean of the smallest "
         f"budgets that break an image, counted up to {row['curve'][-1]['radius_pixels']:g} px "
         f"({row['curve_examples']} images, {row['curve_suite']})."
     )

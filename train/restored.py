@@ -67,7 +67,7 @@ class _Opened(NamedTuple):
 def _open(folder: Path, data_dir: str | None, model: nn.Module | None = None, test: Source | None = None) -> _Opened:
     processes.check_devices()
     config = runs.load_config(folder)
-    test = open_split(config, "test", data_dir) if test is None else test
+    test = open_split(config, "test", data_dir, write=False) if test is None else test
     network = build(config, test, model=model)
     stored = runs.Run(folder).checkpoints
     step, state, skipped = checkpoints.restore(stored, network.shapes, config=config, select=config.select)

@@ -1,16 +1,16 @@
 """A run folder: its files, and the claim of one training on it.
 
-``config.json`` (the full config), ``environment.json`` (versions, devices, number of training images),
-``metrics.jsonl`` (one line per logged step), ``events*`` (the same for TensorBoard), ``checkpoints/``,
-``evaluation.json``, ``.csv`` and ``.md``, ``curve.csv``, ``certified.json`` and ``.md``, pictures; ``.lock``, held by
-the training.
+``config.json`` (the full config), ``environment.json`` (versions, devices, settings; number and fingerprint of the
+training images), ``metrics.jsonl`` (one line per logged step), ``events*`` (the same for TensorBoard),
+``checkpoints/``, ``evaluation.json``, ``.csv`` and ``.md``, ``curve.csv``, ``certified.json`` and ``.md``, pictures;
+``.lock``, held by the training.
 """
 
 from __future__ import annotations
 
-import functools
 import os
 import re
+import stat
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -27,9 +27,15 @@ PATIENCE = 120
 
 
 class Run(NamedTuple):
-    """The paths of a run folder."""
+    """A run folder, and the paths in it.
+
+    Attributes:
+        folder: the run folder.
+        held: the descriptor of its lock file while this process trains in it; None for a run that is only read.
+    """
 
     folder: Path
+    held: int | None = None
 
     @property
     def config(self) -> Path:
@@ -93,12 +99,17 @@ def claim(folder: Path, config: Config, *, resume: bool) -> tuple[Run, list[str]
     """
     check_name(folder)
     run = Run(folder)
+    _check_links(run)
     if run.config.exists():
         if not resume:
             raise RunError(f"{folder} already holds a run: --resume continues it, --run-dir chooses another folder")
-        changed = options.differences(load_config(folder), config)
+        before = load_config(folder)
+        changed = options.differences(before, config)
         if changed.fixed:
-            raise RunError(f"{folder} was trained with another config (stored, current): {'; '.join(changed.fixed)}")
+            raise RunError(
+                f"{folder} was trained with another config (stored, current): {'; '.join(changed.fixed)}"
+                f"{_what_would_work(before, config)}"
+            )
         stored = environment.read(run.environment)
         return run, changed.free + environment.differences(stored, environment.describe())
     # A process killed before or while it wrote the config leaves its lock and a temporary file.
@@ -106,6 +117,20 @@ def claim(folder: Path, config: Config, *, resume: bool) -> tuple[Run, list[str]
     if folder.exists() and not all(path.name.startswith(ours) for path in folder.iterdir()):
         raise RunError(f"{folder} is not empty and holds no run: choose another --run-dir")
     return run, []
+
+
+def _what_would_work(stored: Config, current: Config) -> str:
+    """The end of the error for a run whose number of epochs may not become another."""
+    if current.epochs == stored.epochs:
+        return ""
+    if current.epochs < stored.epochs:
+        return f"; --epochs may only grow: leave it at {stored.epochs}, or choose another --run-dir"
+    if stored.schedule.ends:
+        return (
+            f"; --epochs may grow under --schedule constant or step, but {stored.schedule.name} ends with the last "
+            f"epoch: train {current.epochs} epochs in another --run-dir"
+        )
+    return ""
 
 
 def hold(folder: Path, config: Config, *, resume: bool) -> tuple[Run, list[str]]:
@@ -117,16 +142,16 @@ def hold(folder: Path, config: Config, *, resume: bool) -> tuple[Run, list[str]]
     Raises:
         RunError: another training holds the folder, or as `claim`.
     """
-    run = Run(folder)
     for waited in _every_second(PATIENCE if resume else 0):
         # Every process waits in step with process 0: a collective operation that is late by half a minute fails.
-        if processes.from_lead(processes.is_lead() and _lock(run)):
-            return claim(folder, config, resume=resume)
+        if processes.from_lead(processes.is_lead() and _lock(folder)):
+            run, changes = claim(folder, config, resume=resume)
+            return _held(run), changes
         if resume and waited == 0 and processes.is_lead():
             print(f"{folder} is in use by another training: waiting for its end", file=sys.stderr)
     raise RunError(
         f"{folder} is in use by another training: wait for its end, or choose another --run-dir (if the host of that "
-        f"training is lost, remove {run.lock})"
+        f"training is lost, remove {Run(folder).lock})"
     )
 
 
@@ -138,60 +163,114 @@ def _every_second(seconds: int) -> Iterator[int]:
         yield waited
 
 
-def _lock(run: Run) -> bool:
-    """Whether this process holds the run's lock, taken now or before."""
-    run.folder.mkdir(parents=True, exist_ok=True)
-    try:
-        _open_locked(run.lock.resolve())
-    except BlockingIOError:
-        return False
-    return True
+_LOCKS: dict[Path, int] = {}
+"""Open lock files of this process, by path. They stay open to its end: closing one would end the lock."""
 
 
-@functools.cache
-def _open_locked(path: Path) -> int:
-    """Locks a file until this process ends, however it ends; goes on without a lock where there are none.
+def _held(run: Run) -> Run:
+    """The run with the lock that this process holds on its folder, if it does."""
+    return run._replace(held=_LOCKS.get(_place(run)))
 
-    Returns:
-        The descriptor, which stays open: closing it would end the lock.
+
+def _place(run: Run) -> Path:
+    """Where the run's lock is, however its folder is named."""
+    return run.folder.resolve() / run.lock.name
+
+
+def _lock(folder: Path) -> bool:
+    """Whether this process holds the lock of a run folder, taken now or before; goes on where there are no locks.
 
     Raises:
-        BlockingIOError: another process holds the lock.
+        RunError: the lock file is a link, or not a file.
     """
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        import fcntl
+    run = Run(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = _place(run)
+    if path in _LOCKS and files.is_open_at(_LOCKS[path], path):
+        return True
+    while True:
+        handle = _open_lock(path)
+        if files.lock(handle) is False:
+            os.close(handle)
+            return False
+        if files.is_open_at(handle, path):
+            # Where the folder was replaced, an earlier training here still compares its own lock: it stays open.
+            _LOCKS[path] = handle
+            return True
+        os.close(handle)  # the folder was replaced meanwhile
 
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
+
+def _open_lock(path: Path) -> int:
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    try:
+        handle = os.open(path, flags, 0o666)
+    except OSError as error:
+        if path.is_symlink():
+            raise _link_error(path) from error
         raise
-    except (ImportError, OSError):
-        pass  # the system or the file system has no locks
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise RunError(f"{path} is not a regular file: remove it")
     return handle
 
 
-def check_data(run: Run, training_images: int) -> None:
-    """Raises `RunError` if the run began with another number of images: its order and schedule would differ."""
-    stored = environment.read(run.environment).get("training_images", training_images)
-    if stored != training_images:
+def _check_links(run: Run) -> None:
+    """Raises `RunError` for a link where a training writes: nothing outside a run folder is written.
+
+    What is written by `train.files` replaces a link and needs no check.
+    """
+    entries = [path for folder in (run.folder, run.checkpoints) if folder.is_dir() for path in sorted(folder.iterdir())]
+    for path in entries:
+        opened = path.name in (run.lock.name, run.checkpoints.name) or path.name.startswith("events")
+        if path.is_symlink() and (opened or path.parent == run.checkpoints):
+            raise _link_error(path)
+
+
+def _link_error(path: Path) -> RunError:
+    return RunError(f"{path} is a link, and a training writes only into its run folder: put what it points to here")
+
+
+def check_data(run: Run, training_images: int, data: str | None = None) -> None:
+    """Makes sure that the run began with these training images: others would be another training.
+
+    Args:
+        run: the run.
+        training_images: their number, on which order and schedule depend.
+        data: a fingerprint of their contents, if there is one.
+
+    Raises:
+        RunError: it began with others.
+    """
+    stored = environment.read(run.environment)
+    before = stored.get("training_images", training_images)
+    if before != training_images:
         raise RunError(
-            f"{run.folder} was trained on {stored!s:.40} images, now there are {training_images}: give it the same "
+            f"{run.folder} was trained on {before!s:.40} images, now there are {training_images}: give it the same "
             "data to continue, or choose another --run-dir"
+        )
+    if data is not None and stored.get("data") not in (None, data):
+        raise RunError(
+            f"{run.folder} was trained on other images than there are now, as many of them: give it the same data to "
+            "continue, or choose another --run-dir"
         )
 
 
-def create(run: Run, config: Config, training_images: int) -> None:
+def create(run: Run, config: Config, training_images: int, data: str | None = None) -> None:
     """Makes a claimed run's folders and writes its config and environment (process 0 for all).
+
+    The arguments are those of `check_data`.
 
     Raises:
         RunError: another process does not see the folder.
+        StorageError: the folder is no longer this training's.
     """
     processes.barrier("every process has looked at the folder")
     if processes.is_lead():
+        _check_held(run)
         files.write_text(run.config, options.to_json(config))
         run.checkpoints.mkdir(exist_ok=True)
-        files.write_json(run.environment, {**environment.describe(), "training_images": training_images})
+        facts = {"training_images": training_images, "data": data or environment.read(run.environment).get("data")}
+        files.write_json(run.environment, {**environment.describe(), **facts})
     processes.barrier("the folder is there")
     seen: list[int] = []
     for _ in _every_second(PATIENCE):
@@ -212,7 +291,25 @@ def _sees(path: Path) -> bool:
     return path.exists()
 
 
-def check_there(run: Run) -> None:
-    """Raises `StorageError` if the run folder has vanished: writing would begin an incomplete one."""
+def check_ours(run: Run) -> None:
+    """Makes sure, before anything is written, that the folder is there and still that of this training.
+
+    Raises:
+        StorageError: the run folder has vanished, or was replaced while this process held it.
+    """
     if not run.config.exists():
         raise StorageError(f"{run.folder} has vanished or cannot be reached: {run.config.name} is gone")
+    _check_held(run)
+
+
+def check_still_ours(folder: Path) -> None:
+    """`check_ours` for a folder that this process may have trained in."""
+    check_ours(_held(Run(folder)))
+
+
+def _check_held(run: Run) -> None:
+    if run.held is not None and not files.is_open_at(run.held, run.lock):
+        raise StorageError(
+            f"{run.folder} is no longer the folder of this training: it or its {run.lock.name} was removed or "
+            "replaced, so nothing more is written; train again in another --run-dir"
+        )

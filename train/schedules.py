@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal, get_args
+from typing import Annotated, ClassVar, Literal, get_args
 
 import optax
 from annotated_types import Interval
@@ -13,8 +13,13 @@ from train.ranges import HIDDEN, Share
 
 @dataclass(frozen=True)
 class _WarmedUp:
-    """The option that all schedules have."""
+    """The option that all schedules have.
 
+    Attributes:
+        ends: whether the rate depends on the number of epochs, so that more of them are another training.
+    """
+
+    ends: ClassVar[bool] = False
     warmup_epochs: Annotated[float, Interval(ge=0, le=10**6)] = 0.0
     """Epochs of linear warm-up from zero."""
 
@@ -42,6 +47,7 @@ class Constant(_WarmedUp):
 class Cosine(_WarmedUp):
     """Half a cosine from the peak to zero at the last step."""
 
+    ends: ClassVar[bool] = True
     name: Annotated[Literal["cosine"], HIDDEN] = "cosine"
 
     def make(self, peak: float, epochs: int, steps_per_epoch: int) -> optax.Schedule:

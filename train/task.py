@@ -13,6 +13,7 @@ import optax
 
 from train.config import Config
 from train.data import NoSplit, Source, load, output_shape
+from train.data.places import find_moved, path_of
 from train.errors import ConfigError
 from train.methods import Method
 from train.models import create_model
@@ -71,6 +72,7 @@ def prepare(
     method: Method | None = None,
     model: nn.Module | None = None,
     data: Splits | None = None,
+    write_data: bool = True,
 ) -> Task:
     """Opens the data and builds the network.
 
@@ -78,12 +80,13 @@ def prepare(
         config: what to train.
         evaluated: whether the test images will be wanted; then they are looked at now, not after the training.
         method, model, data: values in place of those that the config describes.
+        write_data: whether something may be written into the config's `data_dir`.
 
     Raises:
         DataError: the data cannot be used.
         ConfigError: network or batch do not fit the data.
     """
-    splits = _open_splits(config, evaluated) if data is None else data
+    splits = _open_splits(config, evaluated, write_data) if data is None else data
     train, validation = splits
     if config.batch_size > len(train):
         raise ConfigError(f"--batch-size must be at most {len(train)}, the training images, got {config.batch_size}")
@@ -104,16 +107,16 @@ def prepare(
     return Task(splits, network, method, step, steps_per_epoch)
 
 
-def _open_splits(config: Config, evaluated: bool) -> Splits:
+def _open_splits(config: Config, evaluated: bool, write: bool) -> Splits:
     """Training images, and for validation those held out, else the set's own validation split, else the test images."""
-    train = open_split(config, "train")
-    test = open_split(config, "test") if evaluated else None
+    train = open_split(config, "train", write=write)
+    test = open_split(config, "test", write=write) if evaluated else None
     if test is not None:
         _check_agreement(config, train, test)
     try:
-        validation = open_split(config, "validation")
+        validation = open_split(config, "validation", write=write)
     except NoSplit:
-        validation = test or open_split(config, "test")
+        validation = test or open_split(config, "test", write=write)
     return Splits(train, validation)
 
 
@@ -130,8 +133,14 @@ def _check_agreement(config: Config, train: Source, other: Source) -> None:
         )
 
 
-def open_split(config: Config, split: str, data_dir: str | None = None) -> Source:
-    """A split of a config's data, which may have moved to `data_dir`.
+def open_split(config: Config, split: str, data_dir: str | None = None, *, write: bool = True) -> Source:
+    """A split of a config's data.
+
+    Args:
+        config: names the data.
+        split: ``"train"``, ``"validation"`` or ``"test"``.
+        data_dir: where the data is now, if it has moved.
+        write: whether something may be written into the config's `data_dir`.
 
     Raises:
         DataError: it cannot be used; a `NoSplit` if there is none.
@@ -140,13 +149,19 @@ def open_split(config: Config, split: str, data_dir: str | None = None) -> Sourc
     data = config.data
     if data.given:
         raise ConfigError(f"the images {data.given!r} of this run come from a script: pass them there, as data=...")
+    name, place = data.name, data.data_dir
+    if data_dir is not None and path_of(name):
+        name, place = find_moved(name, data_dir), None
+    elif data_dir is not None:
+        place = data_dir
     return load(
-        data.name,
+        name,
         split=split,
-        data_dir=data_dir or data.data_dir,
+        data_dir=place,
         image_size=data.image_size,
         holdout=data.holdout,
         max_unreadable=data.max_unreadable,
+        write=write or place != data.data_dir or place is None,
     )
 
 

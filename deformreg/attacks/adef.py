@@ -76,7 +76,8 @@ def adef(
         Alaifari, Alberti and Gauksson, ICLR 2019, see the module.
     """
     num_steps, candidates = _checks.count("num_steps", num_steps), _checks.count("candidates", candidates)
-    _checks.non_negative("max_norm", max_norm)
+    if max_norm is not math.inf:  # a traced radius cannot be compared
+        _checks.non_negative("max_norm", max_norm)
     _checks.non_negative("sigma", sigma)
     if not overshoot >= 1:
         raise ValueError(f"overshoot must be at least 1, got {overshoot}")

@@ -16,11 +16,13 @@ from jaxtyping import Array
 
 from deformreg import _checks
 from deformreg._arrays import choose, spread
+from deformreg._families import family_or_flow
 from deformreg.attacks.attack import Attack, Examples, LogitsFn, Search
 from deformreg.attacks.search import (
     Keep,
     Loss,
     budget_of,
+    check_ball,
     check_choices,
     differentiate,
     fresh,
@@ -31,7 +33,7 @@ from deformreg.attacks.search import (
     used_share,
 )
 from deformreg.balls import Ball
-from deformreg.perturbations import Perturbation, flow
+from deformreg.perturbations import Perturbation
 
 MOMENTUM = 0.75  # weight of the new step against the last one
 RISES = 0.75  # the share of steps since the last checkpoint that must have raised the loss
@@ -128,7 +130,8 @@ def apgd(
     References:
         Croce and Hein, ICML 2020, see the module.
     """
-    family = flow() if perturbation is None else perturbation
+    ball = check_ball(ball, per_example=False)
+    family = family_or_flow(perturbation)
     num_steps, restarts = _checks.count("num_steps", num_steps), _checks.count("restarts", restarts)
     num_targets = _checks.count("num_targets", num_targets, minimum=0)
     _checks.choice("start", start, get_args(Literal["zero", "random"]))

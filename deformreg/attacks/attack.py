@@ -20,6 +20,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from deformreg import _checks, fields
 from deformreg._arrays import choose
+from deformreg._families import check_layout
 from deformreg.balls import l2, linf
 from deformreg.perturbations import Params, Perturbation
 
@@ -166,19 +167,31 @@ class Attack(NamedTuple):
             The result.
 
         Raises:
-            TypeError: integer images, or floating labels.
-            ValueError: shapes that do not fit.
+            TypeError: integer images, floating labels, no random key, or a `logits_fn` that does not return one array
+                of floating-point logits.
+            ValueError: shapes that do not fit, images that look like [n, c, h, w], labels outside the classes.
         """
         images = _checks.images(images)
         count = images.shape[0]
+        check_layout(self.perturbation, images.shape)
+        _checks.function("logits_fn", logits_fn)
+        key = _checks.key(key, count=count)
         is_one_per_example = key.ndim == 1 and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
         examples = Examples(
             jax.lax.stop_gradient(images),
-            class_indices("labels", labels, count),
+            _checks.class_indices("labels", labels, count),
             key if is_one_per_example else row_keys(key, jnp.arange(count)),
-            None if targets is None else class_indices("targets", targets, count),
+            None if targets is None else _checks.class_indices("targets", targets, count),
         )
-        search, _ = advance(self, logits_fn, examples, self.begin(examples), count)
+
+        def checked(images: Array) -> Array:
+            logits = _checks.logits(logits_fn(images), count)
+            for name, value in (("labels", labels), ("targets", targets)):
+                if value is not None:
+                    _checks.class_indices(name, value, count, classes=logits.shape[1])
+            return logits
+
+        search, _ = advance(self, checked, examples, self.begin(examples), count)
         return finish(self, examples, search)
 
 
@@ -187,18 +200,9 @@ def row_keys(key: Array, indices: Array) -> Array:
     return jax.vmap(lambda index: jax.random.fold_in(key, index))(indices)
 
 
-def class_indices(name: str, value: Any, count: int) -> Array:
-    """Returns `value` as int[count], or raises."""
-    array = jnp.asarray(value)
-    if not jnp.issubdtype(array.dtype, jnp.integer):
-        raise TypeError(f"{name} must be integers, got {array.dtype}")
-    if array.shape != (count,):
-        raise ValueError(f"{name} must have shape ({count},), one class per image, got {array.shape}")
-    return array
-
-
 def as_argument(logits_fn: LogitsFn) -> Partial:
     """A function as a pytree that `jit` takes as an argument; the arrays of a `Partial` are traced, not constants."""
+    _checks.function("logits_fn", logits_fn)
     return logits_fn if isinstance(logits_fn, Partial) else Partial(logits_fn)
 
 
@@ -254,4 +258,4 @@ def measure(perturbation: Perturbation, params: Params, images: Float[Array, "n 
         field = perturbation.field(params, images)
         return FlowNorms(fields.max_component(field), fields.max_displacement(field), fields.mean_displacement(field))
     difference = perturbation.apply(params, images) - images
-    return DifferenceNorms(linf(jnp.inf).norm(difference), l2(jnp.inf).norm(difference))
+    return DifferenceNorms(linf(1.0).norm(difference), l2(1.0).norm(difference))

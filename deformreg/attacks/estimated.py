@@ -17,11 +17,13 @@ from jaxtyping import Array
 
 from deformreg import _checks
 from deformreg._arrays import draw_leaves, scaled, spread
+from deformreg._families import family_or_flow
 from deformreg.attacks.attack import Attack, Examples, LogitsFn, Search
 from deformreg.attacks.search import (
     Keep,
     Loss,
     budget_of,
+    check_ball,
     check_choices,
     finite_or_zero,
     fresh,
@@ -32,7 +34,7 @@ from deformreg.attacks.search import (
     used_share,
 )
 from deformreg.balls import Ball
-from deformreg.perturbations import Perturbation, flow
+from deformreg.perturbations import Perturbation
 
 
 class Rule(NamedTuple):
@@ -165,7 +167,8 @@ def _estimated(
     step_size: float | None, perturbation: Perturbation | None, loss: Loss, keep: Keep,
 ) -> Attack:  # fmt: skip
     """Ascent along the average of ``(f(p + d) - f(p - d)) / (2 probe) * d / probe`` over random directions d."""
-    family = flow() if perturbation is None else perturbation
+    ball = check_ball(ball, arrays=False)
+    family = family_or_flow(perturbation)
     num_steps, num_samples = _checks.count("num_steps", num_steps), _checks.count("num_samples", num_samples)
     check_choices(loss, keep)
     length = ball.radius / 10 if step_size is None else step_size

@@ -20,10 +20,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from deformreg import _checks
+from deformreg._families import check_layout, family_or_flow
 from deformreg.attacks.ascent import Iterate, projected_ascent
 from deformreg.attacks.search import Start
 from deformreg.balls import Ball, Radius
-from deformreg.perturbations import Perturbation, flow
+from deformreg.perturbations import Perturbation
 
 
 class Perturbed(NamedTuple):
@@ -85,8 +86,11 @@ def multi_step(
         [0.5, 1.5, 2.5, 3.0]
     """
     images = jax.lax.stop_gradient(_checks.images(images))
-    perturbation = flow() if perturbation is None else perturbation
+    ball = _checks.instance("ball", ball, Ball, "deformreg.linf(0.5)")
+    perturbation = family_or_flow(perturbation)
     num_steps = _checks.count("num_steps", num_steps, minimum=0)
+    check_layout(perturbation, images.shape)
+    _checks.function("loss_fn", loss_fn)
     if step_size is None:
         step_size = jnp.asarray(ball.radius) / max(num_steps, 1)
 
@@ -114,7 +118,7 @@ def _begin(start: Start, key: Array | None, ball: Ball, zeros: Any) -> Any:
         law = ball.sample
     if key is None:
         raise ValueError("key must be a JAX random key for a random start, got None")
-    return ball.project(law(key, zeros))
+    return ball.project(law(_checks.key(key), zeros))
 
 
 def one_step(

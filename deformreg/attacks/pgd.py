@@ -15,6 +15,7 @@ from jaxtyping import Array
 
 from deformreg import _checks
 from deformreg._arrays import choose
+from deformreg._families import family_or_flow
 from deformreg.attacks.ascent import uphill
 from deformreg.attacks.attack import Attack, Examples, LogitsFn, Search
 from deformreg.attacks.search import (
@@ -22,6 +23,7 @@ from deformreg.attacks.search import (
     Loss,
     Start,
     budget_of,
+    check_ball,
     check_choices,
     differentiate,
     fresh,
@@ -32,7 +34,7 @@ from deformreg.attacks.search import (
     used_share,
 )
 from deformreg.balls import Ball, Radius
-from deformreg.perturbations import Perturbation, flow
+from deformreg.perturbations import Perturbation
 
 
 def pgd(
@@ -82,7 +84,8 @@ def pgd(
         >>> attack.run(edge, ramp, jnp.array([0]), jax.random.key(0)).success.tolist()
         [True]
     """
-    family = flow() if perturbation is None else perturbation
+    ball = check_ball(ball)
+    family = family_or_flow(perturbation)
     num_steps = _checks.count("num_steps", num_steps, minimum=0)
     restarts = _checks.count("restarts", restarts)
     check_choices(loss, keep)

@@ -10,11 +10,13 @@ from jaxtyping import Array
 
 from deformreg import _checks, fields
 from deformreg._arrays import scaled
+from deformreg._families import family_or_flow
 from deformreg.attacks.attack import Attack, Examples, LogitsFn, Search
 from deformreg.attacks.search import (
     Keep,
     Loss,
     budget_of,
+    check_ball,
     check_choices,
     fresh,
     record,
@@ -25,7 +27,7 @@ from deformreg.attacks.search import (
 )
 from deformreg.balls import Ball
 from deformreg.noise import gaussian
-from deformreg.perturbations import Perturbation, flow
+from deformreg.perturbations import Perturbation
 
 
 def random_fields(
@@ -66,7 +68,8 @@ def random_fields(
         >>> result.success.tolist(), result.model_calls.tolist()  # a constant image cannot be deformed
         ([False, False], [10, 10])
     """
-    family = flow() if perturbation is None else perturbation
+    ball = check_ball(ball, arrays=False)
+    family = family_or_flow(perturbation)
     num_fields = _checks.count("num_fields", num_fields)
     _checks.non_negative("sigma", sigma)
     check_choices(loss, keep, ("any", "best"))

@@ -40,6 +40,16 @@ Keep = Literal["last", "best", "any"]
 does not, then the higher loss); or ``"any"``: the first that breaks the model ends the search, else the best."""
 
 
+def check_ball(ball: Ball, *, per_example: bool = True, arrays: bool = True) -> Ball:
+    """Returns the ball; raises for another value, and for radii of a kind that an attack does not take."""
+    ball = _checks.instance("ball", ball, Ball, "deformreg.linf(0.5)")
+    shape = jnp.shape(ball.radius)
+    if shape and not (arrays and (per_example or not ball.per_example)):
+        wanted = "one radius for all examples" if arrays else "one number as radius"
+        raise ValueError(f"ball must have {wanted} here, got radii of shape {shape}")
+    return ball
+
+
 def check_choices(loss: Loss, keep: Keep, keeps: tuple[str, ...] = get_args(Keep)) -> None:
     """Raises unless `loss` is a function or one of the names, and `keep` one of `keeps`."""
     if not callable(loss):

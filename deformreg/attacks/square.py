@@ -14,10 +14,22 @@ import numpy as np
 from jaxtyping import Array
 
 from deformreg import _checks
+from deformreg._families import family_or_flow
 from deformreg.attacks.attack import Attack, Examples, LogitsFn, Search
-from deformreg.attacks.search import Keep, Loss, budget_of, check_choices, fresh, record, step_keys, try_out, used_share
+from deformreg.attacks.search import (
+    Keep,
+    Loss,
+    budget_of,
+    check_ball,
+    check_choices,
+    fresh,
+    record,
+    step_keys,
+    try_out,
+    used_share,
+)
 from deformreg.balls import Ball
-from deformreg.perturbations import Perturbation, flow
+from deformreg.perturbations import Perturbation
 
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # in a search of 10,000 queries
 
@@ -72,7 +84,8 @@ def square(
     References:
         Andriushchenko et al., ECCV 2020, see the module.
     """
-    family = flow() if perturbation is None else perturbation
+    ball = check_ball(ball, per_example=False)
+    family = family_or_flow(perturbation)
     num_queries = _checks.count("num_queries", num_queries)
     check_choices(loss, keep, ("any", "best"))
     if not 0 < share <= 1:

@@ -17,7 +17,7 @@ from jaxtyping import Array
 from deformreg import _checks, fields
 from deformreg._arrays import choose, scaled
 from deformreg.attacks.attack import Attack, Budget, Examples, LogitsFn, Search
-from deformreg.attacks.search import Keep, budget_of, finite_or_zero, fresh, is_broken, record, used_share
+from deformreg.attacks.search import Keep, budget_of, check_ball, finite_or_zero, fresh, is_broken, record, used_share
 from deformreg.balls import Ball
 from deformreg.losses import margin
 from deformreg.perturbations import flow
@@ -88,6 +88,8 @@ def stadv(
         Xiao et al., ICLR 2018, see the module; equations 2 to 4.
         Liu and Nocedal, "On the Limited Memory BFGS Method for Large Scale Optimization", 1989.
     """
+    if ball is not None:
+        ball = check_ball(ball)
     num_evaluations = _checks.count("num_evaluations", num_evaluations)
     memory_size = _checks.count("memory_size", memory_size)
     _checks.non_negative("flow_weight", flow_weight)

@@ -10,7 +10,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array
 
+from deformreg import _checks
 from deformreg._arrays import choose
 from deformreg.attacks.attack import Attack, Examples, LogitsFn, Search
 from deformreg.attacks.search import try_out
@@ -46,13 +48,19 @@ def transfer(attack: Attack, source: LogitsFn, *, name: str | None = None) -> At
         Papernot, McDaniel and Goodfellow, see the module.
     """
 
+    _checks.instance("attack", attack, Attack, "pgd(ball=linf(0.5), num_steps=50)")
+    _checks.function("source", source)
+
+    def checked(images: Array) -> Array:
+        return _checks.logits(source(images), images.shape[0], "source")
+
     def begin(examples: Examples) -> Search:
         inner = attack.begin(examples)
         return inner._replace(memory=inner)
 
     def step(logits_fn: LogitsFn, examples: Examples, search: Search) -> Search:
         inner: Search = search.memory
-        inner = choose(inner.done, inner, attack.step(source, examples, inner))
+        inner = choose(inner.done, inner, attack.step(checked, examples, inner))
 
         def try_on_attacked() -> tuple[Any, Any]:
             losses, broken = try_out(logits_fn, attack.perturbation, "margin", examples, inner.kept)

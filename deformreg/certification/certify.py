@@ -21,10 +21,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from deformreg import _checks
-from deformreg.attacks.attack import LogitsFn, as_argument, class_indices
+from deformreg._families import check_layout, family_or_flow
+from deformreg.attacks.attack import LogitsFn, as_argument
 from deformreg.certification.laws import SmoothingLaw
 from deformreg.certification.votes import tally
-from deformreg.perturbations import Perturbation, flow
+from deformreg.perturbations import Perturbation
 from deformreg.statistics import clopper_pearson_bound, wilson_interval
 
 HostArray = np.ndarray[Any, Any]
@@ -125,7 +126,8 @@ def certify(
         The certificates.
 
     Raises:
-        TypeError: integer images, counts that are not integers, or a `law` that is no `SmoothingLaw`.
+        TypeError: integer images, counts that are not integers, a `law` that is no `SmoothingLaw`, no random key, or a
+            `logits_fn` that does not return one array of floating-point logits.
         ValueError: no images, `alpha` out of range, too few draws to certify anything, or wrong shapes.
 
     Example:
@@ -148,13 +150,15 @@ def certify(
     if not isinstance(law, SmoothingLaw):
         raise TypeError(f"law must be a SmoothingLaw, for example deformreg.certification.gaussian(0.3), got {law!r}")
     images = _checks.images_on_host(images)
+    key = _checks.key(key)
     if images.shape[0] == 0:
         raise ValueError(f"images must hold at least one example, got shape {images.shape}")
     num_selection = _checks.count("num_selection", num_selection)
     highest = _highest_bound(num_samples, alpha)
     draws = num_selection + num_samples
     batch_size = min(_checks.count("batch_size", batch_size), draws)
-    perturbation = flow() if perturbation is None else perturbation
+    perturbation = family_or_flow(perturbation)
+    check_layout(perturbation, images.shape)
     started = time.perf_counter()
     function, count = as_argument(logits_fn), len(images)
     predictions, bounds, radii = np.full(count, ABSTAIN), np.zeros(count), np.zeros(count)
@@ -250,10 +254,8 @@ def certified_accuracy(certificates: Certificates, labels: ArrayLike, radii: Seq
         the mean radius.
     """
     count = len(certificates.predictions)
-    labels = np.asarray(class_indices("labels", labels, count))
-    radii = tuple(float(radius) for radius in radii)
-    if not radii or list(radii) != sorted(set(radii)) or radii[0] < 0:
-        raise ValueError(f"radii must increase from at least 0, got {list(radii)}")
+    labels = np.asarray(_checks.class_indices("labels", labels, count))
+    radii = _checks.increasing("radii", radii, from_zero=True)
     # The theorems are about smaller norms, so a radius does not certify itself.
     reach = np.where(certificates.predictions == labels, certificates.radii, 0.0)
     right = [int((reach > radius).sum()) for radius in radii]

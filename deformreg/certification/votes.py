@@ -8,10 +8,11 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from deformreg import _checks
+from deformreg._families import check_layout, family_or_flow
 from deformreg.attacks.attack import LogitsFn
 from deformreg.certification.laws import SmoothingLaw
 from deformreg.noise import Noise
-from deformreg.perturbations import Params, Perturbation, flow
+from deformreg.perturbations import Params, Perturbation
 
 
 def smoothed_votes(
@@ -58,8 +59,11 @@ def smoothed_votes(
         (True, 1000)
     """
     images = _checks.images(images)
+    _checks.function("logits_fn", logits_fn)
+    key = _checks.key(key)
     num_samples, batch_size = _checks.count("num_samples", num_samples), _checks.count("batch_size", batch_size)
-    perturbation = flow() if perturbation is None else perturbation
+    perturbation = family_or_flow(perturbation)
+    check_layout(perturbation, images.shape)
     identity = perturbation.init(images)
     params = identity if params is None else params
     if jax.tree.map(jnp.shape, params) != jax.tree.map(jnp.shape, identity):
@@ -99,9 +103,7 @@ def tally(
     if any(shape[:1] != (1,) for shape in shapes):
         raise ValueError(f"perturbation.init must return parameters whose first axis is the example (1), got {shapes}")
     copies = jnp.broadcast_to(image, (batch_size, *image.shape[1:]))
-    shape = jax.eval_shape(logits_fn, copies).shape
-    if len(shape) != 2 or shape[0] != batch_size or shape[1] < 1:
-        raise ValueError(f"logits_fn must return logits of shape ({batch_size}, classes), got {shape}")
+    shape = jax.eval_shape(lambda images: _checks.logits(logits_fn(images), batch_size), copies).shape
     ends = np.cumsum(sizes)
 
     def draw(index: Array) -> Params:

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from numpy.typing import ArrayLike
 
+from deformreg import _checks
 from deformreg.attacks.attack import LogitsFn
 from deformreg.evaluation.evaluate import Evaluator
 from deformreg.evaluation.outcomes import ProgressCallback
@@ -50,6 +51,7 @@ def accuracy_curve(
     radii: Sequence[float],
     *,
     key: jax.Array,
+    known: ArrayLike | None = None,
     progress: ProgressCallback | None = None,
 ) -> Curve:
     """Evaluates a model at increasing radii.
@@ -65,13 +67,15 @@ def accuracy_curve(
         labels: int[n].
         radii: above 0, increasing; in pixels for the suites.
         key: a JAX random key.
+        known: float[n], for each example a radius at which it is known to be broken, infinite if there is none; from
+            that radius on it counts as broken and is not attacked.
         progress: called with a `Progress` whenever examples are finished.
 
     Returns:
         The curve; its first point is the clean accuracy at radius 0.
 
     Raises:
-        ValueError: no radii, or radii that do not increase from above 0.
+        ValueError: no radii, radii that do not increase from above 0, or `known` of another shape.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -83,20 +87,21 @@ def accuracy_curve(
         >>> curve.accuracies, round(curve.mean_minimal_displacement, 3)
         ((1.0, 1.0, 0.0), 0.3)
     """
-    radii = tuple(float(radius) for radius in radii)
-    if not radii or list(radii) != sorted(set(radii)) or radii[0] <= 0:
-        raise ValueError(f"radii must increase from above 0, got {list(radii)}")
+    radii = _checks.increasing("radii", radii, from_zero=False)
     started = time.perf_counter()
-    smallest = np.zeros(0)
+    images = _checks.images_on_host(images)
+    count = len(images)
+    smallest = np.full(count, np.inf) if known is None else np.array(known, np.float64)
+    if smallest.shape != (count,) or not (smallest >= 0).all():
+        raise ValueError(f"known must be float of shape ({count},), at least 0, got {_checks.described(known)}")
     calls = 0
     for number, radius in enumerate(radii):
         evaluation = run(
-            logits_fn, images, labels, radius=radius, broken=np.isfinite(smallest) if number else None,
+            logits_fn, images, labels, radius=radius, broken=smallest <= radius,
             key=jax.random.fold_in(key, number), progress=progress,
         )  # fmt: skip
-        if number == 0:
-            smallest = np.where(evaluation.correct_mask, np.inf, 0.0)
-        smallest[np.isinf(smallest) & ~evaluation.standing_mask] = radius
+        smallest[~evaluation.correct_mask] = 0
+        smallest[(smallest > radius) & ~evaluation.standing_mask] = radius
         calls += evaluation.model_calls
     right = [int((smallest > radius).sum()) for radius in (0.0, *radii)]
     accuracies = tuple(count / len(smallest) for count in right)

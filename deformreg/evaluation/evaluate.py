@@ -8,7 +8,7 @@ evaluation are reported as `flags`.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import NamedTuple, Protocol
 
@@ -17,9 +17,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from deformreg import _checks
-from deformreg.attacks.attack import Attack, LogitsFn, as_argument, class_indices
+from deformreg._families import check_layout
+from deformreg.attacks.attack import Attack, LogitsFn, as_argument
 from deformreg.evaluation.flags import OUTCOME_FLAGS, Flag, compile_diagnosis, raised
 from deformreg.evaluation.outcomes import (
+    RANGE_SLACK,
     AttackOutcome,
     Collect,
     ProgressCallback,
@@ -28,7 +30,7 @@ from deformreg.evaluation.outcomes import (
     predict,
     run_attack,
 )
-from deformreg.evaluation.rows import Compiled, Data, HostArray, compile_attack
+from deformreg.evaluation.rows import Compiled, Data, HostArray, check_alike, compile_attack
 from deformreg.evaluation.suites import Suite, fixed
 from deformreg.statistics import wilson_interval
 
@@ -114,7 +116,8 @@ def evaluate(
         images: float[n, h, w, c] in the range the model expects.
         labels: int[n].
         attacks: of different names, for example ``deformreg.evaluation.suites.standard(0.5)``.
-        batch_size: rows per batch; best at most an eighth of the number of examples, since rows idle at the end.
+        batch_size: rows per batch, the only number that the model sees, or the number of examples if that is smaller;
+            best at most an eighth of them, since rows idle at the end.
         key: a JAX random key. Attack k (in order) draws for example i from ``fold_in(fold_in(key, k), i)``.
         targets: int[n], classes to reach; None for untargeted attacks. With targets, `robust_accuracy` counts the
             examples that are classified correctly and did not reach their target; an example whose target is its label
@@ -122,7 +125,8 @@ def evaluate(
         image_range: the range that attacked images must keep; None is the range of `images`, extended to zero, which
             boundaries bring in.
         independent: run every attack on every correctly classified example, so that their accuracies compare.
-        diagnosis: also look for red flags that need model passes of their own, on up to 128 examples.
+        diagnosis: also look for red flags that need model passes of their own, on up to 128 examples, before the
+            attacks.
         refill: False replaces a batch only as a whole.
         progress: called with a `Progress` whenever examples are finished.
         collect: called then with the `Attack`, the examples' indices int[k] and their `AttackResult` in NumPy arrays,
@@ -132,9 +136,11 @@ def evaluate(
         The evaluation.
 
     Raises:
-        TypeError: integer images, floating labels, or a `batch_size` that is not an integer.
-        ValueError: no examples, images that are not finite, no attack, two attacks of one name, or shapes that do not
-            fit.
+        TypeError: integer images, floating labels, a `batch_size` that is not an integer, no random key, attacks that
+            are none, or a `logits_fn` that does not return one array of floating-point logits.
+        ValueError: no examples, images that are not finite, leave `image_range` or look like [n, c, h, w], labels
+            outside the classes, no attack, two attacks of one name, an attack with one radius per example, or shapes
+            that do not fit. All before the first attack.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -200,11 +206,12 @@ def evaluator(
         >>> run = evaluator(suites.quick, batch_size=64)  # then run(logits_fn, images, labels, radius=0.5, key=key)
     """
     batch_size = _checks.count("batch_size", batch_size)
+    allowed_range = None if image_range is None else _finite_range(image_range)
     takes_radius = isinstance(attacks, Suite)
     suite = attacks if isinstance(attacks, Suite) else fixed(attacks)
     compiled = {name: compile_attack(partial(suite.member, name)) for name in suite.names}
     diagnose = compile_diagnosis(suite)
-    forward = jax.jit(lambda function, images: function(images))
+    forward = jax.jit(lambda function, images: _checks.logits(function(images), images.shape[0]))
 
     def run(
         logits_fn: LogitsFn,
@@ -220,25 +227,29 @@ def evaluator(
     ) -> Evaluation:
         started = time.perf_counter()
         if (radius is not None) != takes_radius:
-            raise TypeError(f"radius must be given for a suite, and only for a suite, got {radius}")
-        data, own_range = _checked(images, labels, targets)
+            wanted = "for a suite" if takes_radius else "for a suite only"
+            raise TypeError(f"radius must be given {wanted}, got {radius}: suites.standard(0.5) makes its attacks")
+        if radius is not None:
+            _checks.radius("radius", radius)
+        key = _checks.key(key)
+        data, bounds = _checked(images, labels, targets, allowed_range)
         count = len(data.labels)
         setting = Setting(
-            as_argument(logits_fn), forward, data, min(batch_size, count), refill, image_range or own_range, progress,
-            collect,
+            as_argument(logits_fn), forward, data, min(batch_size, count), refill, bounds, progress, collect
         )  # fmt: skip
+        attacks_at_radius = [(attack, compiled[attack.name](radius)) for attack in suite(radius)]
+        _rehearse(setting, attacks_at_radius, key)
         correct = predict(setting, data.images) == data.labels
-        begun = correct if broken is None else correct & ~np.asarray(broken)
-        outcomes = _run_in_turn(
-            setting, [(attack, compiled[attack.name](radius)) for attack in suite(radius)], begun,
-            independent=independent, key=key,
-        )  # fmt: skip
-        calls = padded(count, setting.batch_size) + sum(outcome.model_calls for outcome in outcomes)
-        flags = raised(OUTCOME_FLAGS, outcomes)
-        if diagnosis:
-            few, last_key = data.at(np.arange(min(count, 128))), jax.random.fold_in(key, len(outcomes))
-            found, spent = diagnose(setting.logits_fn, few.images, few.labels, radius=radius, key=last_key)
-            flags, calls = flags + found, calls + spent
+        begun = correct if broken is None else correct & ~_mask("broken", broken, count)
+        found: tuple[Flag, ...] = ()
+        spent = 0
+        if diagnosis:  # before the attacks: a model that fails here must not cost hours of results
+            few, last_key = data.at(np.arange(min(count, 128))), jax.random.fold_in(key, len(attacks_at_radius))
+            found, spent = diagnose(
+                setting.logits_fn, few.images, few.labels, radius=radius, key=last_key, batch_size=setting.batch_size
+            )
+        outcomes = _run_in_turn(setting, attacks_at_radius, begun, independent=independent, key=key)
+        calls = padded(count, setting.batch_size) + sum(outcome.model_calls for outcome in outcomes) + spent
         standing = begun & ~np.any([outcome.broken_mask for outcome in outcomes], axis=0)
         return Evaluation(
             examples=count,
@@ -246,7 +257,7 @@ def evaluator(
             robust_accuracy=float(standing.mean()),
             robust_interval=wilson_interval(int(standing.sum()), count),
             attacks=tuple(outcomes),
-            flags=flags,
+            flags=raised(OUTCOME_FLAGS, outcomes) + found,
             model_calls=calls,
             seconds=time.perf_counter() - started,
             independent=independent,
@@ -255,6 +266,34 @@ def evaluator(
         )
 
     return run
+
+
+def _finite_range(image_range: object) -> tuple[float, float]:
+    low, high = _checks.image_range(image_range)
+    if not np.isfinite([low, high]).all():
+        raise ValueError(f"image_range must be finite, got {(low, high)}: None takes the range of the images")
+    return low, high
+
+
+def _mask(name: str, value: object, count: int) -> HostArray:
+    mask = np.asarray(value)
+    if mask.shape != (count,) or mask.dtype != bool:
+        raise ValueError(f"{name} must be bool of shape ({count},), got {_checks.described(value)}")
+    return mask
+
+
+def _rehearse(setting: Setting, attacks: Sequence[tuple[Attack, Compiled]], key: jax.Array) -> None:
+    """Traces the model and every attack without running them, so that what cannot work ends before the first attack."""
+    data, size = setting.data, setting.batch_size
+    batch = jax.ShapeDtypeStruct((size, *data.images.shape[1:]), data.images.dtype)
+    classes = setting.forward.eval_shape(setting.logits_fn, batch).shape[1]
+    _checks.class_indices("labels", data.labels, len(data.labels), classes=classes)
+    if data.targets is not None:
+        _checks.class_indices("targets", data.targets, len(data.labels), classes=classes)
+    for attack, compiled in attacks:
+        check_layout(attack.perturbation, data.images.shape)
+        check_alike(attack, data, classes)
+        compiled.trace(setting.logits_fn, data, key, size)
 
 
 def _run_in_turn(
@@ -281,18 +320,28 @@ def _run_in_turn(
     return outcomes
 
 
-def _checked(images: ArrayLike, labels: ArrayLike, targets: ArrayLike | None) -> tuple[Data, tuple[float, float]]:
-    """The examples on the host, and the images' range extended to zero."""
+def _checked(
+    images: ArrayLike, labels: ArrayLike, targets: ArrayLike | None, image_range: tuple[float, float] | None
+) -> tuple[Data, tuple[float, float]]:
+    """The examples on the host, and the range that attacked images keep: None is theirs, extended to zero."""
     images = _checks.images_on_host(images)
     count = images.shape[0]
     if count == 0:
         raise ValueError(f"images must hold at least one example, got shape {images.shape}")
-    labels = np.asarray(class_indices("labels", labels, count))
-    targets = None if targets is None else np.asarray(class_indices("targets", targets, count))
+    labels = np.asarray(_checks.class_indices("labels", labels, count))
+    targets = None if targets is None else np.asarray(_checks.class_indices("targets", targets, count))
     low, high = float(images.min()), float(images.max())
     if not np.isfinite([low, high]).all():
         (bad,) = np.nonzero(~np.isfinite(images).all(axis=(1, 2, 3)))
         raise ValueError(
             f"images must be finite, got NaN or infinity in {len(bad)}, the first at index {bad[0]}: leave these out"
         )
-    return Data(images, labels, targets), (min(0.0, low), max(0.0, high))
+    if image_range is None:
+        return Data(images, labels, targets), (min(0.0, low), max(0.0, high))
+    slack = RANGE_SLACK * (image_range[1] - image_range[0])
+    if low < image_range[0] - slack or high > image_range[1] + slack:
+        raise ValueError(
+            f"images must lie in image_range {image_range}, got values from {low:g} to {high:g}: scale them, or name "
+            "the range that they have"
+        )
+    return Data(images, labels, targets), image_range

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -85,11 +84,15 @@ class Collect(Protocol):
     def __call__(self, attack: Attack, indices: HostArray, result: AttackResult, /) -> object: ...
 
 
+RANGE_SLACK = 1e-5
+"""How far images may leave their range by rounding, in widths of the range."""
+
+
 class Setting(NamedTuple):
-    """What all attacks of an evaluation share."""
+    """What all attacks of an evaluation share. `forward`, jitted, checks what the model returns."""
 
     logits_fn: Partial
-    forward: Callable[[Partial, HostArray], jax.Array]
+    forward: Any
     data: Data
     batch_size: int
     refill: bool
@@ -202,7 +205,7 @@ def run_attack(
 def _admissible(images: HostArray, size: HostArray, image_range: tuple[float, float]) -> HostArray:
     """bool[n]: which attacked images are finite, in range and within the budget, up to rounding."""
     flat = images.reshape(len(images), -1).astype(np.float64)
-    slack = 1e-5 * (image_range[1] - image_range[0])
+    slack = RANGE_SLACK * (image_range[1] - image_range[0])
     inside = (flat >= image_range[0] - slack).all(axis=1) & (flat <= image_range[1] + slack).all(axis=1)
     fits: HostArray = np.isfinite(flat).all(axis=1) & inside & (size <= 1 + 1e-4)
     return fits

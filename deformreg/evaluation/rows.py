@@ -47,12 +47,14 @@ class Compiled(NamedTuple):
         advance: ``(logits_fn, batch, quota) -> (batch, steps)``: steps until `quota` rows are done.
         finish: ``(batch) -> (result, size)``: the rows' results, and the share of the budget that each uses.
         empty: ``(data, key, batch_size) -> batch``: a batch whose rows are all done.
+        trace: ``(logits_fn, data, key, batch_size)``: traces the others, which raises what they would raise.
     """
 
     place: Callable[[Batch, HostArray, Data, HostArray, jax.Array], Batch]
     advance: Callable[[Partial, Batch, int], tuple[Batch, jax.Array]]
     finish: Callable[[Batch], tuple[AttackResult, jax.Array]]
     empty: Callable[[Data, jax.Array, int], Batch]
+    trace: Callable[[Partial, Data, jax.Array, int], None]
 
 
 class Finished(NamedTuple):
@@ -98,9 +100,50 @@ def compile_attack(make: Callable[[Any], Attack]) -> Callable[[Any], Compiled]:
         search = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), search)
         return Batch(examples, search._replace(done=jnp.ones(batch_size, bool)))
 
+    def trace(radius: Any, logits_fn: Partial, data: Data, key: jax.Array, batch_size: int) -> None:
+        at = np.zeros(batch_size, int)
+        batch = place.eval_shape(radius, empty(radius, data, key, batch_size), at == 0, data.at(at), at, key)
+        run.eval_shape(radius, logits_fn, batch, -1)
+        conclude.eval_shape(radius, batch)
+
     return lambda radius: Compiled(
-        partial(place, radius), partial(run, radius), partial(conclude, radius), partial(empty, radius)
+        partial(place, radius),
+        partial(run, radius),
+        partial(conclude, radius),
+        partial(empty, radius),
+        partial(trace, radius),
     )
+
+
+def check_alike(attack: Attack, data: Data, classes: int) -> None:
+    """Raises if an attack holds one number per example: in the rows of a batch other examples would get it.
+
+    Such numbers do not fit a batch of one example more.
+    """
+    rows = len(data.labels) + 1
+    images = jax.ShapeDtypeStruct((rows, *data.images.shape[1:]), data.images.dtype)
+    targets = None if data.targets is None else jnp.zeros(rows, int)
+
+    def unread(images: jax.Array) -> jax.Array:
+        return jnp.zeros((rows, classes), jnp.float32) + images.sum(axis=(1, 2, 3))[:, None].astype(jnp.float32)
+
+    def begin(images: jax.Array) -> Any:
+        keys = row_keys(jax.random.key(0), jnp.arange(rows))
+        examples = Examples(images, jnp.zeros(rows, int), keys, targets)
+        search = attack.begin(examples)
+        # Only step sizes make a step depend on more; a transferred attack's step may hold a model of one batch size.
+        if isinstance(attack.settings.get("step_size"), list):
+            search = attack.step(unread, examples, search)
+        return search, None if attack.size is None else attack.size(search.kept, images)
+
+    try:
+        jax.eval_shape(begin, images)
+    except (TypeError, ValueError) as error:
+        reason = str(error).splitlines()[0][:120]
+        raise ValueError(
+            f"attack {attack.name!r} must treat all examples alike, without one radius or step size per example, got "
+            f"one that fits no batch of {rows} ({reason}): use its run for these"
+        ) from None
 
 
 def _examples(data: Any, indices: Any, key: jax.Array) -> Examples:

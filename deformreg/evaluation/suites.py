@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from deformreg import _checks
 from deformreg.attacks.adef import adef
 from deformreg.attacks.apgd import apgd
 from deformreg.attacks.attack import Attack
@@ -79,13 +80,19 @@ def fixed(attacks: Iterable[Attack]) -> Suite:
         The suite.
 
     Raises:
+        TypeError: one attack alone, or what is no attack.
         ValueError: no attacks, or two with the same name.
 
     Example:
         >>> fixed([pgd(ball=linf(0.5), num_steps=5, name="weak")]).names
         ('weak',)
     """
-    attacks = tuple(attacks)
+    if isinstance(attacks, Attack):
+        raise TypeError(f"attacks must be a list of attacks, got the attack {attacks.name!r} alone: give [attack]")
+    if not isinstance(attacks, Iterable) or isinstance(attacks, (str, bytes)):
+        raise TypeError(f"attacks must be a list of attacks or a suite, got {_checks.described(attacks)}")
+    example = "pgd(ball=linf(0.5), num_steps=50)"
+    attacks = tuple(_checks.instance("attacks", attack, Attack, example) for attack in attacks)
     names = [attack.name for attack in attacks]
     if not names or len(set(names)) != len(names):
         raise ValueError(f"attacks must be one or more of different names, got {names}")

@@ -25,6 +25,7 @@ def test_any_model_is_evaluated(capsys):
     assert "robust" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_method_of_ones_own_trains_a_run(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr("sys.argv", ["own_method.py", str(tmp_path / "run")])
     monkeypatch.setenv("DEFORMREG_DATA", str(tmp_path / "data"))

@@ -2,13 +2,13 @@
 
 import errno
 import json
+import os
 import random
 import resource
 import shutil
 import zlib
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -16,6 +16,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from train import checkpoints, manifests, processes, runs
+from train import files as train_files
 from train.commands import main
 from train.config import Config, Model
 from train.errors import CheckpointError, StorageError
@@ -144,7 +145,7 @@ def test_flips_and_truncations_are_found_or_harmless(pytestconfig, tmp_path):
 def test_damage_falls_back_and_is_set_aside(run, part):
     flip_a_bit(run.checkpoints / "2" / part)
     assert [bool(damage) for _, damage in checkpoints.verify(run.checkpoints, CONFIG)] == [False, True]
-    restored = checkpoints.resume(run.checkpoints, state(0), config=CONFIG)
+    restored = checkpoints.resume(run, state(0), config=CONFIG)
     assert_is(restored, 1)
     assert list(restored.skipped) == [2]
     # The run comes to step 2 again, and its checkpoint takes the damaged one's place.
@@ -159,7 +160,7 @@ def test_no_intact_checkpoint_is_an_error_and_changes_nothing(run):
         (run.checkpoints / str(step) / "manifest" / "metadata").write_text("{}")
     before = {path: path.read_bytes() for path in files(run.folder)}
     with pytest.raises(CheckpointError, match=r"no intact checkpoint \(step 2: .*; step 1: "):
-        checkpoints.resume(run.checkpoints, state(0), config=CONFIG)
+        checkpoints.resume(run, state(0), config=CONFIG)
     assert {path: path.read_bytes() for path in files(run.folder)} == before
 
 
@@ -178,7 +179,7 @@ def test_a_file_that_the_disk_does_not_give_is_no_damage(run, at_once, part):
     file.symlink_to("/proc/self/mem")
     before = files(run.folder)
     with pytest.raises(StorageError, match=r"checkpoints/2 cannot be read now .*Input/output error") as caught:
-        checkpoints.resume(run.checkpoints, state(0), config=CONFIG)
+        checkpoints.resume(run, state(0), config=CONFIG)
     assert "\n" not in str(caught.value)
     assert files(run.folder) == before
     found = dict(checkpoints.verify(run.checkpoints, CONFIG))
@@ -190,15 +191,15 @@ def test_a_file_that_the_disk_does_not_give_is_no_damage(run, at_once, part):
 
 
 def test_errors_that_pass_are_tried_again(run, at_once, monkeypatch):
-    original, errors = Path.open, [errno.ESTALE, errno.EIO]
+    original, errors = train_files.open_regular, [errno.ESTALE, errno.EIO]
 
-    def open_(path, *arguments, **options):
+    def open_regular(path, *, limit):
         if errors:
             raise OSError(errors.pop(), "not now")
-        return original(path, *arguments, **options)
+        return original(path, limit=limit)
 
-    monkeypatch.setattr(Path, "open", open_)
-    assert_is(checkpoints.resume(run.checkpoints, state(0), config=CONFIG), 2)
+    monkeypatch.setattr(train_files, "open_regular", open_regular)
+    assert_is(checkpoints.resume(run, state(0), config=CONFIG), 2)
     assert not errors
 
 
@@ -216,7 +217,7 @@ def test_what_orbax_says_of_the_system_is_no_damage(run, at_once, monkeypatch, e
 
     monkeypatch.setattr(ocp.Checkpointer, "restore", fail)
     with pytest.raises(StorageError, match="cannot be read now"):
-        checkpoints.resume(run.checkpoints, state(0), config=CONFIG)
+        checkpoints.resume(run, state(0), config=CONFIG)
     assert manifests.steps(run.checkpoints) == [1, 2]
 
 
@@ -274,7 +275,7 @@ def test_arrays_that_claim_more_than_the_manifest_are_not_read(run, tmp_path, mo
 
 
 def test_nothing_there_is_none(tmp_path):
-    assert checkpoints.resume(tmp_path / "none", state(0), config=CONFIG) is None
+    assert checkpoints.resume(runs.Run(tmp_path / "none"), state(0), config=CONFIG) is None
     with pytest.raises(CheckpointError, match="no intact checkpoint"):
         checkpoints.restore(tmp_path / "none", state(0), config=CONFIG)
 
@@ -284,7 +285,7 @@ def test_other_processes_follow_what_process_0_found(run, monkeypatch):
         sent = iter(numbers)
         monkeypatch.setattr(processes, "is_lead", lambda: False)
         monkeypatch.setattr(processes, "from_lead", lambda _: next(sent))
-        return checkpoints.resume(run.checkpoints, state(0), config=CONFIG)
+        return checkpoints.resume(run, state(0), config=CONFIG)
 
     outcomes = checkpoints._Outcome
     assert told(outcomes.NOTHING) is None
@@ -374,3 +375,105 @@ def test_checkpoints_that_cannot_be_opened_are_one_line(run):
     run.checkpoints.write_text("not a folder")
     with pytest.raises(StorageError, match="Not a directory"):
         write_more(run)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "step", "skipped"),
+    [
+        ("2", "4", 1, {4: "it holds step 2: its folder was renamed"}),
+        ("1", "4", 2, {4: "it holds step 1: its folder was renamed"}),
+        ("2", "step_2", 1, {}),
+    ],
+)
+def test_a_renamed_step_is_not_taken_for_what_its_name_says(run, old, new, step, skipped):
+    (run.checkpoints / old).rename(run.checkpoints / new)
+    restored = checkpoints.resume(run, state(0), config=CONFIG)
+    assert restored.skipped == skipped
+    assert_is(restored, step)
+    write_more(run)
+    assert_is(restore(run), 4)
+
+
+def test_what_orbax_would_take_for_a_step_is_named(run):
+    (run.checkpoints / "2").rename(run.checkpoints / "02")
+    with pytest.raises(CheckpointError, match=r"checkpoints/02 is not the folder of a step: rename it"):
+        checkpoints.resume(run, state(0), config=CONFIG)
+    (run.checkpoints / "02").rename(run.checkpoints / "2")
+    (run.checkpoints / "4").write_text("not a folder")
+    with pytest.raises(CheckpointError, match=r"checkpoints/4 is not the folder of a step: .* or move it away"):
+        checkpoints.resume(run, state(0), config=CONFIG)
+
+
+@pytest.mark.parametrize("step", [1, 2])
+@pytest.mark.parametrize("name", ["_CHECKPOINT_METADATA", "manifest/metadata", "state/_METADATA", "state/pipe", "link"])
+def test_what_is_no_file_is_never_opened(run, name, step):
+    """A pipe would block for ever, in this program or in Orbax; a link to a folder would lead anywhere."""
+    path = run.checkpoints / str(step) / name
+    path.unlink(missing_ok=True)
+    if name == "link":
+        path.symlink_to(run.checkpoints)
+    else:
+        os.mkfifo(path)
+    found = dict(checkpoints.verify(run.checkpoints, CONFIG))
+    assert "not a regular file" in found[step]
+    assert found[3 - step] is None
+    restored = checkpoints.resume(run, state(0), config=CONFIG)
+    assert list(restored.skipped) == [step]
+    assert "is not a regular file" in restored.skipped[step]
+    assert_is(restored, 3 - step)
+    write_more(run)
+    assert_is(restore(run), 4)
+    assert (run.checkpoints / f"damaged-{step}").is_dir()
+
+
+@pytest.mark.parametrize("name", ["_CHECKPOINT_METADATA", "manifest/metadata", "state/_METADATA"])
+def test_files_too_large_for_memory_are_not_read(run, name):
+    """Three gigabytes that take no room."""
+    os.truncate(run.checkpoints / "2" / name, 3 << 30)
+    assert dict(checkpoints.verify(run.checkpoints, CONFIG))[2]
+    assert_is(checkpoints.resume(run, state(0), config=CONFIG), 1)
+
+
+@pytest.fixture
+def removing(monkeypatch):
+    """A function that makes a training remove a step at the moment when somebody reads its arrays."""
+
+    def remove(run, *steps):
+        original, left = manifests._read_state, list(steps)
+
+        def read(folder, *arguments):
+            if folder.parent.name in map(str, left):
+                left.remove(int(folder.parent.name))
+                shutil.rmtree(folder.parent)
+            return original(folder, *arguments)
+
+        monkeypatch.setattr(manifests, "_read_state", read)
+
+    return remove
+
+
+def test_a_step_that_a_training_removes_meanwhile_is_no_damage(run, removing, capsys):
+    removing(run, 1)
+    assert main(["verify", str(run.folder)]) == 0
+    assert capsys.readouterr().out == f"{run.folder}: step 2: intact\n"
+
+
+@pytest.mark.parametrize("select", ["last", "best"])
+def test_a_newer_step_is_read_in_place_of_one_removed_meanwhile(run, removing, select):
+    removing(run, 2)
+    restored = restore(run, select=select)
+    assert_is(restored, 1)
+    assert restored.skipped == {}
+
+
+def test_steps_vanish_whole_and_leave_nothing(run, monkeypatch):
+    """Removed file by file, they would look damaged to a reader; killed meanwhile, a training would leave a part."""
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoints, "_purge", lambda _: None)
+        write_more(run)
+        assert_is(checkpoints.restore(run.checkpoints / ".removed", state(0), config=CONFIG), 1)
+    (run.checkpoints / "9.orbax-checkpoint-tmp-1").mkdir()
+    with checkpoints.open_writer(run, CONFIG) as writer:
+        for step in (5, 6):
+            writer.save(step, state(step))
+    assert sorted(path.name for path in run.checkpoints.iterdir()) == ["2", "5", "6"]

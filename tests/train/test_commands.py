@@ -176,7 +176,7 @@ def test_fit_evaluate_and_compare(capsys, tmp_path):
     code, out, err = run(capsys, "evaluate", folders[1], "--transfer-from", folders[0], *options_of_suites)
     assert code == 0, err
     row = json.loads((tmp_path / "one.json").read_text())
-    assert set(row["attacks"]) == {"multi-step", "transfer from standard"}
+    assert set(row["attacks"]) == {"multi-step", "any iterate", "transfer from standard"}
     assert len({attack["attacked"] for attack in row["attacks"].values()}) == 1
     assert [point["radius_pixels"] for point in row["curve"]] == [0, 0.1, 0.2]
     assert row["curve_examples"] == row["examples"] == 100
@@ -263,6 +263,7 @@ def test_an_odd_environment_trains_or_is_named(tmp_path, setting, line):
         assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("closed", ["2>&-", ">&-", "<&-", ">&- 2>&- <&-"])
 def test_closed_streams_end_nothing(closed):
     done = subprocess.run(
@@ -272,6 +273,7 @@ def test_closed_streams_end_nothing(closed):
     assert b"Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_deleted_current_directory_is_named(tmp_path):
     folder = tmp_path / "gone"
     folder.mkdir()

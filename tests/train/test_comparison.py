@@ -57,7 +57,7 @@ def write_run(folder, *, size=8, names=("a", "b"), seed=0, unreadable=0, accurac
     with checkpoints.open_writer(run, config) as writer:
         for step, accuracy in enumerate(accuracies, 1):
             state = jax.tree.map(lambda leaf: np.asarray(rng.random(leaf.shape), leaf.dtype), shapes)
-            writer.save(step, state, accuracy)
+            writer.save(step, state._replace(step=np.int32(step)), accuracy)
     return folder
 
 

@@ -7,9 +7,66 @@ from types import SimpleNamespace
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import deformreg
-from train import evaluation
+from train import evaluation, reports
+from train.config import Evaluation
+
+
+def fake_run(logits_fn, images, labels, *, batch_size=32):
+    """A run that nobody trained."""
+    return SimpleNamespace(
+        images=images, labels=labels, logits_fn=jax.tree_util.Partial(logits_fn), class_names=tuple("abcde"), step=1,
+        train_seconds=1.0,
+        config=SimpleNamespace(
+            evaluation=Evaluation(radius=0.5, steps=4, batch_size=batch_size), method=SimpleNamespace(name="standard")
+        ),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def studied():
+    images = np.random.default_rng(1).random((60, 6, 6, 1)).astype(np.float32)
+    sizes = set()
+
+    def narrow(batch):
+        """Class 1 where a pixel is nearly 0.5: steps along the gradient cross it, and the last one may be beyond."""
+        sizes.add(len(batch))
+        distance = jnp.abs(batch[:, 2, 2, 0] - 0.5)
+        return jnp.stack([jnp.zeros_like(distance), 1 - 20 * distance], axis=1)
+
+    labels = np.array(jnp.argmax(narrow(images), axis=1))
+    labels[:3] = 1 - labels[:3]
+    sizes.clear()
+    run = fake_run(narrow, images, labels)
+    return evaluation.evaluate_run("run", run, evaluation.Protocol(radius=0.5)), sizes
+
+
+def test_the_number_of_a_run_counts_every_break_that_is_known(studied):
+    """Those of the curve's attack, too: a report contradicts itself if its number is above its own curve."""
+    row = studied[0].row
+    at = {point["radius_pixels"]: point["accuracy"] for point in row["curve"]}
+    lenient = row["attacks"]["multi-step"]["robust_accuracy"]
+    assert row["robust_accuracy"] == at[0.5] < lenient - 0.1
+    assert row["robust_accuracy"] == studied[0].evaluation.standing_mask.mean()
+    assert row["robust_interval"][0] < row["robust_accuracy"] < row["robust_interval"][1]
+    assert at[0.75] <= at[0.5] <= at[0.375]
+    assert at[0.0] == row["clean_accuracy"] == 57 / 60
+
+
+def test_the_released_protocol_is_named_as_lenient(studied):
+    row = studied[0].row
+    table, caption = reports.table({"run": row}), reports._caption(row)
+    assert "| multi-step (released, lenient) |" in table
+    assert "`multi-step` is the released protocol" in caption
+    assert f" {100 * row['robust_accuracy']:.1f} [" in table.splitlines()[-1]
+    strict = {**row, "suite": "quick"}
+    assert "lenient" not in reports.table({"run": strict}) + reports._caption(strict)
+
+
+def test_no_batch_of_a_run_is_larger_than_its_option(studied):
+    assert max(studied[1]) == 32
 
 
 def test_pictures_show_the_flow_that_broke_an_image_or_the_last_one():
@@ -34,7 +91,7 @@ def test_pictures_show_the_flow_that_broke_an_image_or_the_last_one():
     face("first", 1.0, [0, 1, 8], [0], edge)  # more images than are shown
     face("second", 2.0, [1, 0], [0], edge)
     face("pixels", 9.0, [2], [2], deformreg.additive())  # moves none
-    trained = SimpleNamespace(images=images, labels=np.zeros(4, int), logits_fn=jax.tree_util.Partial(logits_fn))
+    trained = fake_run(logits_fn, images, np.zeros(4, int))
     sample = exhibits.sample(trained, outcomes)
     assert [flow.mean() for flow in sample.flows] == [1.0, 2.0, 0.0, 0.0]
     flows = jnp.broadcast_to(jnp.array([1.0, 2.0, 0.0, 0.0]).reshape(4, 1, 1, 1), (4, 8, 8, 2))

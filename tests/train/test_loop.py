@@ -161,7 +161,7 @@ def test_skipped_batches_are_named_counted_and_followed_by_others(tmp_path, data
     err = capsys.readouterr().err
     assert "skipped batch 3 (1 of at most 2): step 4: loss nan" in err
     assert "skipped batch 14 (2 of at most 2): step 14: loss nan" in err
-    lines = metrics.read_metrics(runs.Run(tmp_path / "run"))
+    lines = list(metrics.read_metrics(runs.Run(tmp_path / "run")))
     assert [(line["step"], line["skipped_batch"]) for line in lines if "skipped" in line] == [(4, 3), (14, 14)]
     assert manifests.steps(tmp_path / "run" / "checkpoints")[-1] == 15
     asked = iter([False] * 8 + [True] * 20)

@@ -5,14 +5,17 @@ from __future__ import annotations
 import errno
 import fcntl
 import json
+import os
+import shutil
 from dataclasses import replace
 
 import jax
+import numpy as np
 import pytest
 
-from train import files, processes, runs
+from train import checkpoints, files, metrics, processes, runs
 from train.config import Config
-from train.errors import RunError
+from train.errors import RunError, StorageError
 
 CONFIG = Config()
 
@@ -55,6 +58,52 @@ def test_what_may_change_is_said(tmp_path):
         "processes: 4, 1",
     ]
     assert changes == expected
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("jax_enable_x64", True, "jax_enable_x64 False, jax_enable_x64 True"),
+        ("jax_threefry_partitionable", False, "jax_threefry_partitionable True, jax_threefry_partitionable False"),
+        (
+            "jax_default_matmul_precision",
+            "highest",
+            "jax_default_matmul_precision None, jax_default_matmul_precision h",
+        ),
+        ("jax_default_prng_impl", "rbg", "jax_default_prng_impl threefry2x32, jax_default_prng_impl rbg"),
+    ],
+)
+def test_options_that_change_bits_are_said(tmp_path, option, value, said):
+    runs.create(runs.Run(tmp_path), CONFIG, 1500)
+    before = getattr(jax.config, option)
+    jax.config.update(option, value)
+    try:
+        _, (change,) = runs.claim(tmp_path, CONFIG, resume=True)
+    finally:
+        jax.config.update(option, before)
+    assert change.startswith(f"settings: {said}")
+
+
+def test_flags_and_cores_are_said(tmp_path, monkeypatch):
+    """`taskset` leaves `os.cpu_count` as it is."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    runs.create(runs.Run(tmp_path), CONFIG, 1500)
+    assert runs.claim(tmp_path, CONFIG, resume=True)[1] == []
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {1})
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=true")
+    assert runs.claim(tmp_path, CONFIG, resume=True)[1] == [
+        "cores: 2, 1",
+        "settings: XLA_FLAGS None, XLA_FLAGS --xla_cpu_enable_fast_math=true",
+    ]
+
+
+def test_what_an_older_version_did_not_store_is_not_said(tmp_path):
+    runs.create(runs.Run(tmp_path), CONFIG, 1500)
+    stored = json.loads((tmp_path / "environment.json").read_text())
+    del stored["settings"]
+    files.write_json(tmp_path / "environment.json", stored)
+    assert runs.claim(tmp_path, CONFIG, resume=True)[1] == []
 
 
 def locked_by_another(folder):
@@ -123,3 +172,67 @@ def test_an_environment_of_any_form_only_informs(tmp_path, text):
     (tmp_path / "environment.json").write_text(text)
     _, changes = runs.claim(tmp_path, CONFIG, resume=True)
     assert not any("\n" in line for line in changes)
+
+
+def test_a_training_whose_folder_was_replaced_writes_nothing_more(tmp_path):
+    """The lock of the first is on a deleted file, so the second takes the folder."""
+    first, _ = runs.hold(tmp_path / "run", CONFIG, resume=False)
+    runs.create(first, CONFIG, 1500)
+    log = metrics.MetricLog(first)
+    log.write(1, {"loss": 1.0})
+    with checkpoints.open_writer(first, CONFIG) as writer:
+        shutil.rmtree(first.folder)
+        second, _ = runs.hold(tmp_path / "run", replace(CONFIG, seed=1), resume=False)
+        runs.create(second, replace(CONFIG, seed=1), 1500)
+        before = contents(second.folder)
+        state = {"step": np.int32(2)}
+        for write in (
+            lambda: writer.save(2, state),
+            lambda: log.write(2, {"loss": 0.5}),
+            lambda: runs.create(first, CONFIG, 1500),
+            lambda: metrics.MetricLog(first),
+            lambda: checkpoints.open_writer(first, CONFIG).__enter__(),
+        ):
+            with pytest.raises(StorageError, match="is no longer the folder of this training"):
+                write()
+    log.close()
+    assert contents(second.folder) == before
+    runs.check_ours(second)
+    runs.check_still_ours(second.folder)
+    with (second.folder / ".lock").open() as file, pytest.raises(BlockingIOError):
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    (second.folder / ".lock").unlink()
+    with pytest.raises(StorageError, match="is no longer"):
+        runs.check_still_ours(second.folder)
+
+
+def contents(folder):
+    """Every file below a folder with its bytes, and every link with its target."""
+    return {
+        path.relative_to(folder).as_posix(): path.readlink() if path.is_symlink() else path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_symlink() or path.is_file()
+    }
+
+
+@pytest.mark.parametrize("name", [".lock", "checkpoints", "events.out.tfevents.1.host", "checkpoints/5"])
+def test_nothing_outside_a_run_folder_is_written_through_a_link(tmp_path, name):
+    """`checkpoints` of another run, whose steps a training would delete; a lock that would be created elsewhere."""
+    run, outside = runs.Run(tmp_path / "run"), tmp_path / "outside"
+    runs.create(run, CONFIG, 1500)
+    if name == "checkpoints":
+        run.checkpoints.rmdir()
+        (outside / "checkpoints" / "5").mkdir(parents=True)
+    path = run.folder / name
+    path.symlink_to(outside / name)
+    before = contents(tmp_path)
+    for take in (runs.claim, runs.hold):
+        with pytest.raises(RunError, match=rf"{name} is a link, and a training writes only into its run folder"):
+            take(run.folder, CONFIG, resume=True)
+    assert contents(tmp_path) == {"run/.lock": b"", **before}
+
+
+def test_a_lock_that_is_no_file_is_named(tmp_path):
+    os.mkfifo(tmp_path / ".lock")
+    with pytest.raises(RunError, match=r"\.lock is not a regular file: remove it"):
+        runs.hold(tmp_path, CONFIG, resume=False)

@@ -10,7 +10,8 @@ import traceback
 from collections.abc import Sequence
 
 COMMANDS = {
-    "fit": "PRESET [options]    train a preset, evaluate it, write a report; `fit PRESET --help` explains every option",
+    "fit": "PRESET [options]    train a preset, evaluate it, write a report; `fit PRESET --help`: every option\n"
+    "  fit --resume RUN        continue a run with its own options",
     "evaluate": "RUN [RUN ...]  attack trained runs and compare them; `evaluate --help`",
     "certify": "RUN             certify radii within which no deformation changes the answer; `certify --help`",
     "verify": "RUN [RUN ...]    check every checkpoint against its checksums; `verify --help`",

@@ -23,17 +23,19 @@ class Evaluate:
     runs: tyro.conf.Positional[tuple[Path, ...]]
     """Run folders, of the same test images."""
     suite: SuiteName = "released"
-    """released: the paper's multi-step attack (zero start, last iterate); quick, standard, full: any iterate counts,
-    more attacks, restarts. spatial: translations by at most the radius, with rotations by at most 10 degrees for
-    every pixel of it (the paper: 3 pixels)."""
+    """released: the paper's multi-step attack (zero start, last iterate), which is lenient, then one of which any
+    iterate counts;
+    quick, standard, full: any iterate counts, more attacks, restarts.
+    spatial: translations by at most the radius, with rotations by at most 10 degrees for every pixel of it (the paper:
+    3 pixels)."""
     radius: Positive | None = None
     """Largest displacement per component in pixels; by default the first run's `evaluation.radius`."""
     radii: tuple[Positive, ...] = ()
-    """Budgets in pixels, increasing, at which the whole suite draws the accuracy curve; by default a light attack
-    draws it, at five multiples of the radius, on 200 images."""
+    """Budgets in pixels, increasing, at which the whole suite draws the accuracy curve;
+    by default a light attack draws it, at five multiples of the radius, on 200 images."""
     independent: bool = False
-    """Run every attack on every correctly classified image, so that the attacks compare with each other; by default
-    each runs on those that still stand."""
+    """Run every attack on every correctly classified image, so that the attacks compare with each other;
+    by default each runs on those that still stand."""
     transfer_from: tuple[Path, ...] = ()
     """Run folders of other networks: the images deformed to fool them are shown to the evaluated ones as well."""
     examples: CountOrNone = 0
@@ -41,8 +43,9 @@ class Evaluate:
     data_dir: str | None = None
     """Where the data is, if it has moved since training."""
     output: Path | None = None
-    """Folder for all that is written, with a sub-folder for each of several runs. By default the evaluation and its
-    pictures go into each run folder, and the comparison of several runs into the folder above the first one."""
+    """Folder for all that is written, with a sub-folder for each of several runs.
+    By default the evaluation and its pictures go into each run folder,
+    and the comparison of several runs into the folder above the first one."""
     json: Path | None = None
     """Also write the evaluation (of several runs: all, by name) to this file, for scripts."""
     seed: Seed = 0

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, TypeVar
 import tyro
 from annotated_types import Interval
 
+from train import runs
 from train.config import Config
 from train.errors import ConfigError, Preempted
 from train.methods import METHODS
+from train.methods.given import Given
 from train.methods.penalties import RULES
 from train.optimizers import OPTIMIZERS
 from train.options import check, validate
@@ -31,6 +33,11 @@ else:
     )
 
 T = TypeVar("T")
+
+USAGE = """\
+usage: python -m train fit PRESET [options]        `fit PRESET --help` explains every option
+       python -m train fit --resume RUN [options]  continues a run with its own options
+"""
 
 
 @dataclass(frozen=True)
@@ -52,8 +59,8 @@ class Placement:
     """This process among several."""
 
     distributed: bool = False
-    """This is one process of several, on one host or on many, that train together; each reads its part of every
-    batch, and all need the run folder on one file system. See docs/distributed.md."""
+    """This is one process of several, on one host or on many, that train together;
+    each reads its part of every batch, and all need the run folder on one file system. See docs/distributed.md."""
     coordinator: str | None = None
     """With --distributed: HOST:PORT of process 0. By default $JAX_COORDINATOR_ADDRESS, or what SLURM, Open MPI,
     Kubernetes or a TPU pod say; likewise the next two."""
@@ -74,7 +81,8 @@ class Fit:
     run_dir: Path | None = None
     """The run folder; by default runs/PRESET."""
     resume: bool = False
-    """Continue the run in that folder from its newest intact checkpoint; starts it where there is none."""
+    """Continue the run in that folder from its newest intact checkpoint; starts it where there is none. Without a
+    preset, `fit --resume RUN` takes every option from the run."""
     evaluate: bool = True
     """Attack the trained network at the end and write report and pictures."""
     placement: Annotated[Placement, tyro.conf.arg(name="")] = field(default_factory=Placement)
@@ -83,11 +91,16 @@ class Fit:
 def run(arguments: list[str]) -> int:
     """Trains and, unless told otherwise, evaluates; returns the exit code."""
     if not arguments or arguments[0] in ("-h", "--help"):
-        print("usage: python -m train fit PRESET [options]; `fit PRESET --help` explains every option\n")
+        print(USAGE)
         print(table())
         return 0 if arguments else 2
-    name, *rest = arguments
-    options = parse(name, rest)
+    stored = None
+    if arguments[0].startswith("-"):
+        folder, stored, options = parse_continued(arguments)
+    else:
+        name, *rest = arguments
+        options = parse(name, rest)
+        folder = options.run_dir or Path("runs") / name
     placement = validate(options.placement)
     config = check(options.config)
     from train import processes
@@ -99,9 +112,17 @@ def run(arguments: list[str]) -> int:
     elif any(value is not None for value in place):
         raise ConfigError("--coordinator, --num-processes and --process-id belong to --distributed")
     processes.check_devices()
-    folder = options.run_dir or Path("runs") / name
+    # A run folder may be somebody else's: nothing is written elsewhere because of what it says.
+    write_data = stored is None or stored.data.data_dir != config.data.data_dir
     with processes.stop_on_sigterm() as stop_requested:
-        fit(config, folder, resume=options.resume, evaluated=options.evaluate, stop_requested=stop_requested)
+        fit(
+            config,
+            folder,
+            resume=options.resume,
+            evaluated=options.evaluate,
+            stop_requested=stop_requested,
+            write_data=write_data,
+        )
         if stop_requested():
             print("stopped: SIGTERM after the last step: the run is trained, --resume evaluates it", file=sys.stderr)
             return Preempted.exit_code
@@ -110,6 +131,7 @@ def run(arguments: list[str]) -> int:
         if options.evaluate:
             from train.commands import evaluate
 
+            runs.check_still_ours(folder)  # what is there would be evaluated, and its report written
             evaluate.compare(evaluate.Evaluate((folder,)))
     return 0
 
@@ -121,17 +143,41 @@ def parse(name: str, arguments: list[str]) -> Fit:
         ConfigError: there is no such preset, or `--rule` without a penalty.
     """
     preset = find(name)
-    prog = f"python -m train fit {name}"
-    config = preset.config
+    return _parse(f"fit {name}", preset.summary, preset.config, arguments)
+
+
+def parse_continued(arguments: list[str]) -> tuple[Path, Config, Fit]:
+    """The run folder after `--resume`, its config, and the options of the command line, by default that config's.
+
+    Raises:
+        ConfigError: no folder is named, or the run's method comes from a script.
+        RunError: it holds no run.
+    """
+    at = arguments.index("--resume") + 1 if "--resume" in arguments else len(arguments)
+    if at == len(arguments) or arguments[at].startswith("-"):
+        raise ConfigError("fit needs a preset, or --resume and the folder of a run: fit --resume runs/mnist5k-flow")
+    folder = Path(arguments[at])
+    stored = runs.load_config(folder)
+    if isinstance(stored.method, Given):
+        stored.method.make()
+    rest = arguments[: at - 1] + arguments[at + 1 :]
+    summary = f"Continues {folder}; every option that may change overrides one of its values."
+    options = _parse(f"fit --resume {folder}", summary, stored, rest, run_dir=folder, resume=True)
+    if options.run_dir != folder or not options.resume:
+        raise ConfigError("--resume names the run folder here: leave --run-dir and --no-resume out")
+    return folder, stored, options
+
+
+def _parse(command: str, summary: str, config: Config, arguments: list[str], **defaults: Any) -> Fit:
+    prog = f"python -m train {command}"
     kinds = Kinds(*(options.name for options in (config.method, config.optimizer, config.schedule)))
     chosen, _ = tyro.cli(Kinds, prog=prog, args=arguments, default=kinds, return_unknown_args=True, add_help=False)
-    config = choose(config, chosen)
     return tyro.cli(
         Fit,
         prog=prog,
         args=arguments,
-        default=Fit(config, chosen),
-        description=preset.summary,
+        default=Fit(choose(config, chosen), chosen, **defaults),
+        description=summary,
         config=(tyro.conf.AvoidSubcommands,),
     )
 

@@ -39,8 +39,8 @@ class Launch:
     processes: Count = 2
     """How many processes."""
     devices_per_process: Count = 1
-    """GPUs of each: process i gets those from i * devices_per_process on. Without accelerator, how many devices the
-    CPU of each process stands for."""
+    """GPUs of each: process i gets those from i * devices_per_process on.
+    Without accelerator, how many devices the CPU of each process stands for."""
 
 
 def run(arguments: list[str]) -> int:

@@ -32,8 +32,7 @@ class Augmentation:
     resize: Pixels = 0
     """Height and width, in pixels, to which images are resized (bilinear); 0 keeps their size."""
     crop: Pixels = 0
-    """Height and width, in pixels, of the crop, random in training and central in evaluation; 0
-    keeps the size."""
+    """Height and width, in pixels, of the crop, random in training and central in evaluation; 0 keeps the size."""
     shift: Annotated[int, Interval(ge=0, le=512)] = 0
     """Largest random shift in training, in pixels, along each axis; zeros move in at the border."""
     flip: bool = False

@@ -39,6 +39,7 @@ class Request(NamedTuple):
     data_dir: Path | None
     image_size: int | None
     memory_limit: int
+    write: bool = True
 
 
 class Records(NamedTuple):

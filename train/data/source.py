@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from train.data import embedded, folder, npz, prepared
-from train.data.decoded import read_copy, write_copy
+from train.data.decoded import read_copy, remove_leftovers, write_copy
 from train.data.decoding import decode_batch, decode_split, quiet_decoding
 from train.data.kind import Arrays, InMemory, Kind, Read, Records, Request, Shape, user_path
 from train.data.order import permutation
@@ -87,6 +87,7 @@ def load(
     image_size: int | None = None,
     memory_limit: int = MEMORY_LIMIT,
     max_unreadable: int = 0,
+    write: bool = True,
 ) -> Source:
     """Opens one split of a data set.
 
@@ -113,6 +114,8 @@ def load(
         image_size: resizes images to this height and width, in pixels, when they are decoded.
         memory_limit: the most bytes a decoded split may take in memory.
         max_unreadable: how many unreadable examples are replaced, each named on standard error, before one raises.
+        write: whether embedded sets may be prepared and decoded copies kept; not where an untrusted file chose
+            ``data_dir``.
 
     Returns:
         The split as a ``Source``.
@@ -129,9 +132,8 @@ def load(
     if image_size is not None and image_size < 1:
         raise DataError(f"image_size {image_size} is not a number of pixels; give 1 or more")
     cut = bool(holdout) and split in ("train", "validation")
-    request = Request(
-        name, "train" if cut else split, None if data_dir is None else user_path(data_dir), image_size, memory_limit
-    )
+    place = None if data_dir is None else user_path(data_dir)
+    request = Request(name, "train" if cut else split, place, image_size, memory_limit, write)
     source = _open(request, Unreadable(max_unreadable))
     if cut:
         train, validation = hold_out(source, holdout)
@@ -177,20 +179,22 @@ def _open(request: Request, unreadable: Unreadable) -> Source:
     # Where none accepts the name, the error of `prepared` says where it looked and what to do.
     opened = next(accepting, prepared.KIND).open(request)
     if isinstance(opened, Records):
-        return _from_records(opened, request.memory_limit, unreadable)
+        return _from_records(opened, request, unreadable)
     return _from_arrays(opened, unreadable)
 
 
-def _from_records(records: Records, memory_limit: int, unreadable: Unreadable) -> Source:
+def _from_records(records: Records, request: Request, unreadable: Unreadable) -> Source:
     """Opens the decoded copy of a split, or decodes it into memory, or leaves it to be decoded batch by batch."""
     name, size, class_names = printable(records.name), records.size, _printable_all(records.class_names)
-    arrays = read_copy(records.copy, size, memory_limit)
+    if request.write:
+        remove_leftovers(records.copy)
+    arrays = read_copy(records.copy, size, request.memory_limit)
     if arrays is None:
         with quiet_decoding():
             shape = records.probe(unreadable.limit)
         decode = tolerant(lambda indices: records.decode(indices, shape), unreadable, shape)
-        if size * math.prod(shape) > memory_limit:
-            limit = max(memory_limit, MEMORY_LIMIT)
+        if size * math.prod(shape) > request.memory_limit:
+            limit = max(request.memory_limit, MEMORY_LIMIT)
 
             def read(indices: np.ndarray) -> Arrays:
                 images, labels = decode_batch(decode, indices, shape, limit, name)
@@ -201,7 +205,7 @@ def _from_records(records: Records, memory_limit: int, unreadable: Unreadable) -
             return Source(name, size, shape, class_names, read, unreadable.mask, in_memory=False, files=records.files)
         with quiet_decoding():
             arrays = decode_split(decode, size, shape, name)
-        if not len(unreadable):  # a copy does not record which examples were unreadable
+        if request.write and not len(unreadable):  # a copy does not record which examples were unreadable
             write_copy(records.copy, arrays)
     return _from_arrays(InMemory(name, class_names, arrays), unreadable)
 

@@ -34,8 +34,8 @@ class _Gradient:
     share: Share = 1.0
     """Fraction of each batch that the penalty is taken on."""
     statistics: Statistics = "batch"
-    """Batch-normalization statistics of the penalty (and the attack): the batch's, as in the released code, where
-    examples interact, or the running ones, a penalty per image that costs a second pass."""
+    """Batch-normalization statistics of the penalty (and the attack): the batch's, as in the released code,
+    where examples interact, or the running ones, a penalty per image that costs a second pass."""
 
     def _penalty(self, family: deformreg.Perturbation) -> Penalty:
         return gradient_penalty(family, self.rule, share=self.share, statistics=self.statistics)
@@ -57,8 +57,8 @@ class FlowGradient(_Gradient):
     """The squared gradient of the loss with respect to a flow: the paper's regularization."""
 
     random_start: NonNegative = 0.0
-    """Standard deviation in pixels of a random flow before loss and penalty (0.155 is the released code's 0.01
-    normalized units at 32x32); 0 for none."""
+    """Standard deviation in pixels of a random flow before loss and penalty; 0 for none.
+    The released code's 0.01 normalized units are 0.155 pixels at 32x32."""
     name: Annotated[Literal["flow-gradient"], HIDDEN] = "flow-gradient"
 
     def make(self) -> Method:

@@ -15,8 +15,8 @@ class Standard:
     """The loss of the images alone."""
 
     random_start: NonNegative = 0.0
-    """Standard deviation in pixels of Gaussian noise on every pixel's displacement, which certified flows need; 0 for
-    clean images."""
+    """Standard deviation in pixels of Gaussian noise on every pixel's displacement, which certified flows need;
+    0 for clean images."""
     name: Annotated[Literal["standard"], HIDDEN] = "standard"
 
     def make(self) -> Method:

@@ -12,7 +12,7 @@ from jax.tree_util import Partial
 
 from deformreg.attacks.attack import Attack, Examples, row_keys
 from deformreg.evaluation.flags.flag import Flag, raised
-from deformreg.evaluation.flags.outputs import OUTPUT_CALLS, OUTPUT_FLAGS, observe_outputs
+from deformreg.evaluation.flags.outputs import OUTPUT_FLAGS, observe_outputs
 from deformreg.evaluation.flags.responses import (
     RESPONSE_CALLS,
     RESPONSE_FLAGS,
@@ -20,6 +20,7 @@ from deformreg.evaluation.flags.responses import (
     compile_responses,
     half_side,
 )
+from deformreg.evaluation.outcomes import padded
 from deformreg.evaluation.rows import HostArray
 from deformreg.evaluation.suites import Suite
 from deformreg.perturbations import Perturbation, flow
@@ -29,11 +30,11 @@ class Diagnosis(Protocol):
     """A function that looks for red flags in a model.
 
     `images` (float[n, h, w, c], 128 by convention) and `labels` (int[n]) are a few examples; `radius` is the suite's.
-    It returns the flags and the number of model calls.
+    The model sees batches of `batch_size` rows only. It returns the flags and the number of model calls.
     """
 
     def __call__(
-        self, logits_fn: Partial, images: HostArray, labels: HostArray, *, radius: Any, key: jax.Array
+        self, logits_fn: Partial, images: HostArray, labels: HostArray, *, radius: Any, key: jax.Array, batch_size: int
     ) -> tuple[tuple[Flag, ...], int]: ...
 
 
@@ -59,21 +60,21 @@ def compile_diagnosis(suite: Suite) -> Diagnosis:
         return compile_responses(lambda radius: family(name, radius))
 
     def diagnose(
-        logits_fn: Partial, images: HostArray, labels: HostArray, *, radius: Any, key: jax.Array
+        logits_fn: Partial, images: HostArray, labels: HostArray, *, radius: Any, key: jax.Array, batch_size: int
     ) -> tuple[tuple[Flag, ...], int]:
-        seen = observe_outputs(logits_fn, images)
-        flags, calls = raised(OUTPUT_FLAGS, seen), OUTPUT_CALLS * len(images)
+        seen = observe_outputs(logits_fn, images, batch_size)
+        flags, calls = raised(OUTPUT_FLAGS, seen), seen.model_calls
         correct = (seen.logits.argmax(axis=1) == labels) & np.isfinite(seen.logits).all(axis=1)
         if not correct.any():
             return flags, calls
-        # Padded by repetition, so that every model of a comparison is examined in one shape.
-        chosen = np.resize(np.flatnonzero(correct), len(images))
-        counted = np.arange(len(images)) < correct.sum()
-        keys = row_keys(key, jnp.arange(len(images)))
-        rows = Examples(jnp.asarray(images[chosen]), jnp.asarray(labels[chosen]), keys)
+        # Full batches, by repetition: the model sees one shape.
+        rows = padded(int(correct.sum()), batch_size)
+        chosen = np.resize(np.flatnonzero(correct), rows)
+        keys = row_keys(key, jnp.arange(rows))
+        examples = Examples(jnp.asarray(images[chosen]), jnp.asarray(labels[chosen]), keys)
         name, size = _examined(suite(radius), images)
-        felt = observe(name)(radius, logits_fn, rows, counted, size, key)
-        return (*flags, *raised(RESPONSE_FLAGS, felt)), calls + RESPONSE_CALLS * len(images)
+        felt = observe(name)(radius, logits_fn, examples, int(correct.sum()), size, batch_size)
+        return (*flags, *raised(RESPONSE_FLAGS, felt)), calls + RESPONSE_CALLS * rows
 
     return diagnose
 

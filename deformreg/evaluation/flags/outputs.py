@@ -19,11 +19,13 @@ class Outputs(NamedTuple):
         calls: [5, n, classes], five calls with the same batch.
         reverse: [n, classes], from a batch in reverse order; rows in the order of the images.
         alone: [classes], the first image's, from a batch of its copies.
+        model_calls: rows computed.
     """
 
     calls: HostArray
     reverse: HostArray
     alone: HostArray
+    model_calls: int
 
     @property
     def logits(self) -> HostArray:
@@ -52,17 +54,23 @@ def _largest(values: HostArray) -> float:
     return float(np.abs(values[np.isfinite(values)]).max(initial=0.0))
 
 
-OUTPUT_CALLS = 7
+def observe_outputs(logits_fn: LogitsFn, images: HostArray, batch_size: int) -> Outputs:
+    """Calls a model on every image six times, outside `jit`, where it may differ between calls.
 
-
-def observe_outputs(logits_fn: LogitsFn, images: HostArray) -> Outputs:
-    """Calls a model `OUTPUT_CALLS` times, outside `jit`, where it may differ between calls."""
+    The model sees batches of `batch_size` rows only; the last one is filled up with its own images.
+    """
 
     def call(images: HostArray) -> HostArray:
         return np.asarray(logits_fn(jnp.asarray(images)), np.float64)
 
-    calls = np.stack([call(images) for _ in range(5)])
-    return Outputs(calls, call(images[::-1])[::-1], call(np.repeat(images[:1], len(images), axis=0))[0])
+    batches = [images[at : at + batch_size] for at in range(0, len(images), batch_size)]
+    full = [batch[np.arange(batch_size) % len(batch)] for batch in batches]
+    calls = np.concatenate([np.stack([call(batch) for _ in range(5)]) for batch in full], axis=1)
+    reverse = np.concatenate([call(batch[::-1])[::-1] for batch in full])
+    # All batches but the last are full, so the filling is at the end.
+    calls, reverse = calls[:, : len(images)], reverse[: len(images)]
+    alone = call(np.repeat(images[:1], batch_size, axis=0))[0]
+    return Outputs(calls, reverse, alone, (6 * len(full) + 1) * batch_size)
 
 
 def outputs_change_between_calls(outputs: Outputs) -> Flag | None:

@@ -54,9 +54,9 @@ class Responses(NamedTuple):
         return once, twice, four_times
 
 
-Observe = Callable[[Any, Partial, Examples, HostArray, float, jax.Array], Responses]
-"""``(suite_radius, logits_fn, examples, counted, radius, key) -> Responses``: `counted`, bool[n], says which rows are
-observed; `radius` is the examined budget."""
+Observe = Callable[[Any, Partial, Examples, int, float, int], Responses]
+"""``(suite_radius, logits_fn, examples, count, radius, batch_size) -> Responses``: the examples are a multiple of
+`batch_size`, the first `count` are observed; `radius` is the examined budget."""
 
 
 def compile_responses(make: Callable[[Any], Perturbation]) -> Observe:
@@ -68,10 +68,10 @@ def compile_responses(make: Callable[[Any], Perturbation]) -> Observe:
         zeros = family.init(rows.images)
         _, gradient, logits = differentiate(logits_fn, family, "cross_entropy", rows, zeros)
         leaves = [jnp.max(jnp.abs(leaf), axis=tuple(range(1, leaf.ndim))) for leaf in jax.tree.leaves(gradient)]
-        moved = jnp.max(jnp.abs(family.apply(zeros, rows.images) - rows.images))
+        moved = jnp.max(jnp.abs(family.apply(zeros, rows.images) - rows.images), axis=(1, 2, 3))
         return jnp.max(jnp.stack(leaves), axis=0), logits_fn(rows.images) - logits, moved
 
-    def standing(at: Any, logits_fn: Partial, radius: Any, rows: Examples, key: jax.Array, num_steps: int) -> jax.Array:
+    def standing(at: Any, logits_fn: Partial, rows: Examples, radius: Any, num_steps: int) -> jax.Array:
         family = make(at)
         # Unit parameters times a traced radius: one compilation for all budgets.
         scaled = family._replace(
@@ -84,30 +84,37 @@ def compile_responses(make: Callable[[Any], Perturbation]) -> Observe:
             ball=linf(1.0), num_steps=num_steps, step_size=1.0 if num_steps == 1 else 2.5 / num_steps,
             perturbation=scaled, keep="last" if num_steps == 1 else "any",
         )  # fmt: skip
-        return ~attack.run(logits_fn, rows.images, rows.labels, key).success
+        return ~attack.run(logits_fn, rows.images, rows.labels, rows.keys).success
 
-    stands = jax.jit(standing, static_argnums=5)
+    stands = jax.jit(standing, static_argnums=4)
 
-    def observe(
-        at: Any, logits_fn: Partial, rows: Examples, counted: HostArray, radius: float, key: jax.Array
-    ) -> Responses:
-        gradients, change, moved = (np.asarray(value) for value in at_identity(at, logits_fn, rows))
-        logits = np.asarray(logits_fn(rows.images), np.float64)
-        right = np.arange(logits.shape[1]) == np.asarray(rows.labels)[:, None]
+    def observe(at: Any, logits_fn: Partial, rows: Examples, count: int, radius: float, batch_size: int) -> Responses:
+        def in_batches(function: Callable[[Examples], Any]) -> Any:
+            starts = range(0, len(rows.labels), batch_size)
+            parts = [function(jax.tree.map(lambda leaf, a=a: leaf[a : a + batch_size], rows)) for a in starts]
+            return jax.tree.map(lambda *leaves: np.concatenate([np.asarray(leaf) for leaf in leaves])[:count], *parts)
+
+        def standing_at(size: float, num_steps: int) -> HostArray:
+            mask: HostArray = in_batches(lambda batch: stands(at, logits_fn, batch, size, num_steps))
+            return mask
+
+        gradients, change, moved = in_batches(lambda batch: at_identity(at, logits_fn, batch))
+        logits = in_batches(lambda batch: logits_fn(batch.images)).astype(np.float64)
+        right = np.arange(logits.shape[1]) == np.asarray(rows.labels)[:count, None]
         margins = logits.max(axis=1, where=right, initial=-np.inf) - logits.max(axis=1, where=~right, initial=-np.inf)
         # A flow of half the image reaches any pixel; other families may use the whole range of the images.
         spread = float(jnp.max(rows.images) - jnp.min(rows.images))
         anything = max(rows.images.shape[1:3]) / 2 if make(at).field is not None else max(spread, 1e-3)
         radii = (radius, 2 * radius, 4 * radius, max(anything, 4 * radius))
         return Responses(
-            gradients[counted],
-            margins[counted],
+            gradients,
+            margins,
             max(float(np.max(np.abs(logits))), 1e-12),
-            float(moved),
-            float(np.max(np.abs(change[counted]))),
+            float(np.max(moved)),
+            float(np.max(np.abs(change))),
             radii,
-            np.stack([np.asarray(stands(at, logits_fn, size, rows, key, STEPS))[counted] for size in radii]),
-            np.asarray(stands(at, logits_fn, radius, rows, key, 1))[counted],
+            np.stack([standing_at(size, STEPS) for size in radii]),
+            standing_at(radius, 1),
         )
 
     return observe

@@ -10,7 +10,7 @@ from closed_forms import perceptron
 from jax.tree_util import Partial
 
 from deformreg import _checks, attacks, balls
-from deformreg.evaluation import Suite, accuracy_curve, evaluate, evaluator, reports
+from deformreg.evaluation import Suite, accuracy_curve, evaluate, evaluator, reports, suites
 from deformreg.perturbations import additive
 from deformreg.statistics import wilson_interval
 
@@ -135,11 +135,9 @@ def test_new_weights_data_and_radii_compile_nothing_new(diagnosis):
     run = evaluator(suite, batch_size=32, diagnosis=diagnosis)
     first = run(Partial(apply, jnp.float32(1)), images, labels, radius=0.1, key=KEY)
     count = len(traces)
-    if diagnosis:
-        assert set(traces) == {(32, *SHAPE), (128, *SHAPE)}
-    else:
+    assert set(traces) == {(32, *SHAPE)}
+    if not diagnosis:
         assert count <= 4  # predictions, and a loop whose body and its shapes are traced
-        assert set(traces) == {(32, *SHAPE)}
     second = run(Partial(apply, jnp.float32(2)), images[:150], labels[:150], radius=0.2, key=KEY)
     assert len(traces) == count
     assert first.examples == 200
@@ -225,6 +223,21 @@ def test_an_error_names_images_that_are_not_finite(value):
             evaluate(LOGITS, images, labels, [any_iterate()], key=KEY, image_range=image_range)
 
 
+def test_a_curve_counts_breaks_that_are_known():
+    images, labels = data()
+    run = evaluator(Suite({"pgd": lambda radius: any_iterate(5, radius)}), batch_size=32, diagnosis=False)
+    radii, known = (0.02, 0.05, 0.1), np.full(COUNT, np.inf)
+    free = accuracy_curve(run, LOGITS, images, labels, radii, key=KEY)
+    standing = np.flatnonzero(np.isinf(free.smallest_radii))[:20]
+    known[standing] = 0.05
+    known[free.smallest_radii == 0.02] = 0.1
+    found = accuracy_curve(run, LOGITS, images, labels, radii, key=KEY, known=known)
+    np.testing.assert_array_equal(found.smallest_radii, np.minimum(free.smallest_radii, known))
+    assert found.model_calls < free.model_calls
+    with pytest.raises(ValueError, match="known must be float of shape"):
+        accuracy_curve(run, LOGITS, images, labels, radii, key=KEY, known=known[:3])
+
+
 def test_a_data_set_stays_on_the_host(tmp_path):
     images, _ = data()
     assert _checks.images_on_host(images) is images
@@ -233,6 +246,201 @@ def test_a_data_set_stays_on_the_host(tmp_path):
     assert np.shares_memory(_checks.images_on_host(mapped), mapped)
     assert _checks.images_on_host(images.astype(np.float64)).dtype == np.float32
     np.testing.assert_array_equal(_checks.images_on_host(jnp.asarray(images)), images)
+
+
+def refused(error, words, *, logits_fn=LOGITS, attack_list=None, **changes):
+    """Checks that an evaluation ends with one line before the model has seen an image, and that it is one line."""
+    images, labels = data()
+    seen = []
+
+    def watched(images):
+        seen.append(not isinstance(images, jax.core.Tracer))
+        return logits_fn(images)
+
+    arguments = {"images": images, "labels": labels, "key": KEY, "batch_size": 16, **changes}
+    chosen = [any_iterate()] if attack_list is None else attack_list
+    model = watched if callable(logits_fn) else logits_fn
+    with pytest.raises(error) as caught:
+        evaluate(model, arguments.pop("images"), arguments.pop("labels"), chosen, **arguments)
+    message = str(caught.value)
+    assert all(word in message for word in words), message
+    assert "\n" not in message
+    assert not any(seen)
+
+
+@pytest.mark.parametrize(
+    ("error", "words", "change"),
+    [
+        (TypeError, ["logits_fn", "a tuple of 2"], lambda logits: (logits, logits)),
+        (TypeError, ["logits_fn", "a dict of 1"], lambda logits: {"logits": logits}),
+        (TypeError, ["logits_fn", "None"], lambda logits: None),
+        (ValueError, ["logits_fn", "one per image, shape (16,)", "jnp.stack"], lambda logits: logits[:, 0]),
+        (ValueError, ["logits_fn", "one per image, shape (16, 1)"], lambda logits: logits[:, :1]),
+        (ValueError, ["logits_fn", "shape (5, 16)"], lambda logits: logits.T),
+        (ValueError, ["logits_fn", "shape ()"], lambda logits: logits.sum()),
+        (TypeError, ["logits_fn", "int32"], lambda logits: logits.astype(int)),
+    ],
+)
+def test_what_is_no_logits_ends_before_the_first_attack(error, words, change):
+    refused(error, words, logits_fn=lambda images: change(LOGITS(images)))
+    images, labels = data()
+    with pytest.raises(error) as caught:
+        any_iterate().run(lambda images: change(LOGITS(images)), images[:16], labels[:16], KEY)
+    assert words[0] in str(caught.value)
+
+
+def _replaced(labels, index, value):
+    return np.where(np.arange(len(labels)) == index, value, labels)
+
+
+@pytest.mark.parametrize(
+    ("error", "words", "change"),
+    [
+        (ValueError, ["labels must be in [0, 5)", "99 at index 3"], lambda labels: _replaced(labels, 3, 99)),
+        (ValueError, ["labels must be in [0, ", "-1 at index 0"], lambda labels: _replaced(labels, 0, -1)),
+        (ValueError, ["labels must be in [0, ", str(2**40)[:5]], lambda labels: labels.astype(np.int64) + 2**40),
+        (ValueError, ["labels must be in [0, 5)", "subtract 1"], lambda labels: labels + 1),
+        (ValueError, ["labels", "labels.argmax(axis=1)"], lambda labels: np.eye(5, dtype=int)[labels]),
+        (ValueError, ["labels", "labels[:, 0]"], lambda labels: labels[:, None]),
+        (TypeError, ["labels must be integers", "float32"], lambda labels: labels.astype(np.float32)),
+        (TypeError, ["labels must be integers", "<U1"], lambda labels: [str(label) for label in labels]),
+        (TypeError, ["labels must be integers", "None"], lambda labels: None),
+    ],
+)  # fmt: skip
+def test_labels_outside_the_classes_are_named(error, words, change):
+    images, labels = data()
+    refused(error, words, labels=change(labels))
+    with pytest.raises(error) as caught:
+        any_iterate().run(LOGITS, images, change(labels), KEY)
+    assert words[0] in str(caught.value)
+
+
+def test_targets_outside_the_classes_are_named():
+    _, labels = data()
+    refused(ValueError, ["targets must be in [0, 5)", "5 at index"], targets=labels + 1)
+    refused(TypeError, ["targets must be integers", "float32"], targets=labels.astype(np.float32))
+
+
+@pytest.mark.parametrize("kind", ["radius", "step_size", "component"])
+def test_one_number_per_example_ends_before_the_first_attack(kind):
+    """In the rows of a batch an example would get another's; one batch that holds all examples is no exception."""
+    numbers = np.linspace(0, 0.1, COUNT, dtype=np.float32)
+    attack = {
+        "radius": attacks.pgd(ball=balls.l2(numbers), num_steps=2, name="own"),
+        "step_size": attacks.pgd(ball=balls.l2(0.1), step_size=numbers, num_steps=2, name="own"),
+        "component": attacks.pgd(ball=balls.linf(numbers.reshape(-1, 1, 1, 1)), num_steps=2, name="own"),
+    }[kind]
+    for batch_size in (16, COUNT):
+        refused(
+            ValueError, ["'own'", "one radius or step size per example"], attack_list=[attack], batch_size=batch_size
+        )
+    images, labels = data()
+    assert attack.run(LOGITS, images, labels, KEY).success.shape == (COUNT,)
+
+
+def test_radii_per_component_are_evaluated():
+    images, labels = data()
+    attack = attacks.pgd(ball=balls.linf(np.array([0.5, 0.0])), num_steps=5, name="rows")
+    result = evaluate(LOGITS, images, labels, [attack], batch_size=16, key=KEY, diagnosis=False)
+    assert result.attacks[0].budget.radius == (0.5, 0.0)
+    assert result.attacks[0].broken > 0
+    assert result.attacks[0].rejected == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "words", "image_range"),
+    [
+        (ValueError, ["images must lie in image_range (0.0, 0.5)", "from 0"], (0.0, 0.5)),
+        (ValueError, ["images must lie in image_range (0.5, 2.0)"], (0.5, 2.0)),
+        (ValueError, ["low < high", "(1.0, 0.0)"], (1.0, 0.0)),
+        (ValueError, ["low < high", "nan"], (0.0, np.nan)),
+        (ValueError, ["image_range must be finite"], (0.0, np.inf)),
+        (ValueError, ["image_range must be (low, high)"], 1.0),
+        (ValueError, ["image_range must be (low, high)"], (None, 1.0)),
+    ],
+)
+def test_a_range_that_the_images_cannot_keep_is_named(error, words, image_range):
+    refused(error, words, image_range=image_range)
+
+
+@pytest.mark.parametrize("radius", [np.inf, np.nan, -1.0])
+def test_a_radius_that_is_none_ends_before_the_first_attack(radius):
+    images, labels = data()
+    run = evaluator(Suite({"own": lambda radius: any_iterate()}), diagnosis=False)
+    with pytest.raises(ValueError, match="radius must be"):
+        run(LOGITS, images, labels, radius=radius, key=KEY)
+    with pytest.raises(ValueError, match="radii must"):
+        accuracy_curve(run, LOGITS, images, labels, [0.1, radius], key=KEY)
+
+
+def test_images_of_another_layout_are_named():
+    labels = data()[1]
+    wide = np.random.default_rng(0).random((COUNT, 3, 8, 9)).astype(np.float32)
+
+    def channels_first(images):
+        return LOGITS(images[:, :1, :5, :6].transpose(0, 2, 3, 1))
+
+    refused(ValueError, ["[n, h, w, c]", "(0, 2, 3, 1)"], images=wide, logits_fn=channels_first)
+    with pytest.raises(ValueError, match=r"looks like \[n, c, h, w\]"):
+        any_iterate().run(channels_first, wide, labels, KEY)
+    # Pixel attacks have no axes to confuse.
+    pixels = attacks.pgd(ball=balls.linf(0.1), num_steps=2, perturbation=additive())
+    labels = np.asarray(jnp.argmax(channels_first(wide), axis=1))
+    result = evaluate(channels_first, wide, labels, [pixels], key=KEY, diagnosis=False, image_range=(-1, 2))
+    assert result.robust_accuracy < 1
+
+
+def test_big_endian_arrays_are_read():
+    images, labels = data()
+    swapped = images.astype(">f4"), labels.astype(">i8")
+    results = [
+        evaluate(LOGITS, *pair, [any_iterate(5)], batch_size=32, key=KEY, diagnosis=False)
+        for pair in ((images, labels), swapped)
+    ]
+    np.testing.assert_array_equal(results[0].standing_mask, results[1].standing_mask)
+    assert any_iterate(5).run(LOGITS, *swapped, KEY).success.shape == (COUNT,)
+
+
+def test_what_is_no_list_of_attacks_is_named():
+    refused(TypeError, ["'pgd' alone", "[attack]"], attack_list=any_iterate())
+    refused(TypeError, ["attacks", "the function pgd"], attack_list=attacks.pgd)
+    refused(TypeError, ["attacks", "call it, pgd(...)"], attack_list=[attacks.pgd])
+    refused(TypeError, ["suites.standard(0.5)"], attack_list=suites.standard)
+    refused(TypeError, ["attacks must be a list"], attack_list=0.5)
+    refused(TypeError, ["key must be a JAX random key", "got 0"], key=0)
+    refused(TypeError, ["logits_fn must be a function"], logits_fn=None)
+
+
+def test_what_no_attack_can_do_ends_before_the_first_one():
+    def failing(logits, labels):
+        raise ValueError("no such loss")
+
+    last = attacks.pgd(ball=balls.linf(0.1), num_steps=1, loss=failing, name="last")
+    refused(ValueError, ["no such loss"], attack_list=[any_iterate(), last])
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_the_suites_evaluate_models_of_few_classes(classes):
+    logits_fn = perceptron(30, classes=classes)
+    images = data()[0][:8]
+    labels = np.asarray(jnp.argmax(logits_fn(images), axis=1))
+    members = [attack for attack in suites.standard(0.1) if attack.uses_gradients]
+    result = evaluate(logits_fn, images, labels, members, batch_size=8, key=KEY, diagnosis=False)
+    assert len(result.attacks) == 3
+
+
+def test_a_diagnosis_that_fails_costs_no_results():
+    images, labels = data()
+    begun = []
+
+    def breaking(images):
+        if not isinstance(images, jax.core.Tracer):  # only the diagnosis calls a model outside jit
+            raise RuntimeError("out of memory")
+        return LOGITS(images)
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        evaluate(breaking, images, labels, [any_iterate()], key=KEY, progress=begun.append)
+    assert not begun
 
 
 def test_arguments_are_checked_by_name():

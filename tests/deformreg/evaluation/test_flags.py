@@ -29,7 +29,8 @@ SUITE = [
 
 def diagnose(logits_fn, suite=SUITE):
     labels = np.asarray(jnp.argmax(logits_fn(jnp.asarray(IMAGES)), axis=1))
-    found, calls = flags.compile_diagnosis(fixed(suite))(Partial(logits_fn), IMAGES, labels, radius=None, key=KEY)
+    diagnosis = flags.compile_diagnosis(fixed(suite))
+    found, calls = diagnosis(Partial(logits_fn), IMAGES, labels, radius=None, key=KEY, batch_size=64)
     assert calls > 0
     for flag in found:
         assert flag.explanation
@@ -105,6 +106,32 @@ def test_statistics_of_the_batch_are_caught():
     assert "outputs_depend_on_the_batch" in diagnose(normalized)
 
 
+@pytest.mark.parametrize("batch_size", [5, 64])
+def test_the_model_sees_batches_of_one_size_only(batch_size):
+    """A network may be exported for one batch size, and memory may allow no other."""
+    sizes = set()
+
+    def exported(images):
+        sizes.add(len(images))
+        return HEALTHY(images)
+
+    labels = np.asarray(jnp.argmax(HEALTHY(IMAGES), axis=1))
+    result = evaluate(exported, IMAGES, labels, SUITE, batch_size=batch_size, key=KEY)
+    assert (sizes, result.flags) == ({batch_size}, ())
+
+
+def test_a_fault_in_any_batch_is_caught():
+    labels = np.asarray(jnp.argmax(HEALTHY(IMAGES), axis=1))
+    last = jnp.asarray(IMAGES[-1])
+
+    def faulty(images):
+        is_last = (images == last).all(axis=(1, 2, 3))
+        return jnp.where(is_last[:, None], jnp.nan, HEALTHY(images))
+
+    raised = evaluate(faulty, IMAGES, labels, SUITE, batch_size=5, key=KEY).flags
+    assert [(flag.name, flag.evidence) for flag in raised] == [("logits_not_finite", {"examples": 1})]
+
+
 def test_logits_that_are_not_finite_are_caught():
     assert "logits_not_finite" in diagnose(lambda images: HEALTHY(images).at[0].set(jnp.nan))
 
@@ -131,7 +158,7 @@ def test_iterations_that_are_stuck_are_caught():
 
     rows = Examples(reference, jnp.argmax(HEALTHY(reference), axis=1), jax.random.split(KEY, 64))
     observe = compile_responses(lambda radius: flow())
-    seen = observe(None, Partial(masked), rows, np.ones(64, bool), 0.1, KEY)
+    seen = observe(None, Partial(masked), rows, 64, 0.1, 64)
     assert "more_steps_are_weaker" in {flag.name for flag in flags.raised(flags.RESPONSE_FLAGS, seen)}
 
 

@@ -1,0 +1,191 @@
+"""Arguments that do not fit are refused by every function that takes them, in one line that says what to give."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from closed_forms import perceptron
+
+import deformreg
+from deformreg import attacks, balls, noise, perturbations
+from deformreg.certification import Certificates, gaussian, smoothed_votes
+
+KEY = jax.random.key(0)
+IMAGES = np.random.default_rng(0).random((4, 5, 6, 1)).astype(np.float32)
+LABELS = np.arange(4)
+LOGITS = perceptron(30)
+BALL = balls.linf(0.1)
+
+
+def losses(images):
+    return images.sum(axis=(1, 2, 3))
+
+
+def one_line(caught):
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+INFINITE = {
+    "linf": balls.linf,
+    "l2": balls.l2,
+    "l2 of one example": lambda value: balls.l2(np.array([1.0, value])),
+    "pixelwise_l2": balls.pixelwise_l2,
+    "elastic": attacks.elastic,
+    "adef": lambda value: attacks.adef(sigma=value),
+    "spatial pixels": lambda value: attacks.rotation_translation(max_pixels=value),
+    "spatial component": lambda value: attacks.rotation_translation(max_component=value),
+    "step": lambda value: attacks.pgd(ball=BALL, num_steps=2, step_size=value),
+    "gaussian": noise.gaussian,
+    "uniform": noise.uniform,
+    "within": lambda value: perturbations.flow(within=value).apply(jnp.zeros((4, 5, 6, 2)), jnp.asarray(IMAGES)),
+    "sigma": lambda value: perturbations.lowres_flow(2, sigma=value),
+}
+
+
+@pytest.mark.parametrize("make", INFINITE.values(), ids=INFINITE)
+@pytest.mark.parametrize("value", [np.inf, np.nan])
+def test_infinite_sizes_are_named(make, value):
+    with pytest.raises(ValueError, match=r"must be (finite|at least 0), got") as caught:
+        make(value)
+    one_line(caught)
+
+
+ATTACKS = {
+    "pgd": lambda **options: attacks.pgd(num_steps=1, **options),
+    "apgd": lambda **options: attacks.apgd(**options),
+    "square": lambda **options: attacks.square(**options),
+    "random_fields": lambda **options: attacks.random_fields(**options),
+    "spsa": lambda **options: attacks.spsa(**options),
+    "nes": lambda **options: attacks.nes(**options),
+    "multi_step": lambda **options: deformreg.multi_step(losses, IMAGES, num_steps=1, **options),
+    "one_step": lambda **options: deformreg.one_step(losses, IMAGES, **options),
+}
+
+
+@pytest.mark.parametrize("make", [*ATTACKS.values(), attacks.stadv], ids=[*ATTACKS, "stadv"])
+@pytest.mark.parametrize(("ball", "words"), [(0.5, "got 0.5"), (balls.linf, "call it, linf(...)")])
+def test_what_is_no_ball_is_named(make, ball, words):
+    with pytest.raises(TypeError) as caught:
+        make(ball=ball)
+    message = one_line(caught)
+    assert "ball must be of type Ball, for example deformreg.linf(0.5)" in message
+    assert words in message
+
+
+@pytest.mark.parametrize("name", ["apgd", "square", "random_fields", "spsa", "nes"])
+def test_radii_that_an_attack_does_not_take_are_named(name):
+    with pytest.raises(ValueError, match=r"ball must have one .*got radii of shape"):
+        ATTACKS[name](ball=balls.l2(np.ones(4)))
+
+
+FAMILIES = {
+    **{name: lambda family, make=make: make(ball=BALL, perturbation=family) for name, make in ATTACKS.items()},
+    "gradient_penalty": lambda family: deformreg.gradient_penalty(losses, IMAGES, family),
+    "finite differences": lambda family: deformreg.finite_difference_penalty(losses, IMAGES, family),
+    "forward over reverse": lambda family: deformreg.forward_over_reverse_penalty(losses, IMAGES, family),
+    "pull_back": lambda family: perturbations.pull_back(family, IMAGES, IMAGES),
+    "random_start": lambda family: deformreg.random_start(KEY, IMAGES, family),
+    "certify": lambda family: deformreg.certify(LOGITS, IMAGES, law=gaussian(0.1), perturbation=family, key=KEY),
+    "votes": lambda family: smoothed_votes(LOGITS, IMAGES, law=gaussian(0.1), perturbation=family, key=KEY),
+}
+
+
+@pytest.mark.parametrize("use", FAMILIES.values(), ids=FAMILIES)
+def test_a_family_that_was_not_called_is_named(use):
+    with pytest.raises(TypeError, match=r"perturbation must be of type Perturbation.*call it, flow\(\.\.\.\)"):
+        use(deformreg.flow)
+
+
+KEYS = {
+    "run": lambda key: attacks.pgd(ball=BALL, num_steps=1).run(LOGITS, IMAGES, LABELS, key),
+    "multi_step": lambda key: deformreg.multi_step(losses, IMAGES, ball=BALL, num_steps=1, start="random", key=key),
+    "random_start": lambda key: deformreg.random_start(key, IMAGES),
+    "certify": lambda key: deformreg.certify(LOGITS, IMAGES, law=gaussian(0.1), num_samples=20, key=key),
+    "votes": lambda key: smoothed_votes(LOGITS, IMAGES, law=gaussian(0.1), num_samples=20, key=key),
+}
+
+
+@pytest.mark.parametrize("use", KEYS.values(), ids=KEYS)
+def test_numbers_are_no_keys(use):
+    for wrong in (0, np.int32(3), jnp.zeros(2)):
+        with pytest.raises(TypeError, match=r"key must be a JAX random key.*jax\.random\.key\(0\)") as caught:
+            use(wrong)
+        one_line(caught)
+    for right in (KEY, jax.random.PRNGKey(0), np.asarray(jax.random.PRNGKey(0))):
+        use(right)
+
+
+LAYOUTS = {
+    "run": lambda images: attacks.pgd(ball=BALL, num_steps=1).run(lambda x: x.mean((2, 3)), images, LABELS[:2], KEY),
+    "multi_step": lambda images: deformreg.multi_step(losses, images, ball=BALL, num_steps=1),
+    "gradient_penalty": lambda images: deformreg.gradient_penalty(losses, images),
+    "finite differences": lambda images: deformreg.finite_difference_penalty(losses, images),
+    "forward over reverse": lambda images: deformreg.forward_over_reverse_penalty(losses, images),
+    "certify": lambda images: deformreg.certify(lambda x: x.mean((2, 3)), images, law=gaussian(0.1), key=KEY),
+    "votes": lambda images: smoothed_votes(lambda x: x.mean((2, 3)), images, law=gaussian(0.1), key=KEY),
+}
+
+
+@pytest.mark.parametrize("use", LAYOUTS.values(), ids=LAYOUTS)
+@pytest.mark.parametrize("shape", [(2, 3, 32, 32), (2, 3, 24, 32), (2, 1, 28, 28)])
+def test_channels_in_front_are_named(use, shape):
+    with pytest.raises(ValueError, match=r"\[n, h, w, c\].*looks like \[n, c, h, w\]: transpose"):
+        use(np.zeros(shape, np.float32))
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 28, 1), (2, 1, 128, 9), (2, 3, 7, 7), (2, 8, 8, 64), (2, 3, 28, 4)])
+def test_small_images_and_many_channels_are_no_mistake(shape):
+    deformreg.gradient_penalty(losses, np.zeros(shape, np.float32))
+
+
+@pytest.mark.parametrize("result", [lambda x: (x, x), lambda x: None, lambda x: {"loss": x}, lambda x: x[:1]])
+def test_what_is_no_loss_per_example_is_named(result):
+    for use in (deformreg.image_gradients, deformreg.gradient_penalty, _steps):
+        with pytest.raises((TypeError, ValueError), match="loss_fn") as caught:
+            use(lambda images: result(losses(images)), IMAGES)
+        one_line(caught)
+
+
+def _steps(loss_fn, images):
+    return deformreg.multi_step(loss_fn, images, ball=BALL, num_steps=1)
+
+
+@pytest.mark.parametrize(
+    "logits", [lambda x: (x, x), lambda x: x[:, 0], lambda x: x[:, :1], lambda x: None, lambda x: x.astype(int)]
+)
+def test_certificates_need_logits(logits):
+    with pytest.raises((TypeError, ValueError), match="logits_fn must return logits") as caught:
+        deformreg.certify(lambda images: logits(LOGITS(images)), IMAGES, law=gaussian(0.1), key=KEY)
+    one_line(caught)
+
+
+def test_what_is_no_array_of_numbers_is_named():
+    for wrong in (None, "images", {"images": IMAGES}, (IMAGES, LABELS), np.array([object()])):
+        for use in (deformreg.gradient_penalty, _steps):
+            with pytest.raises(TypeError, match="images must be an array") as caught:
+                use(losses, wrong)
+            one_line(caught)
+        with pytest.raises(TypeError, match="images must be"):
+            deformreg.certify(LOGITS, wrong, law=gaussian(0.1), key=KEY)
+
+
+def test_big_endian_images_are_read():
+    swapped = IMAGES.astype(">f4")
+    for use in (deformreg.gradient_penalty, _steps):
+        for mine, theirs in zip(
+            jax.tree.leaves(use(losses, IMAGES)), jax.tree.leaves(use(losses, swapped)), strict=True
+        ):
+            np.testing.assert_array_equal(mine, theirs)
+    found = deformreg.certify(LOGITS, swapped, law=gaussian(0.01), num_samples=20, key=KEY)
+    assert found.predictions.shape == (4,)
+
+
+def test_certified_accuracy_checks_labels_and_radii():
+    found = Certificates(np.zeros(2, int), np.ones(2), np.ones(2), "l2 norm", 1.5, 100, 1000, 0.001, 3300, 1.0)
+    for labels in ([0, -1], [0, 2**40]):
+        with pytest.raises(ValueError, match="labels must be in"):
+            deformreg.certified_accuracy(found, labels, [0.0])
+    for radii in ([0.0, np.inf], [0.0, np.nan], [np.nan], [], [1.0, 0.5]):
+        with pytest.raises(ValueError, match="radii must increase from at least 0"):
+            deformreg.certified_accuracy(found, [0, 0], radii)

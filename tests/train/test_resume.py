@@ -1,0 +1,232 @@
+"""Runs that are continued: by their folder alone, for more epochs, with data that have moved or changed."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from data_files import write_images
+from settings import TINY
+
+from train import files, loop, manifests, runs
+from train.commands import main
+from train.config import Data, Model
+from train.data import load, places
+from train.errors import DataError, RunError
+from train.methods.given import Given
+from train.options import differences, to_json
+from train.restored import open_run
+from train.schedules import Constant, Cosine, Step
+from train.task import open_split
+
+
+def write_npz(path, count=32, seed=0):
+    """Random images, as many to train on as to test on, that a seed tells apart."""
+    rng = np.random.default_rng(seed)
+    images, labels = rng.integers(0, 256, (count, 8, 8), np.uint8), np.arange(count) % 2
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(path, images=images, labels=labels, test_images=images, test_labels=labels)
+    return path
+
+
+def small(path, **changes):
+    return replace(TINY, data=Data(name=str(path)), model=Model(width=0.1, norm="group"), devices=1, **changes)
+
+
+def command(*arguments):
+    return main([str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run of one epoch on an ``.npz`` file beside it."""
+    folder = tmp_path_factory.mktemp("trained")
+    loop.fit(small(write_npz(folder / "set.npz")), folder / "run")
+    return folder
+
+
+@pytest.fixture
+def folder(trained, tmp_path):
+    """A copy of it, whose config still names the first one's data."""
+    return shutil.copytree(trained, tmp_path / "copy")
+
+
+def last_leaves(run):
+    step = max(manifests.steps(run / "checkpoints"))
+    return manifests.open_step(run / "checkpoints", step).read()
+
+
+def test_a_run_continues_by_its_folder_alone_for_more_epochs(folder, capsys):
+    """To the bit as if it had been told so from the start."""
+    config = runs.load_config(folder / "run")
+    loop.fit(replace(config, epochs=2), folder / "whole")
+    assert command("fit", "--resume", folder / "run", "--epochs", "2", "--no-evaluate") == 0
+    captured = capsys.readouterr()
+    assert "continuing after step 2" in captured.out
+    assert "epochs: 1, 2" in captured.err
+    assert runs.load_config(folder / "run") == replace(config, epochs=2)
+    ours, theirs = last_leaves(folder / "run"), last_leaves(folder / "whole")
+    assert {path: leaf.tobytes() for path, leaf in ours.items()} == {
+        path: leaf.tobytes() for path, leaf in theirs.items()
+    }
+    assert command("verify", folder / "run") == 0
+
+
+@pytest.mark.parametrize(
+    ("schedule", "epochs", "said"),
+    [
+        (Constant(), 4, None),
+        (Step(), 4, None),
+        (Cosine(), 4, r"may grow under --schedule constant or step, but cosine ends .* train 4 epochs in another"),
+        (Constant(), 2, r"epochs: 3, 2; --epochs may only grow: leave it at 3"),
+    ],
+)
+def test_epochs_may_grow_where_the_schedule_does_not_end(tmp_path, schedule, epochs, said):
+    stored = replace(TINY, schedule=schedule, epochs=3)
+    runs.create(runs.Run(tmp_path), stored, 100)
+    wanted = replace(stored, epochs=epochs)
+    if said is None:
+        assert runs.claim(tmp_path, wanted, resume=True)[1] == ["epochs: 3, 4"]
+    else:
+        with pytest.raises(RunError, match=said):
+            runs.claim(tmp_path, wanted, resume=True)
+
+
+@pytest.mark.parametrize("schedule", [Constant(warmup_epochs=0.5), Step(decay_epochs=(1, 2)), Cosine()])
+def test_a_schedule_says_whether_it_ends(schedule):
+    """The law behind it: the rates of the first epochs, told how many there are."""
+    short, long = (schedule.make(0.1, epochs, 10) for epochs in (3, 5))
+    assert schedule.ends == any(float(short(step)) != float(long(step)) for step in range(30))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--resume"], "fit needs a preset, or --resume and the folder of a run"),
+        (["--resume", "--epochs", "3"], "fit needs a preset, or --resume and the folder of a run"),
+        (["--epochs", "3"], "fit needs a preset, or --resume and the folder of a run"),
+        (["--resume", "nowhere"], "nowhere holds no run"),
+        (["--resume", "RUN", "--run-dir", "other"], "--resume names the run folder here"),
+        (["--resume", "RUN", "--seed", "5"], "seed: 0, 5"),
+    ],
+)
+def test_what_cannot_be_continued_is_named(folder, capsys, arguments, said):
+    arguments = [str(folder / "run") if word == "RUN" else word for word in arguments]
+    assert command("fit", *arguments) == 2
+    err = capsys.readouterr().err
+    assert said in err
+    assert err.count("\n") == 1
+
+
+def test_a_run_of_a_script_is_continued_there(tmp_path, capsys):
+    runs.create(runs.Run(tmp_path), replace(TINY, method=Given("mine")), 100)
+    assert command("fit", "--resume", tmp_path) == 2
+    assert "the method 'mine' comes from a script" in capsys.readouterr().err
+
+
+def test_paths_are_stored_absolute(tmp_path, monkeypatch):
+    """Else another file of that name would be taken, wherever a later command starts."""
+    monkeypatch.chdir(write_npz(tmp_path / "set.npz").parent)
+    config = small("set.npz")
+    loop.fit(replace(config, data=replace(config.data, data_dir="cache")), "run")
+    stored = runs.load_config(tmp_path / "run")
+    assert (stored.data.name, stored.data.data_dir) == (str(tmp_path / "set.npz"), str(tmp_path / "cache"))
+    monkeypatch.chdir(write_npz(tmp_path / "elsewhere" / "set.npz", seed=1).parent)
+    first = load(str(tmp_path / "set.npz"), split="test").read(np.arange(32))[0]
+    np.testing.assert_array_equal(open_split(stored, "test").read(np.arange(32))[0], first)
+
+
+def test_names_are_made_absolute_by_kind(tmp_path, monkeypatch):
+    write_images(tmp_path / "images")
+    monkeypatch.chdir(tmp_path)
+    expected = {
+        "folder:images": f"folder:{tmp_path}/images",
+        "images": f"{tmp_path}/images",
+        "sub/../set.npz": f"{tmp_path}/set.npz",
+        "digits": "digits",
+        "cifar10": "cifar10",
+    }
+    assert {name: places.absolute(name) for name in expected} == expected
+    assert all(places.absolute(name) == name for name in expected.values())
+    assert [places.path_of(name) is None for name in expected.values()] == [False, False, False, True, True]
+
+
+@pytest.mark.parametrize("kind", ["npz", "folder"])
+def test_data_that_have_moved_are_found(tmp_path, kind):
+    """By the place itself, or the folder that it was moved into; nowhere else, and never silently."""
+    old, new = tmp_path / "old" / "set", tmp_path / "new" / "set"
+    if kind == "npz":
+        old, new = (write_npz(path.with_suffix(".npz")) for path in (old, new))
+        name = str(old)
+    else:
+        for path in (old, new):
+            write_images(path)
+            write_images(path, split="test")
+        name = f"folder:{old}"
+    config = replace(TINY, data=Data(name=name, data_dir=str(tmp_path / "cache")))
+    for place in (new, new.parent):
+        assert open_split(config, "test", str(place)).name == f"{new}, split test"
+    with pytest.raises(DataError, match=r"cache is not .*old/set\S*, nor holds it: say by --data-dir"):
+        open_split(config, "test", str(tmp_path / "cache"))
+    assert open_split(config, "test").name == f"{old}, split test"
+
+
+def test_a_run_continues_with_data_that_have_moved(folder, trained, capsys):
+    """As `--data-dir` or `--data.name` say, while others of that name are still at the old place."""
+    moved = folder / "moved" / "set.npz"
+    moved.parent.mkdir()
+    (folder / "set.npz").rename(moved)
+    old = runs.load_config(folder / "run").data.name
+    assert command("fit", "--resume", folder / "run", "--data-dir", moved.parent, "--no-evaluate") == 0
+    assert f"data.name: '{old}', '{moved}'" in capsys.readouterr().err
+    assert runs.load_config(folder / "run").data.name == str(moved)
+    assert open_run(folder / "run").images.shape == (32, 8, 8, 1)
+    config = runs.load_config(folder / "run")
+    again = replace(config, data=replace(config.data, name=str(moved.rename(folder / "third.npz")), data_dir=None))
+    loop.fit(again, folder / "run", resume=True)
+    assert runs.load_config(folder / "run").data.name == str(folder / "third.npz")
+
+
+def test_another_kind_of_data_is_no_move():
+    stored, other = (replace(TINY, data=Data(name=name)) for name in ("/a/set.npz", "digits"))
+    assert differences(stored, other).fixed == ["data.name: '/a/set.npz', 'digits'"]
+    assert differences(stored, replace(TINY, data=Data(name="/b/set.npz"))).fixed == []
+
+
+def test_other_contents_are_refused(tmp_path):
+    run = runs.Run(tmp_path)
+    runs.create(run, TINY, 100, "crc:1")
+    runs.check_data(run, 100, "crc:1")
+    runs.check_data(run, 100)
+    with pytest.raises(RunError, match="was trained on other images than there are now, as many of them"):
+        runs.check_data(run, 100, "crc:2")
+    runs.create(run, TINY, 100)
+    assert files.read_json(run.environment, limit=1 << 20)["data"] == "crc:1"
+    files.write_json(run.environment, {"training_images": 100})
+    runs.check_data(run, 100, "crc:2")  # of an older version
+
+
+@pytest.mark.parametrize("name", ["digits", "folder"])
+def test_a_config_that_names_a_place_makes_nothing_there(folder, tmp_path, capsys, name):
+    """Neither an embedded set nor decoded copies: only a command line says where to write."""
+    place = tmp_path / "place"
+    if name == "folder":
+        write_images(tmp_path / "images", split="train")
+        write_images(tmp_path / "images", split="test")
+        name = f"folder:{tmp_path / 'images'}"
+    config = replace(runs.load_config(folder / "run"), data=Data(name=name, data_dir=str(place)))
+    (folder / "run" / "config.json").write_text(to_json(config))
+    for arguments in (
+        ("evaluate", folder / "run"),
+        ("certify", folder / "run"),
+        ("fit", "--resume", folder / "run"),
+        ("evaluate", folder / "run", "--transfer-from", folder / "run"),
+    ):
+        assert command(*arguments) == 2
+        assert "--data-dir" in capsys.readouterr().err or name != "digits"
+        assert not place.exists()
+    if name == "digits":
+        assert open_split(config, "test", str(tmp_path / "said"), write=False).name == "digits, split test"
+        assert (tmp_path / "said" / "digits").is_dir()
