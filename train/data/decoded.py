@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from train.data import temporary
 from train.data.kind import Arrays
-from train.data.temporary import remove_leftovers, temporary_folder
 from train.errors import one_line, printable
 from train.files import open_regular, read_json, write_json
 
@@ -44,6 +44,12 @@ def facts(status: os.stat_result) -> tuple[int, int, int]:
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
+def remove_leftovers(folder: Path) -> None:
+    """Removes what killed processes left beside a copy when they wrote it or another one."""
+    if not folder.parent.is_symlink():
+        temporary.remove_leftovers(folder.parent, _PREFIX)
+
+
 def read_copy(folder: Path, size: int, memory_limit: int) -> Arrays | None:
     """Reads a decoded copy into memory.
 
@@ -57,7 +63,6 @@ def read_copy(folder: Path, size: int, memory_limit: int) -> Arrays | None:
     """
     if folder.parent.is_symlink() or folder.is_symlink():
         return None
-    remove_leftovers(folder.parent, _PREFIX)
     try:
         return _read(folder, size, memory_limit)
     except FileNotFoundError:
@@ -81,8 +86,8 @@ def write_copy(folder: Path, arrays: Arrays) -> None:
         return
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with temporary_folder(folder.parent, _PREFIX) as temporary:
-            copy = temporary / "copy"
+        with temporary.temporary_folder(folder.parent, _PREFIX) as place:
+            copy = place / "copy"
             copy.mkdir()
             _write(copy, arrays)
             with suppress(OSError, ValueError):

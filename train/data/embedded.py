@@ -77,7 +77,7 @@ def open_split(request: Request) -> Records:
     data_dir = request.data_dir or default_data_dir()
     if not (request.write or (data_dir / request.name / VERSION).is_dir()):
         raise DataError(f"{data_dir}: {request.name} is not there any more; say by --data-dir where it is, or shall be")
-    folder = prepare(request.name, data_dir)
+    folder = prepare(request.name, data_dir) if request.write else data_dir / request.name / VERSION
     return prepared.open_folder(request, folder, "remove that folder, and it is prepared again")
 
 

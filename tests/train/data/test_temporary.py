@@ -64,3 +64,9 @@ def test_the_next_start_removes_half_a_prepared_set(copied):
     folder = leave(copied.parents[1], ".preparing-digits-")
     data.load("digits", data_dir=copied.parents[1])
     assert not folder.exists()
+
+
+def test_a_start_that_may_not_write_removes_nothing(copied):
+    folders = [leave(copied.parents[1], ".preparing-digits-"), leave(copied / "decoded", ".writing-")]
+    data.load("digits", data_dir=copied.parents[1], write=False)
+    assert all(folder.exists() for folder in folders)
