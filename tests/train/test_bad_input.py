@@ -120,7 +120,9 @@ def configs(draw):
         # No field is a table or a list of lists, and none takes a text that is not one of its choices.
         value = draw(st.dictionaries(st.text(max_size=5), JSON, max_size=3) | st.lists(st.lists(JSON), min_size=1))
         path = draw(st.sampled_from(LEAVES))
-        culprit, content = option(path), changed(path, value)
+        # A kind is chosen by its name: the message is about the option that chooses it.
+        kinds = ("method.name", "method.rule.name", "optimizer.name", "schedule.name")
+        culprit, content = option(path.removesuffix(".name") if path in kinds else path), changed(path, value)
     elif kind == "field":
         culprit = draw(WORDS)
         parent = draw(st.sampled_from(["", "data.", "model.", "method.", "optimizer.", "evaluation."]))
