@@ -172,6 +172,7 @@ def _validated(kind: type[T], value: T | str) -> T:
         raise ConfigError(_explain(error)) from None
 
 
+_CHOICES = ("method", "rule", "optimizer", "schedule")
 _KINDS = frozenset({*METHODS, *OPTIMIZERS, *SCHEDULES, *RULES})
 _LIMITS = {
     "greater_than_equal": ("ge", "at least"),
@@ -187,8 +188,10 @@ def _explain(failure: ValidationError) -> str:
     kind, message, context = error["type"], error["msg"], error.get("ctx", {})
     if kind == "json_invalid":
         return f"the config is not JSON: {context['error']}"
-    # A kind's name stands in the location between the option that it chooses and those of its own.
-    path = ".".join(str(part) for part in error["loc"] if part not in _KINDS and isinstance(part, str))
+    # A kind's name stands in the location between the option that chooses it and those of its own.
+    parts = [str(part) for part in error["loc"] if isinstance(part, str)]
+    chosen = [before in _CHOICES and part in _KINDS for before, part in zip(["", *parts], parts, strict=False)]
+    path = ".".join(part for part, is_kind in zip(parts, chosen, strict=True) if not is_kind)
     option = f"--{path.replace('_', '-')}" if path else "the config"
     if kind == "unexpected_keyword_argument":
         name = error["loc"][-1]

@@ -63,6 +63,7 @@ def test_every_option_has_a_help_text_and_numbers_a_range():
         (lambda tree: tree.update(method={"name": "magic"}), "--method must be one of 'standard'"),
         (lambda tree: tree.update(method={"name": "flow-gradient", "weight": -1.0}), "--method.weight must be above 0"),
         (lambda tree: tree["method"].update(weight=1.0), "no field 'method.weight'"),
+        (lambda tree: tree["model"].update(given=3), "--model.given: input should be a valid string, got 3"),
         (lambda tree: tree.update(batch_size=True), "--batch-size: input should be a valid integer"),
         (lambda tree: tree.update(seed=10**40), "--seed must be at most|the config is not JSON"),
         (
