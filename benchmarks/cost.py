@@ -1,4 +1,4 @@
-"""One training step per method: time, FLOPs and memory, as ratios to the standard step of the same run."""
+"""Measures time, FLOPs and memory of one training step per method, also as ratios to the standard method's step."""
 
 from __future__ import annotations
 
@@ -60,18 +60,19 @@ QUICK = (
 
 @dataclass(frozen=True, kw_only=True)
 class Options(Networks, Timed):
-    """Times one training step per method on random images, all methods in turn."""
+    """Times a training step of every method on random images, the methods in turn."""
 
     quick: bool = False
-    """Five methods unless --methods chooses others, for at most two minutes."""
+    """Measures for at most two minutes, and only five methods unless --methods chooses others."""
     methods: tuple[str, ...] = ()
-    """Only these, and the standard one, for example "flow-gradient, every 4th step"; a wrong name lists all."""
+    """Only these methods and the standard one, for example "flow-gradient, every 4th step".
+    An unknown name lists all."""
 
 
 def run(options: Options) -> Rows:
     """A row per case and method.
 
-    `model_passes` is the method's own statement, `flops` the count by XLA.
+    `model_passes` is what the method declares (`Method.passes`), `flops` what XLA counts.
 
     Raises:
         ConfigError: an unknown method, or images too small for a network.
@@ -113,7 +114,7 @@ def _measure(case: Case, methods: dict[str, AnyMethod], options: Options) -> Row
 
 
 def make_training_step(method: Method, model: nn.Module) -> tuple[Step, optax.GradientTransformation]:
-    """The step of a method with plain SGD, without augmentation; and the optimizer."""
+    """Returns a method's training step, with SGD and without augmentation, and the optimizer."""
     optimizer, rate = Sgd().make(1e-4), optax.constant_schedule(1e-4)
     return make_step(method, model, optimizer, rate=rate, augmentation=Augmentation()), optimizer
 
@@ -122,10 +123,10 @@ class TrainingStep:
     """A compiled training step with its state, on one batch of random images.
 
     Attributes:
-        method: what is trained.
-        state: of the training; every step moves it on.
+        method: the training method.
+        state: the training state; every step replaces it.
         temporary_bytes: the step's peak memory, without arguments and results.
-        compile_seconds: what compiling took.
+        compile_seconds: the time that compiling took.
     """
 
     def __init__(self, config: AnyMethod, case: Case) -> None:
@@ -148,14 +149,14 @@ class TrainingStep:
         self.temporary_bytes = harness.temporary_bytes(self.executable)
 
     def run(self) -> None:
-        """Takes as many steps as the method's period has, and waits for the last one."""
+        """Takes `method.every` steps, so that one of them has the penalty, and waits for the last one."""
         metrics: Any = None
         for _ in range(self.method.every):
             self.state, metrics = self.executable(self.state, self.batch)
         jax.block_until_ready((self.state, metrics))
 
     def flops(self) -> float:
-        """XLA's count for a step, the mean over the method's period, with every turn of a loop counted."""
+        """XLA's count for a step, averaged over `method.every` steps, with every iteration of a loop counted."""
         counts = {self.config: harness.flops(self.executable)}
 
         def count(config: AnyMethod) -> float:
@@ -164,7 +165,8 @@ class TrainingStep:
                 counts[config] = harness.flops(harness.compiled(step, self.state, self.batch)[0])
             return counts[config]
 
-        # XLA counts both branches of a condition, and the body of a loop once: each part is counted by itself.
+        # XLA counts both branches of a conditional, and a loop's body only once: each part is compiled and counted
+        # alone.
         others = self.method.every - 1
         penalized = self.config
         if isinstance(penalized, InputGradient | FlowGradient | FlowGradientDeformation):
@@ -172,13 +174,13 @@ class TrainingStep:
         without, turns = without_loop(penalized)
         loop, rest = count(penalized) - count(without), count(without)
         if isinstance(getattr(without, "rule", None), FiniteDifference):
-            rest += count(Standard())  # its loop has two turns, each with the passes of a standard step
+            rest += count(Standard())  # its loop has two iterations, each with the passes of a standard step
         plain = count(Standard()) if others else 0.0
         return turns * loop + (rest + others * plain) / self.method.every
 
 
 def without_loop(config: AnyMethod) -> tuple[AnyMethod, int]:
-    """The method without its loop over an attack's steps or random draws, and the turns of that loop."""
+    """The method without its loop over attack steps or random draws, and the number of iterations of that loop."""
     if isinstance(config, Spatial):
         return Standard(), config.draws
     if isinstance(config, Adversarial | Deformation | FlowGradientDeformation | Trades):

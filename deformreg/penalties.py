@@ -8,21 +8,22 @@ gradient with respect to its parameters. `jax.grad` differentiates the penalty. 
         penalties, losses = gradient_penalty(loss_fn, images)
         return jnp.mean(losses) + weight * jnp.mean(penalties)
 
-Three rules compute the penalty; their values are equal, the costs of their derivatives differ. In units of a forward
-pass, of which a plain training step takes 3:
+Three rules compute the penalty. They give the same value, but their derivatives cost differently. A training step with
+each rule costs, in forward passes (a plain training step costs 3):
 
-- `gradient_penalty` takes 6: double backpropagation, exact. It keeps what the inner backward pass computes.
-- `forward_over_reverse_penalty` takes 8: exact. It takes about twice the memory of a plain step, also for a
-  rematerialized model.
+- `gradient_penalty` takes 6: double backpropagation, exact. It stores the values that the inner backward pass computes,
+  so it takes about twice the memory of a plain step.
+- `forward_over_reverse_penalty` takes 8: exact. It takes about twice the memory of a plain step, and less with
+  `jax.checkpoint`, whose savings it preserves.
 - `finite_difference_penalty` takes 8: approximate. It takes little more memory than a plain step.
 
 References:
     Xia and Li, "Improving Resistance to Adversarial Deformations by Regularizing Gradients", Neurocomputing 455,
-    2021 (flow gradient regularization, random start, the form for both kinds of perturbation).
+    2021 (flow gradient regularization, random start, and one formula for pixel and flow perturbations).
     Ross and Doshi-Velez, "Improving the Adversarial Robustness and Interpretability of Deep Neural Networks by
     Regularizing Their Input Gradients", AAAI 2018.
     Finlay and Oberman, "Scaleable Input Gradient Regularization for Adversarial Robustness", 2019 (the finite
-    difference, there for input gradients).
+    difference, for input gradients only).
 """
 
 from __future__ import annotations
@@ -42,17 +43,19 @@ from deformreg._families import check_layout, family_or_flow
 from deformreg.perturbations import Perturbation, pull_back
 
 LossFn = Callable[..., Any]
-"""``images -> losses[n]``, or with ``has_aux`` ``images -> (losses[n], aux)``; unreduced."""
+"""``images -> losses[n]``, or with ``has_aux``: ``images -> (losses[n], aux)``; one loss per example, unreduced."""
 
 
 def image_gradients(
     loss_fn: LossFn, images: Float[Array, "n h w c"], *, has_aux: bool = False
 ) -> tuple[Float[Array, "n h w c"], Any]:
-    """The gradient of every example's loss with respect to its image, and the losses, from one pass.
+    """The gradient of every example's loss with respect to its image, and the losses.
+
+    It takes one forward pass and one backward pass to the images.
 
     Args:
-        loss_fn: ``images -> losses[n]``, unreduced. Where examples interact (batch normalization with batch
-            statistics), an image's gradient is that of the *sum* of the losses.
+        loss_fn: ``images -> losses[n]``, unreduced. If examples interact (batch normalization with batch statistics),
+            the result is the gradient of the *sum* of all losses with respect to each image.
         images: any range.
         has_aux: whether `loss_fn` returns ``(losses, aux)``.
 
@@ -83,7 +86,7 @@ def image_gradients(
 
 
 def _checked(loss_fn: LossFn, has_aux: bool) -> LossFn:
-    """`loss_fn` with checks on its result, so that a reduced loss fails with a clear message."""
+    """Wraps `loss_fn` in checks of its result, so that a reduced loss fails with a clear message."""
 
     def checked(images: Array) -> Any:
         result = loss_fn(images)
@@ -128,15 +131,15 @@ def gradient_penalty(
 ) -> tuple[Float[Array, " n"], Any]:
     """The exact penalty: ``|d loss_i / d params_i|^2`` at the identity, per example.
 
-    It takes one forward pass and one backward pass to the images and also returns the clean losses. To train, add the
-    weighted mean of the penalties to the mean loss. Unless `loss_fn` uses batch statistics, the mean does not depend on
-    the batch size or on how a batch is split over devices.
+    One forward pass and one backward pass to the images give both the penalties and the clean losses. To train, add the
+    weighted mean of the penalties to the mean loss. If `loss_fn` does not use batch statistics, an example's penalty
+    does not depend on the batch size or on how a batch is split over devices.
 
     Args:
         loss_fn: ``images -> losses[n]``, unreduced; called once.
         images: any range.
-        perturbation: the family; None is ``flow()``, the paper's, with a penalty in squared losses per squared pixel
-            of displacement.
+        perturbation: the family; None means ``flow()``, as in the paper. The unit of the penalty is then that of the
+            squared loss, per squared pixel of displacement.
         has_aux: whether `loss_fn` returns ``(losses, aux)``, for logits or batch statistics.
 
     Returns:
@@ -170,21 +173,22 @@ def finite_difference_penalty(
     step_size: float = 0.01,
     has_aux: bool = False,
 ) -> tuple[Float[Array, " n"], Any]:
-    """The penalty with a derivative by finite differences: no double backpropagation, the memory of one pass.
+    """The penalty, with a derivative by finite differences: the memory of one pass, without double backpropagation.
 
-    The value is the exact ``|g|^2``. With ``v = g / |g|`` held constant, ``dT`` the derivative of the family at the
-    identity and ``D = (loss(images + h dT v) - loss(images)) / h``, the derivative is ``2 |g| dD``, which differs from
-    ``d |g|^2`` by O(h). Two ordinary passes compute it, one after the other. The images move along the family's tangent
-    instead of through the family, because a warp has a kink at the identity. Forward-mode differentiation is not
-    supported.
+    The value is the exact ``|g|^2``, where ``g`` is the gradient with respect to the parameters. Let ``dT`` be the
+    derivative of the family at the identity, ``v = g / |g|`` held constant, and
+    ``D = (loss(images + h dT v) - loss(images)) / h``. The derivative returned is ``2 |g| dD``, which differs from
+    ``d |g|^2`` by O(h). It takes two ordinary forward and backward passes, one after the other. The images move by
+    ``h dT v``, along the family's tangent, and are not warped, because a warp has a kink at the identity. Forward-mode
+    differentiation is not supported.
 
     Args:
-        loss_fn: ``images -> losses[n]``, unreduced; called once. It may close over what is differentiated.
+        loss_fn: ``images -> losses[n]``, unreduced; called once. It may close over the arrays to differentiate.
         images: any range.
-        perturbation: the family; None is ``flow()``.
-        step_size: h, in the unit of the parameters, as their Euclidean norm over an example. Rounding adds an error of
-            about 1e-7 of the derivative over h, so h must not be too small.
-        has_aux: whether `loss_fn` returns ``(losses, aux)``; `aux` is that of the unperturbed images.
+        perturbation: the family; None means ``flow()``.
+        step_size: h, the Euclidean norm of an example's step, in the unit of the parameters. Rounding errors add about
+            1e-7 / h to the derivative's relative error, so h must not be too small.
+        has_aux: whether `loss_fn` returns ``(losses, aux)``; `aux` belongs to the unperturbed images.
 
     Returns:
         ``(penalties[n], losses[n])``, or with `has_aux` ``(penalties, (losses, aux))``.
@@ -214,10 +218,10 @@ def finite_difference_penalty(
     gradients = hold(gradients)
     pulled, push_forward = jax.vjp(lambda leaf: pull_back(perturbation, leaf, images), gradients)
     squared = squared_norm(pulled)
-    # Where the gradient vanishes the direction does not matter, as long as it is finite: take zero.
+    # A zero gradient has no direction, and any finite one will do: take zero, not 0 / 0.
     scale = jnp.where(squared > 0, step_size * jax.lax.rsqrt(jnp.where(squared > 0, squared, 1)), 0)
-    # The pullback's transpose is the family's tangent. Differentiating the warp instead compiles to gathers, which on
-    # TPUs moved three times the exact penalty's bytes.
+    # The pullback's transpose is the family's tangent map. Differentiating the warp forward instead compiles to
+    # gathers, which on TPUs moved three times as many bytes as the exact penalty.
     (along,) = push_forward(hold(scaled(pulled, scale)))
     slopes = hold(2 * jnp.sqrt(squared) / step_size)
     penalties, result = _with_difference(function, (hold(squared), result), slopes, images, images + along, constants)
@@ -225,7 +229,7 @@ def finite_difference_penalty(
 
 
 def _closed(function: Callable[[Array], Any], images: Array) -> tuple[Callable[..., Any], list[Any]]:
-    """``(images, constants) -> result`` without closed-over arrays, and the arrays that `function` closes over."""
+    """Returns `function` as ``(images, constants) -> result``, and the arrays it closed over: the constants."""
     traced, shape = jax.make_jaxpr(function, return_shape=True)(images)
 
     def apply(images: Array, constants: Sequence[Any]) -> Any:
@@ -239,7 +243,7 @@ def _closed(function: Callable[[Array], Any], images: Array) -> tuple[Callable[.
 def _with_difference(
     loss_fn: LossFn, known: Any, slopes: Array, images: Array, moved: Array, constants: Sequence[Any]
 ) -> Any:
-    """`known`, the penalties and the loss's result; the penalties' derivative is ``slopes * d(loss(moved) - loss)``."""
+    """Returns `known`: the penalties, whose derivative is ``slopes * d(loss(moved) - loss)``, and the loss's result."""
     return known
 
 
@@ -260,8 +264,9 @@ def _with_difference_backward(loss_fn: LossFn, arguments: Any, cotangents: Any) 
         inputs_bar, *leaves_bar = jax.vjp(evaluate, inputs, *leaves)[1](bar)
         return jax.tree.map(jnp.add, sums, leaves_bar), inputs_bar
 
-    # A loop, so that XLA cannot overlap the two passes: they need the memory of one. In a plain difference of two
-    # losses both passes are alive when the reverse begins, and the memory is that of the exact penalty.
+    # A loop, so that XLA cannot overlap the two passes and they need the memory of one. In a plain difference of two
+    # losses, the values of both forward passes are kept until the backward passes, which takes the memory of the exact
+    # penalty.
     passes = jax.tree.map(lambda *pair: jnp.stack(pair), (images, bars[0]), (moved, bars[1]))
     found, (images_bar, moved_bar) = jax.lax.scan(one_pass, [jnp.zeros_like(leaf) for leaf in leaves], passes)
     return None, None, images_bar, moved_bar, restore(found)
@@ -277,17 +282,17 @@ def forward_over_reverse_penalty(
     *,
     has_aux: bool = False,
 ) -> tuple[Float[Array, " n"], Any]:
-    """The exact penalty with a derivative by forward-over-reverse differentiation: for rematerialized models.
+    """The exact penalty, differentiated by forward-over-reverse differentiation: for models with `jax.checkpoint`.
 
-    Double backpropagation keeps what the inner backward pass computes, rematerialized or not. This rule differentiates
-    the ordinary backward pass along a direction instead, which takes twice the memory of an ordinary step and keeps the
-    savings of `jax.checkpoint`. It takes the work of 8 forward passes where `gradient_penalty` takes 6. Forward-mode
-    differentiation of the result is not supported.
+    Double backpropagation stores the values that the inner backward pass computes, even those that `jax.checkpoint`
+    recomputes. This rule instead differentiates the ordinary backward pass along a direction. It takes twice the memory
+    of an ordinary step and preserves the savings of `jax.checkpoint`. A training step costs 8 forward passes; with
+    `gradient_penalty` it costs 6. Forward-mode differentiation of the result is not supported.
 
     Args:
-        loss_fn: ``images -> losses[n]``, unreduced; called once. It may close over what is differentiated.
+        loss_fn: ``images -> losses[n]``, unreduced; called once. It may close over the arrays to differentiate.
         images: any range.
-        perturbation: the family; None is ``flow()``.
+        perturbation: the family; None means ``flow()``.
         has_aux: whether `loss_fn` returns ``(losses, aux)``.
 
     Returns:
@@ -302,7 +307,7 @@ def forward_over_reverse_penalty(
         >>> ramp = jnp.arange(4.0).reshape(1, 1, 4, 1)
         >>> def penalty(slope):
         ...     return forward_over_reverse_penalty(lambda x: slope * x.sum((1, 2, 3)), ramp)[0].sum()
-        >>> jax.grad(penalty)(1.0).item()  # of 3 slope^2
+        >>> jax.grad(penalty)(1.0).item()  # the penalty is 3 slope^2
         6.0
 
     References:
@@ -330,9 +335,9 @@ def _gradients_along_tangent_forward(
 def _gradients_along_tangent_backward(
     loss_fn: LossFn, has_aux: bool, arguments: Any, cotangents: Any
 ) -> tuple[Any, ...]:
-    # The cotangent c of the gradients g contributes d(c . g), the derivative of the gradient of the summed losses as
-    # the images move along c. The result's own cotangents enter a vjp linearly, so that they may be the tangent of its
-    # argument: one jvp of one vjp computes both.
+    # The cotangent c of the gradients g contributes d(c . g): the gradient of the summed losses, differentiated as the
+    # images move along c. The result's own cotangents enter a vjp linearly, so they can be passed as the tangent of
+    # its argument: one jvp of one vjp computes both contributions.
     images, constants = arguments
     direction, result_bar = cotangents
     losses_bar, *aux_bar = _differentiable(result_bar)
@@ -352,7 +357,8 @@ _gradients_along_tangent.defvjp(_gradients_along_tangent_forward, _gradients_alo
 def _of_floating(
     loss_fn: LossFn, constants: Sequence[Any]
 ) -> tuple[Callable[..., list[Array]], list[Array], Callable[[Sequence[Array]], list[Any]]]:
-    """`loss_fn` as a function of images and its floating constants; those; and how to place their cotangents."""
+    """Returns `loss_fn` as a function of images and its floating constants, these constants, and a function that puts
+    their cotangents back among those of all constants."""
     floating = [index for index, leaf in enumerate(constants) if _has_derivative(leaf)]
 
     def evaluate(images: Array, *leaves: Array) -> list[Array]:
@@ -367,7 +373,7 @@ def _of_floating(
 
 
 def _differentiable(result: Any) -> list[Array]:
-    """The floating leaves; the losses are the first."""
+    """The floating leaves of a loss function's result; the losses come first."""
     return [leaf for leaf in jax.tree.leaves(result) if _has_derivative(leaf)]
 
 

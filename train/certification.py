@@ -82,32 +82,32 @@ else:
 _SUMMARIES = "; ".join(f"{name}: {family.summary}" for name, family in FAMILIES.items())
 _SIGMAS = ", ".join(f"{' '.join(map(str, family.sigma))} for {name}" for name, family in FAMILIES.items())
 _SIGMA = (
-    "Standard deviation of Gaussian noise, or half the width of uniform noise, in pixels; in degrees for rotation. One "
-    "number, or one for each parameter: then the norm of parameters / sigma is certified. affine needs all six: "
-    f"degrees, pixels twice, log scales, pixels per pixel. By default {_SIGMAS}."
+    "Standard deviation of Gaussian noise, or half the width of uniform noise, in pixels; for rotation in degrees. "
+    "Give one number, or one per parameter; then the norm of parameters / sigma is certified. affine needs six: "
+    f"degrees, two in pixels, two log scales, pixels per pixel. By default {_SIGMAS}."
 )
 
 
 @dataclass(frozen=True)
 class Smoothing:
-    """What to certify, under which noise, and how surely; `check` fills in `sigma`."""
+    """What to certify, with which noise, and with which confidence; `check` fills in `sigma`."""
 
-    family: Annotated[FamilyName, tyro.conf.arg(help=f"Deformations to certify against. {_SUMMARIES}.")] = "flow"
+    family: Annotated[FamilyName, tyro.conf.arg(help=f"Deformations to certify. {_SUMMARIES}.")] = "flow"
     law: LawName = "gaussian"
-    """Law of the noise. gaussian certifies the l2 norm over the parameters, uniform the l1 norm."""
+    """Distribution of the noise. gaussian certifies the l2 norm of the parameters, uniform the l1 norm."""
     sigma: Annotated[tuple[Positive, ...], tyro.conf.arg(help=_SIGMA)] = ()
     num_samples: Count = 10_000
-    """Draws per image that bound the probability of its class."""
+    """Number of draws per image that bound the probability of its class."""
     num_selection: Count = 100
-    """Draws per image, before those, that choose the class."""
+    """Number of separate draws per image, before those, that choose its class."""
     alpha: Annotated[float, Interval(gt=0, lt=1)] = 0.001
-    """Probability, for each image, that its certificate is wrong."""
+    """Largest probability, for each image, that its certificate is wrong."""
     radii: tuple[NonNegative, ...] = ()
     """Radii of the table, increasing; by default multiples of sigma."""
     stride: Count = 4
     """Pixels between the nodes of the coarse flow of `smooth`."""
     batch_size: Count = 512
-    """Noisy copies of an image that the network sees at a time."""
+    """Noisy copies of an image per batch."""
     seed: Seed = 0
     """Seed of the noise."""
 
@@ -124,7 +124,7 @@ def check(smoothing: Smoothing) -> Smoothing:
     if not all(low < high for low, high in pairwise(radii)):
         raise ConfigError(f"--radii must be increasing, got {' '.join(map(str, radii))}")
     if clopper_pearson_bound(samples, samples, alpha=smoothing.alpha) <= 0.5:
-        raise ConfigError(f"--num-samples {samples} certify nothing at --alpha {smoothing.alpha}: take more")
+        raise ConfigError(f"--num-samples: {samples} draws certify nothing at --alpha {smoothing.alpha}: take more")
     return replace(smoothing, sigma=sigma)
 
 

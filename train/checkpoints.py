@@ -26,16 +26,16 @@ from train.manifests import Damaged, Removed, Stored
 Tree = Any
 
 Opened = dict[int, Stored | str]
-"""The checkpoints of a folder, by step; in place of one whose manifest is damaged, what is wrong with it."""
+"""The checkpoints of a folder, by step. If a manifest is damaged, a text in its place says how."""
 
 
 class Restored(NamedTuple):
-    """A checkpoint read back.
+    """A restored checkpoint.
 
     Attributes:
         step: of the checkpoint.
         state: NumPy arrays.
-        skipped: the damaged steps tried before, with what is wrong with each.
+        skipped: the damaged checkpoints that were tried before: step to what is wrong with it.
     """
 
     step: int
@@ -50,7 +50,7 @@ _REMOVED = ".removed"
 
 
 class _Keep:
-    """Orbax's rule of which steps stay: the last two and the one of best validation accuracy."""
+    """Tells Orbax which checkpoints to keep: the last two and the one of best validation accuracy."""
 
     def __init__(self, accuracies: dict[int, float]) -> None:
         self.accuracies = accuracies
@@ -66,10 +66,10 @@ class Writer(NamedTuple):
     """Writes the checkpoints of a run.
 
     Attributes:
-        manager: Orbax's.
-        keep: which steps stay.
+        manager: Orbax's checkpoint manager.
+        keep: which checkpoints are kept.
         run: the run folder.
-        config: the run's, written into every manifest.
+        config: the run's config, written into every manifest.
     """
 
     manager: ocp.CheckpointManager
@@ -78,7 +78,7 @@ class Writer(NamedTuple):
     config: Config
 
     def save(self, step: int, state: Tree, accuracy: float | None = None) -> None:
-        """Starts writing a checkpoint; the next save and the end of `open_writer` wait for it.
+        """Starts writing a checkpoint; the next `save` and the exit of `open_writer` wait until it is written.
 
         Raises:
             StorageError: this checkpoint or the one before cannot be written.
@@ -87,7 +87,7 @@ class Writer(NamedTuple):
         with _storing(self.run):
             self.manager.wait_until_finished()
         _purge(self.run)
-        # Copied: the next step may reuse the buffers while the file is being written.
+        # Copied, because the next step may reuse the buffers while Orbax still writes them.
         leaves = {path: np.array(leaf) for path, leaf in manifests.flat(state).items()}
         if accuracy is not None:
             self.keep.accuracies[step] = accuracy
@@ -103,7 +103,7 @@ class Writer(NamedTuple):
 
 @contextmanager
 def open_writer(run: runs.Run, config: Config) -> Iterator[Writer]:
-    """Opens a run's checkpoints for writing in all processes together, and closes them when all are on disk.
+    """Opens a run's checkpoints for writing, in all processes together; on exit, waits until all are on disk.
 
     Raises:
         StorageError: the last checkpoint cannot be written, or an earlier manifest cannot be read now.
@@ -115,8 +115,8 @@ def open_writer(run: runs.Run, config: Config) -> Iterator[Writer]:
     manager_options = ocp.CheckpointManagerOptions(
         preservation_policy=keep,
         cleanup_tmp_directories=True,
-        todelete_subdir=_REMOVED,  # renamed at once: whoever reads the step meanwhile finds it whole or not at all
-        # Where a folder cannot be made, asynchronous creation leaves threads that delay the exit for minutes.
+        todelete_subdir=_REMOVED,  # one rename, so that a concurrent reader finds the step whole or not at all
+        # If a folder cannot be created, asynchronous creation leaves threads that delay the exit for minutes.
         async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
     )
     with manifests.quiet():
@@ -136,7 +136,7 @@ def open_writer(run: runs.Run, config: Config) -> Iterator[Writer]:
 
 
 def _purge(run: runs.Run) -> None:
-    """Deletes the steps that are kept no longer (process 0 for all)."""
+    """Deletes the checkpoints that Orbax no longer keeps (process 0 does it for all)."""
     if processes.is_lead():
         shutil.rmtree(run.checkpoints / _REMOVED, ignore_errors=True)
 
@@ -150,9 +150,9 @@ def _storing(run: runs.Run) -> Iterator[None]:
         raise
     except Exception as error:
         manifests.settle()
-        runs.check_ours(run)  # a folder that vanished or was replaced is the better reason
+        runs.check_ours(run)  # if the folder vanished or was replaced, report that instead
         raise StorageError(
-            f"{run.checkpoints}: a checkpoint cannot be written ({one_line(error)}); earlier ones are kept: free some "
+            f"{run.checkpoints}: a checkpoint cannot be written ({one_line(error)}); earlier ones are kept. Free some "
             "space or repair the disk, and --resume continues"
         ) from error
 
@@ -160,7 +160,7 @@ def _storing(run: runs.Run) -> Iterator[None]:
 # Reading.
 
 _TRIES = 20
-"""How often steps are listed anew because a training has removed one of them meanwhile."""
+"""How many times to list the steps again after a running training removed one of them."""
 
 
 def _open(folder: Path, step: int) -> Stored | str:
@@ -178,9 +178,9 @@ def open_all(folder: Path) -> Opened:
 
 
 def best_first(opened: Opened) -> list[int]:
-    """The steps by validation accuracy, best first, the later of equal ones first; then those without one.
+    """The steps by validation accuracy, best first, the later of equal ones first; those without an accuracy last.
 
-    Steps of a damaged manifest come before all: any of them may have been the best, and `restore` names them.
+    Steps with a damaged manifest come first: each may have been the best, and `restore` then names it as skipped.
     """
 
     def rank(step: int) -> tuple[float, int]:
@@ -197,22 +197,22 @@ def restore(folder: Path, state: Tree, *, config: Config, select: Literal["last"
 
     Args:
         folder: a run's checkpoints.
-        state: a state of the same structure, shapes and types, or only these (`jax.eval_shape`).
-        config: the run's; it must equal the checkpoint's in every field that may not change on resume.
-        select: the order of tries: newest first, or best validation accuracy first.
+        state: a state of the same structure, shapes and types; `jax.ShapeDtypeStruct`s (`jax.eval_shape`) suffice.
+        config: the run's config. It must equal the checkpoint's in every field that may not change on resume.
+        select: which checkpoint to try first: "last" the newest, "best" the one of best validation accuracy.
 
     Raises:
         CheckpointError: none is intact, or one belongs to another config or network.
-        StorageError: one cannot be read now, so that it is not known whether it is intact.
+        StorageError: a checkpoint cannot be read at the moment, so it may or may not be intact.
     """
     for _ in range(_TRIES):
-        with suppress(Removed):  # by a training under way, which has a newer one now
+        with suppress(Removed):  # the training that removed it has a newer checkpoint now
             if select == "best":
                 opened = open_all(folder)
                 return _first_intact(folder, ((step, opened[step]) for step in best_first(opened)), state, config)
             newest_first = reversed(manifests.steps(folder))
             return _first_intact(folder, ((step, _open(folder, step)) for step in newest_first), state, config)
-    raise CheckpointError(f"{folder}: a training removes steps faster than they can be read: wait for its end")
+    raise CheckpointError(f"{folder}: training removes checkpoints faster than they can be read: wait until it ends")
 
 
 def _first_intact(
@@ -238,7 +238,7 @@ def _first_intact(
 
 
 def _check_fits(stored: Stored, state: Tree, config: Config) -> None:
-    """Raises `CheckpointError` for a checkpoint of another config or network: an older one would not fit either."""
+    """Raises `CheckpointError` for a checkpoint of another config or network; older ones would not fit either."""
     try:
         differing = options.differences(stored.config(), config).fixed
     except ConfigError as error:
@@ -269,13 +269,13 @@ class _Outcome(enum.IntEnum):
 
 
 def resume(run: runs.Run, state: Tree, *, config: Config) -> Restored | None:
-    """Reads in every process the newest checkpoint that process 0 finds intact; None if there is none at all.
+    """Reads, in every process, the newest checkpoint that process 0 finds intact; None if there is no checkpoint.
 
-    Damaged newer ones are renamed to ``damaged-STEP``, since the run will write their steps again.
+    Newer, damaged checkpoints are renamed to ``damaged-STEP``, because training will write their steps again.
 
     Raises:
-        CheckpointError: there are some but none is intact, or they belong to another config or network.
-        StorageError: the newest cannot be read now, or the folder is no longer this training's; nothing is renamed.
+        CheckpointError: there are checkpoints but none is intact, or they belong to another config or network.
+        StorageError: the newest one cannot be read at the moment, or the folder was replaced; nothing is renamed.
     """
     folder = run.checkpoints
     found: Restored | None = None
@@ -308,7 +308,7 @@ def resume(run: runs.Run, state: Tree, *, config: Config) -> Restored | None:
 
 
 def _check_names(folder: Path) -> None:
-    """Raises `CheckpointError` for an entry that Orbax would take for a step, but whose name or kind no step has."""
+    """Raises `CheckpointError` for an entry that Orbax would take for a step, but that is not the folder of one."""
     steps = {str(step) for step in manifests.steps(folder)}
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
         if path.name.isdigit() and path.name not in steps:
@@ -316,7 +316,7 @@ def _check_names(folder: Path) -> None:
 
 
 def _obstacles(folder: Path) -> dict[int, str]:
-    """The steps in which something is not a file, which would block Orbax when it begins to write."""
+    """The steps that hold something other than regular files, which would block Orbax when it begins to write."""
     found = {}
     for step in manifests.steps(folder):
         try:
@@ -334,9 +334,9 @@ def _set_aside(folder: Path, damaged: Iterable[int]) -> None:
 
 
 def verify(folder: Path, config: Config) -> Iterator[tuple[int, str | None]]:
-    """Reads all checkpoints; yields each step with what is wrong with it, None if it is intact.
+    """Reads all checkpoints; yields each step with what is wrong with it, or None if it is intact.
 
-    Those that a training removes meanwhile are left out.
+    Checkpoints that a running training removes meanwhile are left out.
     """
     for step in manifests.steps(folder):
         try:

@@ -1,7 +1,7 @@
-"""What a training is: frozen values, read from the command line, written into the run folder.
+"""The config of a run: frozen values, read from the command line, written into the run folder.
 
-The docstring of a field is its help text, its annotation its range (`train.ranges`). `train.options` reads, checks
-and compares configs.
+The docstring of a field is its help text, and its annotation holds its range (`train.ranges`). `train.options` reads,
+checks and compares configs.
 """
 
 from __future__ import annotations
@@ -34,17 +34,18 @@ class Data:
     """Which images."""
 
     name: str = "mnist5k"
-    """`mnist5k` or `digits` (embedded), a prepared TFDS set by name (cifar10, ...),
+    """`mnist5k` or `digits` (no download), the name of a prepared TFDS set (cifar10, ...),
     `folder:PATH` with train|test/<class>/*, or an .npz file."""
     data_dir: Annotated[str | None, tyro.conf.arg(prefix_name=False), FREE] = None
-    """Where prepared data sets lie; by default $DEFORMREG_DATA, then the user's cache folder."""
+    """The folder of prepared data sets.
+    By default $DEFORMREG_DATA, or else ~/.cache/deformreg/data, and after that TFDS's own folder."""
     max_unreadable: Annotated[CountOrNone, FREE] = 0
-    """Examples of a split that may be unreadable before the training stops:
-    each is named and another takes its place in training; evaluation leaves it out. Per process and start."""
+    """How many unreadable examples of a split to tolerate, per process and start.
+    Each is named. In training another one takes its place; evaluation leaves it out."""
     holdout: Fraction = 0.0
-    """Fraction of the training images, in [0, 1), kept aside as validation set."""
+    """Fraction of the training images, in [0, 1), that becomes the validation set."""
     image_size: Annotated[int, Interval(ge=1, le=4096)] | None = None
-    """Side in pixels to which images of different sizes are resized when they are read."""
+    """Height and width, in pixels, to which images are resized when they are read; needed if their sizes differ."""
     given: Annotated[str, HIDDEN] = ""
     """The name of images that were passed to `fit`; they take the place of `name`."""
 
@@ -66,14 +67,14 @@ class Model:
     """Type of the network's arithmetic; parameters and penalty stay float32."""
     remat: Annotated[bool, FREE] = False
     """Recompute activations in the backward pass: less memory, more time;
-    under a gradient penalty take --rule forward-over-reverse too.
-    For accelerators: on a CPU the compiler merges what is computed twice."""
+    with a gradient penalty, add --rule forward-over-reverse.
+    It helps on accelerators only: on CPUs the compiler merges the recomputation with the first computation."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The flow attacks that close a run: the released multi-step attack (zero start, sign steps of radius / steps, last
-    iterate), and one of which any iterate counts."""
+    """The flow attacks at the end of `fit`: the multi-step attack of the released code (from zero, sign steps of
+    radius / steps, last iterate), and one of 15 steps of which any iterate counts."""
 
     radius: Positive = 0.675
     """Largest displacement per component in pixels; 0.675 is 0.05 normalized units at 28x28."""
@@ -82,7 +83,7 @@ class Evaluation:
     examples: CountOrNone = 0
     """Test images to attack, from the first; 0 for all."""
     batch_size: Annotated[int, Interval(ge=1, le=10**5)] = 250
-    """Images attacked at a time."""
+    """Images per batch of the attack."""
 
 
 @dataclass(frozen=True)
@@ -101,22 +102,22 @@ class Config:
     batch_size: Annotated[int, Interval(ge=1, le=10**6)] = 128
     """Images per step over all devices."""
     accumulate: Count = 1
-    """Parts into which a step divides its batch, one after the other: less memory, the same loss, penalty and gradient.
-    Batch normalization takes its statistics over one part; group normalization knows no difference."""
+    """Parts into which a step divides its batch, one after the other, to save memory.
+    Loss, penalty and gradient stay the same, but batch normalization takes its statistics over one part."""
     seed: Seed = 0
-    """Seed of parameters, order, augmentation and noise."""
+    """Seed of the parameters, the order of examples, augmentation and noise."""
     parallel: Annotated[Literal["pmap", "jit"], FREE] = "pmap"
-    """Data parallelism over devices: replicated pmap, or jit over sharded batches."""
+    """How steps are spread over devices: pmap with replicated parameters, or jit over sharded batches."""
     devices: Annotated[int, Interval(ge=0, le=10**5), FREE] = 0
-    """Devices to use; 0 for all."""
+    """Number of devices to use; 0 for all."""
     select: Annotated[Literal["last", "best"], FREE] = "last"
     """Which checkpoint is evaluated: the last, or the one of best clean accuracy on the validation images.
     These are the images of `--data.holdout`, else the set's own validation split, else the test images.
     The released code selects the best on the test images."""
     checkpoint_every: Annotated[CountOrNone, FREE] = 0
-    """Steps between checkpoints beside the one at the end of every epoch; 0 for none."""
+    """Also write a checkpoint every so many steps, not only at the end of every epoch; 0 for only at the end."""
     log_every: Annotated[Count, FREE] = 20
-    """Steps between lines of the metric log; every checkpoint ends a line, too."""
+    """Steps per line of the metric log; a checkpoint also ends a line."""
     max_skipped: Annotated[CountOrNone, FREE] = 0
-    """Batches that may be left out because their loss, gradient or parameters are not finite, over all starts.
-    One more stops the training."""
+    """How many batches with a loss, gradient or parameters that are not finite to skip, over all starts of the run.
+    One more stops training."""

@@ -1,4 +1,4 @@
-"""The training loop: batches in, steps, metrics and checkpoints out."""
+"""The training loop: reads batches, takes steps, writes metrics and checkpoints."""
 
 from __future__ import annotations
 
@@ -45,35 +45,37 @@ def fit(
     stop_requested: Callable[[], bool] = lambda: False,
     write_data: bool = True,
 ) -> State:
-    """Trains a config in a run folder, or continues it from its newest intact checkpoint.
+    """Trains what a config describes in a run folder, or continues the run from its newest intact checkpoint.
 
     Args:
         config: what to train.
-        folder: the run folder, created.
-        method: a training method of your own in place of the config's.
-        model: a Flax Linen module in place of the config's, called as ``model.apply(variables, images, train=...)``
-            with images in [0, 1]; it returns logits and may keep ``batch_stats``.
-        data: training and validation images in place of the config's.
-        resume: continue the run in that folder; starts it where there is none.
-        evaluated: whether the run will be evaluated; then test images that cannot be used are an error now.
-        stop_requested: asked before every step; once it says yes in any process, all of them save and stop.
-        write_data: whether embedded sets and decoded copies may be written into the config's `data_dir`; not where an
-            untrusted run folder chose it.
+        folder: the run folder; it is created if need be.
+        method: a training method of your own, used instead of the config's.
+        model: a Flax Linen module, used instead of the config's and called as
+            ``model.apply(variables, images, train=...)`` with images in [0, 1]. It returns logits and may have a
+            ``batch_stats`` collection.
+        data: training and validation images, used instead of the config's.
+        resume: continue the run in that folder, or start it if there is none.
+        evaluated: whether the run will be evaluated afterwards. If so, unusable test images raise an error before
+            training.
+        stop_requested: called before every step. Once it returns True in any process, all processes save and stop.
+        write_data: whether embedded sets and decoded copies may be written into the config's `data_dir`; pass False if
+            an untrusted run folder chose it.
 
     Returns:
         The trained state.
 
     Raises:
-        ConfigError, DataError, RunError, CheckpointError: something cannot be used; one line says what.
-        NonFiniteLoss: loss, gradient or parameters were not finite in more steps than may be skipped; checkpoints from
-            before remain.
+        ConfigError, DataError, RunError, CheckpointError: the config, data, run folder or checkpoint cannot be used.
+        NonFiniteLoss: loss, gradient or parameters were not finite in more steps than `max_skipped`; earlier
+            checkpoints remain.
         Preempted: a stop was requested; the last step is saved.
-        StorageError: the run folder cannot be written any more; checkpoints from before remain.
+        StorageError: the run folder can no longer be written; earlier checkpoints remain.
     """
     folder = Path(folder)
     config = check(_recorded(config, method, model, data))
     config = _located(config, folder, resume) if data is None else config
-    runs.claim(folder, config, resume=resume)  # says what is wrong before the data are read
+    runs.claim(folder, config, resume=resume)  # raises before the data are read if the folder cannot be used
     engine = parallel.make_engine(config.parallel, devices=config.devices, batch_size=config.batch_size)
     if config.batch_size % (engine.devices * config.accumulate):
         raise ConfigError(
@@ -83,7 +85,7 @@ def fit(
     task = prepare(config, evaluated=evaluated, method=method, model=model, data=data, write_data=write_data)
     run, changes = runs.hold(folder, config, resume=resume)
     images = task.splits.train
-    contents = getattr(images, "fingerprint", None)
+    contents = images.fingerprint
     runs.check_data(run, len(images), contents)
     restored = checkpoints.resume(run, task.network.shapes, config=config) if resume else None
     runs.create(run, config, len(images), contents)
@@ -99,7 +101,7 @@ def fit(
 
 
 def _recorded(config: Config, method: Method | None, model: nn.Module | None, data: Splits | None) -> Config:
-    """The config with what was passed as a value named as such, so that the run folder does not claim otherwise."""
+    """The config, which names the values that were passed to `fit` in place of its own parts."""
     if method is not None:
         config = replace(config, method=Given(title=method.name))
     if model is not None:
@@ -126,7 +128,7 @@ def announce(
     restored: checkpoints.Restored | None,
     changes: list[str],
 ) -> None:
-    """Says what runs where, and what has changed since the run was last continued."""
+    """Prints what runs where, and what has changed since the run was last started."""
     where = f"{engine.devices} {jax.default_backend()} device{'s' * (engine.devices > 1)}"
     if jax.process_count() > 1:
         where += f" of {jax.process_count()} processes"
@@ -178,7 +180,7 @@ def _train(
             continue
         watch.drain()
         if not is_due(watch.step):
-            continue  # a step was skipped: what was due comes with the next one
+            continue  # a step was skipped: the checkpoint is due after the next one
         saved, whole, accuracy = watch.step, engine.whole(state), None
         if saved % task.steps_per_epoch == 0:
             accuracy = validate(config, task, engine, whole)
@@ -201,11 +203,11 @@ class Log(Protocol):
 
 
 class Watch:
-    """Reads metrics a few steps late, so that the device never waits, and stops at too many non-finite steps.
+    """Reads metrics a few steps late, so that the device never waits, and raises after too many non-finite steps.
 
-    A line of the log is the mean over the steps since the last one (the penalty's, over those that took it); `drain`
-    ends one too. So the log does not depend on where a run was killed: it goes on from a checkpoint, and before each
-    of those there was a `drain`.
+    A line of the log holds means over the steps since the last line; the mean penalty is over the steps with a penalty.
+    A `drain` also ends a line. There is a `drain` before every checkpoint, and a resumed run starts from a checkpoint,
+    so the log does not depend on where a run was killed.
 
     Attributes:
         skipped: batches left out so far.
@@ -225,12 +227,12 @@ class Watch:
 
     @property
     def step(self) -> int:
-        """Steps taken; where some are not read yet, as many as there are if none of them was skipped."""
+        """Steps taken, if none of those whose metrics are not read yet was skipped."""
         return self._read_step + len(self._pending)
 
     @property
     def seconds(self) -> float:
-        """Time spent training, over all starts."""
+        """Seconds spent training, over all starts of the run."""
         return time.perf_counter() - self._began
 
     def push(self, metrics: Metrics) -> None:
@@ -240,7 +242,7 @@ class Watch:
             self._read()
 
     def drain(self) -> None:
-        """Reads all that is there and ends a line of the log."""
+        """Reads all pending metrics and ends a line of the log."""
         while self._pending:
             self._read()
         self._write()
@@ -264,8 +266,8 @@ class Watch:
         allowed = self._config.max_skipped
         if self.skipped > allowed:
             raise NonFiniteLoss(
-                f"{what}; the checkpoints from before are kept. Lower --optimizer.learning-rate or --method.weight, or "
-                "allow --max-skipped"
+                f"{what}; earlier checkpoints are kept. Lower --optimizer.learning-rate or --method.weight, or "
+                "raise --max-skipped"
             )
         batch = step + self.skipped - 2
         self._log.write(step, {"skipped_batch": batch, "skipped": self.skipped, "seconds": self.seconds})
@@ -293,7 +295,7 @@ def device_batches(
     first: int,
     stop_requested: Callable[[], bool] = lambda: False,
 ) -> Iterator[Any]:
-    """The batches from number `first` on, as the compiled step takes them."""
+    """The batches from number `first` on, in the form that the compiled step takes."""
     host = train_batches(
         source,
         batch_size=config.batch_size,
@@ -303,14 +305,15 @@ def device_batches(
         process_count=jax.process_count(),
     )
     share = engine.devices // jax.process_count()
-    # Asked when a batch is used, not when it is read ahead; both answers are on the devices already.
+    # `stop_requested` is called when a batch is used, not when it is read ahead. Both answers are already on the
+    # devices.
     stop = {asked: engine.put_batch({"stop": np.full(share, asked, np.float32)}) for asked in (False, True)}
     for batch in device_prefetch(host, engine.feed):
         yield {**batch, **stop[stop_requested()]}
 
 
 def count_right(model: nn.Module, state: State, batch: Batch, options: Augmentation) -> Array:
-    """How many valid examples of a batch are classified right, clean, and how many there are: ``int[2]``."""
+    """The numbers of correctly classified and of all valid examples of a batch, without an attack: ``int[2]``."""
     logits = predict(model, state.params, state.batch_stats, center_view(batch["image"], options))
     right = (jnp.argmax(logits, axis=-1) == batch["label"]) & batch["valid"]
     return jnp.stack([jnp.sum(right), jnp.sum(batch["valid"])])
@@ -320,7 +323,7 @@ _count_right = jax.jit(count_right, static_argnums=(0, 3))
 
 
 def validate(config: Config, task: Task, engine: parallel.Engine, state: State) -> float:
-    """Clean accuracy on the validation images that can be read, divided over the devices of all processes."""
+    """Clean accuracy on the readable validation images; their batches are divided over the devices of all processes."""
     source = task.splits.validation
     size = min(len(source), 500)
     batches = eval_batches(

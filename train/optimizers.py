@@ -19,9 +19,9 @@ class Sgd:
     momentum: Fraction = 0.9
     """Momentum, in [0, 1)."""
     nesterov: bool = False
-    """Nesterov's momentum."""
+    """Use Nesterov momentum."""
     weight_decay: NonNegative = 5e-4
-    """Added to the gradient times the parameters, before the momentum, as PyTorch's SGD does; on every parameter."""
+    """Factor of the parameters that are added to their gradients before the momentum, as in PyTorch's SGD."""
     name: Annotated[Literal["sgd"], HIDDEN] = "sgd"
 
     def make(self, rate: optax.ScalarOrSchedule) -> optax.GradientTransformation:
@@ -38,7 +38,7 @@ class AdamW:
     learning_rate: Positive = 1e-3
     """Peak learning rate."""
     weight_decay: NonNegative = 0.05
-    """Subtracted from every parameter, times the learning rate."""
+    """Every step shrinks every parameter by the learning rate times this fraction of it."""
     beta1: Fraction = 0.9
     """Decay of the gradient's mean, in [0, 1)."""
     beta2: Fraction = 0.999

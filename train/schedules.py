@@ -21,7 +21,7 @@ class _WarmedUp:
 
     ends: ClassVar[bool] = False
     warmup_epochs: Annotated[float, Interval(ge=0, le=10**6)] = 0.0
-    """Epochs of linear warm-up from zero."""
+    """Number of epochs of linear warm-up from zero."""
 
     def _after_warmup(self, schedule: optax.Schedule, peak: float, steps_per_epoch: int) -> optax.Schedule:
         warmup = self._warmup_steps(steps_per_epoch)

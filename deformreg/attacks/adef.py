@@ -76,7 +76,7 @@ def adef(
         Alaifari, Alberti and Gauksson, ICLR 2019, see the module.
     """
     num_steps, candidates = _checks.count("num_steps", num_steps), _checks.count("candidates", candidates)
-    if max_norm is not math.inf:  # a traced radius cannot be compared
+    if not (isinstance(max_norm, float) and max_norm == math.inf):
         _checks.non_negative("max_norm", max_norm)
     _checks.non_negative("sigma", sigma)
     if not overshoot >= 1:

@@ -1,8 +1,9 @@
-"""Robust accuracy of any logits function against a suite of attacks, worst case per example.
+"""Robust accuracy of any logits function under a suite of attacks, worst case per example.
 
-Accuracies are over *all* examples, so a clean error counts as broken. An attack runs on the examples that still stand.
-A fresh forward pass checks its claims; the budget and the image range are checked as well. Symptoms of a broken
-evaluation are reported as `flags`.
+Accuracies are fractions of *all* examples: one that is misclassified without an attack counts as broken. An example
+*stands* while it is classified correctly and not broken by any attack; attacks run on the examples that stand. A fresh
+forward pass checks every claimed success, and the budget and the image range are checked too. Symptoms of an evaluation
+that cannot be trusted are reported as `flags`.
 """
 
 from __future__ import annotations
@@ -40,14 +41,14 @@ class Evaluation(NamedTuple):
 
     Attributes:
         examples: number of examples.
-        clean_accuracy: share of examples that are classified correctly.
-        robust_accuracy: share that is classified correctly and not broken by any attack.
+        clean_accuracy: fraction of examples classified correctly without an attack.
+        robust_accuracy: fraction of examples classified correctly and not broken by any attack.
         robust_interval: its 95 % Wilson interval.
-        attacks: their outcomes, in the order run.
+        attacks: the outcome of each attack, in the order in which they ran.
         flags: the red flags raised.
-        model_calls: of everything, the clean pass and the diagnosis included.
-        seconds: of everything, compiling included.
-        independent: whether every attack faced every correctly classified example.
+        model_calls: images passed through the model, including the clean pass and the diagnosis.
+        seconds: total wall-clock time, including compilation.
+        independent: whether every attack ran on every correctly classified example.
         correct_mask: bool[n], classified correctly.
         standing_mask: bool[n], classified correctly and not broken by any attack.
     """
@@ -66,10 +67,10 @@ class Evaluation(NamedTuple):
 
 
 class Evaluator(Protocol):
-    """A compiled evaluation. Its arguments are those of `evaluate`, and two more.
+    """A compiled evaluation. It takes the arguments of `evaluate` about model and examples, and two more.
 
-    `radius` is the argument of a suite, to be given for a suite and only then. `broken` (bool[n]) marks examples that
-    are known to be broken; they are not attacked.
+    `radius` is passed to the suite: required if the evaluator was made from a suite, forbidden otherwise. `broken`
+    (bool[n]) marks examples that are already known to be broken; they are not attacked.
     """
 
     def __call__(
@@ -103,44 +104,46 @@ def evaluate(
     progress: ProgressCallback | None = None,
     collect: Collect | None = None,
 ) -> Evaluation:
-    """Attacks a model and reports which examples stand.
+    """Attacks a model and reports on which examples every attack fails.
 
-    Attacks run in the given order, each on the correctly classified examples that still stand. Gradient attacks also
-    run on examples that only attacks without gradients broke: failing there is a red flag. Batches have one shape.
-    Waiting examples take the rows of finished ones; every example has its own key, so this changes no result.
+    Attacks run in the given order, each on the correctly classified examples that no earlier attack broke. Gradient
+    attacks also run on examples that only attacks without gradients broke: if they fail there, a red flag is raised.
+    All batches have the same shape. When an example is finished, a waiting one takes its row; every example has its own
+    key, so this does not change the result.
 
     Args:
-        logits_fn: ``images -> logits[n, classes]`` in inference mode: logits, not probabilities, and every row
-            dependent on its own image alone. Give a ``jax.tree_util.Partial(apply, params)`` to have the weights
-            passed as arguments instead of compiled in.
+        logits_fn: ``images -> logits[n, classes]`` in inference mode: logits, not probabilities, and each row must
+            depend only on its own image. With ``jax.tree_util.Partial(apply, params)`` the weights are passed as
+            arguments, not compiled in as constants.
         images: float[n, h, w, c] in the range the model expects.
         labels: int[n].
-        attacks: of different names, for example ``deformreg.evaluation.suites.standard(0.5)``.
-        batch_size: rows per batch, the only number that the model sees, or the number of examples if that is smaller;
-            best at most an eighth of them, since rows idle at the end.
+        attacks: one or more with different names, for example ``deformreg.evaluation.suites.standard(0.5)``.
+        batch_size: rows per batch; if there are fewer examples, their number. The model sees batches of this size only.
+            At most an eighth of the number of examples is best, because rows idle at the end.
         key: a JAX random key. Attack k (in order) draws for example i from ``fold_in(fold_in(key, k), i)``.
-        targets: int[n], classes to reach; None for untargeted attacks. With targets, `robust_accuracy` counts the
-            examples that are classified correctly and did not reach their target; an example whose target is its label
-            is not attacked.
-        image_range: the range that attacked images must keep; None is the range of `images`, extended to zero, which
-            boundaries bring in.
-        independent: run every attack on every correctly classified example, so that their accuracies compare.
-        diagnosis: also look for red flags that need model passes of their own, on up to 128 examples, before the
+        targets: int[n], the class that the attacks should reach on each example; None for untargeted attacks. With
+            targets, `robust_accuracy` is the fraction of examples that are classified correctly and do not reach their
+            target. An example whose target is its label is not attacked.
+        image_range: attacked images outside this range do not count as successes. None means the range of `images`,
+            extended to include zero, because warps may move zeros in at the border.
+        independent: run every attack on every correctly classified example, so that you can compare the attacks.
+        diagnosis: also run the checks for red flags that need extra model calls, on up to 128 examples, before the
             attacks.
-        refill: False replaces a batch only as a whole.
+        refill: whether waiting examples take the rows of finished ones; False waits until a whole batch is finished.
         progress: called with a `Progress` whenever examples are finished.
-        collect: called then with the `Attack`, the examples' indices int[k] and their `AttackResult` in NumPy arrays,
-            to keep deformed images or flows. These are claims: `broken_mask` says which the fresh check confirmed.
+        collect: called at the same times with the `Attack`, the indices int[k] of the finished examples and their
+            `AttackResult` as NumPy arrays, for example to keep deformed images or flows. The successes in it are not
+            checked yet: the `broken_mask` of the attack's outcome says which the fresh check confirmed.
 
     Returns:
         The evaluation.
 
     Raises:
-        TypeError: integer images, floating labels, a `batch_size` that is not an integer, no random key, attacks that
-            are none, or a `logits_fn` that does not return one array of floating-point logits.
-        ValueError: no examples, images that are not finite, leave `image_range` or look like [n, c, h, w], labels
-            outside the classes, no attack, two attacks of one name, an attack with one radius per example, or shapes
-            that do not fit. All before the first attack.
+        TypeError: integer images, floating labels, a `batch_size` that is not an integer, a `key` that is not a random
+            key, `attacks` that are not attacks, or a `logits_fn` that does not return one array of floating logits.
+        ValueError: no examples; images that are not finite, leave `image_range` or look like [n, c, h, w]; labels
+            outside the classes; no attack, two attacks with the same name, or an attack with one radius per example;
+            shapes that do not match. All are raised before the first attack.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -183,23 +186,24 @@ def evaluator(
     diagnosis: bool = True,
     refill: bool = True,
 ) -> Evaluator:
-    """Compiles `evaluate` once, for models and budgets that are evaluated again and again.
+    """Makes an evaluation that compiles once and runs for many models and budgets.
 
     Args:
         attacks: a suite, for example `deformreg.evaluation.suites.standard`, or attacks as in `evaluate`.
-        batch_size: see `evaluate`, as for the others.
-        image_range: the range that attacked images must keep.
+        batch_size: as in `evaluate`, like the following.
+        image_range: the range outside which attacked images do not count as successes.
         independent: whether every attack runs on every correctly classified example.
-        diagnosis: whether to look for red flags that need model passes of their own.
+        diagnosis: whether to run the checks for red flags that need extra model calls.
         refill: whether waiting examples take the rows of finished ones.
 
     Returns:
-        A function of the model and the examples. It compiles nothing new for images of one shape when it is called
-        with the same function, or with ``Partial``s of the same function and new weights, at any radius.
+        A function of the model and the examples. For images of the same shape it does not recompile at another radius,
+        for the same model function, or for a ``Partial`` of the same function with other weights.
 
     Raises:
-        TypeError: `batch_size` is not an integer. When run: no radius for a suite, or a radius for attacks.
-        ValueError: no attack, or two of one name.
+        TypeError: `batch_size` is not an integer. When the evaluation runs: a suite without a radius, or a radius
+            without a suite.
+        ValueError: no attack, or two with the same name.
 
     Example:
         >>> from deformreg.evaluation import suites
@@ -243,7 +247,7 @@ def evaluator(
         begun = correct if broken is None else correct & ~_mask("broken", broken, count)
         found: tuple[Flag, ...] = ()
         spent = 0
-        if diagnosis:  # before the attacks: a model that fails here must not cost hours of results
+        if diagnosis:  # before the attacks, so that an error here does not cost hours of results
             few, last_key = data.at(np.arange(min(count, 128))), jax.random.fold_in(key, len(attacks_at_radius))
             found, spent = diagnose(
                 setting.logits_fn, few.images, few.labels, radius=radius, key=last_key, batch_size=setting.batch_size
@@ -283,7 +287,7 @@ def _mask(name: str, value: object, count: int) -> HostArray:
 
 
 def _rehearse(setting: Setting, attacks: Sequence[tuple[Attack, Compiled]], key: jax.Array) -> None:
-    """Traces the model and every attack without running them, so that what cannot work ends before the first attack."""
+    """Traces the model and all attacks without running them, so that errors are raised before the first attack."""
     data, size = setting.data, setting.batch_size
     batch = jax.ShapeDtypeStruct((size, *data.images.shape[1:]), data.images.dtype)
     classes = setting.forward.eval_shape(setting.logits_fn, batch).shape[1]
@@ -304,12 +308,12 @@ def _run_in_turn(
     independent: bool,
     key: jax.Array,
 ) -> list[AttackOutcome]:
-    """Runs the attacks, starting from the examples of the mask `begun`."""
+    """Runs the attacks in order on the examples of the mask `begun`."""
     attackable = begun if setting.data.targets is None else begun & (setting.data.targets != setting.data.labels)
     outcomes: list[AttackOutcome] = []
     broken, broken_by_gradients = np.zeros((2, len(begun)), bool)
     for number, (attack, compiled) in enumerate(attacks):
-        # Gradient attacks also run on what only others broke: failing there is a red flag.
+        # Gradient attacks also run on what only gradient-free attacks broke: if they fail there, a red flag is raised.
         skipped = broken_by_gradients if attack.uses_gradients else broken
         attacked, standing = (attackable, begun) if independent else (attackable & ~skipped, begun & ~broken)
         outcome = run_attack(setting, attack, compiled, attacked, standing, jax.random.fold_in(key, number))
@@ -323,7 +327,7 @@ def _run_in_turn(
 def _checked(
     images: ArrayLike, labels: ArrayLike, targets: ArrayLike | None, image_range: tuple[float, float] | None
 ) -> tuple[Data, tuple[float, float]]:
-    """The examples on the host, and the range that attacked images keep: None is theirs, extended to zero."""
+    """The examples on the host, and the range of attacked images; None means that of `images`, extended to zero."""
     images = _checks.images_on_host(images)
     count = images.shape[0]
     if count == 0:

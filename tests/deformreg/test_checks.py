@@ -51,6 +51,13 @@ def test_infinite_sizes_are_named(make, value):
     one_line(caught)
 
 
+def test_an_attack_without_a_bound_is_no_mistake():
+    for unbounded in (np.inf, float("inf")):
+        assert attacks.adef(max_norm=unbounded).run(LOGITS, IMAGES, LABELS, KEY).success.shape == (4,)
+    with pytest.raises(ValueError, match="max_norm must be at least 0"):
+        attacks.adef(max_norm=np.nan)
+
+
 ATTACKS = {
     "pgd": lambda **options: attacks.pgd(num_steps=1, **options),
     "apgd": lambda **options: attacks.apgd(**options),

@@ -208,6 +208,16 @@ def test_other_contents_are_refused(tmp_path):
     runs.check_data(run, 100, "crc:2")  # of an older version
 
 
+def test_a_file_of_other_images_in_the_place_of_the_first_is_refused(folder, capsys):
+    """As many, of the same shape and classes."""
+    write_npz(folder / "set.npz", seed=1)
+    arguments = ("fit", "--resume", folder / "run", "--data-dir", folder, "--epochs", "2", "--no-evaluate")
+    assert command(*arguments) == 2
+    assert "was trained on other images than there are now" in capsys.readouterr().err
+    write_npz(folder / "set.npz")
+    assert command(*arguments) == 0
+
+
 @pytest.mark.parametrize("name", ["digits", "folder"])
 def test_a_config_that_names_a_place_makes_nothing_there(folder, tmp_path, capsys, name):
     """Neither an embedded set nor decoded copies: only a command line says where to write."""

@@ -16,7 +16,7 @@ COMMANDS = {
     "certify": "RUN             certify radii within which no deformation changes the answer; `certify --help`",
     "verify": "RUN [RUN ...]    check every checkpoint against its checksums; `verify --help`",
     "launch": "fit PRESET ...   the same training in several processes of this host; `launch --help`",
-    "presets": "                what each preset trains, how long it takes, what to expect",
+    "presets": "                list what each preset trains, how long it takes, what to expect",
 }
 """What each command takes and does; the module of that name in this folder has its options and `run`."""
 
@@ -27,12 +27,12 @@ usage: python -m train COMMAND [options]
 
 Exit codes:
   0    done
-  1    verify found damage
-  2    something given cannot be used; one line says what
+  1    verify found a damaged checkpoint, or an unexpected error with a traceback
+  2    an option, a file or a run folder cannot be used; one line says which
   3    loss, gradient or parameters became NaN or infinite
-  4    the disk or another process failed during a run; --resume continues
+  4    the disk or another process failed during training; --resume continues
   130  interrupted from the keyboard; --resume continues from the last checkpoint
-  143  SIGTERM; a run that was training has saved its last step, and --resume continues from there
+  143  stopped by SIGTERM; training saved its last step, and --resume continues from there
 """
 
 UNUSABLE, FAILED, INTERRUPTED, CLOSED = 2, 4, 130, 141

@@ -28,13 +28,13 @@ class Certify:
     """The run folder."""
     smoothing: Annotated[Smoothing, tyro.conf.arg(name="")] = field(default_factory=Smoothing)
     examples: CountOrNone = 100
-    """Test images, from the first; 0 for the run's own choice."""
+    """Number of test images, counted from the first; 0 for the run's `evaluation.examples`."""
     data_dir: str | None = None
     """Where the data is, if it has moved since training."""
     output: Path | None = None
     """Folder for certified.json, certified.md and certified.png; by default the run folder."""
     json: Path | None = None
-    """Also write the result to this file, for scripts."""
+    """Also write the result to this JSON file."""
 
 
 def parse(arguments: list[str]) -> Certify:

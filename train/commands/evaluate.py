@@ -21,33 +21,33 @@ class Evaluate:
     """Attacks trained runs on their test images and compares them."""
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
-    """Run folders, of the same test images."""
+    """Run folders, all with the same test images."""
     suite: SuiteName = "released"
-    """released: the paper's multi-step attack (zero start, last iterate), which is lenient, then one of which any
-    iterate counts;
-    quick, standard, full: any iterate counts, more attacks, restarts.
-    spatial: translations by at most the radius, with rotations by at most 10 degrees for every pixel of it (the paper:
-    3 pixels)."""
+    """released: the weak multi-step attack of Xia and Li's code (zero start, last iterate),
+    and then one of 15 steps of which any iterate counts.
+    quick, standard, full: more and stronger attacks, any iterate counts.
+    spatial: translations by at most the radius, with rotations by at most 10 degrees per pixel of it.
+    (Engstrom et al. use a radius of 3 pixels.)"""
     radius: Positive | None = None
     """Largest displacement per component in pixels; by default the first run's `evaluation.radius`."""
     radii: tuple[Positive, ...] = ()
-    """Budgets in pixels, increasing, at which the whole suite draws the accuracy curve;
-    by default a light attack draws it, at five multiples of the radius, on 200 images."""
+    """Budgets in pixels, increasing, of the accuracy curve, which then uses the whole suite.
+    By default it has five multiples of the radius, on 200 images, with a light attack (for spatial, the suite)."""
     independent: bool = False
-    """Run every attack on every correctly classified image, so that the attacks compare with each other;
-    by default each runs on those that still stand."""
+    """Run every attack on every correctly classified image, so that you can compare the attacks.
+    By default each runs on the images that no earlier attack broke."""
     transfer_from: tuple[Path, ...] = ()
-    """Run folders of other networks: the images deformed to fool them are shown to the evaluated ones as well."""
+    """Run folders of other networks. Images deformed to fool these are also tried on the evaluated networks."""
     examples: CountOrNone = 0
-    """Test images, from the first; 0 for the run's own choice."""
+    """Number of test images, counted from the first; 0 for the run's `evaluation.examples`."""
     data_dir: str | None = None
     """Where the data is, if it has moved since training."""
     output: Path | None = None
-    """Folder for all that is written, with a sub-folder for each of several runs.
+    """Folder for all output, with a sub-folder for each of several runs.
     By default the evaluation and its pictures go into each run folder,
     and the comparison of several runs into the folder above the first one."""
     json: Path | None = None
-    """Also write the evaluation (of several runs: all, by name) to this file, for scripts."""
+    """Also write the evaluation to this JSON file; for several runs, all evaluations by name."""
     seed: Seed = 0
     """Seed of the attacks' random numbers."""
 

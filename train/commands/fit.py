@@ -36,22 +36,22 @@ T = TypeVar("T")
 
 USAGE = """\
 usage: python -m train fit PRESET [options]        `fit PRESET --help` explains every option
-       python -m train fit --resume RUN [options]  continues a run with its own options
+       python -m train fit --resume RUN [options]  continues a run with the options stored in it
 """
 
 
 @dataclass(frozen=True)
 class Kinds:
-    """Choose other kinds than the preset's; each has options of its own, which this help then shows."""
+    """Which method, optimizer, schedule and rule; each has options of its own, which this help then shows."""
 
     method: MethodName = "standard"
-    """How the network is made robust; its options are --method.*"""
+    """How the network is made robust; the options of the method are --method.*"""
     optimizer: OptimizerName = "sgd"
-    """Which optimizer; its options are --optimizer.*"""
+    """The optimizer; its options are --optimizer.*"""
     schedule: ScheduleName = "cosine"
-    """How the learning rate changes over the run; its options are --schedule.*"""
+    """How the learning rate changes over the run; the options of the schedule are --schedule.*"""
     rule: RuleName | None = None
-    """How a gradient penalty is differentiated (exact, if not said otherwise); its options are --method.rule.*"""
+    """How a gradient penalty is differentiated, by default exact; the options of the rule are --method.rule.*"""
 
 
 @dataclass(frozen=True)
@@ -59,17 +59,18 @@ class Placement:
     """This process among several."""
 
     distributed: bool = False
-    """This is one process of several, on one host or on many, that train together;
-    each reads its part of every batch, and all need the run folder on one file system. See docs/distributed.md."""
+    """This process is one of several that train together, on one host or many.
+    Each reads its part of every batch, and all need a shared run folder. See docs/distributed.md."""
     coordinator: str | None = None
-    """With --distributed: HOST:PORT of process 0. By default $JAX_COORDINATOR_ADDRESS, or what SLURM, Open MPI,
-    Kubernetes or a TPU pod say; likewise the next two."""
+    """With --distributed: HOST:PORT of process 0.
+    By default $JAX_COORDINATOR_ADDRESS, or as detected from SLURM, Open MPI, Kubernetes or a TPU pod."""
     num_processes: int | None = None
-    """With --distributed: how many processes there are. By default $JAX_NUM_PROCESSES."""
+    """With --distributed: how many processes there are. By default $JAX_NUM_PROCESSES, or as detected."""
     process_id: int | None = None
-    """With --distributed: which one this is, from 0. By default $JAX_PROCESS_ID."""
+    """With --distributed: the number of this process, from 0. By default $JAX_PROCESS_ID, or as detected."""
     join_seconds: Annotated[float, Interval(gt=0, le=86400)] = 300.0
-    """With --distributed: seconds to wait for all processes to start; who is missing is said every half minute."""
+    """With --distributed: seconds to wait for all processes to start.
+    Process 0 prints every half minute which are missing."""
 
 
 @dataclass(frozen=True)
@@ -81,10 +82,11 @@ class Fit:
     run_dir: Path | None = None
     """The run folder; by default runs/PRESET."""
     resume: bool = False
-    """Continue the run in that folder from its newest intact checkpoint; starts it where there is none. Without a
-    preset, `fit --resume RUN` takes every option from the run."""
+    """Continue the run in that folder from its newest intact checkpoint;
+    start it if there is no run or no checkpoint yet.
+    Without a preset, `fit --resume RUN` takes every option from the run."""
     evaluate: bool = True
-    """Attack the trained network at the end and write report and pictures."""
+    """At the end, attack the trained network and write a report and pictures."""
     placement: Annotated[Placement, tyro.conf.arg(name="")] = field(default_factory=Placement)
 
 
@@ -112,7 +114,7 @@ def run(arguments: list[str]) -> int:
     elif any(value is not None for value in place):
         raise ConfigError("--coordinator, --num-processes and --process-id belong to --distributed")
     processes.check_devices()
-    # A run folder may be somebody else's: nothing is written elsewhere because of what it says.
+    # A run folder may be untrusted, so the data folder that it names is not written to.
     write_data = stored is None or stored.data.data_dir != config.data.data_dir
     with processes.stop_on_sigterm() as stop_requested:
         fit(
@@ -124,7 +126,7 @@ def run(arguments: list[str]) -> int:
             write_data=write_data,
         )
         if stop_requested():
-            print("stopped: SIGTERM after the last step: the run is trained, --resume evaluates it", file=sys.stderr)
+            print("stopped: SIGTERM after the last step: training is done, --resume evaluates it", file=sys.stderr)
             return Preempted.exit_code
     if processes.is_lead():
         print(f"trained: {folder}")
@@ -147,7 +149,7 @@ def parse(name: str, arguments: list[str]) -> Fit:
 
 
 def parse_continued(arguments: list[str]) -> tuple[Path, Config, Fit]:
-    """The run folder after `--resume`, its config, and the options of the command line, by default that config's.
+    """The run folder named after `--resume`, its config, and that config with the options of the command line.
 
     Raises:
         ConfigError: no folder is named, or the run's method comes from a script.
@@ -161,10 +163,10 @@ def parse_continued(arguments: list[str]) -> tuple[Path, Config, Fit]:
     if isinstance(stored.method, Given):
         stored.method.make()
     rest = arguments[: at - 1] + arguments[at + 1 :]
-    summary = f"Continues {folder}; every option that may change overrides one of its values."
+    summary = f"Continues {folder}; options override the values stored there, as far as these may change."
     options = _parse(f"fit --resume {folder}", summary, stored, rest, run_dir=folder, resume=True)
     if options.run_dir != folder or not options.resume:
-        raise ConfigError("--resume names the run folder here: leave --run-dir and --no-resume out")
+        raise ConfigError("--resume names the run folder here, without a preset: leave out --run-dir and --no-resume")
     return folder, stored, options
 
 

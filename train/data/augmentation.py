@@ -23,7 +23,7 @@ from train.ranges import Pixels
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Changes to training images: resize, pad, random crop, random flip, in this order.
+    """Changes to training images: resize, pad by `shift`, random crop, random flip, in this order.
 
     Evaluation resizes in the same way and crops the centre. The paper's recipe for CIFAR-10 is
     ``Augmentation(resize=36, crop=32, flip=True)``.
@@ -34,7 +34,7 @@ class Augmentation:
     crop: Pixels = 0
     """Height and width, in pixels, of the crop, random in training and central in evaluation; 0 keeps the size."""
     shift: Annotated[int, Interval(ge=0, le=512)] = 0
-    """Largest random shift in training, in pixels, along each axis; zeros move in at the border."""
+    """Largest random shift in training, in pixels, along each axis; black moves in at the border."""
     flip: bool = False
     """Mirrors each training image left to right with probability 1/2."""
 

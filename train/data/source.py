@@ -1,4 +1,4 @@
-"""Labelled 8-bit images by name: ``load("cifar10", split="train")``."""
+"""Loads data sets of labelled 8-bit images by name: ``load("cifar10", split="train")``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from train.data import embedded, folder, npz, prepared
-from train.data.decoded import read_copy, remove_leftovers, write_copy
+from train.data.decoded import read_copy, write_copy
 from train.data.decoding import decode_batch, decode_split, quiet_decoding
 from train.data.kind import Arrays, InMemory, Kind, Read, Records, Request, Shape, user_path
 from train.data.order import permutation
@@ -20,10 +20,10 @@ from train.data.unreadable import Unreadable, tolerant, with_substitutes
 from train.errors import DataError, printable
 
 KINDS: tuple[Kind, ...] = (npz.KIND, embedded.KIND, prepared.KIND, folder.KIND)
-"""The first kind that accepts a name opens it: a known set comes before a folder of the same name."""
+"""The first kind that accepts a name opens it, so a known set takes precedence over a folder of the same name."""
 
 MEMORY_LIMIT = 2 << 30
-"""Splits of at most this many decoded bytes are kept in one array."""
+"""Decoded splits of at most this many bytes are kept in one array."""
 
 _SAMPLE_BYTES = 2**28  # all of CIFAR; hashing them takes a fraction of a second
 _SAMPLE_DECODED = 1024  # examples that are decoded for a fingerprint
@@ -39,13 +39,13 @@ class Source:
         image_shape: ``(h, w, c)``.
         class_names: one name for every label.
         read: ``indices int[n] -> (images uint8[n, h, w, c], labels int32[n])``, thread-safe. The arrays belong to the
-            caller and are never written to again, because a dispatched step may still read them.
-        unreadable: ``indices int[n] -> bool[n]``, which examples were read before and found unreadable: `read` returned
-            others in their place. Evaluation leaves them out.
-        in_memory: whether `read` only copies from memory, so that reading ahead gains nothing.
+            caller; `read` never writes to them again, because a dispatched step may still use them.
+        unreadable: ``indices int[n] -> bool[n]``: which examples were found unreadable when they were read. `read`
+            returns others in their place; evaluation leaves them out.
+        in_memory: whether `read` only copies from memory. Reading ahead is then useless.
         files: a hash of the names and sizes of the files that are decoded batch by batch; empty for other sources.
-        fingerprint: a hash of images and labels, the same wherever the data lie. It covers all of a source in memory of
-            at most 256 MiB, else a sample that is spread over the source, and `files`.
+        fingerprint: a hash of images and labels, which does not depend on where the data are. It covers all of a source
+            in memory of at most 256 MiB; otherwise a sample that is spread over the source, and `files`.
     """
 
     name: str
@@ -93,7 +93,7 @@ def load(
 
     ``name`` may be:
 
-    * ``"mnist5k"`` or ``"digits"``: contained in a Python package, prepared on first use;
+    * ``"mnist5k"`` or ``"digits"``: contained in an installed Python package, prepared on first use;
     * a TFDS set such as ``"cifar10"``, ``NAME[/CONFIG][:VERSION]``, prepared as array_record;
     * ``"folder:PATH"`` or a folder with ``train|validation|test/<class>/*.png|jpg|jpeg|bmp|webp``;
     * an ``.npz`` file with ``images`` and ``labels``, or ``train_images``, ``train_labels``,
@@ -101,20 +101,21 @@ def load(
 
     The validation split may also be called ``val``, ``valid`` or ``dev``.
 
-    A split that fits into ``memory_limit`` is decoded on the first start, which keeps a copy; later starts read that
-    copy. Larger splits are decoded batch by batch.
+    A split that fits into ``memory_limit`` is decoded once and saved as a decoded copy, which later loads read.
+    Larger splits are decoded batch by batch.
 
     Args:
         name: the data set.
-        data_dir: where prepared sets lie; None means ``$DEFORMREG_DATA`` or
-            ``~/.cache/deformreg/data``, then TFDS's own folder.
+        data_dir: the folder of prepared sets. None means ``$DEFORMREG_DATA``, or else ``~/.cache/deformreg/data``;
+            after that, TFDS's own folder is searched.
         split: ``"train"``, ``"test"`` or ``"validation"``.
-        holdout: the fraction of ``train``, in [0, 1), that is cut off as ``"validation"``. The cut does not depend
-            on the training seed, so that runs can be compared.
+        holdout: the fraction of ``train``, in [0, 1), that becomes ``"validation"``. The choice does not depend on the
+            training seed, so that runs can be compared.
         image_size: resizes images to this height and width, in pixels, when they are decoded.
-        memory_limit: the most bytes a decoded split may take in memory.
-        max_unreadable: how many unreadable examples are replaced, each named on standard error, before one raises.
-        write: whether embedded sets may be prepared and decoded copies kept; not where an untrusted file chose
+        memory_limit: the largest size, in bytes, of a decoded split that is kept in memory.
+        max_unreadable: how many unreadable examples are tolerated. Each is named on standard error and replaced by
+            another; one more raises.
+        write: whether to prepare embedded sets and write decoded copies; pass False if an untrusted file chose
             ``data_dir``.
 
     Returns:
@@ -140,12 +141,12 @@ def load(
         source = train if split == "train" else validation
     if not max_unreadable:
         return source
-    # Last, so that a substitute comes from the same side of the cut.
+    # After the cut, so that a substitute comes from the same side of it.
     return replace(source, read=with_substitutes(source.read, source.unreadable, source.size, source.name))
 
 
 def hold_out(source: Source, fraction: float, seed: int = 0) -> tuple[Source, Source]:
-    """Cuts a seeded random fraction of the examples off: ``(rest, cut)``.
+    """Splits a random fraction of the examples off, by `seed`; returns ``(rest, cut)``.
 
     Raises:
         DataError: one of the two would be empty.
@@ -153,7 +154,7 @@ def hold_out(source: Source, fraction: float, seed: int = 0) -> tuple[Source, So
     count = round(len(source) * fraction)
     if not 0 < count < len(source):
         raise DataError(
-            f"{source.name}: holding {fraction} of {len(source)} examples out leaves an empty "
+            f"{source.name}: a holdout of {fraction} of {len(source)} examples leaves an empty "
             "split; change the fraction"
         )
     order = permutation(len(source), seed, 0)
@@ -176,7 +177,7 @@ def _subset(source: Source, kept: np.ndarray, name: str) -> Source:
 
 def _open(request: Request, unreadable: Unreadable) -> Source:
     accepting = (kind for kind in KINDS if kind.accepts(request.name, request.data_dir))
-    # Where none accepts the name, the error of `prepared` says where it looked and what to do.
+    # If none accepts the name, the error of `prepared` says where it looked and what to do.
     opened = next(accepting, prepared.KIND).open(request)
     if isinstance(opened, Records):
         return _from_records(opened, request, unreadable)
@@ -184,10 +185,8 @@ def _open(request: Request, unreadable: Unreadable) -> Source:
 
 
 def _from_records(records: Records, request: Request, unreadable: Unreadable) -> Source:
-    """Opens the decoded copy of a split, or decodes it into memory, or leaves it to be decoded batch by batch."""
+    """Opens the decoded copy of a split; without one, decodes the split now or, if it is large, batch by batch."""
     name, size, class_names = printable(records.name), records.size, _printable_all(records.class_names)
-    if request.write:
-        remove_leftovers(records.copy)
     arrays = read_copy(records.copy, size, request.memory_limit)
     if arrays is None:
         with quiet_decoding():
@@ -198,7 +197,7 @@ def _from_records(records: Records, request: Request, unreadable: Unreadable) ->
 
             def read(indices: np.ndarray) -> Arrays:
                 images, labels = decode_batch(decode, indices, shape, limit, name)
-                # Only here, not in `_from_arrays`: to check all labels now, the whole set would have to be read.
+                # Labels are checked batch by batch, because checking them all at the start would read the whole set.
                 unreadable.add_wrong_labels(labels, indices, len(class_names), name)
                 return images, labels
 

@@ -37,7 +37,7 @@ class Adversarial(_Attacked):
     """Training on images whose pixels are attacked."""
 
     radius: Positive = 8 / 255
-    """Budget of the attack: image units in [0, 1], per pixel."""
+    """Budget of the attack per pixel value, for images in [0, 1]."""
     name: Annotated[Literal["adversarial"], HIDDEN] = "adversarial"
 
     def make(self) -> Method:
@@ -49,7 +49,7 @@ class Deformation(_Attacked):
     """Training on images attacked by flows."""
 
     radius: Positive = 0.155
-    """Budget of the attack: pixels per component."""
+    """Budget of the attack, in pixels per flow component."""
     name: Annotated[Literal["deformation"], HIDDEN] = "deformation"
 
     def make(self) -> Method:

@@ -26,7 +26,7 @@ class _Gradient:
     """Options that all gradient penalties have."""
 
     weight: Positive = 1.0
-    """Weight of the mean penalty per unit of the loss: pixels squared (flow) or image units squared (input)."""
+    """Weight of the mean penalty, in pixels squared per nat (flow) or image units squared per nat (input)."""
     rule: Annotated[AnyRule, Field(discriminator="name")] = field(default_factory=Exact)
     """How the penalty's derivative is computed; --rule NAME chooses."""
     every: Count = 1
@@ -34,8 +34,9 @@ class _Gradient:
     share: Share = 1.0
     """Fraction of each batch that the penalty is taken on."""
     statistics: Statistics = "batch"
-    """Batch-normalization statistics of the penalty (and the attack): the batch's, as in the released code,
-    where examples interact, or the running ones, a penalty per image that costs a second pass."""
+    """Batch-normalization statistics of the penalty (and the attack), the batch's or the running ones.
+    With the batch's, as in the authors' code, examples interact;
+    with the running ones each image has its own penalty, at the cost of a second pass."""
 
     def _penalty(self, family: deformreg.Perturbation) -> Penalty:
         return gradient_penalty(family, self.rule, share=self.share, statistics=self.statistics)
@@ -57,7 +58,7 @@ class FlowGradient(_Gradient):
     """The squared gradient of the loss with respect to a flow: the paper's regularization."""
 
     random_start: NonNegative = 0.0
-    """Standard deviation in pixels of a random flow before loss and penalty; 0 for none.
+    """Standard deviation, in pixels, of a random flow that deforms the images before loss and penalty; 0 for none.
     The released code's 0.01 normalized units are 0.155 pixels at 32x32."""
     name: Annotated[Literal["flow-gradient"], HIDDEN] = "flow-gradient"
 
@@ -72,7 +73,7 @@ class FlowGradientDeformation(_Gradient):
     """The flow gradient penalty on images attacked by flows."""
 
     random_start: NonNegative = 0.0
-    """Standard deviation in pixels of a random flow after the attack; 0 for none."""
+    """Standard deviation, in pixels, of a random flow that deforms the images after the attack; 0 for none."""
     radius: Positive = 0.155
     """Budget of the attack: pixels per component."""
     steps: Steps = 7

@@ -1,9 +1,10 @@
 """A training method as a value of pure functions.
 
 A method says which images a step trains on, what it adds to their loss, with which weight and how often. The training
-step is a function of that value; a new method is a new value, in a file of this folder or in a script of your own::
+step is built from that value. A new method is a new value, in a file of this folder or in your own script::
 
-    mine = Method("mine", noisy(0.2), penalty=gradient("exact", deformreg.flow()), weight=optax.constant_schedule(4.0))
+    penalty = gradient_penalty(deformreg.flow(), Exact())
+    mine = Method("mine", noisy(0.2), penalty, weight=optax.constant_schedule(4.0))
 
 The objective of a step is ``mean(losses) + weight(step) * every * mean(penalties)`` on every `every`-th step, and
 ``mean(losses)`` on the others.
@@ -31,7 +32,7 @@ STANDARD_PASSES = 3.0
 
 
 class Aux(NamedTuple):
-    """What a training pass yields beside the losses.
+    """What a training pass returns besides the losses.
 
     Attributes:
         logits: float[n, classes].
@@ -43,7 +44,7 @@ class Aux(NamedTuple):
 
 
 class Forward(NamedTuple):
-    """The network at the current parameters, with the labels of its batch.
+    """The network with its current parameters and the labels of the batch.
 
     Attributes:
         model: the Flax module.
@@ -58,23 +59,23 @@ class Forward(NamedTuple):
     labels: Array
 
     def train(self, images: Array) -> tuple[Array, Aux]:
-        """Losses on the statistics of the batch, with logits and the updated running statistics."""
+        """Losses with batch statistics; also the logits and the updated running statistics."""
         variables = {"params": self.params, "batch_stats": self.batch_stats}
         logits, updated = self.model.apply(variables, images, train=True, mutable=["batch_stats"])
         return cross_entropy(logits, self.labels), Aux(logits, updated.get("batch_stats", {}))
 
     def logits(self, images: Array, statistics: Statistics) -> Array:
-        """Logits as penalties and attacks see them; running statistics are not updated."""
+        """Logits on `statistics`, for penalties and attacks; the running statistics are not updated."""
         if statistics == "batch":
             return self.train(images)[1].logits
         return predict(self.model, self.params, self.batch_stats, images)
 
     def losses(self, images: Array, statistics: Statistics) -> Array:
-        """Losses as penalties and attacks see them."""
+        """Losses on `statistics`, for penalties and attacks; the running statistics are not updated."""
         return cross_entropy(self.logits(images, statistics), self.labels)
 
     def part(self, rows: slice) -> Forward:
-        """The same network with the labels of some rows of the batch."""
+        """The same network, for some rows of the batch: with their labels."""
         return self._replace(labels=self.labels[rows])
 
     def fixed(self) -> Forward:
@@ -86,9 +87,9 @@ class Inputs(NamedTuple):
     """Which images a step trains on.
 
     Attributes:
-        make: ``(forward, images, keys) -> images``; `images` are the augmented ones in [0, 1], `keys` one random key
-            per example. Draw for each example from its own key: a step then does not depend on how the batch is
-            divided over devices.
+        make: ``(forward, images, keys) -> images``; `images` are augmented and in [0, 1], `keys` holds one random key
+            per example. Draw the random numbers of each example from its own key, so that a step does not depend on how
+            the batch is divided over devices.
         passes: cost in forward passes.
     """
 
@@ -100,9 +101,9 @@ class Terms(NamedTuple):
     """The parts of an objective.
 
     Attributes:
-        losses: float[n], of the images a step trains on.
-        penalties: float[m], what is added; its mean is weighed.
-        aux: of the training pass.
+        losses: float[n], of the images that a step trains on.
+        penalties: float[m], whose weighted mean is added to the mean of `losses`.
+        aux: from the training pass.
     """
 
     losses: Array
@@ -115,7 +116,7 @@ class Penalty(NamedTuple):
 
     Attributes:
         terms: ``(forward, images, keys) -> Terms``: losses and penalties, from as few passes as possible.
-        passes: cost of such a step in forward passes, that of the loss included.
+        passes: cost of a step with this penalty in forward passes, including the cost of the loss.
     """
 
     terms: Callable[[Forward, Array, Array], Terms]
@@ -143,7 +144,7 @@ class Method(NamedTuple):
         inputs: which images a step trains on.
         penalty: what is added to their loss.
         weight: of the mean penalty, as a function of the step.
-        every: the penalty is taken on every so many steps, with so many times the weight.
+        every: k: the penalty is taken on every k-th step, with k times the weight.
     """
 
     name: str
@@ -154,5 +155,5 @@ class Method(NamedTuple):
 
     @property
     def passes(self) -> float:
-        """Cost of a step in forward passes, the mean over `every` steps; a standard step costs 3."""
+        """Mean cost of a step in forward passes, over `every` steps; a standard step costs 3."""
         return self.inputs.passes + (self.penalty.passes + STANDARD_PASSES * (self.every - 1)) / self.every

@@ -27,7 +27,7 @@ _FAMILIES = {
 
 @dataclass(frozen=True)
 class Trades:
-    """The clean loss plus the divergence from the clean prediction to the attacked one."""
+    """The clean loss plus the divergence between the predictions on the clean and the attacked image."""
 
     beta: NonNegative = 6.0
     """Weight of the divergence; 0 is standard training."""
