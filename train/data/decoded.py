@@ -40,7 +40,10 @@ def fingerprint(parts: Iterable[object]) -> str:
 
 
 def facts(status: os.stat_result) -> tuple[int, int, int]:
-    """What changes with a file's content: its size and both times. Programs can set back only the first of these."""
+    """What changes with a file's content: its size, and the times of its content and of its inode.
+
+    Copying tools set the first time to that of the original. The second one they cannot set.
+    """
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 

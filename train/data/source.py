@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from train.data import embedded, folder, npz, prepared
-from train.data.decoded import read_copy, write_copy
+from train.data.decoded import read_copy, remove_leftovers, write_copy
 from train.data.decoding import decode_batch, decode_split, quiet_decoding
 from train.data.kind import Arrays, InMemory, Kind, Read, Records, Request, Shape, user_path
 from train.data.order import permutation
@@ -187,6 +187,8 @@ def _open(request: Request, unreadable: Unreadable) -> Source:
 def _from_records(records: Records, request: Request, unreadable: Unreadable) -> Source:
     """Opens the decoded copy of a split; without one, decodes the split now or, if it is large, batch by batch."""
     name, size, class_names = printable(records.name), records.size, _printable_all(records.class_names)
+    if request.write:
+        remove_leftovers(records.copy)
     arrays = read_copy(records.copy, size, request.memory_limit)
     if arrays is None:
         with quiet_decoding():
