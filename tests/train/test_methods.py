@@ -62,11 +62,13 @@ def test_the_cost_of_a_step_in_passes(method, passes):
     assert method.make().passes == passes
 
 
+@pytest.mark.slow
 def test_both_exact_rules_take_the_same_step():
     exact = FlowGradient(weight=3.0)
     assert_same_step(exact, replace(exact, rule=ForwardOverReverse()))
 
 
+@pytest.mark.slow
 def test_a_share_of_the_batch_is_penalized_with_the_same_weight():
     _, metrics = after_one_step(FlowGradient(share=0.25))
     _, whole = after_one_step(FlowGradient())
@@ -79,10 +81,12 @@ def test_a_share_of_the_batch_is_penalized_with_the_same_weight():
     np.testing.assert_allclose(metrics["loss"], whole["loss"], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_trades_without_weight_is_standard_training():
     assert_same_step(Trades(beta=0.0, radius=0.2, steps=2), Standard())
 
 
+@pytest.mark.slow
 def test_trades_ascends_the_divergence_and_adds_it():
     weak, strong = (after_one_step(Trades(radius=radius, steps=3))[1]["penalty"] for radius in (1e-6, 1.0))
     assert 0 <= weak < 1e-6 < strong
@@ -108,6 +112,7 @@ def test_random_flows_are_smooth_and_bounded():
     assert np.abs(change[0] - change[1]).max() > 0
 
 
+@pytest.mark.slow
 def test_a_deformation_of_radius_zero_is_standard_training():
     assert_same_step(Deformation(radius=1e-9, steps=2), Standard(), atol=1e-5)
 

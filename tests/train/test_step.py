@@ -38,7 +38,14 @@ def run(config, devices, kind, steps):
     return first, jax.tree.map(np.asarray, state)
 
 
-COMBINED = ("every third", "both", "a quarter")  # of what the others compile already
+COMBINED = (
+    "every third",
+    "both",
+    "a quarter",
+    "forward over reverse",
+    "random flows",
+    "trades",
+)  # of what the others compile already
 
 
 @pytest.mark.parametrize(
@@ -110,7 +117,14 @@ def test_every_kth_step_has_k_times_the_weight():
             np.testing.assert_allclose(a, b, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if name not in ("standard", "random start", "a quarter")])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * (name in COMBINED))
+        for name in METHODS
+        if name not in ("standard", "random start", "a quarter")
+    ],
+)
 def test_running_statistics_are_updated_once_and_on_the_training_images_only(name):
     method = METHODS[name]
     config = replace(TINY, method=method, model=Model(width=0.25, norm="batch"))
