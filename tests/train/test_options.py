@@ -42,15 +42,14 @@ def test_differences_say_what_may_change():
     assert differences(one, replace(one, method=FlowGradient())).fixed == ["method.rule: finite-difference, exact"]
 
 
-def test_every_option_has_a_help_text_and_numbers_a_range():
+def test_every_number_has_a_range():
     kinds = [Config, *KINDS.values(), *OPTIMIZERS.values(), *SCHEDULES.values()]
     kinds += [type(value) for value in vars(Config()).values() if dataclasses.is_dataclass(value)]
     for kind in kinds:
         for name, hint in typing.get_type_hints(kind, include_extras=True).items():
             if name.startswith("__") or dataclasses.is_dataclass(hint):
                 continue
-            if hint in (int, float):
-                pytest.fail(f"{kind.__name__}.{name} has no range")
+            assert hint not in (int, float), f"{kind.__name__}.{name} has no range"
 
 
 @pytest.mark.parametrize(
