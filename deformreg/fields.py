@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from deformreg import _checks
-from deformreg._arrays import safe_root
+from deformreg._arrays import padded, safe_root
 
 AFFINE_PARAMETERS = ("rotation", "dy", "dx", "log_scale_y", "log_scale_x", "shear")
 
@@ -174,11 +174,10 @@ def smooth(flow: Float[Array, "n h w 2"], sigma: float) -> Float[Array, "n h w 2
     weights = [math.exp(-0.5 * (i / sigma) ** 2) for i in range(-reach, reach + 1)]
     total = sum(weights)
     for axis in (1, 2):
-        padding = [(reach, reach) if i == axis else (0, 0) for i in range(4)]
-        padded = jnp.pad(flow, padding, mode="edge")
+        wider = padded(flow, [(reach, reach) if i == axis else (0, 0) for i in (1, 2, 3)], "edge")
         size = flow.shape[axis]
         flow = sum(
-            (weight / total) * jax.lax.slice_in_dim(padded, i, i + size, axis=axis) for i, weight in enumerate(weights)
+            (weight / total) * jax.lax.slice_in_dim(wider, i, i + size, axis=axis) for i, weight in enumerate(weights)
         )  # type: ignore[assignment]
     return flow
 
@@ -216,11 +215,11 @@ def total_variation(
     _checks.non_negative("epsilon", epsilon)
     offsets = [(1, 1), (1, -1)] if diagonal else [(1, 0), (0, 1)]
     height, width = flow.shape[1:3]
-    padded = jnp.pad(flow, [(0, 0), (1, 1), (1, 1), (0, 0)], mode="edge")
+    wider = padded(flow, [(1, 1), (1, 1), (0, 0)], "edge")
     total = jnp.zeros(flow.shape[0], flow.dtype)
     for down, right in [*offsets, *((-down, -right) for down, right in offsets)]:
         neighbour = jax.lax.slice(
-            padded,
+            wider,
             (0, 1 + down, 1 + right, 0),
             (flow.shape[0], 1 + down + height, 1 + right + width, 2),
         )

@@ -38,7 +38,7 @@ from jax.extend import core as jax_core
 from jaxtyping import Array, Float
 
 from deformreg import _checks
-from deformreg._arrays import scaled
+from deformreg._arrays import aligned, scaled
 from deformreg._families import check_layout, family_or_flow
 from deformreg.perturbations import Perturbation, pull_back
 
@@ -81,6 +81,8 @@ def image_gradients(
     else:
         losses, vjp = jax.vjp(checked, images)
         result = losses
+    if (spread := aligned(images, losses)) is not images:
+        return image_gradients(loss_fn, spread, has_aux=has_aux)
     (gradients,) = vjp(jnp.ones_like(losses))
     return gradients, result
 
@@ -213,7 +215,7 @@ def finite_difference_penalty(
     perturbation, images = family_or_flow(perturbation), _checks.images(images)
     check_layout(perturbation, images.shape)
     hold = jax.lax.stop_gradient
-    function, constants = _closed(_checked(loss_fn, has_aux), images)
+    function, constants, images = _closed(_checked(loss_fn, has_aux), images)
     gradients, result = image_gradients(lambda x: function(x, hold(constants)), hold(images), has_aux=has_aux)
     gradients = hold(gradients)
     pulled, push_forward = jax.vjp(lambda leaf: pull_back(perturbation, leaf, images), gradients)
@@ -228,15 +230,18 @@ def finite_difference_penalty(
     return penalties, result
 
 
-def _closed(function: Callable[[Array], Any], images: Array) -> tuple[Callable[..., Any], list[Any]]:
-    """Returns `function` as ``(images, constants) -> result``, and the arrays it closed over: the constants."""
+def _closed(function: LossFn, images: Array) -> tuple[Callable[..., Any], list[Any], Array]:
+    """Returns `function` as ``(images, constants) -> result``, the arrays it closed over (the constants), and the
+    images, spread over devices as their losses are."""
     traced, shape = jax.make_jaxpr(function, return_shape=True)(images)
+    if (spread := aligned(images, jax.tree.leaves(shape)[0])) is not images:
+        return _closed(function, spread)
 
     def apply(images: Array, constants: Sequence[Any]) -> Any:
         leaves = jax_core.jaxpr_as_fun(jax_core.ClosedJaxpr(traced.jaxpr, constants))(images)
         return jax.tree.unflatten(jax.tree.structure(shape), leaves)
 
-    return apply, traced.consts
+    return apply, traced.consts, images
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -315,7 +320,7 @@ def forward_over_reverse_penalty(
     """
     perturbation, images = family_or_flow(perturbation), _checks.images(images)
     check_layout(perturbation, images.shape)
-    function, constants = _closed(_checked(loss_fn, has_aux), images)
+    function, constants, images = _closed(_checked(loss_fn, has_aux), images)
     gradients, result = _gradients_along_tangent(function, has_aux, images, constants)
     return squared_norm(pull_back(perturbation, gradients, images)), result
 

@@ -25,6 +25,7 @@ from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float
 
 from deformreg import _checks
+from deformreg._arrays import aligned, padded
 
 Boundary = Literal["zeros", "edge", "reflect"]
 
@@ -76,11 +77,13 @@ def warp(
     images = _checks.images(images)
     flow = _checks.flow_for(flow, images.shape)
     _checks.choice("boundary", boundary, get_args(Boundary))
+    images = aligned(images, flow)
+    flow = aligned(flow, images)
     reach = _reach(within)
     if reach is None:
         return _warp(boundary, None, images, flow)
     # One channel at a time: XLA does not vectorize a last axis of three on CPUs.
-    planes = _pad(boundary, jnp.moveaxis(images, -1, 0), reach, axes=(2, 3))
+    planes = jnp.moveaxis(_pad(boundary, images, reach), -1, 0)
     return jnp.moveaxis(jnp.stack([_warp(boundary, reach, plane[..., None], flow)[..., 0] for plane in planes]), 0, -1)
 
 
@@ -207,9 +210,9 @@ def _packed(boundary: Boundary, images: Array, down: Array, right: Array) -> lis
     """
     channels = images.shape[-1]
     margin = 2 if boundary == "zeros" else 1  # the outermost cells then equal every cell further out
-    padded = _pad(boundary, images, margin, axes=(1, 2))
-    height, width = padded.shape[1] - 1, padded.shape[2] - 1
-    cells = jnp.concatenate([padded[:, i : i + height, j : j + width] for i in (0, 1) for j in (0, 1)], axis=-1)
+    wider = _pad(boundary, images, margin)
+    height, width = wider.shape[1] - 1, wider.shape[2] - 1
+    cells = jnp.concatenate([wider[:, i : i + height, j : j + width] for i in (0, 1) for j in (0, 1)], axis=-1)
     rows, columns = _positions(down, right)
     rows, columns = jnp.clip(rows + margin, 0, height - 1), jnp.clip(columns + margin, 0, width - 1)
     pixels = _take(cells, rows * width + columns)
@@ -243,12 +246,12 @@ def _chosen(reach: int, images: Array, down: Array, right: Array) -> list[Array]
     return [choose(options[j : 2 * reach + j], right) for options in (row(0), row(1)) for j in (0, 1)]
 
 
-def _pad(boundary: Boundary, images: Array, width: int, axes: tuple[int, int]) -> Array:
-    """Pads two of the four axes, those of rows and columns, by `width` on both sides."""
-    for axis in axes:
-        widths = [(width, width) if index == axis else (0, 0) for index in range(4)]
+def _pad(boundary: Boundary, images: Array, width: int) -> Array:
+    """Pads the rows and columns by `width` on both sides."""
+    for axis in (1, 2):
+        widths = [(width, width) if index == axis else (0, 0) for index in (1, 2, 3)]
         mode = "edge" if boundary == "reflect" and images.shape[axis] == 1 else _PADDING[boundary]
-        images = jnp.pad(images, widths, mode=mode)
+        images = padded(images, widths, mode)
     return images
 
 

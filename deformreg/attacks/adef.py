@@ -14,12 +14,12 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from deformreg import _checks, fields
-from deformreg._arrays import choose, scaled
+from deformreg._arrays import choose, padded, scaled
 from deformreg.attacks.attack import Attack, Budget, Examples, LogitsFn, Search
 from deformreg.attacks.search import finite_or_zero, fresh, is_broken, plain, record, runners_up, used_share
 from deformreg.balls import pixelwise_l2
 from deformreg.losses import margin
-from deformreg.perturbations import flow
+from deformreg.perturbations import flow, identity
 from deformreg.warping import Boundary
 
 
@@ -84,7 +84,7 @@ def adef(
     family = flow(boundary=boundary)
 
     def begin(examples: Examples) -> Search:
-        search = fresh(examples, family.init(examples.images))
+        search = fresh(examples, identity(family, examples.images))
         count = examples.labels.shape[0]
         number = 1 if examples.targets is not None else candidates
         memory = Memory(jnp.zeros((count, number), jnp.int32), jnp.zeros(count, bool))
@@ -181,5 +181,5 @@ def _smooth(field: Array, sigma: float) -> Array:
     if sigma == 0:
         return field
     reach = math.ceil(4 * sigma) + 1
-    padded = jnp.pad(field, [(0, 0), (reach, reach), (reach, reach), (0, 0)])
-    return fields.smooth(padded, sigma)[:, reach:-reach, reach:-reach]
+    wider = padded(field, [(reach, reach), (reach, reach), (0, 0)], "constant")
+    return fields.smooth(wider, sigma)[:, reach:-reach, reach:-reach]

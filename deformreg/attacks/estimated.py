@@ -34,7 +34,7 @@ from deformreg.attacks.search import (
     used_share,
 )
 from deformreg.balls import Ball
-from deformreg.perturbations import Perturbation
+from deformreg.perturbations import Perturbation, identity
 
 
 class Rule(NamedTuple):
@@ -195,7 +195,7 @@ def _estimated(
         return jax.lax.fori_loop(0, num_samples, add, jax.tree.map(jnp.zeros_like, params))
 
     def begin(examples: Examples) -> Search:
-        zeros = family.init(examples.images)
+        zeros = identity(family, examples.images)
         return fresh(examples, zeros, rule.remember(zeros, examples.labels.shape[0]))
 
     def step(logits_fn: LogitsFn, examples: Examples, search: Search) -> Search:

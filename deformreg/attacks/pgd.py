@@ -34,7 +34,7 @@ from deformreg.attacks.search import (
     used_share,
 )
 from deformreg.balls import Ball, Radius
-from deformreg.perturbations import Perturbation
+from deformreg.perturbations import Perturbation, identity
 
 
 def pgd(
@@ -106,7 +106,7 @@ def pgd(
         return sample_start(family, ball, start if callable(start) else ball.sample, examples, zeros, restart)
 
     def begin(examples: Examples) -> Search:
-        zeros = family.init(examples.images)
+        zeros = identity(family, examples.images)
         return fresh(examples, draw(examples, zeros, jnp.zeros(examples.labels.shape, jnp.int32), True))
 
     def step(logits_fn: LogitsFn, examples: Examples, search: Search) -> Search:

@@ -27,7 +27,7 @@ from deformreg.attacks.search import (
 )
 from deformreg.balls import Ball
 from deformreg.noise import gaussian
-from deformreg.perturbations import Perturbation
+from deformreg.perturbations import Perturbation, identity
 
 
 def random_fields(
@@ -82,7 +82,7 @@ def random_fields(
         return ball.project(scaled(params, scale))
 
     def begin(examples: Examples) -> Search:
-        return fresh(examples, family.init(examples.images))
+        return fresh(examples, identity(family, examples.images))
 
     def step(logits_fn: LogitsFn, examples: Examples, search: Search) -> Search:
         drawn = sample_rows(white, step_keys(examples, search.calls), search.params)

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Array
 
 from deformreg import _checks
+from deformreg._arrays import entries_of
 from deformreg._families import family_or_flow
 from deformreg.attacks.attack import Attack, Examples, LogitsFn, Search
 from deformreg.attacks.search import (
@@ -29,7 +30,7 @@ from deformreg.attacks.search import (
     used_share,
 )
 from deformreg.balls import Ball
-from deformreg.perturbations import Perturbation
+from deformreg.perturbations import Perturbation, identity
 
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # in a search of 10,000 queries
 
@@ -92,7 +93,7 @@ def square(
         raise ValueError(f"share must be in (0, 1], got {share}")
 
     def begin(examples: Examples) -> Search:
-        zeros = family.init(examples.images)
+        zeros = identity(family, examples.images)
         _, _, width, channels = zeros.shape
 
         def stripes(key: Array) -> Array:
@@ -104,7 +105,7 @@ def square(
     def propose(key: Array, kept: Array, side: Array) -> Array:
         height, width, channels = kept.shape
         corner_key, sign_key = jax.random.split(key)
-        corner = jax.random.uniform(corner_key, (2,)) * (jnp.array([height, width]) - side + 1)
+        corner = jax.random.uniform(corner_key, (2,)) * (jnp.array([height, width]) - side + 1).astype(jnp.float32)
         top, left = jnp.floor(corner).astype(jnp.int32)
         rows, columns = jnp.arange(height)[:, None, None] - top, jnp.arange(width)[None, :, None] - left
         inside = (rows >= 0) & (rows < side) & (columns >= 0) & (columns < side)
@@ -117,7 +118,7 @@ def square(
         _, height, width, _ = search.kept.shape
         sides = jnp.asarray(window_sides(num_queries, height, width, share))
         keys = step_keys(examples, search.calls)
-        proposed = jax.vmap(propose)(keys, search.kept, sides[jnp.minimum(search.calls, num_queries - 1)])
+        proposed = jax.vmap(propose)(keys, search.kept, entries_of(sides, jnp.minimum(search.calls, num_queries - 1)))
         proposed = family.constrain(ball.project(proposed), examples.images)
         return search._replace(params=proposed, done=search.done | (search.calls >= num_queries))
 

@@ -20,7 +20,7 @@ from deformreg.attacks.attack import Attack, Budget, Examples, LogitsFn, Search
 from deformreg.attacks.search import Keep, budget_of, check_ball, finite_or_zero, fresh, is_broken, record, used_share
 from deformreg.balls import Ball
 from deformreg.losses import margin
-from deformreg.perturbations import flow
+from deformreg.perturbations import flow, identity
 from deformreg.warping import Boundary
 
 SUFFICIENT = 1e-4  # Armijo's condition: the share of the first-order decrease that a step must achieve
@@ -102,7 +102,7 @@ def stadv(
         return params if ball is None else ball.project(params)
 
     def begin(examples: Examples) -> Search:
-        zeros = family.init(examples.images)
+        zeros = identity(family, examples.images)
         search = fresh(examples, zeros)
         none = jnp.zeros_like(search.losses)
         memory = Memory(zeros, none, zeros, none, jnp.ones_like(none), jax.vmap(lbfgs.init)(zeros))
