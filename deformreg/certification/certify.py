@@ -68,11 +68,11 @@ class Votes(NamedTuple):
 
     Attributes:
         answer: the class that most of the `num_selection` draws answered.
-        count: number of the `num_samples` further draws that answered it.
+        number: how many of the `num_samples` further draws answered it.
     """
 
     answer: int
-    count: int
+    number: int
 
 
 class Recall(Protocol):
@@ -202,7 +202,7 @@ def certify(
     for index in range(count):
         run = partial(votes_for, index)
         votes = run() if recall is None else _checked(recall(index, run), num_samples)
-        bounds[index] = clopper_pearson_bound(votes.count, num_samples, alpha=alpha)
+        bounds[index] = clopper_pearson_bound(votes.number, num_samples, alpha=alpha)
         if bounds[index] > 0.5:
             predictions[index], radii[index] = votes.answer, law.radius(float(bounds[index]))
         if progress is not None:
@@ -224,7 +224,7 @@ def certify(
 
 def _checked(votes: Votes, num_samples: int) -> Votes:
     _checks.instance("recall", votes, Votes, "lambda index, run: run()")
-    if votes.answer < 0 or not 0 <= votes.count <= num_samples:
+    if votes.answer < 0 or not 0 <= votes.number <= num_samples:
         raise ValueError(f"recall must return votes of {num_samples} draws for a class, got {votes}")
     return votes
 
