@@ -46,7 +46,7 @@ def inner(first: Any, second: Any) -> Array:
         wide = jnp.promote_types(jnp.promote_types(a.dtype, b.dtype), jnp.float32)
         return jnp.sum(a.astype(wide) * b.astype(wide), axis=tuple(range(1, a.ndim)))
 
-    sums = jax.tree.leaves(jax.tree.map(products, first, second))
+    sums: list[Array] = jax.tree.leaves(jax.tree.map(products, first, second))
     return sum(sums[1:], sums[0])
 
 
