@@ -163,9 +163,7 @@ def train_again(folder):
         lambda folder: files.write_text(folder / ".lock", ""),
     ],
 )
-@pytest.mark.parametrize(
-    ("command", "row", "below"), [("evaluate", EVALUATED, None), ("certify", CERTIFIED, "report")]
-)
+@pytest.mark.parametrize(("command", "row", "below"), [("evaluate", EVALUATED, None), ("certify", CERTIFIED, "report")])
 def test_no_report_goes_where_another_run_is_now(capsys, tmp_path, monkeypatch, replace, command, row, below):
     folder = write_run(tmp_path / "run")
     (folder / ".lock").touch()
