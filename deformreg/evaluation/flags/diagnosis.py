@@ -11,7 +11,8 @@ import numpy as np
 from jax.tree_util import Partial
 
 from deformreg.attacks.attack import Attack, Examples, row_keys
-from deformreg.criteria import Criterion, classification
+from deformreg.criteria import Criterion
+from deformreg.criteria.classification import criterion_or_classification
 from deformreg.evaluation.flags.flag import Flag, raised
 from deformreg.evaluation.flags.outputs import OUTPUT_FLAGS, observe_outputs
 from deformreg.evaluation.flags.responses import (
@@ -39,17 +40,19 @@ class Diagnosis(Protocol):
     ) -> tuple[tuple[Flag, ...], int]: ...
 
 
-def compile_diagnosis(suite: Suite, criterion: Criterion = classification()) -> Diagnosis:
+def compile_diagnosis(suite: Suite, criterion: Criterion | None = None) -> Diagnosis:
     """Compiles a diagnosis once, for models and budgets that are diagnosed again and again.
 
     Args:
         suite: the diagnosis examines the family of the gradient attack with the largest budget, in the largest cube
             inside its ball; a flow of up to one pixel if there is none.
-        criterion: when an output is broken.
+        criterion: when an output is broken; None is ``classification()``.
 
     Returns:
         The diagnosis.
     """
+
+    criterion = criterion_or_classification(criterion)
 
     def family(name: str | None, radius: Any) -> Perturbation:
         if name is None:

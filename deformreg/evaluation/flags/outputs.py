@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from deformreg.attacks.attack import LogitsFn
-from deformreg.criteria import Criterion, classification
+from deformreg.criteria import Criterion
+from deformreg.criteria.classification import criterion_or_classification
 from deformreg.evaluation.flags.flag import Flag
 from deformreg.evaluation.rows import HostArray
 
@@ -59,7 +60,7 @@ def _largest(values: HostArray) -> float:
 
 
 def observe_outputs(
-    logits_fn: LogitsFn, images: HostArray, batch_size: int, criterion: Criterion = classification()
+    logits_fn: LogitsFn, images: HostArray, batch_size: int, criterion: Criterion | None = None
 ) -> Outputs:
     """Calls a model on every image six times, outside `jit`, where it may differ between calls.
 
@@ -76,7 +77,9 @@ def observe_outputs(
     # All batches but the last are full, so the filling is at the end.
     calls, reverse = calls[:, : len(images)], reverse[: len(images)]
     alone = call(np.repeat(images[:1], batch_size, axis=0))[0]
-    return Outputs(calls, reverse, alone, (6 * len(full) + 1) * batch_size, criterion.probabilities)
+    return Outputs(
+        calls, reverse, alone, (6 * len(full) + 1) * batch_size, criterion_or_classification(criterion).probabilities
+    )
 
 
 def outputs_change_between_calls(outputs: Outputs) -> Flag | None:
