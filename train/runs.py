@@ -3,7 +3,7 @@
 ``config.json`` (the full config), ``environment.json`` (versions, devices, settings; number and fingerprint of the
 training images), ``metrics.jsonl`` (one line per logged step), ``events*`` (the same for TensorBoard),
 ``checkpoints/``, ``evaluation.json``, ``.csv`` and ``.md``, ``curve.csv``, ``certified.json`` and ``.md``, pictures;
-``.lock``, held by the training.
+``evaluation-*.partial`` and ``certification-*.partial`` of unfinished ones; ``.lock``, held by the training.
 """
 
 from __future__ import annotations

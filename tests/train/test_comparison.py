@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import flax.linen as nn
 import jax
 import numpy as np
 import pytest
 
-from train import checkpoints, data, reports, restored, runs, task
-from train.commands import evaluate, main
+from train import checkpoints, data, files, options, reports, restored, runs, task
+from train.commands import certify, evaluate, main
 from train.config import Config, Data, Evaluation
 from train.errors import RunError
 
@@ -132,6 +134,56 @@ def test_whether_results_can_be_written_is_seen_before_the_first_attack(capsys, 
     for command in ("evaluate", "certify"):
         error = refused(capsys, command, folder)
         assert error == f"error: {folder}: nothing can be written into {folder}; choose another --output or --json"
+
+
+EVALUATED = {
+    "suite": "quick", "attacks": {"pgd": {"robust_accuracy": 0.25}}, "robust_accuracy": 0.25, "flags": [],
+    "robust_interval": [0.1, 0.5], "clean_accuracy": 0.75, "mean_minimal_displacement": 0.5, "train_seconds": 1.0,
+}  # fmt: skip
+CERTIFIED = {
+    "unit": "px", "examples": 4, "family": "flow", "norm": "l2", "law": "gaussian", "sigma": [0.3], "num_samples": 9,
+    "alpha": 0.01, "clean_accuracy": 0.75, "abstained": 1, "mean_radius": 0.1, "ceiling": 1.0,
+    "curve": [{"radius": 0.0, "accuracy": 0.25, "low": 0.1, "high": 0.5}],
+}  # fmt: skip
+
+
+def train_again(folder):
+    """As another training in this place would: its run, and a lock of its own."""
+    shutil.rmtree(folder)
+    write_run(folder)
+    (folder / ".lock").touch()
+
+
+@pytest.mark.parametrize(
+    "replace",
+    [
+        train_again,
+        shutil.rmtree,
+        lambda folder: files.write_text(folder / "config.json", options.to_json(Config(seed=3))),
+        lambda folder: files.write_text(folder / ".lock", ""),
+    ],
+)
+@pytest.mark.parametrize(("command", "row", "below"), [("evaluate", EVALUATED, None), ("certify", CERTIFIED, "report")])
+def test_no_report_goes_where_another_run_is_now(capsys, tmp_path, monkeypatch, replace, command, row, below):
+    folder = write_run(tmp_path / "run")
+    (folder / ".lock").touch()
+    left = []
+
+    def find(name, trained, protocol, file):
+        replace(folder)
+        with pytest.raises(RunError, match="no longer holds the run that was read"):
+            file.write({}, {})
+        left.extend(sorted(folder.rglob("*")))
+        return SimpleNamespace(row=row)
+
+    monkeypatch.setattr(evaluate, "evaluate_run", find)
+    monkeypatch.setattr(certify, "certify_run", find)
+    assert main([command, str(folder), *(["--output", str(folder / below)] if below else [])]) == 2
+    out, err = capsys.readouterr()
+    assert err.startswith(f"error: {folder} no longer holds the run that was read: it was removed or replaced")
+    assert err.count("\n") == 1
+    assert "25.0" in out  # what was found is not lost
+    assert sorted(folder.rglob("*")) == left
 
 
 def test_a_report_has_its_place(tmp_path, monkeypatch):
