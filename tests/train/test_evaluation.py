@@ -144,7 +144,8 @@ def test_pictures_show_the_flow_that_broke_an_image_or_the_last_one():
         for part in ([index] for index in indices):
             params = np.asarray(family.init(np.zeros((1, 8, 8, 1), np.float32)) + shift)
             claims = np.array([True])  # which the fresh check need not confirm
-            found = deformreg.attacks.AttackResult(np.zeros((1, 8, 8, 1)), params, claims, np.zeros(1), (), np.ones(1))
+            nothing = np.zeros(1)
+            found = deformreg.attacks.AttackResult(nothing, params, claims, nothing, (), nothing, nothing)
             exhibits.collect(faced, np.array(part), found)
         masks = (np.isin(np.arange(9), which) for which in (indices, broken))
         exhibits.conclude(SimpleNamespace(**dict(zip(("attacked_mask", "broken_mask"), masks, strict=True))))
