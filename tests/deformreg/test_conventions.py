@@ -96,6 +96,7 @@ def test_classes_document_their_attributes(name):
 # The modules of the library in the order of their imports: each imports only from those before it.
 ROOMS = [
     "_checks", "_arrays", "warping", "fields", "perturbations", "_families", "balls", "noise", "losses", "penalties",
+    "bounds",
     "attacks", "statistics", "evaluation", "certification", "released",
 ]  # fmt: skip
 # The other packages that each package may import.
