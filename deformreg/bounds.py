@@ -30,9 +30,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from deformreg import _checks
-from deformreg._arrays import scaled
+from deformreg._arrays import draw_leaves, scaled
 from deformreg._families import check_layout, family_or_flow
-from deformreg.balls import Ball, against
+from deformreg.balls import Ball
 from deformreg.penalties import LossFn, image_gradients, squared_norm
 from deformreg.perturbations import Params, Perturbation, flow, pull_back
 from deformreg.warping import Boundary, warp
@@ -59,70 +59,6 @@ class FlowBounds(NamedTuple):
     pixels: Float[Array, " n"]
     euclidean: Float[Array, " n"]
     largest: Float[Array, " n"]
-
-
-def steepest_increase(gradients: Params, ball: Ball) -> Float[Array, " n"]:
-    """The largest increase, within a ball, of the linear function that has the given gradient.
-
-    It is the ball's radius times its dual norm: the sum of all components' sizes for `deformreg.linf`, the Euclidean
-    norm for `deformreg.l2`, the sum of the pixels' lengths for `deformreg.pixelwise_l2`.
-
-    Args:
-        gradients: a pytree of arrays whose first axis is the example, with respect to the parameters of a family.
-        ball: the parameters that are allowed.
-
-    Returns:
-        One number per example, float32 or wider.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> from deformreg import linf, pixelwise_l2
-        >>> slopes = jnp.array([[[[3.0, -4.0]]]])
-        >>> steepest_increase(slopes, linf(0.5)).tolist(), steepest_increase(slopes, pixelwise_l2(0.5)).tolist()
-        ([3.5], [2.5])
-    """
-    _checks.instance("ball", ball, Ball, "deformreg.linf(0.5)")
-
-    def total(gradient: Array, direction: Array) -> Array:
-        radii = against(ball.radius, gradient, per_example=ball.per_example)
-        wide = jnp.promote_types(gradient.dtype, jnp.float32)
-        return jnp.sum(
-            gradient.astype(wide) * radii.astype(wide) * direction.astype(wide), axis=tuple(range(1, gradient.ndim))
-        )
-
-    parts = jax.tree.leaves(jax.tree.map(total, gradients, ball.steepest(gradients)))
-    return sum(parts[1:], parts[0])
-
-
-def first_order_bound(
-    loss_fn: LossFn, images: Float[Array, "n h w c"], ball: Ball, perturbation: Perturbation | None = None
-) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
-    """The first-order bound on the increase of each example's loss, for any family and ball.
-
-    Args:
-        loss_fn: ``images -> losses[n]``, unreduced; called once.
-        images: any range.
-        ball: the parameters that are allowed.
-        perturbation: the family; None means ``flow()``.
-
-    Returns:
-        ``(bounds[n], losses[n])``.
-
-    Raises:
-        TypeError, ValueError: as `deformreg.gradient_penalty`.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> from deformreg import additive, linf
-        >>> total = lambda images: images.sum((1, 2, 3))
-        >>> bounds, losses = first_order_bound(total, jnp.ones((1, 2, 2, 1)), linf(0.5), additive())
-        >>> bounds.tolist()
-        [2.0]
-    """
-    perturbation, images = family_or_flow(perturbation), _checks.images(images)
-    check_layout(perturbation, images.shape)
-    gradients, losses = image_gradients(loss_fn, images)
-    return steepest_increase(pull_back(perturbation, gradients, images), ball), losses
 
 
 def reachable_change(
@@ -204,7 +140,7 @@ def flow_bounds(
     images = _checks.images(images)
     _checks.instance("ball", ball, Ball, "deformreg.linf(0.5)")
     if ball.name not in _BOXES:
-        raise ValueError(f"ball must be linf or pixelwise_l2, got {ball.name}: first_order_bound takes any ball")
+        raise ValueError(f"ball must be linf or pixelwise_l2, got {ball.name}: use its support as a penalty's size")
     if not isinstance(ball.radius, (int, float)):
         raise TypeError(f"the ball's radius must be a number of pixels, got {_checks.described(ball.radius)}")
     family = flow(boundary=boundary)
@@ -215,7 +151,7 @@ def flow_bounds(
     sizes = jnp.abs(gradients)
     return FlowBounds(
         losses=losses,
-        flow=steepest_increase(pull_back(family, gradients, images), ball),
+        flow=ball.support(pull_back(family, gradients, images)),
         displacement=jnp.sum(gains, axis=axes[:-1]),
         pixels=jnp.sum(sizes * change, axis=axes),
         euclidean=jnp.sqrt(squared_norm(gradients) * squared_norm(change)),
@@ -311,16 +247,19 @@ def largest_curvature(
     def step(_: Any, direction: Params) -> Params:
         return _normalized(product(direction))
 
-    leaves, tree = jax.tree.flatten(identity)
-    keys = jax.random.split(_checks.key(key), len(leaves))
-    start = tree.unflatten(
-        [jax.random.normal(key, leaf.shape, leaf.dtype) for key, leaf in zip(keys, leaves, strict=True)]
-    )
+    def draw(key: Array, leaf: Array) -> Array:
+        return jax.random.normal(key, leaf.shape, leaf.dtype)
+
+    start = draw_leaves(draw, _checks.key(key), identity)
     direction = jax.lax.fori_loop(0, num_steps, step, _normalized(start))
-    curved = product(direction)
-    parts = jax.tree.map(lambda a, b: jnp.sum(a * b, axis=tuple(range(1, a.ndim))), direction, curved)
-    total: Array = sum(jax.tree.leaves(parts))
-    return total
+    return _inner(direction, product(direction))
+
+
+def _inner(params: Params, others: Params) -> Array:
+    """Inner products per example."""
+    parts = jax.tree.map(lambda a, b: jnp.sum(a * b, axis=tuple(range(1, a.ndim))), params, others)
+    sums: list[Array] = jax.tree.leaves(parts)
+    return sum(sums[1:], sums[0])
 
 
 def _normalized(params: Params) -> Params:

@@ -10,14 +10,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 import deformreg
 from benchmarks import rows
 from benchmarks.claims.grid import Budgets, Cell
 from benchmarks.claims.lines import Line
-from deformreg import linf, pixelwise_l2
+from deformreg import cross_entropy, linf, pixelwise_l2
 from deformreg.attacks import adef, elastic, pgd, rotation_translation, stadv
+from deformreg.bounds import flow_bounds, second_order_increase
 from deformreg.evaluation import Evaluator, accuracy_curve, evaluator, suites
 from deformreg.evaluation.suites import Suite
 from train import metrics, options
@@ -121,7 +124,54 @@ def unseen(trained: Trained) -> Measured:
     }
 
 
-MEASURES: dict[str, Callable[[Trained], Measured]] = {"held_out": held_out, "seen": seen, "unseen": unseen}
+def bounds(trained: Trained) -> Measured:
+    """First-order bounds of the loss's increase at each radius, and the increase that an attack reaches: means over the
+    test images, and the share of images on which the flow gradient's bound is below every one by the input gradient."""
+    logits_fn, labels = trained.logits_fn, trained.labels
+    parts = [_bounds_at(radius)(logits_fn, trained.images, labels) for radius in trained.budgets.seen]
+    return {"radii": list(trained.budgets.seen)} | {
+        name: [round(float(part[name]), 6) for part in parts] for name in parts[0]
+    }
+
+
+@cache
+def _bounds_at(radius: float) -> Callable[..., Measured]:
+    attack = pgd(ball=linf(radius), num_steps=50, keep="best")
+
+    @jax.jit
+    def measure(logits_fn: Callable[[Any], Any], images: Array, labels: Array) -> Measured:
+        def loss_fn(some: Array) -> Array:
+            return cross_entropy(logits_fn(some), labels)
+
+        found = flow_bounds(loss_fn, images, linf(radius))
+        attacked = deformreg.warp(images, attack.run(logits_fn, images, labels, jax.random.key(4)).params)
+        first, second = second_order_increase(loss_fn, images, attacked)
+        rise = loss_fn(attacked) - found.losses
+        by_input = jnp.minimum(jnp.minimum(found.pixels, found.euclidean), found.largest)
+        return {
+            "flow": jnp.mean(found.flow),
+            "displacement": jnp.mean(found.displacement),
+            "pixels": jnp.mean(found.pixels),
+            "euclidean": jnp.mean(found.euclidean),
+            "largest": jnp.mean(found.largest),
+            "increase": jnp.mean(rise),
+            "first_order": jnp.mean(first),
+            "second_order": jnp.mean(second),
+            "flow_is_tighter": jnp.mean(found.flow < by_input),
+            "median_factor": jnp.median(by_input / jnp.maximum(found.flow, 1e-30)),
+            "flow_holds": jnp.mean(rise <= found.flow),
+            "input_holds": jnp.mean(rise <= by_input),
+        }
+
+    return measure
+
+
+MEASURES: dict[str, Callable[[Trained], Measured]] = {
+    "held_out": held_out,
+    "seen": seen,
+    "unseen": unseen,
+    "bounds": bounds,
+}
 """What is measured of a trained cell: entries of its line."""
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from benchmarks.claims.grid import Cell
 from train import options
+from train.config import Config
 from train.errors import ConfigError
 
 FILE = Path(__file__).parents[1] / "results" / "claims.jsonl"
@@ -54,8 +55,15 @@ def _drop_half_written(path: Path) -> None:
 
 def of_cell(found: list[Line], cell: Cell) -> Line | None:
     """The line of this cell as the grid declares it now, if there is one."""
-    wanted = options.to_tree(cell.config)
-    return next((line for line in found if line["name"] == cell.name and line["config"] == wanted), None)
+    return next((line for line in found if line["name"] == cell.name and _config(line) == cell.config), None)
+
+
+def _config(line: Line) -> Config | None:
+    """The config of a line; an option that was added since has its default. None for a config of another form."""
+    try:
+        return options.from_tree(line["config"])
+    except ConfigError:
+        return None
 
 
 def summary(line: Line) -> str:
