@@ -96,8 +96,8 @@ def run(options: Options) -> str:
     cells = lines.read(options.results / lines.FILE.name)
     written = [f"plot: {path}" for path in _plots(options, cells)]
     for document in documents:
-        text = document.read_text(encoding="utf-8")
-        write_text(document, BLOCK.sub(lambda block, name=document.name: _filled(block, name, options, cells), text))
+        fill = partial(_filled, document=document.name, options=options, cells=cells)
+        write_text(document, BLOCK.sub(fill, document.read_text(encoding="utf-8")))
     return "\n".join([*(f"tables: {document}" for document in documents), *written])
 
 

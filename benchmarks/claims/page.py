@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.claims import verdicts
@@ -55,8 +57,7 @@ def _matched(lines: Sequence[Line], setting: str) -> str:
 
 def _cells(one: Chosen) -> list[str]:
     first = one.lines[0]
-    curve = [_range(one, lambda line, place=place: line["seen"]["accuracies"][place]) for place in range(3)]
-    others = [_range(one, lambda line, kind=kind: line["unseen"]["accuracies"][kind]) for kind in _kinds(one)]
+    kinds = first["unseen"]["accuracies"]
     smallest = [line["unseen"]["adef_displacement"] for line in one.lines]
     mean = None if None in smallest else sum(smallest) / len(smallest)
     name = one.method if one.matched else f"{one.method} (not matched)"
@@ -64,21 +65,17 @@ def _cells(one: Chosen) -> list[str]:
     return [
         name,
         strength,
-        _range(one, verdicts.clean),
-        *curve,
-        *others,
+        _range([verdicts.clean(line) for line in one.lines]),
+        *(_range([line["seen"]["accuracies"][place] for line in one.lines]) for place in range(3)),
+        *(_range([line["unseen"]["accuracies"][kind] for line in one.lines]) for kind in kinds),
         "" if mean is None else f"{mean:.2f}",
         f"{first['passes']:g}",
     ]
 
 
-def _kinds(one: Chosen) -> list[str]:
-    return list(one.lines[0]["unseen"]["accuracies"])
-
-
-def _range(one: Chosen, measure: Callable[[Line], float]) -> str:
-    """The mean over the seeds and, if there are several, the range."""
-    values = [100 * measure(line) for line in one.lines]
+def _range(accuracies: Sequence[float]) -> str:
+    """The mean over the seeds in percent and, if there are several, the range."""
+    values = [100 * accuracy for accuracy in accuracies]
     mean = f"{sum(values) / len(values):.1f}"
     return mean if len(values) == 1 else f"{mean} ({min(values):.1f}-{max(values):.1f})"
 
@@ -102,46 +99,50 @@ def every_cell(lines: Sequence[Line]) -> str:
 
 def curves(lines: Sequence[Line]) -> Figure:
     """Robust accuracy at the middle radius against clean accuracy: a panel for each setting, a line for each method."""
-    names = verdicts.settings(lines)
-    figure = Figure(figsize=(4.6 * len(names) + 2.6, 4.2), layout="constrained")
-    for axes, setting in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+
+    def draw(axes: Axes, setting: str) -> None:
+        here = [line for line in lines if line["setting"] == setting]
         for method, color in COLORS.items():
-            here = [line for line in lines if line["setting"] == setting and line["method"] == method]
-            points = [(100 * verdicts.clean(line), 100 * verdicts.seen(line)) for line in here if line["seed"] == 0]
+            points = [line for line in here if line["method"] == method and line["seed"] == 0]
+            xs, ys = ([100 * measure(line) for line in points] for measure in (verdicts.clean, verdicts.seen))
             if points:
-                axes.plot(*zip(*points, strict=True), "o-", color=color, label=method, markersize=5, linewidth=1.2)
-        radius = next(line for line in lines if line["setting"] == setting)["seen"]["radii"][1]
-        axes.set_title(setting, fontsize=10)
+                axes.plot(xs, ys, "o-", color=color, label=method, markersize=5, linewidth=1.2)
         axes.set_xlabel("clean accuracy in %")
-        axes.set_ylabel(f"accuracy in % under flows of {radius:g} px")
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(alpha=0.25)
-    handles = {label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels())}
-    figure.legend(handles.values(), handles.keys(), loc="outside right center", frameon=False, fontsize=8)
-    return figure
+        axes.set_ylabel(f"accuracy in % under flows of {here[0]['seen']['radii'][1]:g} px")
+
+    return _panels(lines, draw)
 
 
 def costs(lines: Sequence[Line]) -> Figure:
-    """Robust accuracy at matched clean accuracy against the cost of a step, seen (filled) and unseen (open)."""
-    names = verdicts.settings(lines)
-    figure = Figure(figsize=(4.6 * len(names) + 2.6, 4.2), layout="constrained")
-    for axes, setting in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+    """Accuracy under flows (filled) and unseen attacks (open) against a step's cost, at matched clean accuracy."""
+
+    def draw(axes: Axes, setting: str) -> None:
         for method, one in verdicts.chosen(lines, setting).items():
-            if not one.matched:
-                continue
-            cost = one.lines[0]["passes"] / 3
-            color = COLORS.get(method, "#6e7781")
-            axes.plot(cost, 100 * one.mean(verdicts.seen), "o", color=color, label=method)
-            axes.plot(cost, 100 * one.mean(verdicts.unseen), "o", color=color, fillstyle="none")
-        axes.set_title(setting, fontsize=10)
+            if one.matched:
+                cost, color = one.lines[0]["passes"] / 3, COLORS[method]
+                axes.plot(cost, 100 * one.mean(verdicts.seen), "o", color=color, label=method)
+                axes.plot(cost, 100 * one.mean(verdicts.unseen), "o", color=color, fillstyle="none")
         axes.set_xlabel("cost of a step in standard steps")
         axes.set_ylabel("accuracy in %: flows (filled), unseen attacks (open)")
         axes.set_xscale("log", base=2)
         axes.set_xticks([1, 2, 4, 8], ["1", "2", "4", "8"])
+
+    return _panels(lines, draw)
+
+
+def _panels(lines: Sequence[Line], draw: Callable[[Axes, str], None]) -> Figure:
+    """A panel for each setting, and one legend for all."""
+    settings = verdicts.settings(lines)
+    figure = Figure(figsize=(4.6 * len(settings) + 2.6, 4.2), layout="constrained")
+    legend: dict[str, Artist] = {}
+    for axes, setting in zip(figure.subplots(1, len(settings), squeeze=False)[0], settings, strict=True):
+        draw(axes, setting)
+        axes.set_title(setting, fontsize=10)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
-    handles = {label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels())}
-    figure.legend(handles.values(), handles.keys(), loc="outside right center", frameon=False, fontsize=8)
+        handles, labels = axes.get_legend_handles_labels()
+        legend |= dict(zip(labels, handles, strict=True))
+    figure.legend(list(legend.values()), list(legend), loc="outside right center", frameon=False, fontsize=8)
     return figure
 
 
