@@ -33,6 +33,7 @@ from deformreg.evaluation.outcomes import (
 )
 from deformreg.evaluation.rows import Compiled, Data, HostArray, check_alike, compile_attack
 from deformreg.evaluation.suites import Suite, fixed
+from deformreg.interop.host import NoGradients, model_errors
 from deformreg.statistics import wilson_interval
 
 
@@ -144,6 +145,8 @@ def evaluate(
         ValueError: no examples; images that are not finite, leave `image_range` or look like [n, c, h, w]; labels
             outside the classes; no attack, two attacks with the same name, or an attack with one radius per example;
             shapes that do not match. All are raised before the first attack.
+        NoGradients: a gradient attack on a model without gradients (`deformreg.interop`), before the model is called.
+        ModelError: a model of `deformreg.interop` fails.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -217,6 +220,7 @@ def evaluator(
     diagnose = compile_diagnosis(suite)
     forward = jax.jit(lambda function, images: _checks.logits(function(images), images.shape[0]))
 
+    @model_errors()
     def run(
         logits_fn: LogitsFn,
         images: ArrayLike,
@@ -297,7 +301,10 @@ def _rehearse(setting: Setting, attacks: Sequence[tuple[Attack, Compiled]], key:
     for attack, compiled in attacks:
         check_layout(attack.perturbation, data.images.shape)
         check_alike(attack, data, classes)
-        compiled.trace(setting.logits_fn, data, key, size)
+        try:
+            compiled.trace(setting.logits_fn, data, key, size)
+        except NoGradients as error:
+            raise NoGradients(f"attack {attack.name!r} needs gradients: {error}") from None
 
 
 def _run_in_turn(
