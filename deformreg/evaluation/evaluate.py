@@ -26,7 +26,9 @@ from deformreg.evaluation.outcomes import (
     AttackOutcome,
     Collect,
     ProgressCallback,
+    Recall,
     Setting,
+    checked,
     padded,
     predict,
     run_attack,
@@ -48,7 +50,7 @@ class Evaluation(NamedTuple):
         attacks: the outcome of each attack, in the order in which they ran.
         flags: the red flags raised.
         model_calls: images passed through the model, including the clean pass and the diagnosis.
-        seconds: total wall-clock time, including compilation.
+        seconds: total wall-clock time, including compilation and the time that recalled attacks took when they ran.
         independent: whether every attack ran on every correctly classified example.
         correct_mask: bool[n], classified correctly.
         standing_mask: bool[n], classified correctly and not broken by any attack.
@@ -86,6 +88,7 @@ class Evaluator(Protocol):
         targets: ArrayLike | None = None,
         progress: ProgressCallback | None = None,
         collect: Collect | None = None,
+        recall: Recall | None = None,
     ) -> Evaluation: ...
 
 
@@ -104,6 +107,7 @@ def evaluate(
     refill: bool = True,
     progress: ProgressCallback | None = None,
     collect: Collect | None = None,
+    recall: Recall | None = None,
 ) -> Evaluation:
     """Attacks a model and reports on which examples every attack fails.
 
@@ -135,6 +139,9 @@ def evaluate(
         collect: called at the same times with the `Attack`, the indices int[k] of the finished examples and their
             `AttackResult` as NumPy arrays, for example to keep deformed images or flows. The successes in it are not
             checked yet: the `broken_mask` of the attack's outcome says which the fresh check confirmed.
+        recall: called once for each attack, in order, with the `Attack` and a function that runs it and returns its
+            `AttackOutcome`. It returns that outcome, or one that it kept from an earlier evaluation with the same
+            arguments, for example to continue one that was interrupted. `collect` is not called for kept outcomes.
 
     Returns:
         The evaluation.
@@ -144,7 +151,8 @@ def evaluate(
             key, `attacks` that are not attacks, or a `logits_fn` that does not return one array of floating logits.
         ValueError: no examples; images that are not finite, leave `image_range` or look like [n, c, h, w]; labels
             outside the classes; no attack, two attacks with the same name, or an attack with one radius per example;
-            shapes that do not match. All are raised before the first attack.
+            shapes that do not match. All are raised before the first attack. Also if `recall` returns the outcome of
+            another attack or of other examples.
         NoGradients: a gradient attack on a model without gradients (`deformreg.interop`), before the model is called.
         ModelError: a model of `deformreg.interop` fails.
 
@@ -163,6 +171,15 @@ def evaluate(
         >>> _ = evaluate(edge, images, labels, attacks, key=jax.random.key(0), diagnosis=False, collect=keep)
         >>> sorted(flows), flows[0].shape
         ([0, 1], (1, 4, 2))
+        >>> kept = {}
+        >>> def recall(attack, run):
+        ...     if attack.name not in kept:
+        ...         kept[attack.name] = run()
+        ...     return kept[attack.name]
+        >>> for _ in range(2):  # the second time no attack runs
+        ...     again = evaluate(edge, images, labels, attacks, key=jax.random.key(0), diagnosis=False, recall=recall)
+        >>> again.attacks == tuple(kept.values())
+        True
 
     References:
         Croce and Hein, "Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse Parameter-free
@@ -177,7 +194,7 @@ def evaluate(
         diagnosis=diagnosis,
         refill=refill,
     )
-    return run(logits_fn, images, labels, key=key, targets=targets, progress=progress, collect=collect)
+    return run(logits_fn, images, labels, key=key, targets=targets, progress=progress, collect=collect, recall=recall)
 
 
 def evaluator(
@@ -232,6 +249,7 @@ def evaluator(
         targets: ArrayLike | None = None,
         progress: ProgressCallback | None = None,
         collect: Collect | None = None,
+        recall: Recall | None = None,
     ) -> Evaluation:
         started = time.perf_counter()
         if (radius is not None) != takes_radius:
@@ -243,7 +261,7 @@ def evaluator(
         data, bounds = _checked(images, labels, targets, allowed_range)
         count = len(data.labels)
         setting = Setting(
-            as_argument(logits_fn), forward, data, min(batch_size, count), refill, bounds, progress, collect
+            as_argument(logits_fn), forward, data, min(batch_size, count), refill, bounds, progress, collect, recall
         )  # fmt: skip
         attacks_at_radius = [(attack, compiled[attack.name](radius)) for attack in suite(radius)]
         _rehearse(setting, attacks_at_radius, key)
@@ -256,7 +274,10 @@ def evaluator(
             found, spent = diagnose(
                 setting.logits_fn, few.images, few.labels, radius=radius, key=last_key, batch_size=setting.batch_size
             )
+        attacks_began = time.perf_counter()
         outcomes = _run_in_turn(setting, attacks_at_radius, begun, independent=independent, key=key)
+        started += time.perf_counter() - attacks_began  # each outcome has its own seconds, also one that was kept
+        attack_seconds = sum(outcome.seconds + outcome.compile_seconds for outcome in outcomes)
         calls = padded(count, setting.batch_size) + sum(outcome.model_calls for outcome in outcomes) + spent
         standing = begun & ~np.any([outcome.broken_mask for outcome in outcomes], axis=0)
         return Evaluation(
@@ -267,7 +288,7 @@ def evaluator(
             attacks=tuple(outcomes),
             flags=raised(OUTCOME_FLAGS, outcomes) + found,
             model_calls=calls,
-            seconds=time.perf_counter() - started,
+            seconds=time.perf_counter() - started + attack_seconds,
             independent=independent,
             correct_mask=correct,
             standing_mask=standing,
@@ -323,7 +344,8 @@ def _run_in_turn(
         # Gradient attacks also run on what only gradient-free attacks broke: if they fail there, a red flag is raised.
         skipped = broken_by_gradients if attack.uses_gradients else broken
         attacked, standing = (attackable, begun) if independent else (attackable & ~skipped, begun & ~broken)
-        outcome = run_attack(setting, attack, compiled, attacked, standing, jax.random.fold_in(key, number))
+        run = partial(run_attack, setting, attack, compiled, attacked, standing, jax.random.fold_in(key, number))
+        outcome = run() if setting.recall is None else checked(setting.recall(attack, run), attack, attacked, standing)
         outcomes.append(outcome)
         broken = broken | outcome.broken_mask
         if attack.uses_gradients:
