@@ -26,6 +26,7 @@ from deformreg.attacks.spatial import rotation_translation
 from deformreg.attacks.square import square
 from deformreg.attacks.stadv import stadv
 from deformreg.balls import linf
+from deformreg.criteria import Criterion
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +63,11 @@ class Suite:
     def __call__(self, radius: Any) -> list[Attack]:
         """Makes all attacks at a radius."""
         return [self.member(name, radius) for name in self.names]
+
+    def suited_to(self, criterion: Criterion) -> Suite:
+        """Returns the members that can attack under a criterion: without those that need one class per image."""
+        fit = {name: make for name, make in self.makers.items() if criterion.one_class or not make(1.0).one_class}
+        return Suite(fit)
 
     def plus(self, name: str, make: Callable[[Any], Attack]) -> Suite:
         """Returns the suite followed by one more attack."""

@@ -11,22 +11,23 @@ import pytest
 
 import deformreg
 from train import evaluation, reports
-from train.config import Evaluation
+from train.config import Config, Evaluation
+from train.exhibits import Exhibits
+
+PROTOCOL = evaluation.Protocol(radius=0.5)
 
 
 def fake_run(logits_fn, images, labels, *, batch_size=32):
     """A run that nobody trained."""
     return SimpleNamespace(
         images=images, labels=labels, logits_fn=jax.tree_util.Partial(logits_fn), class_names=tuple("abcde"), step=1,
-        train_seconds=1.0,
-        config=SimpleNamespace(
-            evaluation=Evaluation(radius=0.5, steps=4, batch_size=batch_size), method=SimpleNamespace(name="standard")
-        ),
+        train_seconds=1.0, config=Config(evaluation=Evaluation(radius=0.5, steps=4, batch_size=batch_size)),
     )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def studied():
+    """A study, the sizes of the batches that its network saw, and its run."""
     images = np.random.default_rng(1).random((60, 6, 6, 1)).astype(np.float32)
     sizes = set()
 
@@ -40,7 +41,7 @@ def studied():
     labels[:3] = 1 - labels[:3]
     sizes.clear()
     run = fake_run(narrow, images, labels)
-    return evaluation.evaluate_run("run", run, evaluation.Protocol(radius=0.5)), sizes
+    return evaluation.evaluate_run("run", run, PROTOCOL), sizes, run
 
 
 def test_the_number_of_a_run_counts_every_break_that_is_known(studied):
@@ -69,13 +70,52 @@ def test_no_batch_of_a_run_is_larger_than_its_option(studied):
     assert max(studied[1]) == 32
 
 
+def without_times(study):
+    """The report and the pictures of a study, without what every start measures anew."""
+    row = {name: value for name, value in study.row.items() if name != "seconds"}
+    for attack in row["attacks"].values():
+        del attack["seconds"], attack["compile_seconds"]
+    return row, [array.tolist() for array in study.sample]
+
+
+def test_an_interrupted_evaluation_continues_with_the_same_report(studied, tmp_path, capsys):
+    study, _, run = studied
+    writes, told = [], []
+
+    def interrupt_the_third():
+        writes.append(None)
+        if len(writes) == 3:
+            raise KeyboardInterrupt
+
+    for _ in range(3):
+        writes.clear()
+        file = evaluation.partial_of(tmp_path, run, PROTOCOL, interrupt_the_third)
+        with pytest.raises(KeyboardInterrupt):
+            evaluation.evaluate_run("run", run, PROTOCOL, file)
+        told.append(capsys.readouterr().err)
+    assert (
+        f"run: 6 attacks are kept in {file.path}, and the same command continues after them; missing: pgd at 0.75 px"
+        in told[-1]
+    )
+    assert told[-1].startswith("run: continuing after 4 attacks of an earlier start\n")
+    writes.clear()
+    again = evaluation.evaluate_run("run", run, PROTOCOL, file)
+    assert len(writes) == 1
+    assert without_times(again) == without_times(study)
+    assert again.row["seconds"] > sum(attack.seconds for attack in again.evaluation.attacks)
+    for other in (PROTOCOL._replace(seed=1), PROTOCOL._replace(radius=0.6), PROTOCOL._replace(suite="quick")):
+        assert evaluation.partial_of(tmp_path, run, other).path != file.path
+    file.remove()
+    assert not list(tmp_path.iterdir())
+
+
 def test_pictures_show_the_flow_that_broke_an_image_or_the_last_one():
     images = np.random.default_rng(0).random((4, 8, 8, 1)).astype(np.float32)
 
     def logits_fn(batch):
         return jnp.stack([batch.mean(axis=(1, 2, 3)), batch[:, 0, 0, 0]], axis=1)
 
-    exhibits, outcomes = evaluation._Exhibits(4), []
+    exhibits = Exhibits(fake_run(logits_fn, images, np.zeros(4, int)), 4)
 
     def face(name, shift, indices, broken, family):
         faced = deformreg.attacks.pgd(ball=deformreg.linf(1.0), num_steps=1, perturbation=family, name=name)
@@ -85,14 +125,13 @@ def test_pictures_show_the_flow_that_broke_an_image_or_the_last_one():
             found = deformreg.attacks.AttackResult(np.zeros((1, 8, 8, 1)), params, claims, np.zeros(1), (), np.ones(1))
             exhibits.collect(faced, np.array(part), found)
         masks = (np.isin(np.arange(9), which) for which in (indices, broken))
-        outcomes.append(SimpleNamespace(name=name, **dict(zip(("attacked_mask", "broken_mask"), masks, strict=True))))
+        exhibits.conclude(SimpleNamespace(**dict(zip(("attacked_mask", "broken_mask"), masks, strict=True))))
 
     edge = deformreg.flow(boundary="edge")
     face("first", 1.0, [0, 1, 8], [0], edge)  # more images than are shown
     face("second", 2.0, [1, 0], [0], edge)
     face("pixels", 9.0, [2], [2], deformreg.additive())  # moves none
-    trained = fake_run(logits_fn, images, np.zeros(4, int))
-    sample = exhibits.sample(trained, outcomes)
+    sample = exhibits.sample()
     assert [flow.mean() for flow in sample.flows] == [1.0, 2.0, 0.0, 0.0]
     flows = jnp.broadcast_to(jnp.array([1.0, 2.0, 0.0, 0.0]).reshape(4, 1, 1, 1), (4, 8, 8, 2))
     np.testing.assert_array_equal(sample.deformed, deformreg.warp(images, flows, boundary="edge"))

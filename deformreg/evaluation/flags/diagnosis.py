@@ -11,6 +11,8 @@ import numpy as np
 from jax.tree_util import Partial
 
 from deformreg.attacks.attack import Attack, Examples, row_keys
+from deformreg.criteria import Criterion
+from deformreg.criteria.classification import criterion_or_classification
 from deformreg.evaluation.flags.flag import Flag, raised
 from deformreg.evaluation.flags.outputs import OUTPUT_FLAGS, observe_outputs
 from deformreg.evaluation.flags.queries import QUERY_CALLS, QUERY_FLAGS, ObserveQueries, compile_queries
@@ -31,7 +33,7 @@ from deformreg.perturbations import Perturbation, flow
 class Diagnosis(Protocol):
     """A function that looks for red flags in a model.
 
-    `images` (float[n, h, w, c], 128 by convention) and `labels` (int[n]) are a few examples; `radius` is the suite's.
+    `images` (float[n, h, w, c], 128 by convention) and `labels` are a few examples; `radius` is the suite's.
     The model sees batches of `batch_size` rows only. It returns the flags and the number of model calls.
     """
 
@@ -40,17 +42,20 @@ class Diagnosis(Protocol):
     ) -> tuple[tuple[Flag, ...], int]: ...
 
 
-def compile_diagnosis(suite: Suite) -> Diagnosis:
+def compile_diagnosis(suite: Suite, criterion: Criterion | None = None) -> Diagnosis:
     """Compiles a diagnosis once, for models and budgets that are diagnosed again and again.
 
     Args:
         suite: the diagnosis examines the family of the gradient attack with the largest budget, in the largest cube
             inside its ball; a flow of up to one pixel if there is none. Of a model without gradients it examines the
             family of any attack, and only how the outputs respond to random perturbations.
+        criterion: when an output is broken; None is ``classification()``.
 
     Returns:
         The diagnosis.
     """
+
+    criterion = criterion_or_classification(criterion)
 
     def family(name: str | None, radius: Any) -> Perturbation:
         if name is None:
@@ -69,16 +74,16 @@ def compile_diagnosis(suite: Suite) -> Diagnosis:
     def diagnose(
         logits_fn: Partial, images: HostArray, labels: HostArray, *, radius: Any, key: jax.Array, batch_size: int
     ) -> tuple[tuple[Flag, ...], int]:
-        seen = observe_outputs(logits_fn, images, batch_size)
+        seen = observe_outputs(logits_fn, images, batch_size, criterion)
         flags, calls = raised(OUTPUT_FLAGS, seen), seen.model_calls
-        correct = (seen.logits.argmax(axis=1) == labels) & np.isfinite(seen.logits).all(axis=1)
+        correct = ~np.asarray(criterion.broken(jnp.asarray(seen.logits), jnp.asarray(labels)))
         if not correct.any():
             return flags, calls
         # Full batches, by repetition: the model sees one shape.
         rows = padded(int(correct.sum()), batch_size)
         chosen = np.resize(np.flatnonzero(correct), rows)
         keys = row_keys(key, jnp.arange(rows))
-        examples = Examples(jnp.asarray(images[chosen]), jnp.asarray(labels[chosen]), keys)
+        examples = Examples(jnp.asarray(images[chosen]), jnp.asarray(labels[chosen]), keys, criterion=criterion)
         attacks = suite(radius)
         name, size = _examined([attack for attack in attacks if attack.uses_gradients], images)
         try:

@@ -26,7 +26,7 @@ class Queries(NamedTuple):
     """How correctly classified examples respond to perturbations of one family, without gradients.
 
     Attributes:
-        logits: float[1 + DRAWS, n, classes], at the zero perturbation, then at random ones.
+        logits: float[1 + DRAWS, n, ...], at the zero perturbation, then at random ones.
         change_of_images: the largest change that the zero perturbation makes to the images.
         change_of_outputs: and to the logits.
         radius: the examined budget, per component.
@@ -55,7 +55,7 @@ def compile_queries(make: Callable[[Any], Perturbation]) -> ObserveQueries:
     def perturbed(at: Any, logits_fn: Partial, rows: Examples, size: Any, number: Any) -> tuple[jax.Array, jax.Array]:
         family = make(at)
         zeros = family.init(rows.images)
-        drawn = sample_rows(uniform(1.0), step_keys(rows, jnp.full(len(rows.labels), number)), zeros)
+        drawn = sample_rows(uniform(1.0), step_keys(rows, jnp.full(len(rows.images), number)), zeros)
         params = jax.tree.map(lambda leaf: leaf * size.astype(leaf.dtype), drawn)
         images = family.apply(family.constrain(params, rows.images), rows.images)
         return logits_fn(images), jnp.abs(images - rows.images).max(axis=(1, 2, 3))
@@ -64,7 +64,7 @@ def compile_queries(make: Callable[[Any], Perturbation]) -> ObserveQueries:
         at: Any, logits_fn: Partial, rows: Examples, clean_logits: HostArray, radius: float, batch_size: int
     ) -> Queries:
         count = len(clean_logits)
-        starts = range(0, len(rows.labels), batch_size)
+        starts = range(0, len(rows.images), batch_size)
         batches = [jax.tree.map(lambda leaf, a=a: leaf[a : a + batch_size], rows) for a in starts]
 
         def with_draw(number: int) -> tuple[HostArray, HostArray]:
@@ -80,7 +80,8 @@ def compile_queries(make: Callable[[Any], Perturbation]) -> ObserveQueries:
 
 def outputs_do_not_respond(queries: Queries) -> Flag | None:
     """Flags outputs that stay the same under every random perturbation, on more than 5 % of the examples."""
-    changes = np.abs(queries.logits - queries.logits[0]).max(axis=(0, 2))
+    changes = np.abs(queries.logits - queries.logits[0])
+    changes = changes.max(axis=(0, *range(2, changes.ndim)))
     share = float((changes <= 1e-6 * queries.largest_logit).mean())
     if share <= 0.05:
         return None
