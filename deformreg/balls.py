@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from deformreg import _checks
-from deformreg._arrays import draw_leaves, safe_root
+from deformreg._arrays import absolute, draw_leaves, safe_root
 from deformreg.perturbations import Params
 
 Radius = float | Float[Array, "..."]
@@ -152,8 +152,7 @@ def linf(radius: Radius) -> Ball:
         return jax.tree.map(jnp.sign, gradient)
 
     def support(gradient: Params) -> Array:
-        # The derivative of jnp.abs is 1 at zero.
-        return _summed(lambda leaf: _wide(leaf) * jnp.sign(_wide(leaf)) * against(radius, _wide(leaf)), gradient)
+        return _summed(lambda leaf: absolute(_wide(leaf)) * against(radius, _wide(leaf)), gradient)
 
     return Ball("linf", radius, norm, lambda params: jax.tree.map(clip, params), steepest, support, sample)
 

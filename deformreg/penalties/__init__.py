@@ -20,6 +20,12 @@ each rule costs, in forward passes (a plain training step costs 3):
   `jax.checkpoint`, whose savings it preserves.
 - `finite_difference_penalty` takes 8: approximate. It takes little more memory than a plain step.
 
+Three more penalties ask that the loss is close to linear in a ball, so that its gradient bounds it there:
+
+- `local_linearity_penalty` (ELLE) takes 12: the error of interpolation between random points, from forward passes only.
+- `curvature_penalty` (CURE) takes 12: the change of the gradient along the strongest first-order attack.
+- `linearization_penalty` (LLR) takes 9, and 2 per step of its search: the error at the worst point.
+
 References:
     Xia and Li, "Improving Resistance to Adversarial Deformations by Regularizing Gradients", Neurocomputing 455,
     2021 (flow gradient regularization, random start, and one formula for pixel and flow perturbations).
@@ -31,16 +37,22 @@ References:
     the input gradient, the dual norm of the linf ball).
 """
 
+from deformreg.penalties.curvature import curvature_penalty
 from deformreg.penalties.exact import LossFn, Size, gradient_penalty, image_gradients, squared_norm
 from deformreg.penalties.finite_difference import finite_difference_penalty
 from deformreg.penalties.forward_over_reverse import forward_over_reverse_penalty
+from deformreg.penalties.linearization import linearization_penalty
+from deformreg.penalties.local_linearity import local_linearity_penalty
 
 __all__ = [
     "LossFn",
     "Size",
+    "curvature_penalty",
     "finite_difference_penalty",
     "forward_over_reverse_penalty",
     "gradient_penalty",
     "image_gradients",
+    "linearization_penalty",
+    "local_linearity_penalty",
     "squared_norm",
 ]
