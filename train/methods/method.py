@@ -51,12 +51,14 @@ class Forward(NamedTuple):
         params: its parameters.
         batch_stats: its running statistics.
         labels: int[n].
+        step: int32[], steps taken before this one.
     """
 
     model: nn.Module
     params: Tree
     batch_stats: Tree
     labels: Array
+    step: Array | int = 0
 
     def train(self, images: Array) -> tuple[Array, Aux]:
         """Losses with batch statistics; also the logits and the updated running statistics."""
@@ -123,6 +125,11 @@ class Penalty(NamedTuple):
     passes: float
 
 
+def ramp(peak: float, steps: int) -> optax.Schedule:
+    """A schedule that grows linearly from 0 to `peak` over some steps; with 0 steps it is constant."""
+    return optax.linear_schedule(0.0, peak, steps) if steps else optax.constant_schedule(peak)
+
+
 CLEAN = Inputs(lambda forward, images, keys: images)
 """The augmented images as they are."""
 
@@ -145,6 +152,8 @@ class Method(NamedTuple):
         penalty: what is added to their loss.
         weight: of the mean penalty, as a function of the step.
         every: k: the penalty is taken on every k-th step, with k times the weight.
+        watch: attacked images on which the accuracy is measured after every epoch, on validation images: of a stronger
+            attack than the training's, which shows when the training has learnt to resist its own attack only.
     """
 
     name: str
@@ -152,6 +161,7 @@ class Method(NamedTuple):
     penalty: Penalty = NO_PENALTY
     weight: optax.Schedule = optax.constant_schedule(1.0)
     every: int = 1
+    watch: Inputs | None = None
 
     @property
     def passes(self) -> float:
