@@ -116,7 +116,9 @@ def _gradient(
     keys = example_keys(jax.random.fold_in(step_key, 1), batch["position"])
     images = augment(step_key, batch["image"], augmentation, positions=batch["position"])
     labels = batch["label"]
-    forward = Forward(model, state.params, state.batch_stats, labels, state.step)
+    # The method draws from the keys themselves.
+    network_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, 1)
+    forward = Forward(model, state.params, state.batch_stats, labels, network_keys, state.step)
     images = method.inputs.make(forward, images, keys)
     weight = method.weight(state.step) * method.every
 

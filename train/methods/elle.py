@@ -43,7 +43,7 @@ class Elle(InFamily):
                 images,
                 family,
                 ball=ball,
-                key=jax.vmap(jax.random.fold_in, (0, None))(keys, 1),  # the attack draws from the keys themselves
+                key=jax.vmap(jax.random.fold_in, (0, None))(keys, 2),  # attack and network draw from others
             )
             return Terms(losses, penalties, aux)
 
