@@ -25,7 +25,7 @@ from deformreg.fields import AFFINE_PARAMETERS
 from deformreg.statistics import clopper_pearson_bound
 from train import environment
 from train import partial as partials
-from train.errors import ConfigError, printable
+from train.errors import ConfigError, say
 from train.options import validate
 from train.partial import Kept, Partial
 from train.ranges import Count, NonNegative, Positive, Seed
@@ -169,16 +169,15 @@ class _Finished:
         """Says what an earlier start has kept, and what is missing if this one does not come to its end."""
         before = len(self.votes)
         if before:
-            print(f"{name}: continuing after {before} images of an earlier start", file=sys.stderr)
+            say(f"{name}: continuing after {before} images of an earlier start")
         try:
             yield
         except BaseException:
             if self._file is not None and self.votes:
                 self._write(self._file)
-                print(
-                    f"{name}: {len(self.votes)} images are kept in {printable(str(self._file.path))}, and the same "
-                    f"command continues after them; missing: {total - len(self.votes)}",
-                    file=sys.stderr,
+                say(
+                    f"{name}: {len(self.votes)} images are kept in {self._file.path}, and the same command continues "
+                    f"after them; missing: {total - len(self.votes)}"
                 )
             raise
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
@@ -12,7 +11,7 @@ from pydantic import TypeAdapter
 
 from deformreg.attacks import Attack
 from deformreg.evaluation import AttackOutcome
-from train.errors import printable
+from train.errors import say
 from train.exhibits import Exhibits
 from train.partial import Kept, Partial
 
@@ -65,15 +64,14 @@ class Finished:
     def told(self, name: str) -> Iterator[None]:
         """Says what an earlier start has kept, and what is missing if this one does not come to its end."""
         if self.kept:
-            print(f"{name}: continuing after {len(self.kept)} attacks of an earlier start", file=sys.stderr)
+            say(f"{name}: continuing after {len(self.kept)} attacks of an earlier start")
         try:
             yield
         except BaseException:
             if self.kept and self._file is not None:
-                print(
-                    f"{name}: {len(self.kept)} attacks are kept in {printable(str(self._file.path))}, and the same "
-                    f"command continues after them; missing: {', '.join(self.missing) or 'the report'}",
-                    file=sys.stderr,
+                say(
+                    f"{name}: {len(self.kept)} attacks are kept in {self._file.path}, and the same command continues "
+                    f"after them; missing: {', '.join(self.missing) or 'the report'}"
                 )
             raise
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import sys
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -22,7 +21,7 @@ import numpy as np
 import deformreg
 from train import environment, files
 from train.environment import Environment
-from train.errors import one_line, printable
+from train.errors import one_line, say
 from train.options import to_tree
 from train.restored import Trained
 
@@ -66,14 +65,13 @@ class Partial(NamedTuple):
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            print(f"{printable(str(self.path))} cannot be used ({one_line(error)}): starting anew", file=sys.stderr)
+            say(f"{self.path} cannot be used ({one_line(error)}): starting anew")
             return None
         changes = environment.differences(before, environment.describe())
         if changes:
-            print(
+            say(
                 "continuing what was begun on another machine (stored, current); the last bits may differ: "
-                f"{printable('; '.join(changes))}",
-                file=sys.stderr,
+                f"{'; '.join(changes)}"
             )
         return kept
 

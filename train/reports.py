@@ -11,7 +11,7 @@ from typing import Any
 from deformreg.evaluation.reports import curves_to_csv, to_csv, to_markdown
 from train import files, pictures, runs
 from train.certification import FAMILIES, Certified
-from train.errors import RunError
+from train.errors import RunError, printable
 from train.evaluation import Study, budget
 from train.restored import Trained, check_same
 
@@ -111,7 +111,7 @@ def write_run_report(
     files.write_text(folder / "evaluation.md", text + "\n![curve](curve.png)\n\n![examples](examples.png)\n")
     pictures.save_examples(folder / "examples.png", study, class_names)
     pictures.save_curves(folder / "curve.png", {name: row})
-    print(f"report: {folder / 'evaluation.md'}")
+    print(printable(f"report: {folder / 'evaluation.md'}"))
 
 
 def _flags(row: Row) -> str:
@@ -130,8 +130,9 @@ def write_comparison(folder: Path, studies: Mapping[str, Study], class_names: Se
     )
     files.write_text(folder / "curves.csv", curves_to_csv({name: row["curve"] for name, row in rows.items()}))
     pictures.save_comparison(folder / "comparison.png", studies, class_names)
-    print(f"\n{_caption(first)}\n\n{table(rows)}\n\ntable:   {folder / 'comparison.md'}")
-    print(f"picture: {folder / 'comparison.png'}")
+    print(f"\n{_caption(first)}\n\n{table(rows)}\n")
+    print(printable(f"table:   {folder / 'comparison.md'}"))
+    print(printable(f"picture: {folder / 'comparison.png'}"))
 
 
 def _summary(row: Row) -> dict[str, Any]:
@@ -164,7 +165,7 @@ def write_certified(folder: Path, name: str, certified: Certified, check: Callab
     files.write_json(folder / "certified.json", row)
     files.write_text(folder / "certified.md", f"# {name}, certified\n\n{text}\n![certified accuracy](certified.png)\n")
     pictures.save_certified(folder / "certified.png", name, certified)
-    print(f"report: {folder / 'certified.md'}")
+    print(printable(f"report: {folder / 'certified.md'}"))
 
 
 def _certified_caption(row: Row) -> str:

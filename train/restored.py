@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -17,7 +16,7 @@ from jax import Array
 from train import checkpoints, metrics, options, processes, runs
 from train.config import Config
 from train.data import Source, center_view, output_shape
-from train.errors import DataError, RunError, UserError
+from train.errors import DataError, RunError, UserError, say
 from train.state import predict
 from train.task import build, open_split
 
@@ -113,7 +112,7 @@ def _open(folder: Path, data_dir: str | None, model: nn.Module | None = None, te
     stored = runs.Run(folder).checkpoints
     step, state, skipped = checkpoints.restore(stored, network.shapes, config=config, select=config.select)
     for other, reason in skipped.items():
-        print(f"skipped the damaged checkpoint of step {other}: {reason}", file=sys.stderr)
+        say(f"skipped the damaged checkpoint of step {other}: {reason}")
     logits_fn = jax.tree_util.Partial(Predictor(network.model), state.params, state.batch_stats)
     return _Opened(config, test, logits_fn, step, place)
 

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from train import checkpoints, data, files, options, reports, restored, runs, task
+from train import checkpoints, data, files, options, pictures, reports, restored, runs, task
 from train.commands import certify, evaluate, main
 from train.config import Config, Data, Evaluation
 from train.errors import RunError
@@ -134,6 +134,31 @@ def test_whether_results_can_be_written_is_seen_before_the_first_attack(capsys, 
     for command in ("evaluate", "certify"):
         error = refused(capsys, command, folder)
         assert error == f"error: {folder}: nothing can be written into {folder}; choose another --output or --json"
+
+
+def test_names_reach_the_terminal_as_text(capsys, tmp_path, monkeypatch):
+    """A line end or an escape sequence in a name could forge a line, or delete one."""
+    folder = write_run(tmp_path / "run\n\x1b[2Jerror: no", accuracies=(0.5, 0.4))
+    (folder / "checkpoints" / "1" / "state" / "bad\n\x1b[2J").mkdir()
+    (folder / "checkpoints" / "1" / "state" / "bad\n\x1b[2J" / "pipe\n").symlink_to("/dev/null")
+    shown = f"{tmp_path}/run\\n\\x1b[2Jerror: no"
+    assert main(["verify", str(folder), str(folder / ".." / folder.name)]) == 1
+    out, err = capsys.readouterr()
+    assert (out.count(f"{shown}: step 1: "), out.count(f"{shown}: step 2: intact"), err) == (1, 1, "")
+    assert "bad\\n\\x1b[2J/pipe\\n is not a regular file" in out
+    assert out.replace("\n", "").isprintable()
+    assert len(out.splitlines()) == 4
+    monkeypatch.setattr(certify, "certify_run", lambda *_: SimpleNamespace(row=CERTIFIED))
+    monkeypatch.setattr(pictures, "save_certified", lambda *_: None)
+    assert main(["certify", str(folder)]) == 0
+    assert f"report: {shown}/certified.md\n" in capsys.readouterr().out
+    assert runs.short_names([folder, folder.parent]) == ["run\\n\\x1b[2Jerror: no", tmp_path.name]
+
+    def fail(_):
+        raise OSError("no\n\x1b[2J")
+
+    monkeypatch.setattr(evaluate, "compare", fail)
+    assert "error: no\\n\\x1b[2J" in refused(capsys, "evaluate", folder)
 
 
 EVALUATED = {

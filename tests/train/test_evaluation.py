@@ -70,6 +70,28 @@ def test_no_batch_of_a_run_is_larger_than_its_option(studied):
     assert max(studied[1]) == 32
 
 
+def test_a_report_of_more_images_than_its_curve(studied, tmp_path, monkeypatch):
+    """The curve has the first images only; the number of the run, all of them."""
+    monkeypatch.setattr(evaluation, "CURVE_EXAMPLES", 40)
+    whole, _, run = studied
+    study = evaluation.evaluate_run("run", run, PROTOCOL)
+    row = study.row
+    at = {point["radius_pixels"]: point["accuracy"] for point in row["curve"]}
+    assert (row["examples"], row["curve_examples"], len(study.sample.images)) == (60, 40, 40)
+    standing, first = study.evaluation.standing_mask, whole.evaluation.standing_mask[:40]
+    assert at[0.5] == standing[:40].mean() == first.mean()
+    assert row["robust_accuracy"] == standing.mean()
+    both = [row["attacks"][name]["robust_accuracy"] for name in ("multi-step", "any iterate")]
+    assert whole.row["robust_accuracy"] <= row["robust_accuracy"] <= min(both)
+    for array, expected in zip(study.sample, whole.sample, strict=True):
+        np.testing.assert_array_equal(array, expected[:40])
+    reports.write_run_report(tmp_path, "run", study, run.class_names, lambda: None)
+    text = (tmp_path / "evaluation.md").read_text()
+    assert "Accuracy in percent of 60 test images" in text
+    assert "(40 images, 15 sign steps from zero, any iterate)" in text
+    assert all((tmp_path / name).stat().st_size > 1000 for name in ("examples.png", "curve.png"))
+
+
 def without_times(study):
     """The report and the pictures of a study, without what every start measures anew."""
     row = {name: value for name, value in study.row.items() if name != "seconds"}
@@ -122,7 +144,8 @@ def test_pictures_show_the_flow_that_broke_an_image_or_the_last_one():
         for part in ([index] for index in indices):
             params = np.asarray(family.init(np.zeros((1, 8, 8, 1), np.float32)) + shift)
             claims = np.array([True])  # which the fresh check need not confirm
-            found = deformreg.attacks.AttackResult(np.zeros((1, 8, 8, 1)), params, claims, np.zeros(1), (), np.ones(1))
+            nothing = np.zeros(1)
+            found = deformreg.attacks.AttackResult(nothing, params, claims, nothing, (), nothing, nothing)
             exhibits.collect(faced, np.array(part), found)
         masks = (np.isin(np.arange(9), which) for which in (indices, broken))
         exhibits.conclude(SimpleNamespace(**dict(zip(("attacked_mask", "broken_mask"), masks, strict=True))))

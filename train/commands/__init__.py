@@ -120,5 +120,7 @@ def _run(name: str, arguments: list[str]) -> int:
 
 
 def _fail(message: str, code: int = UNUSABLE) -> int:
-    print(f"error: {message}", file=sys.stderr)
+    from train.errors import say
+
+    say(f"error: {message}")
     return code
