@@ -26,6 +26,7 @@ from deformreg._families import check_layout, family_or_flow
 from deformreg.attacks.attack import LogitsFn, as_argument
 from deformreg.certification.laws import SmoothingLaw
 from deformreg.certification.votes import tally
+from deformreg.interop.host import model_errors
 from deformreg.perturbations import Perturbation
 from deformreg.statistics import clopper_pearson_bound, wilson_interval
 
@@ -101,6 +102,7 @@ class ProgressCallback(Protocol):
     def __call__(self, progress: Progress, /) -> object: ...
 
 
+@model_errors()
 def certify(
     logits_fn: LogitsFn,
     images: ArrayLike,

@@ -38,6 +38,7 @@ from deformreg.evaluation.outcomes import (
 )
 from deformreg.evaluation.rows import Compiled, Data, HostArray, check_alike, compile_attack
 from deformreg.evaluation.suites import Suite, fixed
+from deformreg.interop.host import NoGradients, model_errors
 from deformreg.statistics import wilson_interval
 
 
@@ -163,6 +164,8 @@ def evaluate(
             outside the classes; no attack, two attacks with the same name, or an attack with one radius per example;
             shapes that do not match; an attack or targets that do not fit the criterion. All are raised before the
             first attack. Also if `recall` returns the outcome of another attack or of other examples.
+        NoGradients: a gradient attack on a model without gradients (`deformreg.interop`), before the model is called.
+        ModelError: a model of `deformreg.interop` fails.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -250,6 +253,7 @@ def evaluator(
     forward = jax.jit(lambda function, images: criterion.check_outputs(function(images), images.shape[0], "logits_fn"))
     judge = jax.jit(partial(judged, criterion))
 
+    @model_errors()
     def run(
         logits_fn: LogitsFn,
         images: ArrayLike,
@@ -338,7 +342,10 @@ def _rehearse(setting: Setting, attacks: Sequence[tuple[Attack, Compiled]], key:
         check_suits(attack, data.criterion, targeted=data.targets is not None)
         check_layout(attack.perturbation, data.images.shape)
         check_alike(attack, data, outputs)
-        compiled.trace(setting.logits_fn, data, key, size)
+        try:
+            compiled.trace(setting.logits_fn, data, key, size)
+        except NoGradients as error:
+            raise NoGradients(f"attack {attack.name!r} needs gradients: {error}") from None
 
 
 def _run_in_turn(
@@ -379,6 +386,7 @@ def _checked(
     if count == 0:
         raise ValueError(f"images must hold at least one example, got shape {images.shape}")
     labels = np.asarray(criterion.check_labels(labels, images.shape, None))
+    labels = labels.astype(jax.dtypes.canonicalize_dtype(labels.dtype), copy=False)
     targets = None if targets is None else np.asarray(_checks.class_indices("targets", targets, count))
     low, high = float(images.min()), float(images.max())
     if not np.isfinite([low, high]).all():

@@ -188,4 +188,15 @@ stAdv within the radius (needs Optax), elastic fields, a denser grid, 5000 queri
 spatial = rotations_and_translations()
 """The worst of ten random rotations and translations, then the paper's whole grid, with 10 degrees per pixel."""
 
-SUITES = {"quick": quick, "standard": standard, "full": full, "spatial": spatial}
+gradient_free = Suite(
+    {
+        "random": lambda radius: random_fields(ball=linf(radius), num_fields=50),
+        "square": lambda radius: square(ball=linf(radius), num_queries=2000),
+        "rotation-translation": partial(_small_rotations, grid=(5, 5, 5)),
+        "nes": lambda radius: nes(ball=linf(radius), num_steps=20, num_samples=50),
+    }
+)
+"""For models without gradients (`deformreg.interop.from_numpy`): random fields, 2000 queries of Square, small rotations
+with translations, and NES. Where gradients exist, it is weaker than `quick`."""
+
+SUITES = {"quick": quick, "standard": standard, "full": full, "spatial": spatial, "gradient-free": gradient_free}

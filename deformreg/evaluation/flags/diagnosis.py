@@ -15,6 +15,7 @@ from deformreg.criteria import Criterion
 from deformreg.criteria.classification import criterion_or_classification
 from deformreg.evaluation.flags.flag import Flag, raised
 from deformreg.evaluation.flags.outputs import OUTPUT_FLAGS, observe_outputs
+from deformreg.evaluation.flags.queries import QUERY_CALLS, QUERY_FLAGS, ObserveQueries, compile_queries
 from deformreg.evaluation.flags.responses import (
     RESPONSE_CALLS,
     RESPONSE_FLAGS,
@@ -25,6 +26,7 @@ from deformreg.evaluation.flags.responses import (
 from deformreg.evaluation.outcomes import padded
 from deformreg.evaluation.rows import HostArray
 from deformreg.evaluation.suites import Suite
+from deformreg.interop.host import NoGradients
 from deformreg.perturbations import Perturbation, flow
 
 
@@ -45,7 +47,8 @@ def compile_diagnosis(suite: Suite, criterion: Criterion | None = None) -> Diagn
 
     Args:
         suite: the diagnosis examines the family of the gradient attack with the largest budget, in the largest cube
-            inside its ball; a flow of up to one pixel if there is none.
+            inside its ball; a flow of up to one pixel if there is none. Of a model without gradients it examines the
+            family of any attack, and only how the outputs respond to random perturbations.
         criterion: when an output is broken; None is ``classification()``.
 
     Returns:
@@ -64,6 +67,10 @@ def compile_diagnosis(suite: Suite, criterion: Criterion | None = None) -> Diagn
     def observe(name: str | None) -> Observe:
         return compile_responses(lambda radius: family(name, radius))
 
+    @cache
+    def observe_queries(name: str | None) -> ObserveQueries:
+        return compile_queries(lambda radius: family(name, radius))
+
     def diagnose(
         logits_fn: Partial, images: HostArray, labels: HostArray, *, radius: Any, key: jax.Array, batch_size: int
     ) -> tuple[tuple[Flag, ...], int]:
@@ -77,8 +84,14 @@ def compile_diagnosis(suite: Suite, criterion: Criterion | None = None) -> Diagn
         chosen = np.resize(np.flatnonzero(correct), rows)
         keys = row_keys(key, jnp.arange(rows))
         examples = Examples(jnp.asarray(images[chosen]), jnp.asarray(labels[chosen]), keys, criterion=criterion)
-        name, size = _examined(suite(radius), images)
-        felt = observe(name)(radius, logits_fn, examples, int(correct.sum()), size, batch_size)
+        attacks = suite(radius)
+        name, size = _examined([attack for attack in attacks if attack.uses_gradients], images)
+        try:
+            felt = observe(name)(radius, logits_fn, examples, int(correct.sum()), size, batch_size)
+        except NoGradients:
+            name, size = _examined(attacks, images)
+            answered = observe_queries(name)(radius, logits_fn, examples, seen.logits[correct], size, batch_size)
+            return (*flags, *raised(QUERY_FLAGS, answered)), calls + QUERY_CALLS * rows
         return (*flags, *raised(RESPONSE_FLAGS, felt)), calls + RESPONSE_CALLS * rows
 
     return diagnose
@@ -86,5 +99,6 @@ def compile_diagnosis(suite: Suite, criterion: Criterion | None = None) -> Diagn
 
 def _examined(attacks: list[Attack], images: HostArray) -> tuple[str | None, float]:
     """The name of the attack with the largest cube inside its ball, and half the cube's side; one pixel if none has."""
-    size, name = max(((half_side(attack, images), attack.name) for attack in attacks), key=lambda entry: entry[0])
+    sizes = [(half_side(attack, images), attack.name) for attack in attacks]
+    size, name = max(sizes, key=lambda entry: entry[0], default=(0.0, None))
     return (name, size) if size > 0 else (None, 1.0)

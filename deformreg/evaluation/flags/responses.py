@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -132,9 +132,9 @@ def _times(params: Any, size: Any) -> Any:
 
 
 def half_side(attack: Attack, images: HostArray) -> float:
-    """Half the side of the largest cube inside a gradient attack's ball; 0 for another attack or no bound."""
+    """Half the side of the largest cube inside an attack's ball; 0 for no bound."""
     radius, norm = attack.budget.radius, attack.budget.norm
-    if not attack.uses_gradients or not isinstance(radius, (int, float)):
+    if not isinstance(radius, (int, float)):
         return 0.0
     leaves = jax.tree.leaves(jax.eval_shape(attack.perturbation.init, images[:1]))
     squared_corners = {
@@ -161,7 +161,18 @@ def zero_gradients(responses: Responses) -> Flag | None:
     )
 
 
-def identity_changes_the_loss(responses: Responses) -> Flag | None:
+class AtIdentity(Protocol):
+    """What is known of the zero perturbation: see `Responses`."""
+
+    @property
+    def change_of_images(self) -> float: ...
+    @property
+    def change_of_outputs(self) -> float: ...
+    @property
+    def largest_logit(self) -> float: ...
+
+
+def identity_changes_the_loss(responses: AtIdentity) -> Flag | None:
     """Flags a zero perturbation that is not the identity."""
     if responses.change_of_images == 0 and responses.change_of_outputs <= 1e-3 * responses.largest_logit:
         return None
