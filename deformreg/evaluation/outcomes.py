@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -12,6 +13,8 @@ from jax.tree_util import Partial
 
 from deformreg import _checks
 from deformreg.attacks.attack import Attack, AttackResult, Budget
+from deformreg.criteria import Criterion
+from deformreg.criteria.classification import predicted_classes
 from deformreg.evaluation.rows import Compiled, Data, HostArray, run_refilled, warm_up
 
 
@@ -97,10 +100,14 @@ RANGE_SLACK = 1e-5
 
 
 class Setting(NamedTuple):
-    """What all attacks of an evaluation share. `forward`, jitted, checks what the model returns."""
+    """What all attacks of an evaluation share.
+
+    `forward` and `judge` are jitted: the model with a check of what it returns, and `judged`.
+    """
 
     logits_fn: Partial
     forward: Any
+    judge: Any
     data: Data
     batch_size: int
     refill: bool
@@ -115,15 +122,26 @@ def padded(count: int, batch_size: int) -> int:
     return -(-count // batch_size) * batch_size
 
 
-def predict(setting: Setting, images: HostArray) -> HostArray:
-    """Predicts classes in batches of the one shape; -1 where the logits are not finite."""
-    predictions = [np.zeros(0, int)]
-    for first in range(0, len(images), setting.batch_size):
-        batch = images[first : first + setting.batch_size]
-        padding = [(0, setting.batch_size - len(batch)), (0, 0), (0, 0), (0, 0)]
-        logits = np.asarray(setting.forward(setting.logits_fn, np.pad(batch, padding, mode="edge")))[: len(batch)]
-        predictions.append(np.where(np.isfinite(logits).all(axis=1), logits.argmax(axis=1), -1))
-    return np.concatenate(predictions)
+def judged(criterion: Criterion, outputs: jax.Array, labels: jax.Array, targets: jax.Array | None) -> jax.Array:
+    """bool[n]: whether outputs are broken, or reach the targets where there are some."""
+    return criterion.broken(outputs, labels) if targets is None else predicted_classes(outputs) == targets
+
+
+def find_broken(setting: Setting, data: Data) -> HostArray:
+    """As `judged`, of examples in batches of the one shape."""
+    found = [np.zeros(0, bool)]
+    for first in range(0, len(data.images), setting.batch_size):
+        batch = data.at(slice(first, first + setting.batch_size))
+        count = len(batch.images)
+        images, labels, targets, _ = jax.tree.map(partial(_filled, setting.batch_size - count), batch)
+        outputs = setting.forward(setting.logits_fn, images)
+        found.append(np.asarray(setting.judge(outputs, labels, targets))[:count])
+    return np.concatenate(found)
+
+
+def _filled(missing: int, batch: HostArray) -> HostArray:
+    """The batch followed by copies of its last example."""
+    return np.pad(batch, [(0, missing)] + [(0, 0)] * (batch.ndim - 1), mode="edge")
 
 
 class _Check:
@@ -135,23 +153,23 @@ class _Check:
         self.calls = 0
         self.claimed = 0
         self.norms: list[Any] = []
-        self.waiting: list[tuple[HostArray, HostArray, Any]] = []
+        self.waiting: list[tuple[HostArray, HostArray, HostArray, Any]] = []
 
     def add(self, indices: HostArray, result: AttackResult, size: HostArray) -> None:
         images = np.asarray(result.images)
         valid = np.asarray(result.success) & _admissible(images, size, self.setting.image_range)
         self.claimed += int(result.success.sum())
-        self.waiting.append((indices[valid], images[valid], jax.tree.map(lambda leaf: leaf[valid], result.norms)))
+        claims = images, np.asarray(result.labels), result.norms
+        self.waiting.append((indices[valid], *jax.tree.map(lambda leaf: leaf[valid], claims)))
         if sum(len(indices) for indices, *_ in self.waiting) >= self.setting.batch_size:
             self.confirm()
 
     def confirm(self) -> None:
         if not self.waiting:
             return
-        indices, images, norms = jax.tree.map(lambda *parts: np.concatenate(parts), *self.waiting)
-        data, predicted = self.setting.data, predict(self.setting, images)
-        missed = data.labels[indices] != predicted
-        confirmed = missed if data.targets is None else data.targets[indices] == predicted
+        indices, images, labels, norms = jax.tree.map(lambda *parts: np.concatenate(parts), *self.waiting)
+        claimed = self.setting.data.at(indices)._replace(images=images, labels=labels)
+        confirmed = find_broken(self.setting, claimed)
         self.broken[indices[confirmed]] = True
         self.norms.append(jax.tree.map(lambda leaf: leaf[confirmed], norms))
         self.calls += padded(len(indices), self.setting.batch_size)
