@@ -19,11 +19,11 @@ import numpy as np
 from jax import Array
 from tqdm import tqdm
 
-from train import checkpoints, parallel, processes, runs
+from train import checkpoints, overfitting, parallel, processes, runs
 from train.config import Config
 from train.data import Augmentation, Source, center_view, device_prefetch, eval_batches, places, train_batches
 from train.data.kind import user_path
-from train.errors import ConfigError, NonFiniteLoss, Preempted
+from train.errors import ConfigError, NonFiniteLoss, Preempted, say
 from train.methods import Method
 from train.methods.given import Given
 from train.metrics import MetricLog
@@ -139,15 +139,12 @@ def announce(
     if restored is None:
         return
     for step, reason in restored.skipped.items():
-        print(f"skipped a damaged checkpoint, now damaged-{step}: {reason}", file=sys.stderr)
+        say(f"skipped a damaged checkpoint, now damaged-{step}: {reason}")
     print(f"continuing after step {restored.step}")
     if changes:
-        print(
-            "changed since (stored, current); hardware, versions and settings of JAX may change the last bits:",
-            file=sys.stderr,
-        )
+        say("changed since (stored, current); hardware, versions and settings of JAX may change the last bits:")
     for line in changes:
-        print(f"  {line}", file=sys.stderr)
+        say(f"  {line}")
 
 
 def _train(
@@ -165,6 +162,11 @@ def _train(
     batches = device_batches(config, task.splits.train, engine, watch.step + watch.skipped, stop_requested)
     hidden = not (processes.is_lead() and sys.stderr.isatty())
     progress = tqdm(total=last, initial=watch.step, desc=task.method.name, unit="step", disable=hidden)
+
+    detector = overfitting.detector(
+        task.method.watch, task.network, task.splits.validation, engine, config.augmentation,
+        before=log.values("attacked_accuracy"),
+    )  # fmt: skip
 
     def is_due(step: int) -> bool:
         saves = config.checkpoint_every and step % config.checkpoint_every == 0
@@ -184,7 +186,8 @@ def _train(
         saved, whole, accuracy = watch.step, engine.whole(state), None
         if saved % task.steps_per_epoch == 0:
             accuracy = validate(config, task, engine, whole)
-            log.write(saved, {"validation_accuracy": accuracy, "seconds": watch.seconds})
+            values = {"validation_accuracy": accuracy, **detector(whole)}
+            log.write(saved, {**values, "seconds": watch.seconds})
             progress.set_postfix(accuracy=f"{accuracy:.3f}", loss=f"{watch.loss:.3f}")
         writer.save(saved, whole, accuracy)
         if watch.stopping and saved < last:

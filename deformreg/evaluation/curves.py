@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -13,7 +12,8 @@ from numpy.typing import ArrayLike
 from deformreg import _checks
 from deformreg.attacks.attack import LogitsFn
 from deformreg.evaluation.evaluate import Evaluator
-from deformreg.evaluation.outcomes import ProgressCallback
+from deformreg.evaluation.flags import Flag
+from deformreg.evaluation.outcomes import ProgressCallback, Recall
 from deformreg.evaluation.rows import HostArray
 from deformreg.statistics import mean_minimal_displacement, wilson_interval
 
@@ -29,6 +29,7 @@ class Curve(NamedTuple):
         mean_minimal_displacement: see `deformreg.statistics.mean_minimal_displacement`; restricted to the last radius.
         smallest_radii: float[n], for each example the smallest radius at which it is broken: 0 for a clean error,
             infinite if none broke it.
+        flags: the red flags raised at any radius, each once.
         model_calls: of everything.
         seconds: of everything, compiling included.
     """
@@ -39,6 +40,7 @@ class Curve(NamedTuple):
     intervals: tuple[tuple[float, float], ...]
     mean_minimal_displacement: float
     smallest_radii: HostArray
+    flags: tuple[Flag, ...]
     model_calls: int
     seconds: float
 
@@ -53,6 +55,7 @@ def accuracy_curve(
     key: jax.Array,
     known: ArrayLike | None = None,
     progress: ProgressCallback | None = None,
+    recall: Recall | None = None,
 ) -> Curve:
     """Evaluates a model at increasing radii.
 
@@ -70,6 +73,7 @@ def accuracy_curve(
         known: float[n], for each example a radius at which it is known to be broken, infinite if there is none; from
             that radius on it counts as broken and is not attacked.
         progress: called with a `Progress` whenever examples are finished.
+        recall: called for each attack at each radius, in order, as in `deformreg.evaluate`.
 
     Returns:
         The curve; its first point is the clean accuracy at radius 0.
@@ -88,21 +92,22 @@ def accuracy_curve(
         ((1.0, 1.0, 0.0), 0.3)
     """
     radii = _checks.increasing("radii", radii, from_zero=False)
-    started = time.perf_counter()
     images = _checks.images_on_host(images)
     count = len(images)
     smallest = np.full(count, np.inf) if known is None else np.array(known, np.float64)
     if smallest.shape != (count,) or not (smallest >= 0).all():
         raise ValueError(f"known must be float of shape ({count},), at least 0, got {_checks.described(known)}")
-    calls = 0
+    calls, seconds, flags = 0, 0.0, dict[str, Flag]()
     for number, radius in enumerate(radii):
         evaluation = run(
             logits_fn, images, labels, radius=radius, broken=smallest <= radius,
-            key=jax.random.fold_in(key, number), progress=progress,
+            key=jax.random.fold_in(key, number), progress=progress, recall=recall,
         )  # fmt: skip
         smallest[~evaluation.correct_mask] = 0
         smallest[(smallest > radius) & ~evaluation.standing_mask] = radius
         calls += evaluation.model_calls
+        seconds += evaluation.seconds
+        flags = {flag.name: flag for flag in evaluation.flags} | flags
     right = [int((smallest > radius).sum()) for radius in (0.0, *radii)]
     accuracies = tuple(count / len(smallest) for count in right)
     return Curve(
@@ -112,6 +117,7 @@ def accuracy_curve(
         intervals=tuple(wilson_interval(count, len(smallest)) for count in right),
         mean_minimal_displacement=mean_minimal_displacement((0.0, *radii), accuracies),
         smallest_radii=smallest,
+        flags=tuple(flags.values()),
         model_calls=calls,
-        seconds=time.perf_counter() - started,
+        seconds=seconds,
     )

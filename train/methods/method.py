@@ -12,6 +12,7 @@ The objective of a step is ``mean(losses) + weight(step) * every * mean(penaltie
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -51,17 +52,23 @@ class Forward(NamedTuple):
         params: its parameters.
         batch_stats: its running statistics.
         labels: int[n].
+        keys: one random key per example, for dropout and stochastic depth. All passes of a step see the same ones.
+        step: int32[], steps taken before this one.
     """
 
     model: nn.Module
     params: Tree
     batch_stats: Tree
     labels: Array
+    keys: Array
+    step: Array | int = 0
 
     def train(self, images: Array) -> tuple[Array, Aux]:
         """Losses with batch statistics; also the logits and the updated running statistics."""
         variables = {"params": self.params, "batch_stats": self.batch_stats}
-        logits, updated = self.model.apply(variables, images, train=True, mutable=["batch_stats"])
+        # Flax's own dropout draws for a whole batch from one key.
+        random = {"keys": self.keys} if takes_keys(self.model) else {"rngs": {"dropout": self.keys[0]}}
+        logits, updated = self.model.apply(variables, images, train=True, mutable=["batch_stats"], **random)
         return cross_entropy(logits, self.labels), Aux(logits, updated.get("batch_stats", {}))
 
     def logits(self, images: Array, statistics: Statistics) -> Array:
@@ -75,12 +82,17 @@ class Forward(NamedTuple):
         return cross_entropy(self.logits(images, statistics), self.labels)
 
     def part(self, rows: slice) -> Forward:
-        """The same network, for some rows of the batch: with their labels."""
-        return self._replace(labels=self.labels[rows])
+        """The same network, for some rows of the batch: with their labels and keys."""
+        return self._replace(labels=self.labels[rows], keys=self.keys[rows])
 
     def fixed(self) -> Forward:
         """The same network with parameters that are not differentiated."""
         return self._replace(params=jax.lax.stop_gradient(self.params))
+
+
+def takes_keys(module: nn.Module) -> bool:
+    """Whether a module's call takes ``keys``, one per example."""
+    return "keys" in inspect.signature(module.__call__).parameters
 
 
 class Inputs(NamedTuple):
@@ -123,6 +135,11 @@ class Penalty(NamedTuple):
     passes: float
 
 
+def ramp(peak: float, steps: int) -> optax.Schedule:
+    """A schedule that grows linearly from 0 to `peak` over some steps; with 0 steps it is constant."""
+    return optax.linear_schedule(0.0, peak, steps) if steps else optax.constant_schedule(peak)
+
+
 CLEAN = Inputs(lambda forward, images, keys: images)
 """The augmented images as they are."""
 
@@ -145,6 +162,8 @@ class Method(NamedTuple):
         penalty: what is added to their loss.
         weight: of the mean penalty, as a function of the step.
         every: k: the penalty is taken on every k-th step, with k times the weight.
+        watch: attacked images on which the accuracy is measured after every epoch, on validation images: of a stronger
+            attack than the training's, which shows when the training has learnt to resist its own attack only.
     """
 
     name: str
@@ -152,6 +171,7 @@ class Method(NamedTuple):
     penalty: Penalty = NO_PENALTY
     weight: optax.Schedule = optax.constant_schedule(1.0)
     every: int = 1
+    watch: Inputs | None = None
 
     @property
     def passes(self) -> float:
