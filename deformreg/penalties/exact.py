@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from deformreg import _checks
+from deformreg._arrays import aligned
 from deformreg._families import check_layout, family_or_flow
 from deformreg.perturbations import Params, Perturbation, pull_back
 
