@@ -10,6 +10,7 @@ is optional: only `deformreg.attacks.stadv` uses it.
 from deformreg import (
     attacks,
     balls,
+    bounds,
     certification,
     criteria,
     evaluation,
@@ -49,6 +50,7 @@ __all__ = [
     "affine",
     "attacks",
     "balls",
+    "bounds",
     "certification",
     "certified_accuracy",
     "certify",
