@@ -1,7 +1,9 @@
 """Resistance to adversarial deformations: warps, flow gradient penalties and attacks as pure JAX functions.
 
 Conventions: images are ``float[n, h, w, c]``; a flow is ``float[n, h, w, 2]`` in pixels, last axis (dy, dx), and says
-where to read (``out[p] = images(p + flow[p])``); a ``loss_fn`` maps images to *unreduced* losses ``[n]``.
+where to read (``out[p] = images(p + flow[p])``); a ``loss_fn`` maps images to *unreduced* losses ``[n]``. Signals
+``[n, t, c]`` and volumes ``[n, d, h, w, c]`` may take the place of images; their flows are ``[n, t, 1]`` and
+``[n, d, h, w, 3]``.
 
 The names to start with are here, the rest is in the modules. The library needs JAX, NumPy, SciPy and jaxtyping. Optax
 is optional: only `deformreg.attacks.stadv` uses it.

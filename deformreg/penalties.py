@@ -47,8 +47,8 @@ LossFn = Callable[..., Any]
 
 
 def image_gradients(
-    loss_fn: LossFn, images: Float[Array, "n h w c"], *, has_aux: bool = False
-) -> tuple[Float[Array, "n h w c"], Any]:
+    loss_fn: LossFn, images: Float[Array, "n *space c"], *, has_aux: bool = False
+) -> tuple[Float[Array, "n *space c"], Any]:
     """The gradient of every example's loss with respect to its image, and the losses.
 
     It takes one forward pass and one backward pass to the images.
@@ -64,7 +64,7 @@ def image_gradients(
 
     Raises:
         TypeError: integer images, or a `loss_fn` that returns integers.
-        ValueError: images not of rank 4, or a `loss_fn` that does not return one loss per example.
+        ValueError: images of another shape, or a `loss_fn` that does not return one loss per example.
 
     Example:
         >>> import jax.numpy as jnp
@@ -124,7 +124,7 @@ def squared_norm(gradients: Any) -> Float[Array, " n"]:
 
 def gradient_penalty(
     loss_fn: LossFn,
-    images: Float[Array, "n h w c"],
+    images: Float[Array, "n *space c"],
     perturbation: Perturbation | None = None,
     *,
     has_aux: bool = False,
@@ -147,7 +147,7 @@ def gradient_penalty(
 
     Raises:
         TypeError: integer images, or a `loss_fn` that returns something other than floating losses.
-        ValueError: images not of rank 4, or a `loss_fn` that does not return one loss per example.
+        ValueError: images of another shape, or a `loss_fn` that does not return one loss per example.
 
     Example:
         >>> import jax.numpy as jnp
@@ -167,7 +167,7 @@ def gradient_penalty(
 
 def finite_difference_penalty(
     loss_fn: LossFn,
-    images: Float[Array, "n h w c"],
+    images: Float[Array, "n *space c"],
     perturbation: Perturbation | None = None,
     *,
     step_size: float = 0.01,
@@ -277,7 +277,7 @@ _with_difference.defvjp(_with_difference_forward, _with_difference_backward)
 
 def forward_over_reverse_penalty(
     loss_fn: LossFn,
-    images: Float[Array, "n h w c"],
+    images: Float[Array, "n *space c"],
     perturbation: Perturbation | None = None,
     *,
     has_aux: bool = False,

@@ -72,7 +72,7 @@ class AttackResult(NamedTuple):
             calls of its source model.
     """
 
-    images: Float[Array, "n h w c"]
+    images: Float[Array, "n *space c"]
     params: Params
     success: Bool[Array, " n"]
     losses: Float[Array, " n"]
@@ -90,7 +90,7 @@ class Examples(NamedTuple):
         targets: int[n], the classes to reach, or None for an untargeted attack.
     """
 
-    images: Float[Array, "n h w c"]
+    images: Float[Array, "n *space c"]
     labels: Int[Array, " n"]
     keys: Array
     targets: Int[Array, " n"] | None = None
@@ -148,7 +148,7 @@ class Attack(NamedTuple):
     def run(
         self,
         logits_fn: LogitsFn,
-        images: Float[Array, "n h w c"],
+        images: Float[Array, "n *space c"],
         labels: Int[Array, " n"],
         key: Array,
         targets: Int[Array, " n"] | None = None,
@@ -237,7 +237,9 @@ def finish(attack: Attack, examples: Examples, search: Search) -> AttackResult:
     )
 
 
-def measure(perturbation: Perturbation, params: Params, images: Float[Array, "n h w c"]) -> FlowNorms | DifferenceNorms:
+def measure(
+    perturbation: Perturbation, params: Params, images: Float[Array, "n *space c"]
+) -> FlowNorms | DifferenceNorms:
     """The sizes of perturbations: of their final fields in pixels, or of the image differences they make.
 
     Args:

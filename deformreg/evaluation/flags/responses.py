@@ -104,7 +104,7 @@ def compile_responses(make: Callable[[Any], Perturbation]) -> Observe:
         margins = logits.max(axis=1, where=right, initial=-np.inf) - logits.max(axis=1, where=~right, initial=-np.inf)
         # A flow of half the image reaches any pixel; other families may use the whole range of the images.
         spread = float(jnp.max(rows.images) - jnp.min(rows.images))
-        anything = max(rows.images.shape[1:3]) / 2 if make(at).field is not None else max(spread, 1e-3)
+        anything = max(rows.images.shape[1:-1]) / 2 if make(at).field is not None else max(spread, 1e-3)
         radii = (radius, 2 * radius, 4 * radius, max(anything, 4 * radius))
         return Responses(
             gradients,
