@@ -257,11 +257,11 @@ def _mirror(index: Array, size: int) -> Array:
 
 def _chosen(reach: int, images: Array, shifts: list[Array]) -> list[Array]:
     """The same as `_gathered`, from shifted copies of images padded by `reach`; shifts in [-reach, reach - 1]."""
-    sizes = shifts[0].shape[1:]
+    sizes, numbers = shifts[0].shape[1:], range(-reach, reach)
 
     def choose(options: list[Array], whole: Array) -> Array:
         chosen = options[-1]
-        for number, option in zip(range(-reach, reach - 1), options, strict=False):
+        for number, option in zip(numbers[:-1], options, strict=False):
             chosen = jnp.where((whole == number)[..., None], option, chosen)
         return chosen
 
@@ -273,9 +273,7 @@ def _chosen(reach: int, images: Array, shifts: list[Array]) -> list[Array]:
     for axis, whole in enumerate(shifts):
         offsets = [(0, 1)] * (axis + 1) + [range(-reach, reach + 1)] * (len(shifts) - axis - 1)
         pixels = {
-            each: choose(
-                [pixels((*each[:axis], number + each[axis], *each[axis + 1 :])) for number in range(-reach, reach)], whole
-            )
+            each: choose([pixels((*each[:axis], number + each[axis], *each[axis + 1 :])) for number in numbers], whole)
             for each in itertools.product(*offsets)
         }.__getitem__
     return [pixels(corner) for corner in _corners(len(shifts))]

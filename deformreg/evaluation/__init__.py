@@ -4,7 +4,7 @@ from deformreg.evaluation import flags, reports, suites
 from deformreg.evaluation.curves import Curve, accuracy_curve
 from deformreg.evaluation.evaluate import Evaluation, Evaluator, evaluate, evaluator
 from deformreg.evaluation.flags import Flag
-from deformreg.evaluation.outcomes import AttackOutcome, Collect, Progress, ProgressCallback
+from deformreg.evaluation.outcomes import AttackOutcome, Collect, Progress, ProgressCallback, Recall
 from deformreg.evaluation.suites import Suite
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "Flag",
     "Progress",
     "ProgressCallback",
+    "Recall",
     "Suite",
     "accuracy_curve",
     "evaluate",

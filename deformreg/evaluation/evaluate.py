@@ -19,25 +19,33 @@ from numpy.typing import ArrayLike
 
 from deformreg import _checks
 from deformreg._families import check_layout
-from deformreg.attacks.attack import Attack, LogitsFn, as_argument
+from deformreg.attacks.attack import Attack, LogitsFn, as_argument, check_suits
+from deformreg.criteria import Criterion
+from deformreg.criteria.classification import criterion_or_classification
 from deformreg.evaluation.flags import OUTCOME_FLAGS, Flag, compile_diagnosis, raised
 from deformreg.evaluation.outcomes import (
     RANGE_SLACK,
     AttackOutcome,
     Collect,
     ProgressCallback,
+    Recall,
     Setting,
+    checked,
+    find_broken,
+    judged,
     padded,
-    predict,
     run_attack,
 )
 from deformreg.evaluation.rows import Compiled, Data, HostArray, check_alike, compile_attack
 from deformreg.evaluation.suites import Suite, fixed
+from deformreg.interop.host import NoGradients, model_errors
 from deformreg.statistics import wilson_interval
 
 
 class Evaluation(NamedTuple):
     """The result of `evaluate`: plain data. `deformreg.evaluation.reports.to_json` writes it.
+
+    "Classified correctly" means: not broken in the sense of the criterion.
 
     Attributes:
         examples: number of examples.
@@ -47,10 +55,11 @@ class Evaluation(NamedTuple):
         attacks: the outcome of each attack, in the order in which they ran.
         flags: the red flags raised.
         model_calls: images passed through the model, including the clean pass and the diagnosis.
-        seconds: total wall-clock time, including compilation.
+        seconds: total wall-clock time, including compilation and the time that recalled attacks took when they ran.
         independent: whether every attack ran on every correctly classified example.
         correct_mask: bool[n], classified correctly.
         standing_mask: bool[n], classified correctly and not broken by any attack.
+        criterion: the name of the criterion.
     """
 
     examples: int
@@ -64,6 +73,7 @@ class Evaluation(NamedTuple):
     independent: bool
     correct_mask: HostArray
     standing_mask: HostArray
+    criterion: str = "classification"
 
 
 class Evaluator(Protocol):
@@ -85,6 +95,7 @@ class Evaluator(Protocol):
         targets: ArrayLike | None = None,
         progress: ProgressCallback | None = None,
         collect: Collect | None = None,
+        recall: Recall | None = None,
     ) -> Evaluation: ...
 
 
@@ -98,11 +109,13 @@ def evaluate(
     key: jax.Array,
     targets: ArrayLike | None = None,
     image_range: tuple[float, float] | None = None,
+    criterion: Criterion | None = None,
     independent: bool = False,
     diagnosis: bool = True,
     refill: bool = True,
     progress: ProgressCallback | None = None,
     collect: Collect | None = None,
+    recall: Recall | None = None,
 ) -> Evaluation:
     """Attacks a model and reports on which examples every attack fails.
 
@@ -116,7 +129,7 @@ def evaluate(
             depend only on its own image. With ``jax.tree_util.Partial(apply, params)`` the weights are passed as
             arguments, not compiled in as constants.
         images: float[n, h, w, c] in the range the model expects.
-        labels: int[n].
+        labels: int[n], or what the criterion asks for.
         attacks: one or more with different names, for example ``deformreg.evaluation.suites.standard(0.5)``.
         batch_size: rows per batch; if there are fewer examples, their number. The model sees batches of this size only.
             At most an eighth of the number of examples is best, because rows idle at the end.
@@ -126,6 +139,9 @@ def evaluate(
             target. An example whose target is its label is not attacked.
         image_range: attacked images outside this range do not count as successes. None means the range of `images`,
             extended to include zero, because warps may move zeros in at the border.
+        criterion: when an output is broken, see `deformreg.criteria`; None is ``classification()``. Another criterion
+            says what the model returns and what the labels are; a suite's members that fit it are
+            ``suites.standard.suited_to(criterion)(0.5)``.
         independent: run every attack on every correctly classified example, so that you can compare the attacks.
         diagnosis: also run the checks for red flags that need extra model calls, on up to 128 examples, before the
             attacks.
@@ -134,6 +150,9 @@ def evaluate(
         collect: called at the same times with the `Attack`, the indices int[k] of the finished examples and their
             `AttackResult` as NumPy arrays, for example to keep deformed images or flows. The successes in it are not
             checked yet: the `broken_mask` of the attack's outcome says which the fresh check confirmed.
+        recall: called once for each attack, in order, with the `Attack` and a function that runs it and returns its
+            `AttackOutcome`. It returns that outcome, or one that it kept from an earlier evaluation with the same
+            arguments, for example to continue one that was interrupted. `collect` is not called for kept outcomes.
 
     Returns:
         The evaluation.
@@ -143,7 +162,10 @@ def evaluate(
             key, `attacks` that are not attacks, or a `logits_fn` that does not return one array of floating logits.
         ValueError: no examples; images that are not finite, leave `image_range` or look like [n, c, h, w]; labels
             outside the classes; no attack, two attacks with the same name, or an attack with one radius per example;
-            shapes that do not match. All are raised before the first attack.
+            shapes that do not match; an attack or targets that do not fit the criterion. All are raised before the
+            first attack. Also if `recall` returns the outcome of another attack or of other examples.
+        NoGradients: a gradient attack on a model without gradients (`deformreg.interop`), before the model is called.
+        ModelError: a model of `deformreg.interop` fails.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -160,6 +182,15 @@ def evaluate(
         >>> _ = evaluate(edge, images, labels, attacks, key=jax.random.key(0), diagnosis=False, collect=keep)
         >>> sorted(flows), flows[0].shape
         ([0, 1], (1, 4, 2))
+        >>> kept = {}
+        >>> def recall(attack, run):
+        ...     if attack.name not in kept:
+        ...         kept[attack.name] = run()
+        ...     return kept[attack.name]
+        >>> for _ in range(2):  # the second time no attack runs
+        ...     again = evaluate(edge, images, labels, attacks, key=jax.random.key(0), diagnosis=False, recall=recall)
+        >>> again.attacks == tuple(kept.values())
+        True
 
     References:
         Croce and Hein, "Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse Parameter-free
@@ -170,11 +201,12 @@ def evaluate(
         attacks,
         batch_size=batch_size,
         image_range=image_range,
+        criterion=criterion,
         independent=independent,
         diagnosis=diagnosis,
         refill=refill,
     )
-    return run(logits_fn, images, labels, key=key, targets=targets, progress=progress, collect=collect)
+    return run(logits_fn, images, labels, key=key, targets=targets, progress=progress, collect=collect, recall=recall)
 
 
 def evaluator(
@@ -182,6 +214,7 @@ def evaluator(
     *,
     batch_size: int = 128,
     image_range: tuple[float, float] | None = None,
+    criterion: Criterion | None = None,
     independent: bool = False,
     diagnosis: bool = True,
     refill: bool = True,
@@ -192,6 +225,7 @@ def evaluator(
         attacks: a suite, for example `deformreg.evaluation.suites.standard`, or attacks as in `evaluate`.
         batch_size: as in `evaluate`, like the following.
         image_range: the range outside which attacked images do not count as successes.
+        criterion: when an output is broken.
         independent: whether every attack runs on every correctly classified example.
         diagnosis: whether to run the checks for red flags that need extra model calls.
         refill: whether waiting examples take the rows of finished ones.
@@ -214,9 +248,12 @@ def evaluator(
     takes_radius = isinstance(attacks, Suite)
     suite = attacks if isinstance(attacks, Suite) else fixed(attacks)
     compiled = {name: compile_attack(partial(suite.member, name)) for name in suite.names}
-    diagnose = compile_diagnosis(suite)
-    forward = jax.jit(lambda function, images: _checks.logits(function(images), images.shape[0]))
+    criterion = criterion_or_classification(criterion)
+    diagnose = compile_diagnosis(suite, criterion)
+    forward = jax.jit(lambda function, images: criterion.check_outputs(function(images), images.shape[0], "logits_fn"))
+    judge = jax.jit(partial(judged, criterion))
 
+    @model_errors()
     def run(
         logits_fn: LogitsFn,
         images: ArrayLike,
@@ -228,6 +265,7 @@ def evaluator(
         targets: ArrayLike | None = None,
         progress: ProgressCallback | None = None,
         collect: Collect | None = None,
+        recall: Recall | None = None,
     ) -> Evaluation:
         started = time.perf_counter()
         if (radius is not None) != takes_radius:
@@ -236,14 +274,15 @@ def evaluator(
         if radius is not None:
             _checks.radius("radius", radius)
         key = _checks.key(key)
-        data, bounds = _checked(images, labels, targets, allowed_range)
+        data, bounds = _checked(images, labels, targets, allowed_range, criterion)
         count = len(data.labels)
         setting = Setting(
-            as_argument(logits_fn), forward, data, min(batch_size, count), refill, bounds, progress, collect
+            as_argument(logits_fn), forward, judge, data, min(batch_size, count), refill, bounds, progress, collect,
+            recall,
         )  # fmt: skip
         attacks_at_radius = [(attack, compiled[attack.name](radius)) for attack in suite(radius)]
         _rehearse(setting, attacks_at_radius, key)
-        correct = predict(setting, data.images) == data.labels
+        correct = ~find_broken(setting, data._replace(targets=None))
         begun = correct if broken is None else correct & ~_mask("broken", broken, count)
         found: tuple[Flag, ...] = ()
         spent = 0
@@ -252,7 +291,10 @@ def evaluator(
             found, spent = diagnose(
                 setting.logits_fn, few.images, few.labels, radius=radius, key=last_key, batch_size=setting.batch_size
             )
+        attacks_began = time.perf_counter()
         outcomes = _run_in_turn(setting, attacks_at_radius, begun, independent=independent, key=key)
+        started += time.perf_counter() - attacks_began  # each outcome has its own seconds, also one that was kept
+        attack_seconds = sum(outcome.seconds + outcome.compile_seconds for outcome in outcomes)
         calls = padded(count, setting.batch_size) + sum(outcome.model_calls for outcome in outcomes) + spent
         standing = begun & ~np.any([outcome.broken_mask for outcome in outcomes], axis=0)
         return Evaluation(
@@ -263,10 +305,11 @@ def evaluator(
             attacks=tuple(outcomes),
             flags=raised(OUTCOME_FLAGS, outcomes) + found,
             model_calls=calls,
-            seconds=time.perf_counter() - started,
+            seconds=time.perf_counter() - started + attack_seconds,
             independent=independent,
             correct_mask=correct,
             standing_mask=standing,
+            criterion=criterion.name,
         )
 
     return run
@@ -290,14 +333,19 @@ def _rehearse(setting: Setting, attacks: Sequence[tuple[Attack, Compiled]], key:
     """Traces the model and all attacks without running them, so that errors are raised before the first attack."""
     data, size = setting.data, setting.batch_size
     batch = jax.ShapeDtypeStruct((size, *data.images.shape[1:]), data.images.dtype)
-    classes = setting.forward.eval_shape(setting.logits_fn, batch).shape[1]
-    _checks.class_indices("labels", data.labels, len(data.labels), classes=classes)
+    outputs = setting.forward.eval_shape(setting.logits_fn, batch)
+    all_outputs = (len(data.images), *outputs.shape[1:])
+    data.criterion.check_labels(data.labels, data.images.shape, all_outputs)
     if data.targets is not None:
-        _checks.class_indices("targets", data.targets, len(data.labels), classes=classes)
+        _checks.class_indices("targets", data.targets, len(data.labels), classes=outputs.shape[1])
     for attack, compiled in attacks:
+        check_suits(attack, data.criterion, targeted=data.targets is not None)
         check_layout(attack.perturbation, data.images.shape)
-        check_alike(attack, data, classes)
-        compiled.trace(setting.logits_fn, data, key, size)
+        check_alike(attack, data, outputs)
+        try:
+            compiled.trace(setting.logits_fn, data, key, size)
+        except NoGradients as error:
+            raise NoGradients(f"attack {attack.name!r} needs gradients: {error}") from None
 
 
 def _run_in_turn(
@@ -316,7 +364,8 @@ def _run_in_turn(
         # Gradient attacks also run on what only gradient-free attacks broke: if they fail there, a red flag is raised.
         skipped = broken_by_gradients if attack.uses_gradients else broken
         attacked, standing = (attackable, begun) if independent else (attackable & ~skipped, begun & ~broken)
-        outcome = run_attack(setting, attack, compiled, attacked, standing, jax.random.fold_in(key, number))
+        run = partial(run_attack, setting, attack, compiled, attacked, standing, jax.random.fold_in(key, number))
+        outcome = run() if setting.recall is None else checked(setting.recall(attack, run), attack, attacked, standing)
         outcomes.append(outcome)
         broken = broken | outcome.broken_mask
         if attack.uses_gradients:
@@ -325,27 +374,31 @@ def _run_in_turn(
 
 
 def _checked(
-    images: ArrayLike, labels: ArrayLike, targets: ArrayLike | None, image_range: tuple[float, float] | None
+    images: ArrayLike,
+    labels: ArrayLike,
+    targets: ArrayLike | None,
+    image_range: tuple[float, float] | None,
+    criterion: Criterion,
 ) -> tuple[Data, tuple[float, float]]:
     """The examples on the host, and the range of attacked images; None means that of `images`, extended to zero."""
     images = _checks.images_on_host(images)
     count = images.shape[0]
     if count == 0:
         raise ValueError(f"images must hold at least one example, got shape {images.shape}")
-    labels = np.asarray(_checks.class_indices("labels", labels, count))
+    labels = np.asarray(criterion.check_labels(labels, images.shape, None))
     targets = None if targets is None else np.asarray(_checks.class_indices("targets", targets, count))
     low, high = float(images.min()), float(images.max())
     if not np.isfinite([low, high]).all():
-        (bad,) = np.nonzero(~np.isfinite(images).all(axis=(1, 2, 3)))
+        (bad,) = np.nonzero(~np.isfinite(images).reshape(count, -1).all(axis=1))
         raise ValueError(
             f"images must be finite, got NaN or infinity in {len(bad)}, the first at index {bad[0]}: leave these out"
         )
     if image_range is None:
-        return Data(images, labels, targets), (min(0.0, low), max(0.0, high))
+        return Data(images, labels, targets, criterion), (min(0.0, low), max(0.0, high))
     slack = RANGE_SLACK * (image_range[1] - image_range[0])
     if low < image_range[0] - slack or high > image_range[1] + slack:
         raise ValueError(
             f"images must lie in image_range {image_range}, got values from {low:g} to {high:g}: scale them, or name "
             "the range that they have"
         )
-    return Data(images, labels, targets), image_range
+    return Data(images, labels, targets, criterion), image_range

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
 from jax.tree_util import Partial
 
+from deformreg import _checks
 from deformreg.attacks.attack import Attack, AttackResult, Budget
+from deformreg.criteria import Criterion
+from deformreg.criteria.classification import predicted_classes
 from deformreg.evaluation.rows import Compiled, Data, HostArray, run_refilled, warm_up
 
 
@@ -84,21 +89,32 @@ class Collect(Protocol):
     def __call__(self, attack: Attack, indices: HostArray, result: AttackResult, /) -> object: ...
 
 
+class Recall(Protocol):
+    """A function that returns an attack's outcome: kept from an earlier evaluation of the same, or that of `run()`."""
+
+    def __call__(self, attack: Attack, run: Callable[[], AttackOutcome], /) -> AttackOutcome: ...
+
+
 RANGE_SLACK = 1e-5
 """How far images may leave their range by rounding, in widths of the range."""
 
 
 class Setting(NamedTuple):
-    """What all attacks of an evaluation share. `forward`, jitted, checks what the model returns."""
+    """What all attacks of an evaluation share.
+
+    `forward` and `judge` are jitted: the model with a check of what it returns, and `judged`.
+    """
 
     logits_fn: Partial
     forward: Any
+    judge: Any
     data: Data
     batch_size: int
     refill: bool
     image_range: tuple[float, float]
     progress: ProgressCallback | None
     collect: Collect | None
+    recall: Recall | None = None
 
 
 def padded(count: int, batch_size: int) -> int:
@@ -106,15 +122,26 @@ def padded(count: int, batch_size: int) -> int:
     return -(-count // batch_size) * batch_size
 
 
-def predict(setting: Setting, images: HostArray) -> HostArray:
-    """Predicts classes in batches of the one shape; -1 where the logits are not finite."""
-    predictions = [np.zeros(0, int)]
-    for first in range(0, len(images), setting.batch_size):
-        batch = images[first : first + setting.batch_size]
-        padding = [(0, setting.batch_size - len(batch)), (0, 0), (0, 0), (0, 0)]
-        logits = np.asarray(setting.forward(setting.logits_fn, np.pad(batch, padding, mode="edge")))[: len(batch)]
-        predictions.append(np.where(np.isfinite(logits).all(axis=1), logits.argmax(axis=1), -1))
-    return np.concatenate(predictions)
+def judged(criterion: Criterion, outputs: jax.Array, labels: jax.Array, targets: jax.Array | None) -> jax.Array:
+    """bool[n]: whether outputs are broken, or reach the targets where there are some."""
+    return criterion.broken(outputs, labels) if targets is None else predicted_classes(outputs) == targets
+
+
+def find_broken(setting: Setting, data: Data) -> HostArray:
+    """As `judged`, of examples in batches of the one shape."""
+    found = [np.zeros(0, bool)]
+    for first in range(0, len(data.images), setting.batch_size):
+        batch = data.at(slice(first, first + setting.batch_size))
+        count = len(batch.images)
+        images, labels, targets, _ = jax.tree.map(partial(_filled, setting.batch_size - count), batch)
+        outputs = setting.forward(setting.logits_fn, images)
+        found.append(np.asarray(setting.judge(outputs, labels, targets))[:count])
+    return np.concatenate(found)
+
+
+def _filled(missing: int, batch: HostArray) -> HostArray:
+    """The batch followed by copies of its last example."""
+    return np.pad(batch, [(0, missing)] + [(0, 0)] * (batch.ndim - 1), mode="edge")
 
 
 class _Check:
@@ -126,23 +153,23 @@ class _Check:
         self.calls = 0
         self.claimed = 0
         self.norms: list[Any] = []
-        self.waiting: list[tuple[HostArray, HostArray, Any]] = []
+        self.waiting: list[tuple[HostArray, HostArray, HostArray, Any]] = []
 
     def add(self, indices: HostArray, result: AttackResult, size: HostArray) -> None:
         images = np.asarray(result.images)
         valid = np.asarray(result.success) & _admissible(images, size, self.setting.image_range)
         self.claimed += int(result.success.sum())
-        self.waiting.append((indices[valid], images[valid], jax.tree.map(lambda leaf: leaf[valid], result.norms)))
+        claims = images, np.asarray(result.labels), result.norms
+        self.waiting.append((indices[valid], *jax.tree.map(lambda leaf: leaf[valid], claims)))
         if sum(len(indices) for indices, *_ in self.waiting) >= self.setting.batch_size:
             self.confirm()
 
     def confirm(self) -> None:
         if not self.waiting:
             return
-        indices, images, norms = jax.tree.map(lambda *parts: np.concatenate(parts), *self.waiting)
-        data, predicted = self.setting.data, predict(self.setting, images)
-        missed = data.labels[indices] != predicted
-        confirmed = missed if data.targets is None else data.targets[indices] == predicted
+        indices, images, labels, norms = jax.tree.map(lambda *parts: np.concatenate(parts), *self.waiting)
+        claimed = self.setting.data.at(indices)._replace(images=images, labels=labels)
+        confirmed = find_broken(self.setting, claimed)
         self.broken[indices[confirmed]] = True
         self.norms.append(jax.tree.map(lambda leaf: leaf[confirmed], norms))
         self.calls += padded(len(indices), self.setting.batch_size)
@@ -200,6 +227,18 @@ def run_attack(
         attacked_mask=attacked,
         broken_mask=broken,
     )
+
+
+def checked(outcome: AttackOutcome, attack: Attack, attacked: HostArray, standing: HostArray) -> AttackOutcome:
+    """A recalled outcome, if it can be that of this attack on the examples `attacked`; else raises `ValueError`."""
+    _checks.instance("recall", outcome, AttackOutcome, "lambda attack, run: run()")
+    same = outcome.name == attack.name and np.array_equal(outcome.attacked_mask, attacked)
+    if not same or outcome.robust_accuracy != float((standing & ~outcome.broken_mask).mean()):
+        raise ValueError(
+            f"recall returned the outcome of another attack or of other examples for {attack.name!r}: keep outcomes "
+            "apart by model, examples, suite, radius and key"
+        )
+    return outcome
 
 
 def _admissible(images: HostArray, size: HostArray, image_range: tuple[float, float]) -> HostArray:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
 from deformreg.attacks.attack import LogitsFn
+from deformreg.criteria import Criterion
+from deformreg.criteria.classification import criterion_or_classification
 from deformreg.evaluation.flags.flag import Flag
 from deformreg.evaluation.rows import HostArray
 
@@ -16,16 +19,18 @@ class Outputs(NamedTuple):
     """A model's outputs on the same images, float64.
 
     Attributes:
-        calls: [5, n, classes], five calls with the same batch.
-        reverse: [n, classes], from a batch in reverse order; rows in the order of the images.
-        alone: [classes], the first image's, from a batch of its copies.
+        calls: [5, n, ...], five calls with the same batch.
+        reverse: [n, ...], from a batch in reverse order; rows in the order of the images.
+        alone: [...], the first image's, from a batch of its copies.
         model_calls: rows computed.
+        probabilities: ``outputs -> bool``, the criterion's; None: do not look.
     """
 
     calls: HostArray
     reverse: HostArray
     alone: HostArray
     model_calls: int
+    probabilities: Callable[[HostArray], bool] | None
 
     @property
     def logits(self) -> HostArray:
@@ -54,7 +59,9 @@ def _largest(values: HostArray) -> float:
     return float(np.abs(values[np.isfinite(values)]).max(initial=0.0))
 
 
-def observe_outputs(logits_fn: LogitsFn, images: HostArray, batch_size: int) -> Outputs:
+def observe_outputs(
+    logits_fn: LogitsFn, images: HostArray, batch_size: int, criterion: Criterion | None = None
+) -> Outputs:
     """Calls a model on every image six times, outside `jit`, where it may differ between calls.
 
     The model sees batches of `batch_size` rows only; the last one is filled up with its own images.
@@ -70,7 +77,9 @@ def observe_outputs(logits_fn: LogitsFn, images: HostArray, batch_size: int) -> 
     # All batches but the last are full, so the filling is at the end.
     calls, reverse = calls[:, : len(images)], reverse[: len(images)]
     alone = call(np.repeat(images[:1], batch_size, axis=0))[0]
-    return Outputs(calls, reverse, alone, (6 * len(full) + 1) * batch_size)
+    return Outputs(
+        calls, reverse, alone, (6 * len(full) + 1) * batch_size, criterion_or_classification(criterion).probabilities
+    )
 
 
 def outputs_change_between_calls(outputs: Outputs) -> Flag | None:
@@ -98,7 +107,8 @@ def outputs_depend_on_the_batch(outputs: Outputs) -> Flag | None:
 
 def logits_not_finite(outputs: Outputs) -> Flag | None:
     """Flags NaN and infinity."""
-    count = int((~np.isfinite(outputs.logits)).any(axis=1).sum())
+    logits = outputs.logits.reshape(len(outputs.logits), -1)
+    count = int((~np.isfinite(logits)).any(axis=1).sum())
     if count == 0:
         return None
     return Flag("logits_not_finite", "Clean logits are not finite: they predict nothing.", {"examples": count})
@@ -106,13 +116,12 @@ def logits_not_finite(outputs: Outputs) -> Flag | None:
 
 def probabilities_not_logits(outputs: Outputs) -> Flag | None:
     """Flags outputs that are not negative and sum to one."""
-    sums = outputs.logits.sum(axis=1)
-    if not ((outputs.logits >= 0).all() and np.abs(sums - 1).max() < 1e-3):  # false for NaN
+    if outputs.probabilities is None or not outputs.probabilities(outputs.logits):
         return None
     return Flag(
         "probabilities_not_logits",
         "Outputs are probabilities, not logits: their losses saturate and gradient attacks fail.",
-        {"smallest_output": float(outputs.logits.min()), "largest_row_sum": float(sums.max())},
+        {"smallest_output": float(outputs.logits.min()), "largest_row_sum": float(outputs.logits.sum(axis=-1).max())},
     )
 
 

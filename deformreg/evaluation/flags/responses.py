@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +29,7 @@ class Responses(NamedTuple):
 
     Attributes:
         gradients: float[n], the largest component of the loss's gradient at the zero perturbation.
-        margins: float[n], the label's logit minus the largest other.
+        margins: float[n], the label's logit minus the largest other; zero for other criteria than one class per image.
         largest_logit: the largest absolute logit.
         change_of_images: the largest change that the zero perturbation makes to the images.
         change_of_outputs: and to the logits.
@@ -66,9 +66,9 @@ def compile_responses(make: Callable[[Any], Perturbation]) -> Observe:
     def at_identity(at: Any, logits_fn: Partial, rows: Examples) -> tuple[jax.Array, ...]:
         family = make(at)
         zeros = family.init(rows.images)
-        _, gradient, logits = differentiate(logits_fn, family, "cross_entropy", rows, zeros)
+        _, gradient, logits, _ = differentiate(logits_fn, family, "cross_entropy", rows, zeros)
         leaves = [jnp.max(jnp.abs(leaf), axis=tuple(range(1, leaf.ndim))) for leaf in jax.tree.leaves(gradient)]
-        moved = jnp.max(jnp.abs(family.apply(zeros, rows.images) - rows.images), axis=(1, 2, 3))
+        moved = jnp.abs(family.apply(zeros, rows.images) - rows.images).reshape(len(rows.images), -1).max(axis=1)
         return jnp.max(jnp.stack(leaves), axis=0), logits_fn(rows.images) - logits, moved
 
     def standing(at: Any, logits_fn: Partial, rows: Examples, radius: Any, num_steps: int) -> jax.Array:
@@ -84,7 +84,7 @@ def compile_responses(make: Callable[[Any], Perturbation]) -> Observe:
             ball=linf(1.0), num_steps=num_steps, step_size=1.0 if num_steps == 1 else 2.5 / num_steps,
             perturbation=scaled, keep="last" if num_steps == 1 else "any",
         )  # fmt: skip
-        return ~attack.run(logits_fn, rows.images, rows.labels, rows.keys).success
+        return ~attack.run(logits_fn, rows.images, rows.labels, rows.keys, criterion=rows.criterion).success
 
     stands = jax.jit(standing, static_argnums=4)
 
@@ -100,8 +100,7 @@ def compile_responses(make: Callable[[Any], Perturbation]) -> Observe:
 
         gradients, change, moved = in_batches(lambda batch: at_identity(at, logits_fn, batch))
         logits = in_batches(lambda batch: logits_fn(batch.images)).astype(np.float64)
-        right = np.arange(logits.shape[1]) == np.asarray(rows.labels)[:count, None]
-        margins = logits.max(axis=1, where=right, initial=-np.inf) - logits.max(axis=1, where=~right, initial=-np.inf)
+        margins = _margins(logits, np.asarray(rows.labels)[:count]) if rows.criterion.one_class else np.zeros(count)
         # A flow of half the image reaches any pixel; other families may use the whole range of the images.
         spread = float(jnp.max(rows.images) - jnp.min(rows.images))
         anything = max(rows.images.shape[1:-1]) / 2 if make(at).field is not None else max(spread, 1e-3)
@@ -120,14 +119,22 @@ def compile_responses(make: Callable[[Any], Perturbation]) -> Observe:
     return observe
 
 
+def _margins(logits: HostArray, labels: HostArray) -> HostArray:
+    """The label's logit minus the largest other."""
+    right = np.arange(logits.shape[1]) == labels[:, None]
+    own, best = (logits.max(axis=1, where=mask, initial=-np.inf) for mask in (right, ~right))
+    margins: HostArray = own - best
+    return margins
+
+
 def _times(params: Any, size: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf * jnp.asarray(size, leaf.dtype), params)
 
 
 def half_side(attack: Attack, images: HostArray) -> float:
-    """Half the side of the largest cube inside a gradient attack's ball; 0 for another attack or no bound."""
+    """Half the side of the largest cube inside an attack's ball; 0 for no bound."""
     radius, norm = attack.budget.radius, attack.budget.norm
-    if not attack.uses_gradients or not isinstance(radius, (int, float)):
+    if not isinstance(radius, (int, float)):
         return 0.0
     leaves = jax.tree.leaves(jax.eval_shape(attack.perturbation.init, images[:1]))
     squared_corners = {
@@ -154,7 +161,18 @@ def zero_gradients(responses: Responses) -> Flag | None:
     )
 
 
-def identity_changes_the_loss(responses: Responses) -> Flag | None:
+class AtIdentity(Protocol):
+    """What is known of the zero perturbation: see `Responses`."""
+
+    @property
+    def change_of_images(self) -> float: ...
+    @property
+    def change_of_outputs(self) -> float: ...
+    @property
+    def largest_logit(self) -> float: ...
+
+
+def identity_changes_the_loss(responses: AtIdentity) -> Flag | None:
     """Flags a zero perturbation that is not the identity."""
     if responses.change_of_images == 0 and responses.change_of_outputs <= 1e-3 * responses.largest_logit:
         return None

@@ -166,6 +166,59 @@ def test_results_of_attacks_can_be_collected():
     )
 
 
+def without_seconds(result):
+    """An evaluation or a curve as nested lists, without the times."""
+    return json.dumps(
+        [leaf for path, leaf in jax.tree_util.tree_leaves_with_path(result) if "seconds" not in str(path)],
+        default=lambda array: array.tolist(),
+    )
+
+
+class Notebook:
+    """Outcomes in the order in which attacks ran; after `patience` of them the next attack is interrupted."""
+
+    def __init__(self, patience):
+        self.kept, self.patience, self.at, self.ran = [], patience, 0, 0
+
+    def __call__(self, attack, run):
+        if self.at == len(self.kept):
+            if self.ran == self.patience:
+                raise KeyboardInterrupt
+            self.ran += 1
+            self.kept.append(run())
+        self.at += 1
+        return self.kept[self.at - 1]
+
+
+def test_an_interrupted_evaluation_continues_with_the_same_result():
+    images, labels = data()
+    images, labels = images[:60], labels[:60]
+    few = lambda radius: attacks.random_fields(ball=balls.linf(radius), num_fields=2)  # noqa: E731
+    run = evaluator(Suite({"first": few, "second": few}), batch_size=32, diagnosis=False)
+
+    def both(**options):
+        evaluation = run(LOGITS, images, labels, radius=0.2, key=KEY, **options)
+        return evaluation, accuracy_curve(run, LOGITS, images, labels, [0.1, 0.4], key=KEY, **options)
+
+    whole = both()
+    assert all(outcome.broken for outcome in whole[0].attacks)
+    for patience, interruptions in ((1, 5), (4, 1)):
+        notebook, interrupted = Notebook(patience), 0
+        while True:
+            notebook.at = notebook.ran = 0
+            try:
+                found = both(recall=notebook)
+                break
+            except KeyboardInterrupt:
+                interrupted += 1
+        assert interrupted == interruptions
+        assert without_seconds(found) == without_seconds(whole)
+        assert found[0].seconds > sum(outcome.seconds for outcome in notebook.kept[:2])
+    for change in ({"name": "other"}, {"attacked_mask": np.ones(60, bool)}, {"robust_accuracy": 1.0}):
+        with pytest.raises(ValueError, match="outcome of another attack or of other examples for 'first'"):
+            run(LOGITS, images, labels, radius=0.2, key=KEY, recall=lambda _, run: run()._replace(**change))  # noqa: B023
+
+
 def test_progress_reports_the_running_accuracy():
     images, labels = data()
     told = []
