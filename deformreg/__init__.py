@@ -34,8 +34,10 @@ from deformreg.noise import random_start
 from deformreg.penalties import (
     finite_difference_penalty,
     forward_over_reverse_penalty,
+    gradient_penalties,
     gradient_penalty,
     image_gradients,
+    regularized,
 )
 from deformreg.perturbations import Perturbation, additive, affine, flow, lowres_flow
 from deformreg.warping import warp
@@ -63,6 +65,7 @@ __all__ = [
     "finite_difference_penalty",
     "flow",
     "forward_over_reverse_penalty",
+    "gradient_penalties",
     "gradient_penalty",
     "image_gradients",
     "interop",
@@ -78,6 +81,7 @@ __all__ = [
     "perturbations",
     "pixelwise_l2",
     "random_start",
+    "regularized",
     "released",
     "statistics",
     "warp",
