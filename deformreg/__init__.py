@@ -12,6 +12,7 @@ is optional: only `deformreg.attacks.stadv` uses it.
 from deformreg import (
     attacks,
     balls,
+    bounds,
     certification,
     criteria,
     evaluation,
@@ -53,6 +54,7 @@ __all__ = [
     "affine",
     "attacks",
     "balls",
+    "bounds",
     "certification",
     "certified_accuracy",
     "certify",

@@ -118,7 +118,7 @@ def _gradient(
     labels = batch["label"]
     # The method draws from the keys themselves.
     network_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, 1)
-    forward = Forward(model, state.params, state.batch_stats, labels, network_keys)
+    forward = Forward(model, state.params, state.batch_stats, labels, network_keys, state.step)
     images = method.inputs.make(forward, images, keys)
     weight = method.weight(state.step) * method.every
 

@@ -386,6 +386,7 @@ def _checked(
     if count == 0:
         raise ValueError(f"images must hold at least one example, got shape {images.shape}")
     labels = np.asarray(criterion.check_labels(labels, images.shape, None))
+    labels = labels.astype(jax.dtypes.canonicalize_dtype(labels.dtype), copy=False)
     targets = None if targets is None else np.asarray(_checks.class_indices("targets", targets, count))
     low, high = float(images.min()), float(images.max())
     if not np.isfinite([low, high]).all():
