@@ -44,7 +44,7 @@ def aligned(tree: Tree, batch: Any) -> Tree:
     return result
 
 
-def padded(array: Array, widths: Sequence[tuple[int, int]], mode: str) -> Array:
+def pad_examples(array: Array, widths: Sequence[tuple[int, int]], mode: str) -> Array:
     """Pads all axes but the first, as `jax.numpy.pad` does."""
     # `jax.numpy.pad` slices every axis, which JAX refuses for one that is sharded over explicit mesh axes.
     return jax.vmap(lambda example: jnp.pad(example, widths, mode=mode))(array)

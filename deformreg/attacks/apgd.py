@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array
 
 from deformreg import _checks
-from deformreg._arrays import choose, entries, entries_of, padded, spread
+from deformreg._arrays import choose, entries, entries_of, pad_examples, spread
 from deformreg._families import family_or_flow
 from deformreg.attacks.attack import Attack, Examples, LogitsFn, Search
 from deformreg.attacks.search import (
@@ -208,7 +208,7 @@ def rank(logits: Array, examples: Examples, loss: Loss, num_targets: int) -> Arr
     if callable(loss) or classes < 2:
         raise ValueError(f"num_targets needs a named loss and two classes or more, got loss={loss}, {classes} classes")
     found = runners_up(logits, examples.labels, min(num_targets, classes - 1))
-    return padded(found, [(0, num_targets - found.shape[1])], "edge")
+    return pad_examples(found, [(0, num_targets - found.shape[1])], "edge")
 
 
 def aim(ranking: Array, number: Array) -> Array:
