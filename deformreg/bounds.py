@@ -31,10 +31,10 @@ from jaxtyping import Array, Float
 
 from deformreg import _checks
 from deformreg._arrays import aligned, draw_leaves, scaled
-from deformreg._families import check_layout, family_or_flow
+from deformreg._families import check_layout, family_or_flow, identity
 from deformreg.balls import Ball
 from deformreg.penalties import LossFn, image_gradients, squared_norm
-from deformreg.perturbations import Params, Perturbation, flow, identity, pull_back
+from deformreg.perturbations import Params, Perturbation, flow, pull_back
 from deformreg.warping import Boundary, warp
 
 _BOXES = ("linf", "pixelwise_l2")  # balls that bound every component of every pixel's displacement

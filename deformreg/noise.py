@@ -11,8 +11,8 @@ from jaxtyping import Array, Float
 
 from deformreg import _checks
 from deformreg._arrays import aligned, draw_leaves
-from deformreg._families import family_or_flow
-from deformreg.perturbations import Params, Perturbation, flow, identity
+from deformreg._families import family_or_flow, identity
+from deformreg.perturbations import Params, Perturbation, flow
 
 Noise = Callable[[Array, Params], Params]
 """``(key, params) -> params``: random parameters of the same shapes, independent for every example and component."""

@@ -67,11 +67,6 @@ class Perturbation(NamedTuple):
     unbounded: Perturbation | None = None
 
 
-def identity(perturbation: Perturbation, images: Array) -> Params:
-    """The parameters of the identity, spread over devices as the images are."""
-    return aligned(perturbation.init(images), images)
-
-
 def pull_back(
     perturbation: Perturbation,
     image_gradients: Float[Array, "n *space c"],
@@ -105,7 +100,9 @@ def pull_back(
         raise ValueError(f"image_gradients must have the images' shape {images.shape}, got {image_gradients.shape}")
     if perturbation.pullback is not None:
         return perturbation.pullback(image_gradients, images)
-    perturbed, vjp = jax.vjp(lambda params: perturbation.apply(params, images), identity(perturbation, images))
+    perturbed, vjp = jax.vjp(
+        lambda params: perturbation.apply(params, images), aligned(perturbation.init(images), images)
+    )
     return vjp(image_gradients.astype(perturbed.dtype))[0]
 
 

@@ -15,11 +15,12 @@ from jaxtyping import Array
 
 from deformreg import _checks, fields
 from deformreg._arrays import choose, pad_examples, scaled
+from deformreg._families import identity
 from deformreg.attacks.attack import Attack, Budget, Examples, LogitsFn, Search
 from deformreg.attacks.search import finite_or_zero, fresh, is_broken, plain, record, runners_up, used_share
 from deformreg.balls import pixelwise_l2
 from deformreg.losses import margin
-from deformreg.perturbations import flow, identity
+from deformreg.perturbations import flow
 from deformreg.warping import Boundary
 
 

@@ -16,7 +16,7 @@ from jaxtyping import Array
 
 from deformreg import _checks
 from deformreg._arrays import choose, entries, entries_of, pad_examples, spread
-from deformreg._families import family_or_flow
+from deformreg._families import family_or_flow, identity
 from deformreg.attacks.attack import Attack, Examples, LogitsFn, Search
 from deformreg.attacks.search import (
     Keep,
@@ -32,7 +32,7 @@ from deformreg.attacks.search import (
     used_share,
 )
 from deformreg.balls import Ball
-from deformreg.perturbations import Perturbation, identity
+from deformreg.perturbations import Perturbation
 
 MOMENTUM = 0.75  # weight of the new step against the last one
 RISES = 0.75  # the share of steps since the last checkpoint that must have raised the loss

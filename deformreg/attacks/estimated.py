@@ -17,7 +17,7 @@ from jaxtyping import Array
 
 from deformreg import _checks
 from deformreg._arrays import draw_leaves, scaled, spread
-from deformreg._families import family_or_flow
+from deformreg._families import family_or_flow, identity
 from deformreg.attacks.attack import Attack, Examples, LogitsFn, Search
 from deformreg.attacks.search import (
     Keep,
@@ -34,7 +34,7 @@ from deformreg.attacks.search import (
     used_share,
 )
 from deformreg.balls import Ball
-from deformreg.perturbations import Perturbation, identity
+from deformreg.perturbations import Perturbation
 
 
 class Rule(NamedTuple):

@@ -21,11 +21,11 @@ from jaxtyping import Array, Float
 
 from deformreg import _checks
 from deformreg._arrays import aligned
-from deformreg._families import check_layout, family_or_flow
+from deformreg._families import check_layout, family_or_flow, identity
 from deformreg.attacks.ascent import Iterate, projected_ascent
 from deformreg.attacks.search import Start
 from deformreg.balls import Ball, Radius
-from deformreg.perturbations import Perturbation, identity
+from deformreg.perturbations import Perturbation
 
 
 class Perturbed(NamedTuple):

@@ -15,7 +15,7 @@ from jaxtyping import Array
 
 from deformreg import _checks
 from deformreg._arrays import choose
-from deformreg._families import family_or_flow
+from deformreg._families import family_or_flow, identity
 from deformreg.attacks.ascent import uphill
 from deformreg.attacks.attack import Attack, Examples, LogitsFn, Search
 from deformreg.attacks.search import (
@@ -33,7 +33,7 @@ from deformreg.attacks.search import (
     used_share,
 )
 from deformreg.balls import Ball, Radius
-from deformreg.perturbations import Perturbation, identity
+from deformreg.perturbations import Perturbation
 
 
 def pgd(

@@ -10,7 +10,7 @@ from jaxtyping import Array
 
 from deformreg import _checks, fields
 from deformreg._arrays import scaled
-from deformreg._families import family_or_flow
+from deformreg._families import family_or_flow, identity
 from deformreg.attacks.attack import Attack, Examples, LogitsFn, Search
 from deformreg.attacks.search import (
     Keep,
@@ -27,7 +27,7 @@ from deformreg.attacks.search import (
 )
 from deformreg.balls import Ball
 from deformreg.noise import gaussian
-from deformreg.perturbations import Perturbation, identity
+from deformreg.perturbations import Perturbation
 
 
 def random_fields(

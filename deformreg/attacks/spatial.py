@@ -17,6 +17,7 @@ from jaxtyping import Array
 
 from deformreg import _checks
 from deformreg._arrays import entries_of
+from deformreg._families import identity
 from deformreg.attacks.attack import Attack, Budget, Examples, LogitsFn, Search
 from deformreg.attacks.search import (
     Keep,
@@ -32,7 +33,7 @@ from deformreg.attacks.search import (
     used_share,
 )
 from deformreg.balls import linf
-from deformreg.perturbations import affine, identity
+from deformreg.perturbations import affine
 from deformreg.warping import Boundary
 
 

@@ -16,11 +16,12 @@ from jaxtyping import Array
 
 from deformreg import _checks, fields
 from deformreg._arrays import choose, scaled
+from deformreg._families import identity
 from deformreg.attacks.attack import Attack, Budget, Examples, LogitsFn, Search, labels_along
 from deformreg.attacks.search import Keep, budget_of, check_ball, finite_or_zero, fresh, is_broken, record, used_share
 from deformreg.balls import Ball
 from deformreg.losses import margin
-from deformreg.perturbations import flow, identity
+from deformreg.perturbations import flow
 from deformreg.warping import Boundary
 
 SUFFICIENT = 1e-4  # Armijo's condition: the share of the first-order decrease that a step must achieve

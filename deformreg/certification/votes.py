@@ -9,11 +9,11 @@ from jaxtyping import Array, Float, Int
 
 from deformreg import _checks
 from deformreg._arrays import aligned, num_shards
-from deformreg._families import check_layout, family_or_flow
+from deformreg._families import check_layout, family_or_flow, identity
 from deformreg.attacks.attack import LogitsFn
 from deformreg.certification.laws import SmoothingLaw
 from deformreg.noise import Noise
-from deformreg.perturbations import Params, Perturbation, identity
+from deformreg.perturbations import Params, Perturbation
 
 
 def smoothed_votes(

@@ -9,14 +9,14 @@ from jaxtyping import Array, Float
 
 from deformreg import _checks
 from deformreg._arrays import absolute, inner
-from deformreg._families import check_layout, family_or_flow
+from deformreg._families import check_layout, family_or_flow, identity
 from deformreg.attacks.ascent import projected_ascent
 from deformreg.attacks.search import check_ball, sample_rows
 from deformreg.balls import Ball, Radius
 from deformreg.penalties._closed import closed
 from deformreg.penalties.exact import LossFn, checked_loss, image_gradients
 from deformreg.penalties.local_linearity import keys_of_examples
-from deformreg.perturbations import Params, Perturbation, identity, pull_back
+from deformreg.perturbations import Params, Perturbation, pull_back
 
 
 def linearization_penalty(

@@ -10,11 +10,11 @@ from jaxtyping import Array, Float
 
 from deformreg import _checks
 from deformreg._arrays import scaled
-from deformreg._families import check_layout, family_or_flow
+from deformreg._families import check_layout, family_or_flow, identity
 from deformreg.attacks.search import check_ball, sample_rows
 from deformreg.balls import Ball
 from deformreg.penalties.exact import LossFn, checked_loss
-from deformreg.perturbations import Perturbation, identity
+from deformreg.perturbations import Perturbation
 
 
 def local_linearity_penalty(
