@@ -132,6 +132,7 @@ class Attack(NamedTuple):
         uses_gradients: whether the model is differentiated.
         calls_per_step: model calls of one step on one row.
         settings: the factory's arguments, plain data for reports.
+        sample: an evaluation runs the attack on at most this many examples, evenly spaced; None for all.
     """
 
     name: str
@@ -144,6 +145,7 @@ class Attack(NamedTuple):
     uses_gradients: bool
     calls_per_step: int = 1
     settings: Mapping[str, Any] = {}
+    sample: int | None = None
 
     def run(
         self,

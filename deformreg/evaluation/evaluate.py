@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import jax
 import numpy as np
@@ -20,50 +20,35 @@ from numpy.typing import ArrayLike
 from deformreg import _checks
 from deformreg._families import check_layout
 from deformreg.attacks.attack import Attack, LogitsFn, as_argument
-from deformreg.evaluation.flags import OUTCOME_FLAGS, Flag, compile_diagnosis, raised
+from deformreg.evaluation.flags import (
+    OUTCOME_FLAGS,
+    OUTPUT_FLAGS,
+    RESPONSE_FLAGS,
+    Flag,
+    compile_diagnosis,
+    observe_outputs,
+    raised,
+)
 from deformreg.evaluation.outcomes import (
     RANGE_SLACK,
     AttackOutcome,
     Collect,
     ProgressCallback,
     Setting,
+    Spent,
+    classes_of,
+    clean_outputs,
     padded,
-    predict,
     run_attack,
 )
-from deformreg.evaluation.rows import Compiled, Data, HostArray, check_alike, compile_attack
+from deformreg.evaluation.results import Evaluation
+from deformreg.evaluation.rows import Compiled, Data, HostArray, check_alike, compile_attack, example_keys
 from deformreg.evaluation.suites import Suite, fixed
 from deformreg.statistics import wilson_interval
 
 
-class Evaluation(NamedTuple):
-    """The result of `evaluate`: plain data. `deformreg.evaluation.reports.to_json` writes it.
-
-    Attributes:
-        examples: number of examples.
-        clean_accuracy: fraction of examples classified correctly without an attack.
-        robust_accuracy: fraction of examples classified correctly and not broken by any attack.
-        robust_interval: its 95 % Wilson interval.
-        attacks: the outcome of each attack, in the order in which they ran.
-        flags: the red flags raised.
-        model_calls: images passed through the model, including the clean pass and the diagnosis.
-        seconds: total wall-clock time, including compilation.
-        independent: whether every attack ran on every correctly classified example.
-        correct_mask: bool[n], classified correctly.
-        standing_mask: bool[n], classified correctly and not broken by any attack.
-    """
-
-    examples: int
-    clean_accuracy: float
-    robust_accuracy: float
-    robust_interval: tuple[float, float]
-    attacks: tuple[AttackOutcome, ...]
-    flags: tuple[Flag, ...]
-    model_calls: int
-    seconds: float
-    independent: bool
-    correct_mask: HostArray
-    standing_mask: HostArray
+SHARE = 0.25
+"""The model calls that the diagnosis may spend, as a share of all others: a fifth of the sum."""
 
 
 class Evaluator(Protocol):
@@ -126,9 +111,11 @@ def evaluate(
             target. An example whose target is its label is not attacked.
         image_range: attacked images outside this range do not count as successes. None means the range of `images`,
             extended to include zero, because warps may move zeros in at the border.
-        independent: run every attack on every correctly classified example, so that you can compare the attacks.
-        diagnosis: also run the checks for red flags that need extra model calls, on up to 128 examples, before the
-            attacks.
+        independent: run every attack on every correctly classified example, also those that the suite tries on a
+            sample only, so that you can compare the attacks.
+        diagnosis: also run the checks for red flags that need extra model calls: on clean images before the attacks,
+            and short attacks after them on up to 128 examples that no gradient attack broke. They cost at most a fifth
+            of all model calls, unless the attacks spend fewer than about 25 batches.
         refill: whether waiting examples take the rows of finished ones; False waits until a whole batch is finished.
         progress: called with a `Progress` whenever examples are finished.
         collect: called at the same times with the `Attack`, the indices int[k] of the finished examples and their
@@ -243,18 +230,22 @@ def evaluator(
         )  # fmt: skip
         attacks_at_radius = [(attack, compiled[attack.name](radius)) for attack in suite(radius)]
         _rehearse(setting, attacks_at_radius, key)
-        correct = predict(setting, data.images) == data.labels
+        logits = clean_outputs(setting)
+        correct = classes_of(logits) == data.labels
         begun = correct if broken is None else correct & ~_mask("broken", broken, count)
         found: tuple[Flag, ...] = ()
-        spent = 0
-        if diagnosis:  # before the attacks, so that an error here does not cost hours of results
-            few, last_key = data.at(np.arange(min(count, 128))), jax.random.fold_in(key, len(attacks_at_radius))
-            found, spent = diagnose(
-                setting.logits_fn, few.images, few.labels, radius=radius, key=last_key, batch_size=setting.batch_size
-            )
+        spent = Spent()
+        if diagnosis:
+            seen = observe_outputs(partial(_call, setting), data.images, logits, setting.batch_size)
+            found, spent = raised(OUTPUT_FLAGS, seen), Spent(seen.model_calls)
         outcomes = _run_in_turn(setting, attacks_at_radius, begun, independent=independent, key=key)
-        calls = padded(count, setting.batch_size) + sum(outcome.model_calls for outcome in outcomes) + spent
+        calls = padded(count, setting.batch_size) + sum(outcome.model_calls for outcome in outcomes)
         standing = begun & ~np.any([outcome.broken_mask for outcome in outcomes], axis=0)
+        if diagnosis:
+            felt, more = diagnose(
+                setting, outcomes, begun, logits, radius=radius, calls=round(calls * SHARE) - spent.model_calls
+            )
+            found, spent = (*found, *raised(RESPONSE_FLAGS, felt)), spent.plus(more)
         return Evaluation(
             examples=count,
             clean_accuracy=float(correct.mean()),
@@ -262,7 +253,8 @@ def evaluator(
             robust_interval=wilson_interval(int(standing.sum()), count),
             attacks=tuple(outcomes),
             flags=raised(OUTCOME_FLAGS, outcomes) + found,
-            model_calls=calls,
+            diagnosis=spent,
+            model_calls=calls + spent.model_calls,
             seconds=time.perf_counter() - started,
             independent=independent,
             correct_mask=correct,
@@ -270,6 +262,10 @@ def evaluator(
         )
 
     return run
+
+
+def _call(setting: Setting, images: HostArray) -> HostArray:
+    return np.asarray(setting.forward(setting.logits_fn, images))
 
 
 def _finite_range(image_range: object) -> tuple[float, float]:
@@ -289,6 +285,7 @@ def _mask(name: str, value: object, count: int) -> HostArray:
 def _rehearse(setting: Setting, attacks: Sequence[tuple[Attack, Compiled]], key: jax.Array) -> None:
     """Traces the model and all attacks without running them, so that errors are raised before the first attack."""
     data, size = setting.data, setting.batch_size
+    keys = example_keys(key, 0, 1)
     batch = jax.ShapeDtypeStruct((size, *data.images.shape[1:]), data.images.dtype)
     classes = setting.forward.eval_shape(setting.logits_fn, batch).shape[1]
     _checks.class_indices("labels", data.labels, len(data.labels), classes=classes)
@@ -297,7 +294,7 @@ def _rehearse(setting: Setting, attacks: Sequence[tuple[Attack, Compiled]], key:
     for attack, compiled in attacks:
         check_layout(attack.perturbation, data.images.shape)
         check_alike(attack, data, classes)
-        compiled.trace(setting.logits_fn, data, key, size)
+        compiled.turn.func.eval_shape(*compiled.turn.args, setting.logits_fn, *compiled.idle_turn(data, keys, size))
 
 
 def _run_in_turn(
@@ -316,12 +313,23 @@ def _run_in_turn(
         # Gradient attacks also run on what only gradient-free attacks broke: if they fail there, a red flag is raised.
         skipped = broken_by_gradients if attack.uses_gradients else broken
         attacked, standing = (attackable, begun) if independent else (attackable & ~skipped, begun & ~broken)
-        outcome = run_attack(setting, attack, compiled, attacked, standing, jax.random.fold_in(key, number))
+        if attack.sample is not None and not independent:
+            attacked = _thinned(attacked, attack.sample)
+        outcome = run_attack(setting, attack, compiled, attacked, standing, example_keys(key, number, len(begun)))
         outcomes.append(outcome)
         broken = broken | outcome.broken_mask
         if attack.uses_gradients:
             broken_by_gradients = broken_by_gradients | outcome.broken_mask
     return outcomes
+
+
+def _thinned(mask: HostArray, count: int) -> HostArray:
+    """At most `count` of the marked examples, evenly spaced."""
+    marked = np.flatnonzero(mask)
+    kept = np.zeros_like(mask)
+    if len(marked):
+        kept[marked[np.linspace(0, len(marked) - 1, min(count, len(marked))).astype(int)]] = True
+    return kept
 
 
 def _checked(

@@ -56,11 +56,29 @@ class AttackOutcome(NamedTuple):
     broken_mask: HostArray
 
 
+class Spent(NamedTuple):
+    """What a part of an evaluation cost.
+
+    Attributes:
+        model_calls: images passed through the model.
+        seconds: wall clock, without compiling.
+        compile_seconds: wall clock of compiling.
+    """
+
+    model_calls: int = 0
+    seconds: float = 0.0
+    compile_seconds: float = 0.0
+
+    def plus(self, other: Spent) -> Spent:
+        """The sum."""
+        return Spent(*(mine + theirs for mine, theirs in zip(self, other, strict=True)))
+
+
 class Progress(NamedTuple):
     """The state of a running attack.
 
     Attributes:
-        attack: its name.
+        attack: its name; ``"diagnosis"`` for the search for red flags.
         finished: examples finished.
         total: examples in all.
         robust_accuracy: share of all examples that stand so far.
@@ -106,15 +124,30 @@ def padded(count: int, batch_size: int) -> int:
     return -(-count // batch_size) * batch_size
 
 
+def clean_outputs(setting: Setting) -> HostArray:
+    """The logits of all images, in batches of the one shape."""
+    return _outputs(setting, setting.data.images)
+
+
+def classes_of(logits: HostArray) -> HostArray:
+    """The predicted classes; -1 where the logits are not finite."""
+    predicted: HostArray = np.where(np.isfinite(logits).all(axis=1), logits.argmax(axis=1), -1)
+    return predicted
+
+
 def predict(setting: Setting, images: HostArray) -> HostArray:
     """Predicts classes in batches of the one shape; -1 where the logits are not finite."""
-    predictions = [np.zeros(0, int)]
+    return classes_of(_outputs(setting, images)) if len(images) else np.zeros(0, int)
+
+
+def _outputs(setting: Setting, images: HostArray) -> HostArray:
+    logits = []
     for first in range(0, len(images), setting.batch_size):
         batch = images[first : first + setting.batch_size]
         padding = [(0, setting.batch_size - len(batch)), (0, 0), (0, 0), (0, 0)]
-        logits = np.asarray(setting.forward(setting.logits_fn, np.pad(batch, padding, mode="edge")))[: len(batch)]
-        predictions.append(np.where(np.isfinite(logits).all(axis=1), logits.argmax(axis=1), -1))
-    return np.concatenate(predictions)
+        full = setting.forward(setting.logits_fn, np.pad(batch, padding, mode="edge"))
+        logits.append(np.asarray(full)[: len(batch)])
+    return np.concatenate(logits)
 
 
 class _Check:
@@ -157,18 +190,21 @@ class _Check:
 
 
 def run_attack(
-    setting: Setting, attack: Attack, compiled: Compiled, attacked: HostArray, standing: HostArray, key: jax.Array
+    setting: Setting, attack: Attack, compiled: Compiled, attacked: HostArray, standing: HostArray, keys: HostArray
 ) -> AttackOutcome:
-    """Runs an attack on the examples of the mask `attacked`; its accuracy starts from the mask `standing`."""
+    """Runs an attack on the examples of the mask `attacked`; its accuracy starts from the mask `standing`.
+
+    `keys` are from `example_keys`.
+    """
     indices = np.flatnonzero(attacked)
     compile_seconds = 0.0
     if len(indices):
-        compile_seconds = warm_up(compiled, setting.logits_fn, setting.data, key=key, batch_size=setting.batch_size)
+        compile_seconds = warm_up(compiled, setting.logits_fn, setting.data, keys=keys, batch_size=setting.batch_size)
     started = time.perf_counter()
     check = _Check(setting)
     finished = steps = used = 0
     for part in run_refilled(
-        compiled, setting.logits_fn, setting.data, indices, key=key, batch_size=setting.batch_size,
+        compiled, setting.logits_fn, setting.data, indices, keys=keys, batch_size=setting.batch_size,
         refill=setting.refill,
     ):  # fmt: skip
         check.add(part.indices, part.result, part.size)

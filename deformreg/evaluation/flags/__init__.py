@@ -18,7 +18,7 @@ References:
 from deformreg.evaluation.flags.diagnosis import compile_diagnosis
 from deformreg.evaluation.flags.flag import Flag, raised
 from deformreg.evaluation.flags.outcomes import OUTCOME_FLAGS
-from deformreg.evaluation.flags.outputs import OUTPUT_FLAGS
+from deformreg.evaluation.flags.outputs import OUTPUT_FLAGS, observe_outputs
 from deformreg.evaluation.flags.responses import RESPONSE_FLAGS
 
-__all__ = ["OUTCOME_FLAGS", "OUTPUT_FLAGS", "RESPONSE_FLAGS", "Flag", "compile_diagnosis", "raised"]
+__all__ = ["OUTCOME_FLAGS", "OUTPUT_FLAGS", "RESPONSE_FLAGS", "Flag", "compile_diagnosis", "observe_outputs", "raised"]
