@@ -34,6 +34,22 @@ def safe_root(squared: Array) -> Array:
     return jnp.where(squared > 0, jnp.sqrt(jnp.where(squared > 0, squared, 1)), 0)
 
 
+def absolute(values: Array) -> Array:
+    """The absolute values, with slope zero at zero, where that of `jnp.abs` is 1."""
+    return values * jnp.sign(values)
+
+
+def inner(first: Any, second: Any) -> Array:
+    """The inner product of each example of two pytrees of the same shapes, float32 or wider."""
+
+    def products(a: Array, b: Array) -> Array:
+        wide = jnp.promote_types(jnp.promote_types(a.dtype, b.dtype), jnp.float32)
+        return jnp.sum(a.astype(wide) * b.astype(wide), axis=tuple(range(1, a.ndim)))
+
+    sums: list[Array] = jax.tree.leaves(jax.tree.map(products, first, second))
+    return sum(sums[1:], sums[0])
+
+
 def draw_leaves(draw: Callable[[Array, Array], Array], key: Array, tree: Any) -> Any:
     """Calls ``draw(key, leaf)`` with a key of its own for every leaf of a pytree."""
     leaves, structure = jax.tree.flatten(tree)

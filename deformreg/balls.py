@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from deformreg import _checks
-from deformreg._arrays import draw_leaves, safe_root
+from deformreg._arrays import absolute, draw_leaves, safe_root
 from deformreg.perturbations import Params
 
 Radius = float | Float[Array, "..."]
@@ -33,6 +33,10 @@ class Ball(NamedTuple):
         project: ``params -> params``: the nearest point of the ball, per example.
         steepest: ``gradient -> params``: the point of the *unit* ball that ascends fastest; zero where the gradient
             is zero. A step of size s moves the parameters by s in the ball's norm.
+        support: ``gradient -> float[n]``: the largest inner product of the gradient with a point of the ball, the most
+            that a loss with this gradient increases in the ball, to first order. For one number as radius it is the
+            radius times the dual norm of the gradient. Its derivative is a point of the ball that attains it, zero
+            where the gradient is zero.
         sample: ``(key, params) -> params``: a random point of the ball, shaped like `params`.
         per_example: whether an array of radii or step sizes holds one number per example (the first axis of the
             parameters) instead of broadcasting against the parameters.
@@ -43,6 +47,7 @@ class Ball(NamedTuple):
     norm: Callable[[Params], Array]
     project: Callable[[Params], Params]
     steepest: Callable[[Params], Params]
+    support: Callable[[Params], Array]
     sample: Callable[[Array, Params], Params]
     per_example: bool = False
 
@@ -74,10 +79,21 @@ def _lengths(vectors: Array, axes: tuple[int, ...]) -> Array:
 
     The vectors are divided by their largest component first: squares of small gradients would underflow.
     """
-    vectors = vectors.astype(jnp.promote_types(vectors.dtype, jnp.float32))
+    vectors = _wide(vectors)
     largest = jax.lax.stop_gradient(jnp.max(jnp.abs(vectors), axis=axes, keepdims=True, initial=0))
     shares = _unit(vectors, largest)
     return largest * safe_root(jnp.sum(shares**2, axis=axes, keepdims=True))
+
+
+def _wide(leaf: Array) -> Array:
+    """The leaf in float32 or wider."""
+    return leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
+
+
+def _summed(values: Callable[[Array], Array], params: Params) -> Array:
+    """The sum over each example of a function of the leaves."""
+    sums = [jnp.sum(values(leaf), axis=tuple(range(1, leaf.ndim))) for leaf in jax.tree.leaves(params)]
+    return sum(sums[1:], sums[0])
 
 
 def _scale(params: Array, lengths: Array, limit: Any) -> Array:
@@ -135,7 +151,10 @@ def linf(radius: Radius) -> Ball:
     def steepest(gradient: Params) -> Params:
         return jax.tree.map(jnp.sign, gradient)
 
-    return Ball("linf", radius, norm, lambda params: jax.tree.map(clip, params), steepest, sample)
+    def support(gradient: Params) -> Array:
+        return _summed(lambda leaf: absolute(_wide(leaf)) * against(radius, _wide(leaf)), gradient)
+
+    return Ball("linf", radius, norm, lambda params: jax.tree.map(clip, params), steepest, support, sample)
 
 
 def l2(radius: Radius) -> Ball:
@@ -187,7 +206,11 @@ def l2(radius: Radius) -> Ball:
             lambda leaf: _unit(leaf, spread(lengths, leaf)) * spread(shares, leaf) * spread(radius, leaf), direction
         )
 
-    return Ball("l2", radius, norm, project, steepest, sample, per_example=True)
+    def support(gradient: Params) -> Array:
+        lengths = length(gradient)
+        return lengths * spread(radius, lengths)
+
+    return Ball("l2", radius, norm, project, steepest, support, sample, per_example=True)
 
 
 def pixelwise_l2(radius: Radius) -> Ball:
@@ -236,4 +259,7 @@ def pixelwise_l2(radius: Radius) -> Ball:
 
         return draw_leaves(draw, key, params)
 
-    return Ball("pixelwise_l2", radius, norm, project, steepest, sample)
+    def support(gradient: Params) -> Array:
+        return _summed(lambda leaf: lengths(leaf) * limits(_wide(leaf)), gradient)
+
+    return Ball("pixelwise_l2", radius, norm, project, steepest, support, sample)

@@ -26,6 +26,7 @@ METHODS = {
     "standard": Standard(),
     "input-gradient": InputGradient(weight=0.1),
     "flow-gradient": FlowGradient(),
+    "dual norm": FlowGradient(size="linf", weight=0.1),
     "random start": FlowGradient(random_start=0.1),
     "finite difference": FlowGradient(rule=FiniteDifference()),
     "forward over reverse": FlowGradient(rule=ForwardOverReverse()),

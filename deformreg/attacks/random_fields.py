@@ -75,7 +75,9 @@ def random_fields(
 
     def white(key: Array, params: Any) -> Any:
         # Flat: XLA compiles the random bits of a flat array in a third of the time, and they are the same bits.
-        return draw_leaves(lambda key, leaf: jax.random.normal(key, (leaf.size,), leaf.dtype).reshape(leaf.shape), key, params)
+        return draw_leaves(
+            lambda key, leaf: jax.random.normal(key, (leaf.size,), leaf.dtype).reshape(leaf.shape), key, params
+        )
 
     def to_boundary(params: Any) -> Any:
         norms = ball.norm(params)

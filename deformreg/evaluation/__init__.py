@@ -4,7 +4,7 @@ from deformreg.evaluation import flags, reports, suites
 from deformreg.evaluation.curves import Curve, accuracy_curve
 from deformreg.evaluation.evaluate import Evaluator, evaluate, evaluator
 from deformreg.evaluation.flags import Flag
-from deformreg.evaluation.outcomes import AttackOutcome, Collect, Progress, ProgressCallback, Spent
+from deformreg.evaluation.outcomes import AttackOutcome, Collect, Progress, ProgressCallback, Recall, Spent
 from deformreg.evaluation.results import Evaluation
 from deformreg.evaluation.suites import Suite
 
@@ -17,6 +17,7 @@ __all__ = [
     "Flag",
     "Progress",
     "ProgressCallback",
+    "Recall",
     "Spent",
     "Suite",
     "accuracy_curve",

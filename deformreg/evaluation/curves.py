@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -13,7 +12,7 @@ from numpy.typing import ArrayLike
 from deformreg import _checks
 from deformreg.attacks.attack import LogitsFn
 from deformreg.evaluation.evaluate import Evaluator
-from deformreg.evaluation.outcomes import ProgressCallback
+from deformreg.evaluation.outcomes import ProgressCallback, Recall
 from deformreg.evaluation.rows import HostArray
 from deformreg.statistics import mean_minimal_displacement, wilson_interval
 
@@ -53,6 +52,7 @@ def accuracy_curve(
     key: jax.Array,
     known: ArrayLike | None = None,
     progress: ProgressCallback | None = None,
+    recall: Recall | None = None,
 ) -> Curve:
     """Evaluates a model at increasing radii.
 
@@ -70,6 +70,7 @@ def accuracy_curve(
         known: float[n], for each example a radius at which it is known to be broken, infinite if there is none; from
             that radius on it counts as broken and is not attacked.
         progress: called with a `Progress` whenever examples are finished.
+        recall: called for each attack at each radius, in order, as in `deformreg.evaluate`.
 
     Returns:
         The curve; its first point is the clean accuracy at radius 0.
@@ -88,21 +89,21 @@ def accuracy_curve(
         ((1.0, 1.0, 0.0), 0.3)
     """
     radii = _checks.increasing("radii", radii, from_zero=False)
-    started = time.perf_counter()
     images = _checks.images_on_host(images)
     count = len(images)
     smallest = np.full(count, np.inf) if known is None else np.array(known, np.float64)
     if smallest.shape != (count,) or not (smallest >= 0).all():
         raise ValueError(f"known must be float of shape ({count},), at least 0, got {_checks.described(known)}")
-    calls = 0
+    calls, seconds = 0, 0.0
     for number, radius in enumerate(radii):
         evaluation = run(
             logits_fn, images, labels, radius=radius, broken=smallest <= radius,
-            key=jax.random.fold_in(key, number), progress=progress,
+            key=jax.random.fold_in(key, number), progress=progress, recall=recall,
         )  # fmt: skip
         smallest[~evaluation.correct_mask] = 0
         smallest[(smallest > radius) & ~evaluation.standing_mask] = radius
         calls += evaluation.model_calls
+        seconds += evaluation.seconds
     right = [int((smallest > radius).sum()) for radius in (0.0, *radii)]
     accuracies = tuple(count / len(smallest) for count in right)
     return Curve(
@@ -113,5 +114,5 @@ def accuracy_curve(
         mean_minimal_displacement=mean_minimal_displacement((0.0, *radii), accuracies),
         smallest_radii=smallest,
         model_calls=calls,
-        seconds=time.perf_counter() - started,
+        seconds=seconds,
     )

@@ -34,8 +34,10 @@ from deformreg.evaluation.outcomes import (
     AttackOutcome,
     Collect,
     ProgressCallback,
+    Recall,
     Setting,
     Spent,
+    checked,
     classes_of,
     clean_outputs,
     padded,
@@ -45,7 +47,6 @@ from deformreg.evaluation.results import Evaluation
 from deformreg.evaluation.rows import Compiled, Data, HostArray, check_alike, compile_attack, example_keys
 from deformreg.evaluation.suites import Suite, fixed
 from deformreg.statistics import wilson_interval
-
 
 SHARE = 0.25
 """The model calls that the diagnosis may spend, as a share of all others: a fifth of the sum."""
@@ -70,6 +71,7 @@ class Evaluator(Protocol):
         targets: ArrayLike | None = None,
         progress: ProgressCallback | None = None,
         collect: Collect | None = None,
+        recall: Recall | None = None,
     ) -> Evaluation: ...
 
 
@@ -88,6 +90,7 @@ def evaluate(
     refill: bool = True,
     progress: ProgressCallback | None = None,
     collect: Collect | None = None,
+    recall: Recall | None = None,
 ) -> Evaluation:
     """Attacks a model and reports on which examples every attack fails.
 
@@ -121,6 +124,9 @@ def evaluate(
         collect: called at the same times with the `Attack`, the indices int[k] of the finished examples and their
             `AttackResult` as NumPy arrays, for example to keep deformed images or flows. The successes in it are not
             checked yet: the `broken_mask` of the attack's outcome says which the fresh check confirmed.
+        recall: called once for each attack, in order, with the `Attack` and a function that runs it and returns its
+            `AttackOutcome`. It returns that outcome, or one that it kept from an earlier evaluation with the same
+            arguments, for example to continue one that was interrupted. `collect` is not called for kept outcomes.
 
     Returns:
         The evaluation.
@@ -130,7 +136,8 @@ def evaluate(
             key, `attacks` that are not attacks, or a `logits_fn` that does not return one array of floating logits.
         ValueError: no examples; images that are not finite, leave `image_range` or look like [n, c, h, w]; labels
             outside the classes; no attack, two attacks with the same name, or an attack with one radius per example;
-            shapes that do not match. All are raised before the first attack.
+            shapes that do not match. All are raised before the first attack. Also if `recall` returns the outcome of
+            another attack or of other examples.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -147,6 +154,15 @@ def evaluate(
         >>> _ = evaluate(edge, images, labels, attacks, key=jax.random.key(0), diagnosis=False, collect=keep)
         >>> sorted(flows), flows[0].shape
         ([0, 1], (1, 4, 2))
+        >>> kept = {}
+        >>> def recall(attack, run):
+        ...     if attack.name not in kept:
+        ...         kept[attack.name] = run()
+        ...     return kept[attack.name]
+        >>> for _ in range(2):  # the second time no attack runs
+        ...     again = evaluate(edge, images, labels, attacks, key=jax.random.key(0), diagnosis=False, recall=recall)
+        >>> again.attacks == tuple(kept.values())
+        True
 
     References:
         Croce and Hein, "Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse Parameter-free
@@ -161,7 +177,7 @@ def evaluate(
         diagnosis=diagnosis,
         refill=refill,
     )
-    return run(logits_fn, images, labels, key=key, targets=targets, progress=progress, collect=collect)
+    return run(logits_fn, images, labels, key=key, targets=targets, progress=progress, collect=collect, recall=recall)
 
 
 def evaluator(
@@ -215,6 +231,7 @@ def evaluator(
         targets: ArrayLike | None = None,
         progress: ProgressCallback | None = None,
         collect: Collect | None = None,
+        recall: Recall | None = None,
     ) -> Evaluation:
         started = time.perf_counter()
         if (radius is not None) != takes_radius:
@@ -226,7 +243,7 @@ def evaluator(
         data, bounds = _checked(images, labels, targets, allowed_range)
         count = len(data.labels)
         setting = Setting(
-            as_argument(logits_fn), forward, data, min(batch_size, count), refill, bounds, progress, collect
+            as_argument(logits_fn), forward, data, min(batch_size, count), refill, bounds, progress, collect, recall
         )  # fmt: skip
         attacks_at_radius = [(attack, compiled[attack.name](radius)) for attack in suite(radius)]
         _rehearse(setting, attacks_at_radius, key)
@@ -238,7 +255,10 @@ def evaluator(
         if diagnosis:
             seen = observe_outputs(partial(_call, setting), data.images, logits, setting.batch_size)
             found, spent = raised(OUTPUT_FLAGS, seen), Spent(seen.model_calls)
+        attacks_began = time.perf_counter()
         outcomes = _run_in_turn(setting, attacks_at_radius, begun, independent=independent, key=key)
+        started += time.perf_counter() - attacks_began  # each outcome has its own seconds, also one that was kept
+        attack_seconds = sum(outcome.seconds + outcome.compile_seconds for outcome in outcomes)
         calls = padded(count, setting.batch_size) + sum(outcome.model_calls for outcome in outcomes)
         standing = begun & ~np.any([outcome.broken_mask for outcome in outcomes], axis=0)
         if diagnosis:
@@ -255,7 +275,7 @@ def evaluator(
             flags=raised(OUTCOME_FLAGS, outcomes) + found,
             diagnosis=spent,
             model_calls=calls + spent.model_calls,
-            seconds=time.perf_counter() - started,
+            seconds=time.perf_counter() - started + attack_seconds,
             independent=independent,
             correct_mask=correct,
             standing_mask=standing,
@@ -285,7 +305,7 @@ def _mask(name: str, value: object, count: int) -> HostArray:
 def _rehearse(setting: Setting, attacks: Sequence[tuple[Attack, Compiled]], key: jax.Array) -> None:
     """Traces the model and all attacks without running them, so that errors are raised before the first attack."""
     data, size = setting.data, setting.batch_size
-    keys = example_keys(key, 0, 1)
+    keys = example_keys(key, 0, np.arange(len(data.labels)))
     batch = jax.ShapeDtypeStruct((size, *data.images.shape[1:]), data.images.dtype)
     classes = setting.forward.eval_shape(setting.logits_fn, batch).shape[1]
     _checks.class_indices("labels", data.labels, len(data.labels), classes=classes)
@@ -294,7 +314,7 @@ def _rehearse(setting: Setting, attacks: Sequence[tuple[Attack, Compiled]], key:
     for attack, compiled in attacks:
         check_layout(attack.perturbation, data.images.shape)
         check_alike(attack, data, classes)
-        compiled.turn.func.eval_shape(*compiled.turn.args, setting.logits_fn, *compiled.idle_turn(data, keys, size))
+        compiled.trace(setting.logits_fn, *compiled.idle_turn(data, keys, size))
 
 
 def _run_in_turn(
@@ -315,7 +335,9 @@ def _run_in_turn(
         attacked, standing = (attackable, begun) if independent else (attackable & ~skipped, begun & ~broken)
         if attack.sample is not None and not independent:
             attacked = _thinned(attacked, attack.sample)
-        outcome = run_attack(setting, attack, compiled, attacked, standing, example_keys(key, number, len(begun)))
+        keys = example_keys(key, number, np.arange(len(begun)))
+        run = partial(run_attack, setting, attack, compiled, attacked, standing, keys)
+        outcome = run() if setting.recall is None else checked(setting.recall(attack, run), attack, attacked, standing)
         outcomes.append(outcome)
         broken = broken | outcome.broken_mask
         if attack.uses_gradients:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
 from jax.tree_util import Partial
 
+from deformreg import _checks
 from deformreg.attacks.attack import Attack, AttackResult, Budget
 from deformreg.evaluation.rows import Compiled, Data, HostArray, run_refilled, warm_up
 
@@ -71,7 +73,11 @@ class Spent(NamedTuple):
 
     def plus(self, other: Spent) -> Spent:
         """The sum."""
-        return Spent(*(mine + theirs for mine, theirs in zip(self, other, strict=True)))
+        return Spent(
+            self.model_calls + other.model_calls,
+            self.seconds + other.seconds,
+            self.compile_seconds + other.compile_seconds,
+        )
 
 
 class Progress(NamedTuple):
@@ -102,6 +108,12 @@ class Collect(Protocol):
     def __call__(self, attack: Attack, indices: HostArray, result: AttackResult, /) -> object: ...
 
 
+class Recall(Protocol):
+    """A function that returns an attack's outcome: kept from an earlier evaluation of the same, or that of `run()`."""
+
+    def __call__(self, attack: Attack, run: Callable[[], AttackOutcome], /) -> AttackOutcome: ...
+
+
 RANGE_SLACK = 1e-5
 """How far images may leave their range by rounding, in widths of the range."""
 
@@ -117,6 +129,7 @@ class Setting(NamedTuple):
     image_range: tuple[float, float]
     progress: ProgressCallback | None
     collect: Collect | None
+    recall: Recall | None = None
 
 
 def padded(count: int, batch_size: int) -> int:
@@ -190,7 +203,7 @@ class _Check:
 
 
 def run_attack(
-    setting: Setting, attack: Attack, compiled: Compiled, attacked: HostArray, standing: HostArray, keys: HostArray
+    setting: Setting, attack: Attack, compiled: Compiled, attacked: HostArray, standing: HostArray, keys: jax.Array
 ) -> AttackOutcome:
     """Runs an attack on the examples of the mask `attacked`; its accuracy starts from the mask `standing`.
 
@@ -236,6 +249,18 @@ def run_attack(
         attacked_mask=attacked,
         broken_mask=broken,
     )
+
+
+def checked(outcome: AttackOutcome, attack: Attack, attacked: HostArray, standing: HostArray) -> AttackOutcome:
+    """A recalled outcome, if it can be that of this attack on the examples `attacked`; else raises `ValueError`."""
+    _checks.instance("recall", outcome, AttackOutcome, "lambda attack, run: run()")
+    same = outcome.name == attack.name and np.array_equal(outcome.attacked_mask, attacked)
+    if not same or outcome.robust_accuracy != float((standing & ~outcome.broken_mask).mean()):
+        raise ValueError(
+            f"recall returned the outcome of another attack or of other examples for {attack.name!r}: keep outcomes "
+            "apart by model, examples, suite, radius and key"
+        )
+    return outcome
 
 
 def _admissible(images: HostArray, size: HostArray, image_range: tuple[float, float]) -> HostArray:

@@ -21,7 +21,7 @@ class Evaluation(NamedTuple):
         flags: the red flags raised.
         diagnosis: what the search for red flags cost.
         model_calls: images passed through the model, including the clean pass and the diagnosis.
-        seconds: total wall-clock time, including compilation.
+        seconds: total wall-clock time, including compilation and the time that recalled attacks took when they ran.
         independent: whether every attack ran on every correctly classified example.
         correct_mask: bool[n], classified correctly.
         standing_mask: bool[n], classified correctly and not broken by any attack.
@@ -45,7 +45,7 @@ class Evaluation(NamedTuple):
         width = max([len("worst case"), *(len(outcome.name) for outcome in self.attacks)])
         rows = [("clean", self.clean_accuracy, "", "", "")]
         rows += [
-            (o.name, o.robust_accuracy, o.attacked, f"{o.model_calls:,}", f"{o.seconds + o.compile_seconds:.1f}")
+            (o.name, o.robust_accuracy, f"{o.attacked:,}", f"{o.model_calls:,}", f"{o.seconds + o.compile_seconds:.1f}")
             for o in self.attacks
         ]
         rows.append(("worst case", self.robust_accuracy, "", f"{self.model_calls:,}", f"{self.seconds:.1f}"))

@@ -54,13 +54,15 @@ class Compiled(NamedTuple):
     Attributes:
         turn: ``(logits_fn, search, take, data, keys, quota) -> Turn``: starts new examples in the rows where `take` is
             true, and steps until `quota` rows are done. `data` and `keys` are of the examples in the rows.
+        trace: the same arguments: traces `turn`, which raises what it would raise. `turn` does not trace again.
         idle: ``(data, keys) -> search`` whose rows are all done.
     """
 
-    turn: Callable[[Partial, Search, HostArray, Data, HostArray, int], Turn]
-    idle: Callable[[Data, HostArray], Search]
+    turn: Callable[[Partial, Search, HostArray, Data, jax.Array, int], Turn]
+    trace: Callable[[Partial, Search, HostArray, Data, jax.Array, int], Any]
+    idle: Callable[[Data, jax.Array], Search]
 
-    def idle_turn(self, data: Data, keys: HostArray, batch_size: int) -> tuple[Any, ...]:
+    def idle_turn(self, data: Data, keys: jax.Array, batch_size: int) -> tuple[Any, ...]:
         """The arguments after the model of a turn in which no row has an example."""
         at = np.zeros(batch_size, int)
         examples = data.at(at), keys[at]
@@ -96,25 +98,24 @@ def compile_attack(make: Callable[[Any], Attack]) -> Callable[[Any], Compiled]:
         size = jnp.zeros(take.shape) if attack.size is None else attack.size(search.kept, examples.images)
         return Turn(search, steps, finish(attack, examples, search), size)
 
-    def idle(radius: Any, data: Data, keys: HostArray) -> Search:
+    def idle_search(radius: Any, data: Data, keys: jax.Array) -> Search:
         search = jax.eval_shape(lambda: make(radius).begin(_examples(data, keys)))
-        zeros: Search = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), search)
-        return zeros._replace(done=np.ones(len(keys), bool))
+        zeros: Any = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), search)
+        idle: Search = zeros._replace(done=np.ones(len(keys), bool))
+        return idle
 
-    return lambda radius: Compiled(partial(turn, radius), partial(idle, radius))
+    return lambda radius: Compiled(
+        partial(turn, radius), partial(turn.eval_shape, radius), partial(idle_search, radius)
+    )  # fmt: skip
 
 
 @jax.jit
-def _keys_of_examples(key: jax.Array, number: Any, indices: Any) -> jax.Array:
-    return jax.random.key_data(row_keys(jax.random.fold_in(key, number), indices))
-
-
-def example_keys(key: jax.Array, number: int, count: int) -> HostArray:
-    """The data of the random keys of all examples for attack `number`, uint32[count, ...].
+def example_keys(key: jax.Array, number: int, indices: HostArray) -> jax.Array:
+    """The random keys of examples for attack `number`.
 
     One small program serves all attacks: within each of theirs it would be compiled again.
     """
-    return np.asarray(_keys_of_examples(key, number, np.arange(count)))
+    return row_keys(jax.random.fold_in(key, number), jnp.asarray(indices))
 
 
 def check_alike(attack: Attack, data: Data, classes: int) -> None:
@@ -148,9 +149,9 @@ def check_alike(attack: Attack, data: Data, classes: int) -> None:
         ) from None
 
 
-def _examples(data: Data, keys: Any) -> Examples:
+def _examples(data: Any, keys: Any) -> Examples:
     """The examples of `Data` on the host or traced."""
-    return Examples(data.images, data.labels, jax.random.wrap_key_data(keys), data.targets)
+    return Examples(data.images, data.labels, keys, data.targets)
 
 
 def run_refilled(
@@ -159,7 +160,7 @@ def run_refilled(
     data: Data,
     indices: HostArray,
     *,
-    keys: HostArray,
+    keys: jax.Array,
     batch_size: int,
     refill: bool = True,
 ) -> Iterator[Finished]:
@@ -189,7 +190,7 @@ def run_refilled(
         rows[finished] = -1
 
 
-def warm_up(compiled: Compiled, logits_fn: Partial, data: Data, *, keys: HostArray, batch_size: int) -> float:
+def warm_up(compiled: Compiled, logits_fn: Partial, data: Data, *, keys: jax.Array, batch_size: int) -> float:
     """Compiles an attack for a batch shape without spending a model call, and returns the seconds that took."""
     started = time.perf_counter()
     jax.block_until_ready(compiled.turn(logits_fn, *compiled.idle_turn(data, keys, batch_size)))

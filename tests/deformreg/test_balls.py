@@ -138,6 +138,43 @@ def test_samples_lie_in_the_ball_fill_it_and_follow_their_key(name):
     assert not np.array_equal(draws[0]["flow"][0], draws[0]["flow"][2])
 
 
+@balls
+def test_the_support_is_the_largest_inner_product_with_a_point_of_the_ball(name):
+    """It is attained at its own derivative, and at the boundary along the steepest direction."""
+    ball, gradient = COMPILED[name], random_params(3)
+    support = np.asarray(jax.jit(ball.support)(gradient))
+    attained = jax.jit(jax.grad(lambda leaves: ball.support(leaves).sum()))(gradient)
+    np.testing.assert_allclose(inner(gradient, attained), support, rtol=1e-5)
+    assert np.all(size_by_hand(name, attained) <= limit(name) * (1 + 1e-5))
+    for seed in range(10):
+        assert np.all(inner(gradient, ball.sample(jax.random.key(seed), gradient)) < support + 1e-6)
+    if np.ndim(ball.radius) == 0:
+        np.testing.assert_allclose(ball.radius * inner(gradient, ball.steepest(gradient)), support, rtol=1e-5)
+
+
+def test_the_support_of_linf_is_the_l1_norm_and_of_pixels_the_sum_of_lengths():
+    gradient = random_params(4)
+    leaves = [np.abs(np.float64(leaf)) for leaf in gradient.values()]
+    l1 = sum(leaf.reshape(3, -1).sum(1) for leaf in leaves)
+    lengths = sum(np.linalg.norm(leaf, axis=-1).reshape(3, -1).sum(1) for leaf in leaves)
+    np.testing.assert_allclose(linf(0.25).support(gradient), 0.25 * l1, rtol=1e-6)
+    np.testing.assert_allclose(l2(0.25).support(gradient), 0.25 * np.sqrt(inner(gradient, gradient)), rtol=1e-6)
+    np.testing.assert_allclose(pixelwise_l2(0.25).support(gradient), 0.25 * lengths, rtol=1e-6)
+
+
+@balls
+def test_the_support_of_no_gradient_has_derivative_zero(name):
+    zeros = jax.tree.map(np.zeros_like, random_params())
+
+    def derivative(gradient):
+        return jax.grad(lambda leaves: BALLS[name].support(leaves).sum())(gradient)
+
+    along = jax.tree.map(np.ones_like, zeros)
+    first, second = jax.jit(lambda gradient: jax.jvp(derivative, (gradient,), (along,)))(zeros)
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(first))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(second))
+
+
 @pytest.mark.parametrize(("factory", "dimension"), [(l2, 6), (pixelwise_l2, 2)])
 @pytest.mark.parametrize(
     ("dtype", "size"), [("float32", 1e-24), ("float32", 1e24), ("bfloat16", 1e-24), ("float16", 1e-4)]

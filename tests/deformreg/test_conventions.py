@@ -95,8 +95,8 @@ def test_classes_document_their_attributes(name):
 
 # The modules of the library in the order of their imports: each imports only from those before it.
 ROOMS = [
-    "_checks", "_arrays", "warping", "fields", "perturbations", "_families", "balls", "noise", "losses", "penalties",
-    "attacks", "statistics", "evaluation", "certification", "released",
+    "_checks", "_arrays", "warping", "fields", "perturbations", "_families", "balls", "noise", "losses", "attacks",
+    "penalties", "statistics", "evaluation", "certification", "released",
 ]  # fmt: skip
 # The other packages that each package may import.
 PACKAGES = {
@@ -257,6 +257,9 @@ for family in (d.additive(image_range=(0.0, 1.0)), d.flow(units="normalized"), d
     trace(lambda images: d.gradient_penalty(loss_fn, images, family), images)
     trace(lambda images: d.finite_difference_penalty(loss_fn, images, family), images)
     trace(lambda images: d.forward_over_reverse_penalty(loss_fn, images, family), images)
+    trace(lambda images: d.penalties.curvature_penalty(loss_fn, images, family, ball=d.l2(0.1)), images)
+    for penalty in (d.penalties.local_linearity_penalty, d.penalties.linearization_penalty):
+        trace(lambda images: penalty(loss_fn, images, family, ball=d.linf(0.1), key=key), images)
     for ball in (d.linf(0.1), d.l2(jnp.array([0.1, 0.2, 0.3])), d.pixelwise_l2(0.1)):
         options = {"ball": ball, "perturbation": family, "start": "random", "key": key}
         trace(lambda images: d.multi_step(loss_fn, images, num_steps=2, **options), images)

@@ -41,6 +41,7 @@ def run(config, devices, kind, steps):
 COMBINED = (
     "every third",
     "both",
+    "dual norm",
     "a quarter",
     "forward over reverse",
     "random flows",

@@ -1,9 +1,11 @@
-"""Gradient regularization: the squared gradient of the loss with respect to pixels or to a flow.
+"""Gradient regularization: the squared or the dual norm of the loss's gradient with respect to pixels or to a flow.
 
 References:
     Xia and Li, "Improving Resistance to Adversarial Deformations by Regularizing Gradients", Neurocomputing 455, 2021.
     Ross and Doshi-Velez, "Improving the Adversarial Robustness and Interpretability of Deep Neural Networks by
     Regularizing Their Input Gradients", AAAI 2018.
+    Rodriguez-Munoz et al., "Characterizing Model Robustness via Natural Input Gradients", ECCV 2024 (the dual norm of
+    linf, with respect to pixels).
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from pydantic import Field
 import deformreg
 from train.methods.inputs import attacked, in_turn, noisy
 from train.methods.method import CLEAN, Method, Penalty
-from train.methods.penalties import AnyRule, Exact, gradient_penalty
+from train.methods.penalties import SIZES, AnyRule, Exact, gradient_penalty
 from train.ranges import HIDDEN, Count, NonNegative, Positive, Share, Statistics, Steps
 
 
@@ -26,7 +28,12 @@ class _Gradient:
     """Options that all gradient penalties have."""
 
     weight: Positive = 1.0
-    """Weight of the mean penalty, in pixels squared per nat (flow) or image units squared per nat (input)."""
+    """Weight of the mean penalty, in pixels squared per nat (flow) or image units squared per nat (input).
+    With a dual norm it is a length in pixels or image units: that of the attack to resist."""
+    size: Literal["squared", "linf", "l2", "pixelwise_l2"] = "squared"
+    """What is penalized: the squared Euclidean norm of the gradient, or the dual norm of a ball.
+    The dual norm times a radius is the most that the loss increases in the ball of that radius, to first order:
+    for linf, the sum of the gradient's absolute values."""
     rule: Annotated[AnyRule, Field(discriminator="name")] = field(default_factory=Exact)
     """How the penalty's derivative is computed; --rule NAME chooses."""
     every: Count = 1
@@ -39,7 +46,7 @@ class _Gradient:
     with the running ones each image has its own penalty, at the cost of a second pass."""
 
     def _penalty(self, family: deformreg.Perturbation) -> Penalty:
-        return gradient_penalty(family, self.rule, share=self.share, statistics=self.statistics)
+        return gradient_penalty(family, self.rule, size=SIZES[self.size], share=self.share, statistics=self.statistics)
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,19 @@ import jax.numpy as jnp
 from jax import Array
 
 import deformreg
-from deformreg import Perturbation
+from deformreg import Perturbation, l2, linf, pixelwise_l2
+from deformreg.penalties import Size, squared_norm
 from train.methods.method import STANDARD_PASSES, Aux, Forward, Penalty, Terms
 from train.ranges import HIDDEN, Positive, Statistics
 
 Rule = Callable[..., tuple[Array, Any]]
-"""``(loss_fn, images, family, has_aux=...) -> (penalties[n], losses)``, as `deformreg.gradient_penalty`."""
+"""``(loss_fn, images, family, size=..., has_aux=...) -> (penalties[n], losses)``: `deformreg.gradient_penalty`."""
+
+SIZES: dict[str, Size] = {
+    "squared": squared_norm,
+    **{ball.name: ball.support for ball in (linf(1.0), l2(1.0), pixelwise_l2(1.0))},
+}
+"""Sizes of a gradient: its squared Euclidean norm, and the dual norms of the balls."""
 
 
 @dataclass(frozen=True)
@@ -66,19 +73,21 @@ def gradient_penalty(
     family: Perturbation,
     rule: AnyRule,
     *,
+    size: Size = squared_norm,
     share: float = 1.0,
     statistics: Statistics = "batch",
 ) -> Penalty:
-    """The squared gradient of the loss with respect to a family's parameters.
+    """The size of the loss's gradient with respect to a family's parameters.
 
     Args:
         family: the perturbations.
         rule: how its derivative is computed.
+        size: of the gradient: its squared norm, or the support of a ball.
         share: the fraction of each batch, in (0, 1], that the penalty is taken on: its first examples.
         statistics: of batch normalization. The batch's: losses and penalties share one pass, and examples interact.
             The running ones: a penalty per image, at the price of a second pass.
     """
-    penalize = rule.make()
+    penalize = partial(rule.make(), size=size)
 
     def on_all(forward: Forward, images: Array) -> Terms:
         if statistics == "batch":

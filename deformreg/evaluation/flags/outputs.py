@@ -60,6 +60,9 @@ def observe_outputs(call: Callable[[HostArray], HostArray], images: HostArray, l
         images: float[n, h, w, c].
         logits: [n, classes], the clean pass.
         rows: the batch size.
+
+    Returns:
+        The outputs.
     """
     some = rows - rows // 2
     at = np.concatenate([np.linspace(len(images) - 1, 0, some).astype(int), np.zeros(rows // 2, int)])

@@ -61,6 +61,12 @@ class Responses(NamedTuple):
         return once, twice, four_times
 
 
+def no_responses(share: float, change_of_images: float, radii: tuple[float, float, float, float]) -> Responses:
+    """Responses of no examples."""
+    nothing, masks = np.zeros(0), np.zeros((4, 0), bool)
+    return Responses(share, nothing, nothing, 1.0, change_of_images, 0.0, radii, masks, np.zeros((4, 0)), masks[0])
+
+
 class Rows(NamedTuple):
     """What is in the rows of a batch: examples, their clean logits, and the conditions of their short attacks.
 
@@ -76,58 +82,58 @@ class Rows(NamedTuple):
 
 
 class Felt(NamedTuple):
-    """The state of short attacks: one entry per row, and the number of model calls per row."""
+    """What the rows of a batch felt, one entry each.
 
-    params: Any
+    Attributes:
+        gradients: the largest component of the loss's gradient at the zero perturbation.
+        changes: the largest change that the zero perturbation makes to the clean logits.
+        losses: the largest loss so far.
+        broken: whether a step broke the model.
+    """
+
     gradients: Any
     changes: Any
     losses: Any
     broken: Any
-    done: Any
-    calls: Any
 
 
-Probe = Callable[[Any, Partial, Rows], Felt]
-"""``(suite_radius, logits_fn, rows) -> felt``."""
+Probe = Callable[[Any, Partial, Rows], tuple[Felt, jax.Array]]
+"""``(suite_radius, logits_fn, rows) -> (felt, steps)``: the steps are those that the batch took as a whole."""
 
 
 def compile_probe(make: Callable[[Any], Perturbation]) -> Probe:
-    """Jits the short attacks in a family, which is made from a suite's (traced) radius, as one program per shape."""
+    """Jits short attacks in a family, which is made from a suite's (traced) radius, as one program per shape."""
 
     @jax.jit
-    def probe(at: Any, logits_fn: Partial, rows: Rows) -> Felt:
+    def probe(at: Any, logits_fn: Partial, rows: Rows) -> tuple[Felt, jax.Array]:
         family, count = make(at), len(rows.labels)
         examples = Examples(rows.images, rows.labels, row_keys(jax.random.key(0), jnp.arange(count)))
-        zeros = family.init(rows.images)
-        numbers = jnp.zeros(count, jnp.promote_types(rows.images.dtype, jnp.float32))
+        zeros = jnp.zeros(count, jnp.promote_types(rows.images.dtype, jnp.float32))
 
         def uphill(leaf: jax.Array, slope: jax.Array) -> jax.Array:
             length, radius = (spread(values, leaf).astype(leaf.dtype) for values in (rows.lengths, rows.radii))
             return jnp.clip(leaf + length * jnp.sign(slope), -radius, radius)
 
-        def step(felt: Felt) -> Felt:
-            losses, gradient, logits = differentiate(logits_fn, family, "cross_entropy", examples, felt.params)
-            first = felt.calls == 0
+        def step(state: tuple[Any, Felt, jax.Array, jax.Array]) -> tuple[Any, Felt, jax.Array, jax.Array]:
+            params, felt, done, number = state
+            losses, gradient, logits = differentiate(logits_fn, family, "cross_entropy", examples, params)
             sizes = [jnp.max(jnp.abs(leaf), axis=tuple(range(1, leaf.ndim))) for leaf in jax.tree.leaves(gradient)]
-            gradients = jnp.max(jnp.stack(sizes), axis=0).astype(numbers.dtype)
-            changes = jnp.max(jnp.abs(logits - rows.logits.astype(logits.dtype)), axis=1).astype(numbers.dtype)
-            losses = jnp.maximum(felt.losses, losses.astype(numbers.dtype))
-            broken = felt.broken | (is_broken(logits, examples) & ~felt.done)
-            done = felt.done | broken | (felt.calls >= rows.steps)
-            moved = family.constrain(jax.tree.map(uphill, felt.params, gradient), rows.images)
-            return Felt(
-                choose(done, felt.params, moved),
-                jnp.where(first, gradients, felt.gradients),
-                jnp.where(first, changes, felt.changes),
-                jnp.where(felt.done, felt.losses, losses),
-                broken,
-                done,
-                felt.calls + 1,
+            changes = jnp.max(jnp.abs(logits - rows.logits.astype(logits.dtype)), axis=1)
+            now = Felt(
+                jnp.where(number == 0, jnp.max(jnp.stack(sizes), axis=0).astype(zeros.dtype), felt.gradients),
+                jnp.where(number == 0, changes.astype(zeros.dtype), felt.changes),
+                jnp.maximum(felt.losses, losses.astype(zeros.dtype)),
+                felt.broken | is_broken(logits, examples),
             )
+            felt = choose(done, felt, now)
+            done |= felt.broken | (number >= rows.steps)
+            moved = family.constrain(jax.tree.map(uphill, params, gradient), rows.images)
+            return moved, felt, done, number + 1
 
         none = jnp.zeros(count, bool)
-        start = Felt(zeros, numbers, numbers, numbers - jnp.inf, none, rows.steps < 0, jnp.zeros((), jnp.int32))
-        return jax.lax.while_loop(lambda felt: ~felt.done.all(), step, start)
+        start = family.init(rows.images), Felt(zeros, zeros, zeros - jnp.inf, none), rows.steps < 0, jnp.int32(0)
+        _, felt, _, steps = jax.lax.while_loop(lambda state: ~state[2].all(), step, start)
+        return felt, steps
 
     return probe
 

@@ -16,7 +16,11 @@ from deformreg import (
     forward_over_reverse_penalty,
     gradient_penalty,
     image_gradients,
+    l2,
+    linf,
     lowres_flow,
+    one_step,
+    pixelwise_l2,
     random_start,
 )
 from deformreg.losses import cross_entropy
@@ -77,6 +81,44 @@ def test_linear_models_have_closed_forms():
     expected = ((along_y * 2.0) ** 2 + (along_x * 1.5) ** 2).sum((1, 2))  # (size - 1) / 2 of 5 rows and 4 columns
     np.testing.assert_allclose(normalized, expected, rtol=1e-5)
     np.testing.assert_allclose(shift, along_y.sum((1, 2)) ** 2 + along_x.sum((1, 2)) ** 2, rtol=1e-4)
+
+
+BALLS = [linf(0.3), linf(np.array([0.1, 0.4])), l2(0.3), pixelwise_l2(0.3)]
+
+
+@pytest.mark.parametrize("ball", BALLS, ids=["linf", "linf per component", "l2", "pixelwise_l2"])
+def test_the_support_of_a_ball_is_the_increase_of_a_linear_loss_under_its_strongest_attack(ball, float64):
+    """Of one step of additive perturbations; for flows, of the loss along the family's tangent."""
+    images, weights = random_images(dtype=np.float64), random_images(1, dtype=np.float64) - 0.5
+
+    def loss_fn(images):
+        return jnp.sum(images * weights, axis=(1, 2, 3))
+
+    attacked = one_step(loss_fn, images, ball=ball, perturbation=additive())
+    penalties, losses = gradient_penalty(loss_fn, images, additive(), size=ball.support)
+    np.testing.assert_allclose(losses + penalties, attacked.losses, rtol=1e-9)
+    slopes = pull_back(flow(), weights, images)
+    strongest = jax.grad(lambda slopes: jnp.sum(ball.support(slopes)))(slopes)
+    expected = np.sum(slopes * strongest, axis=(1, 2, 3))
+    np.testing.assert_allclose(gradient_penalty(loss_fn, images, size=ball.support)[0], expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize("ball", BALLS[::2] + BALLS[3:], ids=["linf", "l2", "pixelwise_l2"])
+def test_the_rules_agree_on_the_derivative_of_a_dual_norm(ball, float64):
+    params, images = tiny_params(dtype=np.float64), random_images(dtype=np.float64)
+
+    def derivative(rule):
+        def total(params):
+            return jnp.sum(rule(tiny_loss(params), images, size=ball.support)[0] * np.array([1.0, 2.0, 3.0]))
+
+        return jax.jit(jax.value_and_grad(total))(params)
+
+    def check(rule, **tolerance):
+        compare = functools.partial(np.testing.assert_allclose, **tolerance)
+        jax.tree.map(compare, derivative(rule), derivative(gradient_penalty))
+
+    check(forward_over_reverse_penalty, rtol=1e-9)
+    check(functools.partial(finite_difference_penalty, step_size=1e-5), rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -390,6 +432,12 @@ def test_what_does_not_fit_is_named_under_jit_too(penalty, loss_fn, images, has_
             ValueError,
             ["step_size", "above 0", "0.0"],
         ),
+        (
+            lambda: gradient_penalty(lambda x: x.sum((1, 2, 3)), IMAGES, size=jnp.sum),
+            ValueError,
+            ["size", "one number per example", "(3,)", "()"],
+        ),
+        (lambda: gradient_penalty(lambda x: x.sum((1, 2, 3)), IMAGES, size=linf(1.0)), TypeError, ["size", "function"]),
         (
             lambda: pull_back(flow(), IMAGES[:1], IMAGES),
             ValueError,
