@@ -16,6 +16,7 @@ BENCHMARKS = {
     "peers": "a training step, against plain PyTorch",
     "pods": "training steps compiled for TPU pods, without one",
     "robustness": "accuracies of trained runs beside the cost of their steps",
+    "claims": "the paper's claims, as a grid of trainings",
     "report": "writes the tables and plots of docs/benchmarks.md",
 }
 """What each benchmark measures; the module of that name in this folder has its `Options` and `run`.

@@ -1,27 +1,32 @@
-"""Writes the tables and plots of a document from JSON files.
+"""Writes the tables and plots of documents from JSON files.
 
-The document names its tables in comments; the lines between such a comment and the next ``<!-- end -->`` are replaced::
+A document names its tables in comments; the lines between such a comment and the next ``<!-- end -->`` are replaced::
 
     <!-- table cost-cpu.json: method, ratio_to_standard -->
     <!-- setting cost-cpu.json -->
     <!-- plot benchmarks-cost.png: what it shows -->
+    <!-- claims verdicts -->
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks.claims import lines, page
+from benchmarks.claims.lines import Line
 from benchmarks.plots import PLOTS
 from benchmarks.rows import Rows, markdown, read
 from train.errors import ConfigError
 from train.files import write_text
 
-RESULTS, DOCUMENT = Path(__file__).with_name("results"), "benchmarks.md"
-BLOCK = re.compile(r"<!-- (table|setting|plot) ([\w.-]+)(?:: ([^>]*?))? -->\n.*?<!-- end -->", re.DOTALL)
+RESULTS = Path(__file__).with_name("results")
+DOCUMENTS = ("benchmarks.md", "results.md")
+BLOCK = re.compile(r"<!-- (table|setting|plot|claims) ([\w.-]+)(?:: ([^>]*?))? -->\n.*?<!-- end -->", re.DOTALL)
 
 TITLES = {
     "milliseconds": "ms",
@@ -71,47 +76,62 @@ FORMATS: dict[str, Callable[[float], str]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Replaces the tables of benchmarks.md by those of JSON files, and draws the plots beside it."""
+    """Replaces the tables of benchmarks.md and results.md by those of JSON files, and draws the plots beside them."""
 
     results: Path = RESULTS
     """Folder of the JSON files."""
     output: Path = Path("docs")
-    """Folder of benchmarks.md."""
+    """Folder of benchmarks.md and results.md."""
 
 
 def run(options: Options) -> str:
-    """Writes document and plots; returns their paths, one a line.
+    """Writes documents and plots; returns their paths, one a line.
 
     Raises:
         ConfigError: there is no document, or a file that it names is not a benchmark's or lacks a column.
     """
-    document = options.output / DOCUMENT
-    if not document.is_file():
-        raise ConfigError(f"there is no {document}: --output names the folder that holds it")
-    lines = [f"tables: {document}"]
+    documents = [options.output / name for name in DOCUMENTS if (options.output / name).is_file()]
+    if not documents:
+        raise ConfigError(f"there is no {' or '.join(DOCUMENTS)} in {options.output}: --output names their folder")
+    cells = lines.read(options.results / lines.FILE.name)
+    written = [f"plot: {path}" for path in _plots(options, cells)]
+    for document in documents:
+        fill = partial(_filled, document=document.name, options=options, cells=cells)
+        write_text(document, BLOCK.sub(fill, document.read_text(encoding="utf-8")))
+    return "\n".join([*(f"tables: {document}" for document in documents), *written])
+
+
+def _plots(options: Options, cells: Sequence[Line]) -> Iterator[Path]:
+    """Draws the plots whose measurements are there."""
+    drawings = {name: partial(plot, cells) for name, plot in page.PLOTS.items() if cells}
     for name, (file, plot) in PLOTS.items():
         if (options.results / file).is_file():
-            plot(read(options.results / file)["rows"]).savefig(options.output / name, dpi=150)
-            lines.append(f"plot: {options.output / name}")
-    text = document.read_text(encoding="utf-8")
-    write_text(document, BLOCK.sub(lambda block: _filled(block, options.results, options.output), text))
-    return "\n".join(lines)
+            drawings[name] = partial(plot, read(options.results / file)["rows"])
+    for name, draw in drawings.items():
+        draw().savefig(options.output / name, dpi=150)
+        yield options.output / name
 
 
-def _filled(block: re.Match[str], results: Path, output: Path) -> str:
+def _filled(block: re.Match[str], document: str, options: Options, cells: Sequence[Line]) -> str:
     kind, name, words = block.groups()
     opening = block.group(0).splitlines()[0]
-    if kind == "plot" and (output / name).is_file():
-        text = f"![{words}]({name})"
-    elif not (results / name).is_file():
-        text = f"*Not measured yet: `{name}` is missing.*"
-    else:
-        content = read(results / name)
-        try:
-            text = setting(content["environment"]) if kind == "setting" else table(content["rows"], words.split(", "))
-        except (KeyError, AttributeError) as error:
-            raise ConfigError(f"{DOCUMENT}, {opening}: {name} lacks {error}") from error
+    try:
+        text = _text(kind, name, words, options, cells)
+    except (KeyError, AttributeError) as error:
+        raise ConfigError(f"{document}, {opening}: {name} lacks {error}") from error
     return "\n".join([opening, text, "<!-- end -->"])
+
+
+def _text(kind: str, name: str, words: str | None, options: Options, cells: Sequence[Line]) -> str:
+    if kind == "plot" and (options.output / name).is_file():
+        return f"![{words}]({name})"
+    if kind == "claims" and cells:
+        return page.PARTS[name](cells)
+    if not (options.results / name).is_file():
+        missing = lines.FILE.name if kind == "claims" else name
+        return f"*Not measured yet: `{missing}` is missing.*"
+    content = read(options.results / name)
+    return setting(content["environment"]) if kind == "setting" else table(content["rows"], (words or "").split(", "))
 
 
 def setting(environment: dict[str, Any]) -> str:

@@ -12,7 +12,7 @@ from jax import Array
 Tree = TypeVar("Tree")
 
 
-def spread(values: Array, leaf: Array) -> Array:
+def spread(values: Array, leaf: Array | jax.ShapeDtypeStruct) -> Array:
     """Gives per-example values trailing axes, so that they broadcast against a leaf."""
     return values.reshape(values.shape + (1,) * (leaf.ndim - values.ndim))
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import jax
@@ -17,17 +20,22 @@ from tqdm import tqdm
 
 import deformreg
 from deformreg import Perturbation, certified_accuracy, certify
-from deformreg.certification import Certificates, CertifiedCurve, Progress, laws
+from deformreg.certification import Certificates, CertifiedCurve, Progress, Votes, laws
 from deformreg.fields import AFFINE_PARAMETERS
 from deformreg.statistics import clopper_pearson_bound
 from train import environment
-from train.errors import ConfigError
+from train import partial as partials
+from train.errors import ConfigError, say
 from train.options import validate
+from train.partial import Kept, Partial
 from train.ranges import Count, NonNegative, Positive, Seed
 from train.restored import Trained
 
 LISTED = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 2.5, 3.0)
 """Radii of the report where none are named, as multiples of sigma (of one, where there are several)."""
+
+KEEP_SECONDS = 5.0
+"""How often finished images are written to a file: a killed process loses no more."""
 
 
 class Family(NamedTuple):
@@ -135,19 +143,81 @@ class Certified(NamedTuple):
     fine: CertifiedCurve
 
 
-def certify_run(name: str, trained: Trained, smoothing: Smoothing) -> Certified:
+def partial_of(
+    folder: Path, trained: Trained, smoothing: Smoothing, check: Callable[[], None] = lambda: None
+) -> Partial:
+    """Where a certification whose report goes into `folder` keeps what it has found; `check` as in `train.partial`."""
+    options = {**asdict(smoothing), "radii": None, "batch_size": None, "alpha": None}
+    return partials.of(folder, "certification", trained, options, check)
+
+
+class _Finished:
+    """The votes of the images so far, kept in a file every few seconds.
+
+    Attributes:
+        votes: of the images so far.
+        earlier_seconds: what earlier starts spent on those that were kept.
+    """
+
+    def __init__(self, file: Partial | None) -> None:
+        self._file, self._began = file, time.perf_counter()
+        self._written = self._began
+        self.votes, self.earlier_seconds = (file and file.read(_parse)) or ([], 0.0)
+
+    @contextmanager
+    def told(self, name: str, total: int) -> Iterator[None]:
+        """Says what an earlier start has kept, and what is missing if this one does not come to its end."""
+        before = len(self.votes)
+        if before:
+            say(f"{name}: continuing after {before} images of an earlier start")
+        try:
+            yield
+        except BaseException:
+            if self._file is not None and self.votes:
+                self._write(self._file)
+                say(
+                    f"{name}: {len(self.votes)} images are kept in {self._file.path}, and the same command continues "
+                    f"after them; missing: {total - len(self.votes)}"
+                )
+            raise
+
+    def recall(self, index: int, run: Callable[[], Votes]) -> Votes:
+        """The votes of an image."""
+        if index == len(self.votes):
+            self.votes.append(run())
+            if self._file is not None and time.perf_counter() - self._written >= KEEP_SECONDS:
+                self._write(self._file)
+        return self.votes[index]
+
+    def _write(self, file: Partial) -> None:
+        seconds = self.earlier_seconds + time.perf_counter() - self._began
+        file.write({"seconds": seconds}, {"votes": np.array(self.votes, np.int64)})
+        self._written = time.perf_counter()
+
+
+def _parse(kept: Kept) -> tuple[list[Votes], float]:
+    votes = kept.arrays["votes"]
+    if votes.dtype != np.int64 or votes.ndim != 2:
+        raise ValueError("its votes are no integers")
+    return [Votes(answer, number) for answer, number in votes.tolist()], float(kept.facts["seconds"])
+
+
+def certify_run(name: str, trained: Trained, smoothing: Smoothing, file: Partial | None = None) -> Certified:
     """Certifies a trained run.
 
     Args:
         name: shown beside the progress bar.
         trained: from `train.restored`.
         smoothing: from `check`.
+        file: from `partial_of`: keeps the votes of finished images; those that it has from an earlier start are not
+            drawn again.
 
     Returns:
         The row, with radii in `unit` and accuracies as fractions in [0, 1] of all examples (an abstention is an
         error); and the curve.
     """
-    certificates, unit = _certificates(name, trained, smoothing)
+    finished = _Finished(file)
+    certificates, unit = _certificates(name, trained, smoothing, finished)
     # Several sigmas make parameters / sigma the measure: its unit is one sigma.
     single = smoothing.sigma[0] if len(smoothing.sigma) == 1 else 1.0
     listed = [multiple * single for multiple in LISTED if multiple * single < certificates.ceiling]
@@ -180,14 +250,14 @@ def certify_run(name: str, trained: Trained, smoothing: Smoothing) -> Certified:
         "lower_bounds": certificates.lower_bounds.tolist(),
         "radii": certificates.radii.tolist(),
         "model_calls": certificates.model_calls,
-        "seconds": certificates.seconds,
+        "seconds": finished.earlier_seconds + certificates.seconds,
         "seed": smoothing.seed,
         "environment": environment.describe(),
     }
     return Certified(row, fine)
 
 
-def _certificates(name: str, trained: Trained, smoothing: Smoothing) -> tuple[Certificates, str]:
+def _certificates(name: str, trained: Trained, smoothing: Smoothing, finished: _Finished) -> tuple[Certificates, str]:
     """The certificates, and the unit of their radii."""
     family, make = FAMILIES[smoothing.family], laws.LAWS[smoothing.law]
     factors = [math.pi / 180 if unit == "degrees" else 1.0 for unit in family.units]
@@ -197,7 +267,9 @@ def _certificates(name: str, trained: Trained, smoothing: Smoothing) -> tuple[Ce
     else:
         factor, unit = 1.0, "sigma"
         law = make(np.multiply(smoothing.sigma, factors))
-    with tqdm(desc=name, total=len(trained.images), unit="image", disable=not sys.stderr.isatty()) as bar:
+    total = len(trained.images)
+    hidden = not sys.stderr.isatty()
+    with tqdm(desc=name, total=total, unit="image", disable=hidden) as bar, finished.told(name, total):
 
         def show(progress: Progress) -> None:
             bar.set_postfix_str(f"certified {progress.certified:.1%}")
@@ -207,6 +279,7 @@ def _certificates(name: str, trained: Trained, smoothing: Smoothing) -> tuple[Ce
             trained.logits_fn, trained.images, law=law, perturbation=family.make(smoothing.stride),
             num_selection=smoothing.num_selection, num_samples=smoothing.num_samples, alpha=smoothing.alpha,
             batch_size=smoothing.batch_size, key=jax.random.key(smoothing.seed), progress=show,
+            recall=finished.recall,
         )  # fmt: skip
     return found._replace(radii=found.radii / factor, ceiling=found.ceiling / factor), unit
 

@@ -55,14 +55,22 @@ class Model:
     """Which network."""
 
     name: ModelName = "small-cnn"
-    """Architecture; VGG and ResNet in their CIFAR form."""
+    """Architecture. VGG and residual networks are in their CIFAR form."""
     given: Annotated[str, HIDDEN] = ""
     """The class of a network that was passed to `fit`; it takes the place of `name`."""
     width: Annotated[float, Interval(gt=0, le=16)] = 1.0
     """Multiplier of every channel count."""
-    norm: Literal["batch", "device-batch", "group"] = "batch"
+    norm: Literal["batch", "device-batch", "group"] | None = None
     """Normalization: batch normalization with statistics over the whole batch,
-    or over each device's part of it (pmap only), or group normalization."""
+    or over each device's part of it (pmap only), or group normalization.
+    By default the network's own."""
+    activation: Literal["relu", "gelu", "silu", "softplus"] | None = None
+    """Nonlinearity. By default the network's own."""
+    dropout: Fraction = 0.0
+    """Probability, in [0, 1), with which a feature before the last linear layer is dropped in training."""
+    stochastic_depth: Fraction = 0.0
+    """Probability, in [0, 1), with which the last residual branch is dropped in training.
+    It grows linearly from 0 at the first branch."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the network's arithmetic; parameters and penalty stay float32."""
     remat: Annotated[bool, FREE] = False

@@ -6,6 +6,7 @@ program and keeps its traceback.
 
 from __future__ import annotations
 
+import sys
 from typing import ClassVar
 
 
@@ -78,3 +79,8 @@ def printable(text: str) -> str:
     return "".join(
         character if character.isprintable() else character.encode("unicode_escape").decode() for character in text
     )
+
+
+def say(line: str) -> None:
+    """Prints one line on standard error, `printable` whatever names it holds."""
+    print(printable(line), file=sys.stderr)

@@ -7,19 +7,17 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import Array
 from tqdm import tqdm
 
 import deformreg
 from deformreg import released
-from deformreg.attacks import Attack, AttackResult, pgd, transfer
+from deformreg.attacks import Attack, pgd, transfer
 from deformreg.evaluation import (
-    AttackOutcome,
     Curve,
     Evaluation,
     Evaluator,
@@ -32,6 +30,10 @@ from deformreg.evaluation import (
 )
 from deformreg.statistics import wilson_interval
 from train import environment
+from train import partial as partials
+from train.exhibits import Exhibits, Sample
+from train.finished import Finished
+from train.partial import Partial
 from train.restored import LogitsFn, Trained
 
 SUITES = ("released", *suites.SUITES)
@@ -76,27 +78,6 @@ class Protocol(NamedTuple):
         return bool(self.radii) or self.suite == "spatial"
 
 
-class Sample(NamedTuple):
-    """The first test images as the evaluation's attacks deformed them, for pictures.
-
-    Attributes:
-        images: float[n, h, w, c], clean.
-        labels: int32[n].
-        flows: float[n, h, w, 2], in pixels: of the attack that broke the image, else of the last one that moved its
-            pixels; zero if none did.
-        deformed: float[n, h, w, c].
-        before: int[n], predictions on the clean images.
-        after: int[n], predictions on the deformed ones.
-    """
-
-    images: np.ndarray
-    labels: np.ndarray
-    flows: np.ndarray
-    deformed: np.ndarray
-    before: np.ndarray
-    after: np.ndarray
-
-
 class Study(NamedTuple):
     """An evaluated run: `row` is the content of ``evaluation.json``, `sample` what the pictures show."""
 
@@ -110,13 +91,15 @@ def budget(suite: str) -> str:
     return "translation, with 10 degrees a pixel" if suite == "spatial" else "displacement per component"
 
 
-def evaluate_run(name: str, trained: Trained, protocol: Protocol) -> Study:
+def evaluate_run(name: str, trained: Trained, protocol: Protocol, file: Partial | None = None) -> Study:
     """Evaluates a trained run.
 
     Args:
         name: shown beside the progress bar.
         trained: from `train.restored`.
         protocol: which attacks, at which budgets.
+        file: from `partial_of`: keeps what every finished attack found; attacks that it has from an earlier start do
+            not run again.
 
     Returns:
         The row, whose accuracies are fractions in [0, 1] of all examples (a clean error counts as broken), and the
@@ -128,17 +111,18 @@ def evaluate_run(name: str, trained: Trained, protocol: Protocol) -> Study:
     radii = protocol.radii or tuple(share * protocol.radius for share in CURVE)
     shown = slice(None if protocol.radii else CURVE_EXAMPLES)
     key = jax.random.key(protocol.seed)
-    exhibits = _Exhibits(min(CURVE_EXAMPLES, len(trained.images)))
-    with _progress_bar(name) as (bar, progress):
+    exhibits = Exhibits(trained, CURVE_EXAMPLES)
+    finished = Finished(_attacks(protocol, options.steps, radii), exhibits, file)
+    with _progress_bar(name) as (bar, progress), finished.told(name):
         evaluation = run_suite(
             trained.logits_fn, trained.images, trained.labels, radius=protocol.radius, key=key, progress=progress,
-            collect=exhibits.collect,
+            collect=exhibits.collect, recall=finished.recall,
         )  # fmt: skip
         bar.set_description(f"{name}, accuracy curve")
         fallen = evaluation.correct_mask & ~evaluation.standing_mask
         curve = accuracy_curve(
             run_curve, trained.logits_fn, trained.images[shown], trained.labels[shown], radii, key=key,
-            known=np.where(fallen, protocol.radius, np.inf)[shown], progress=progress,
+            known=np.where(fallen, protocol.radius, np.inf)[shown], progress=progress, recall=finished.recall,
         )  # fmt: skip
     evaluation = _with_breaks_of(curve, evaluation, protocol.radius)
     row = {
@@ -155,7 +139,7 @@ def evaluate_run(name: str, trained: Trained, protocol: Protocol) -> Study:
         "seed": protocol.seed,
         "environment": environment.describe(),
     }
-    return Study(row, evaluation, exhibits.sample(trained, evaluation.attacks))
+    return Study(row, evaluation, exhibits.sample())
 
 
 def _with_breaks_of(curve: Curve, evaluation: Evaluation, radius: float) -> Evaluation:
@@ -169,21 +153,34 @@ def _with_breaks_of(curve: Curve, evaluation: Evaluation, radius: float) -> Eval
     )
 
 
+def partial_of(folder: Path, trained: Trained, protocol: Protocol, check: Callable[[], None] = lambda: None) -> Partial:
+    """Where an evaluation whose report goes into `folder` keeps what it has found; `check` as in `train.partial`."""
+    options = protocol._replace(sources=())._asdict()
+    sources = [[name, partials.digest(logits_fn)] for name, logits_fn in protocol.sources]
+    steps = trained.config.evaluation.steps
+    return partials.of(folder, "evaluation", trained, {**options, "sources": sources, "steps": steps}, check)
+
+
+def _attacks(protocol: Protocol, steps: int, radii: Sequence[float]) -> list[str]:
+    """The attacks of an evaluation, in order."""
+    suite, light = _suites(protocol, steps)
+    return [*suite.names, *(f"{name} at {radius:g} px" for radius in radii for name in light.names)]
+
+
 @functools.cache
 def _evaluators(protocol: Protocol, steps: int, batch_size: int) -> tuple[Evaluator, Evaluator]:
     """Evaluators of the suite and of the curve; runs of one protocol share what they compile."""
-    suite = _suite(protocol, steps)
-    make = partial(evaluator, image_range=(0.0, 1.0))
+    suite, light = _suites(protocol, steps)
+    make = functools.partial(evaluator, image_range=(0.0, 1.0))
     # The released protocol reproduces published numbers; the search for red flags belongs to the strict suites.
     diagnosis = protocol.suite != "released"
     run_suite = make(suite, batch_size=batch_size, independent=protocol.independent, diagnosis=diagnosis)
-    if protocol.whole_curve:
-        return run_suite, make(suite, batch_size=batch_size, diagnosis=False)
-    return run_suite, make(_LIGHT, batch_size=min(CURVE_BATCH, batch_size), diagnosis=False)
+    rows = batch_size if protocol.whole_curve else min(CURVE_BATCH, batch_size)
+    return run_suite, make(light, batch_size=rows, diagnosis=False)
 
 
-def _suite(protocol: Protocol, steps: int) -> Suite:
-    """The protocol's suite, followed by the transfers."""
+def _suites(protocol: Protocol, steps: int) -> tuple[Suite, Suite]:
+    """The protocol's suite, followed by the transfers; and the suite of its curve."""
     if protocol.suite == "released":
         # Its own attack keeps the last iterate only; the second one counts any, for the number of the run.
         suite = released.suite(steps).plus("any iterate", _light)
@@ -191,7 +188,7 @@ def _suite(protocol: Protocol, steps: int) -> Suite:
         suite = suites.SUITES[protocol.suite]
     for name, logits_fn in protocol.sources:
         suite = suite.plus(f"transfer from {name}", partial(_transfer, logits_fn))
-    return suite
+    return suite, suite if protocol.whole_curve else _LIGHT
 
 
 def _transfer(logits_fn: LogitsFn, radius: Any) -> Attack:
@@ -206,61 +203,6 @@ def _light(radius: Any) -> Attack:
 
 _LIGHT = Suite({"pgd": _light})
 """A light attack for the shape of a curve."""
-
-
-class _Exhibits:
-    """What each attack finds for the first test images: its family and parameters; zeros for images it never saw."""
-
-    def __init__(self, count: int) -> None:
-        self.count = count
-        self.found: dict[str, tuple[deformreg.Perturbation, Any]] = {}
-
-    def collect(self, attack: Attack, indices: np.ndarray, result: AttackResult) -> None:
-        """Keeps a batch's result, by the attack's name."""
-        if attack.name not in self.found:
-            params = jax.tree.map(lambda leaf: np.zeros((self.count, *leaf.shape[1:]), leaf.dtype), result.params)
-            self.found[attack.name] = attack.perturbation, params
-        shown = indices < self.count
-        kept = jax.tree.leaves(self.found[attack.name][1])
-        for leaf, new in zip(kept, jax.tree.leaves(result.params), strict=True):
-            leaf[indices[shown]] = new[shown]
-
-    def sample(self, trained: Trained, outcomes: Sequence[AttackOutcome]) -> Sample:
-        """The first test images, deformed by what was found for them."""
-        images, labels = trained.images[: self.count], trained.labels[: self.count]
-        flows, deformed = np.zeros((*images.shape[:3], 2), np.float32), images.copy()
-        broken = np.zeros(self.count, bool)
-        for outcome in outcomes:
-            rows = outcome.attacked_mask[: self.count] & ~broken
-            if outcome.name not in self.found or not rows.any():
-                continue
-            family, params = self.found[outcome.name]
-            if family.field is None:
-                continue
-            deform = jax.jit(partial(_deform, family.field, family.apply))
-            for kept, new in zip((flows, deformed), deform(params, images), strict=True):
-                kept[rows] = np.asarray(new)[rows]
-            broken |= outcome.broken_mask[: self.count]
-        size = trained.config.evaluation.batch_size
-        before, after = (_predictions(trained.logits_fn, batch, size) for batch in (images, deformed))
-        return Sample(images, labels, flows, deformed, before, after)
-
-
-def _deform(
-    field: Callable[..., Array], apply: Callable[..., Array], params: Any, images: Array
-) -> tuple[Array, Array]:
-    return field(params, images), apply(params, images)
-
-
-def _predictions(logits_fn: LogitsFn, images: np.ndarray, batch_size: int) -> np.ndarray:
-    """Classifies images in batches: memory may allow no more rows than the attacks had."""
-    starts = range(0, len(images), batch_size)
-    return np.concatenate([np.asarray(_classify(logits_fn, images[at : at + batch_size])) for at in starts])
-
-
-@jax.jit
-def _classify(logits_fn: LogitsFn, images: Array) -> Array:
-    return jnp.argmax(logits_fn(images), axis=1)
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from train import checkpoints, parallel, processes, runs
 from train.config import Config
 from train.data import Augmentation, Source, center_view, device_prefetch, eval_batches, places, train_batches
 from train.data.kind import user_path
-from train.errors import ConfigError, NonFiniteLoss, Preempted
+from train.errors import ConfigError, NonFiniteLoss, Preempted, say
 from train.methods import Method
 from train.methods.given import Given
 from train.metrics import MetricLog
@@ -139,15 +139,12 @@ def announce(
     if restored is None:
         return
     for step, reason in restored.skipped.items():
-        print(f"skipped a damaged checkpoint, now damaged-{step}: {reason}", file=sys.stderr)
+        say(f"skipped a damaged checkpoint, now damaged-{step}: {reason}")
     print(f"continuing after step {restored.step}")
     if changes:
-        print(
-            "changed since (stored, current); hardware, versions and settings of JAX may change the last bits:",
-            file=sys.stderr,
-        )
+        say("changed since (stored, current); hardware, versions and settings of JAX may change the last bits:")
     for line in changes:
-        print(f"  {line}", file=sys.stderr)
+        say(f"  {line}")
 
 
 def _train(

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from deformreg.evaluation.reports import curves_to_csv, to_csv, to_markdown
 from train import files, pictures, runs
 from train.certification import FAMILIES, Certified
-from train.errors import RunError
+from train.errors import RunError, printable
 from train.evaluation import Study, budget
+from train.restored import Trained, check_same
 
 Row = Mapping[str, Any]
 
@@ -41,6 +43,12 @@ def check_writable(folders: Sequence[Path], file: Path | None) -> None:
         existing = next(path for path in (folder, *folder.parents) if path.exists())
         if not (existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)):
             raise RunError(f"{folder}: nothing can be written into {existing}; choose another --output or --json")
+
+
+def guard(folder: Path, run: Trained) -> Callable[[], None]:
+    """What to call before anything is written into a report's folder: inside the run folder, that must be the same."""
+    inside = Path(os.path.abspath(folder)).is_relative_to(os.path.abspath(run.place.folder))
+    return partial(check_same, run) if inside else lambda: None
 
 
 def table(rows: Mapping[str, Row]) -> str:
@@ -89,9 +97,13 @@ def _caption(row: Row) -> str:
     )
 
 
-def write_run_report(folder: Path, name: str, study: Study, class_names: Sequence[str]) -> None:
-    """Writes ``evaluation.json``, ``.csv`` and ``.md``, the curve and pictures; prints the table and the path."""
+def write_run_report(
+    folder: Path, name: str, study: Study, class_names: Sequence[str], check: Callable[[], None]
+) -> None:
+    """Prints the table; if the folder passes `check`, writes ``evaluation.json``, ``.csv``, ``.md`` and pictures."""
     row = study.row
+    print(f"\n{table({name: row})}\n{_flags(row)}", end="", flush=True)
+    check()
     files.write_json(folder / "evaluation.json", row)
     files.write_text(folder / "evaluation.csv", to_csv(study.evaluation))
     files.write_text(folder / "curve.csv", curves_to_csv({name: row["curve"]}))
@@ -99,7 +111,7 @@ def write_run_report(folder: Path, name: str, study: Study, class_names: Sequenc
     files.write_text(folder / "evaluation.md", text + "\n![curve](curve.png)\n\n![examples](examples.png)\n")
     pictures.save_examples(folder / "examples.png", study, class_names)
     pictures.save_curves(folder / "curve.png", {name: row})
-    print(f"\n{table({name: row})}\n{_flags(row)}report: {folder / 'evaluation.md'}")
+    print(printable(f"report: {folder / 'evaluation.md'}"))
 
 
 def _flags(row: Row) -> str:
@@ -118,8 +130,9 @@ def write_comparison(folder: Path, studies: Mapping[str, Study], class_names: Se
     )
     files.write_text(folder / "curves.csv", curves_to_csv({name: row["curve"] for name, row in rows.items()}))
     pictures.save_comparison(folder / "comparison.png", studies, class_names)
-    print(f"\n{_caption(first)}\n\n{table(rows)}\n\ntable:   {folder / 'comparison.md'}")
-    print(f"picture: {folder / 'comparison.png'}")
+    print(f"\n{_caption(first)}\n\n{table(rows)}\n")
+    print(printable(f"table:   {folder / 'comparison.md'}"))
+    print(printable(f"picture: {folder / 'comparison.png'}"))
 
 
 def _summary(row: Row) -> dict[str, Any]:
@@ -138,8 +151,8 @@ def _summary(row: Row) -> dict[str, Any]:
     return summary
 
 
-def write_certified(folder: Path, name: str, certified: Certified) -> None:
-    """Writes ``certified.json``, ``.md`` and ``.png``; prints the table and the path."""
+def write_certified(folder: Path, name: str, certified: Certified, check: Callable[[], None]) -> None:
+    """Prints the table; if the folder passes `check`, writes ``certified.json``, ``.md`` and ``.png``."""
     row = certified.row
     lines = [[f"radius, {row['unit']}", f"certified, % of {row['examples']}", "95 % interval"], [":--", "--:", "--:"]]
     lines += [
@@ -147,10 +160,12 @@ def write_certified(folder: Path, name: str, certified: Certified) -> None:
         for point in row["curve"]
     ]
     text = f"{_certified_caption(row)}\n\n{_aligned(lines)}\n"
+    print(f"\n{text}", end="", flush=True)
+    check()
     files.write_json(folder / "certified.json", row)
     files.write_text(folder / "certified.md", f"# {name}, certified\n\n{text}\n![certified accuracy](certified.png)\n")
     pictures.save_certified(folder / "certified.png", name, certified)
-    print(f"\n{text}report: {folder / 'certified.md'}")
+    print(printable(f"report: {folder / 'certified.md'}"))
 
 
 def _certified_caption(row: Row) -> str:

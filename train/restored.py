@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,10 +13,10 @@ import jax
 import numpy as np
 from jax import Array
 
-from train import checkpoints, metrics, processes, runs
+from train import checkpoints, metrics, options, processes, runs
 from train.config import Config
 from train.data import Source, center_view, output_shape
-from train.errors import DataError, RunError
+from train.errors import DataError, RunError, UserError, say
 from train.state import predict
 from train.task import build, open_split
 
@@ -44,6 +43,7 @@ class Trained(NamedTuple):
         class_names: one per label.
         step: of the checkpoint.
         train_seconds: time spent training, compilation included.
+        place: the run folder that was read.
     """
 
     config: Config
@@ -53,6 +53,44 @@ class Trained(NamedTuple):
     class_names: tuple[str, ...]
     step: int
     train_seconds: float
+    place: Place
+
+
+class Place(NamedTuple):
+    """A run folder as it was when its run was read.
+
+    Attributes:
+        folder: the folder.
+        handles: descriptors of the folder and of its lock file, by path. They stay open to the end of this process, so
+            that no other folder and no other file is given their numbers.
+    """
+
+    folder: Path
+    handles: tuple[tuple[Path, int], ...]
+
+
+def _look_at(folder: Path) -> Place:
+    paths = (folder, runs.Run(folder).lock)
+    flags = getattr(os, "O_PATH", os.O_RDONLY | os.O_NONBLOCK) | os.O_CLOEXEC
+    return Place(folder, tuple((path, os.open(path, flags)) for path in paths if path.exists()))
+
+
+def check_same(run: Trained) -> None:
+    """Makes sure, before results are written into a run folder, that it still holds the run that was read.
+
+    Raises:
+        RunError: it was removed, or another run is there now.
+    """
+    try:
+        same = all(os.path.samestat(os.fstat(handle), path.stat()) for path, handle in run.place.handles)
+        now = runs.load_config(run.place.folder)
+    except (OSError, UserError):
+        same = False
+    if not same or options.differences(run.config, now).fixed:
+        raise RunError(
+            f"{run.place.folder} no longer holds the run that was read: it was removed or replaced, so nothing is "
+            "written into it; --output chooses another folder"
+        )
 
 
 class _Opened(NamedTuple):
@@ -62,19 +100,21 @@ class _Opened(NamedTuple):
     test: Source
     logits_fn: LogitsFn
     step: int
+    place: Place
 
 
 def _open(folder: Path, data_dir: str | None, model: nn.Module | None = None, test: Source | None = None) -> _Opened:
     processes.check_devices()
     config = runs.load_config(folder)
+    place = _look_at(folder)
     test = open_split(config, "test", data_dir, write=False) if test is None else test
     network = build(config, test, model=model)
     stored = runs.Run(folder).checkpoints
     step, state, skipped = checkpoints.restore(stored, network.shapes, config=config, select=config.select)
     for other, reason in skipped.items():
-        print(f"skipped the damaged checkpoint of step {other}: {reason}", file=sys.stderr)
+        say(f"skipped the damaged checkpoint of step {other}: {reason}")
     logits_fn = jax.tree_util.Partial(Predictor(network.model), state.params, state.batch_stats)
-    return _Opened(config, test, logits_fn, step)
+    return _Opened(config, test, logits_fn, step, place)
 
 
 def open_run(
@@ -97,7 +137,7 @@ def open_run(
     Raises:
         RunError, ConfigError, CheckpointError, DataError: something cannot be used.
     """
-    config, test, logits_fn, step = _open(folder, data_dir, model, test)
+    config, test, logits_fn, step, place = _open(folder, data_dir, model, test)
     count = min(examples or config.evaluation.examples or len(test), len(test))
     indices = np.arange(count)
     images, labels = test.read(indices)
@@ -108,7 +148,7 @@ def open_run(
     view = jax.jit(partial(center_view, options=config.augmentation))
     views = [np.asarray(view(images[start : start + 1000])) for start in range(0, len(images), 1000)]
     seconds = metrics.train_seconds(metrics.read_metrics(runs.Run(folder)))
-    return Trained(config, logits_fn, np.concatenate(views), labels, test.class_names, step, seconds)
+    return Trained(config, logits_fn, np.concatenate(views), labels, test.class_names, step, seconds, place)
 
 
 def open_runs(folders: Sequence[Path], *, data_dir: str | None = None, examples: int = 0) -> list[Trained]:
@@ -149,7 +189,7 @@ def open_sources(
     ours = evaluated.images.shape[1:], len(evaluated.class_names)
     sources = []
     for name, folder in zip(runs.short_names(folders), folders, strict=True):
-        config, test, logits_fn, _ = _open(folder, data_dir)
+        config, test, logits_fn, *_ = _open(folder, data_dir)
         theirs = output_shape(config.augmentation, test.image_shape), test.num_classes
         if ours != theirs:
             raise RunError(

@@ -3,7 +3,7 @@
 ``config.json`` (the full config), ``environment.json`` (versions, devices, settings; number and fingerprint of the
 training images), ``metrics.jsonl`` (one line per logged step), ``events*`` (the same for TensorBoard),
 ``checkpoints/``, ``evaluation.json``, ``.csv`` and ``.md``, ``curve.csv``, ``certified.json`` and ``.md``, pictures;
-``.lock``, held by the training.
+``evaluation-*.partial`` and ``certification-*.partial`` of unfinished ones; ``.lock``, held by the training.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import re
 import stat
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -20,7 +19,7 @@ from typing import NamedTuple
 
 from train import environment, files, options, processes
 from train.config import Config
-from train.errors import RunError, StorageError
+from train.errors import RunError, StorageError, printable, say
 
 PATIENCE = 120
 """Seconds that other hosts may need to notice a new file, the loss of a host, or the end of its locks."""
@@ -60,8 +59,8 @@ class Run(NamedTuple):
 
 def short_names(folders: Sequence[Path]) -> list[str]:
     """The folders' own names if these differ, else their paths."""
-    names = [folder.name or str(folder) for folder in folders]
-    return names if len(set(names)) == len(names) else [str(folder) for folder in folders]
+    names = [printable(folder.name or str(folder)) for folder in folders]
+    return names if len(set(names)) == len(names) else [printable(str(folder)) for folder in folders]
 
 
 def check_name(folder: Path) -> None:
@@ -148,7 +147,7 @@ def hold(folder: Path, config: Config, *, resume: bool) -> tuple[Run, list[str]]
             run, changes = claim(folder, config, resume=resume)
             return _held(run), changes
         if resume and waited == 0 and processes.is_lead():
-            print(f"{folder} is in use by another training: waiting for its end", file=sys.stderr)
+            say(f"{folder} is in use by another training: waiting for its end")
     raise RunError(
         f"{folder} is in use by another training: wait for its end, or choose another --run-dir (if the host of that "
         f"training is lost, remove {Run(folder).lock})"

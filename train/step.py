@@ -116,11 +116,14 @@ def _gradient(
     keys = example_keys(jax.random.fold_in(step_key, 1), batch["position"])
     images = augment(step_key, batch["image"], augmentation, positions=batch["position"])
     labels = batch["label"]
-    images = method.inputs.make(Forward(model, state.params, state.batch_stats, labels), images, keys)
+    # The method draws from the keys themselves.
+    network_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, 1)
+    forward = Forward(model, state.params, state.batch_stats, labels, network_keys)
+    images = method.inputs.make(forward, images, keys)
     weight = method.weight(state.step) * method.every
 
     def objective(params: Tree) -> tuple[Array, Outcome]:
-        terms = method.penalty.terms(Forward(model, params, state.batch_stats, labels), images, keys)
+        terms = method.penalty.terms(forward._replace(params=params), images, keys)
         right = jnp.argmax(terms.aux.logits, axis=-1) == labels
         loss, penalty = jnp.mean(terms.losses), jnp.mean(terms.penalties)
         accuracy = jnp.mean(right.astype(jnp.float32))

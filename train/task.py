@@ -210,8 +210,11 @@ def make_model(config: Config, num_classes: int) -> nn.Module:
         options.name,
         num_classes=num_classes,
         width=options.width,
-        norm="group" if options.norm == "group" else "batch",
+        norm="batch" if options.norm == "device-batch" else options.norm,
+        activation=options.activation,
+        dropout=options.dropout,
+        stochastic_depth=options.stochastic_depth,
         dtype=jnp.dtype(options.dtype),
-        axis_name=AXIS if options.norm == "batch" and config.parallel == "pmap" else None,
+        axis_name=AXIS if options.norm != "device-batch" and config.parallel == "pmap" else None,
         remat=options.remat,
     )

@@ -85,7 +85,7 @@ def adef(
 
     def begin(examples: Examples) -> Search:
         search = fresh(examples, family.init(examples.images))
-        count = examples.labels.shape[0]
+        count = len(examples.images)
         number = 1 if examples.targets is not None else candidates
         memory = Memory(jnp.zeros((count, number), jnp.int32), jnp.zeros(count, bool))
         return search._replace(memory=memory)
@@ -118,6 +118,7 @@ def adef(
         max_steps=num_steps + 2,
         uses_gradients=True,
         settings={"num_steps": num_steps, "candidates": candidates, "sigma": sigma, "overshoot": overshoot},
+        one_class=True,
     )
 
 

@@ -26,7 +26,6 @@ from deformreg.attacks.search import (
     check_choices,
     differentiate,
     fresh,
-    is_broken,
     record,
     runners_up,
     sample_start,
@@ -146,7 +145,7 @@ def apgd(
 
     def begin(examples: Examples) -> Search:
         zeros = family.init(examples.images)
-        first = zeros if ranked else draw(examples, zeros, jnp.zeros(examples.labels.shape, jnp.int32))
+        first = zeros if ranked else draw(examples, zeros, jnp.zeros(len(examples.images), jnp.int32))
         search = fresh(examples, first)
         return search._replace(memory=blank(zeros, search.losses, num_targets))
 
@@ -154,11 +153,11 @@ def apgd(
         params, memory = search.params, search.memory
         # The call that ranks the classes comes first: it counts as the last call of run -1.
         run, iterate = jnp.divmod(search.calls - ranked, num_steps + 1)
-        aimed = aim(examples, memory.ranking, run // restarts) if ranked else examples
-        losses, gradient, logits = differentiate(logits_fn, family, loss, aimed, params)
+        targets = aim(memory.ranking, run // restarts) if ranked else None
+        losses, gradient, logits, broken = differentiate(logits_fn, family, loss, examples, params, targets=targets)
         over = iterate == num_steps
         eligible = (run >= 0) & (over | (keep != "last"))
-        search = record(search, losses, is_broken(logits, examples), keep=keep, eligible=eligible)
+        search = record(search, losses, broken, keep=keep, eligible=eligible)
         runs = max(min(num_targets, logits.shape[1] - 1), 1) * restarts
         memory = look_back(memory, params, losses.astype(memory.last_loss.dtype), gradient, iterate, plan)
         moved, memory = move(
@@ -187,6 +186,7 @@ def apgd(
             "initial_step": initial_step,
             "keep": keep,
         },
+        one_class=loss == "dlr" or num_targets > 0,
     )  # fmt: skip
 
 
@@ -211,10 +211,10 @@ def rank(logits: Array, examples: Examples, loss: Loss, num_targets: int) -> Arr
     return jnp.pad(found, ((0, 0), (0, num_targets - found.shape[1])), mode="edge")
 
 
-def aim(examples: Examples, ranking: Array, number: Array) -> Examples:
-    """The examples with one of their ranked classes as target."""
+def aim(ranking: Array, number: Array) -> Array:
+    """int32[n]: for each example, one of its ranked classes as target."""
     at = jnp.clip(number, 0, ranking.shape[1] - 1)
-    return examples._replace(targets=jnp.take_along_axis(ranking, at[:, None], axis=1)[:, 0])
+    return jnp.take_along_axis(ranking, at[:, None], axis=1)[:, 0]
 
 
 def look_back(memory: Memory, params: Any, losses: Array, gradient: Any, iterate: Array, plan: Schedule) -> Memory:

@@ -22,10 +22,12 @@ from deformreg import _checks, fields
 from deformreg._arrays import choose
 from deformreg._families import check_layout
 from deformreg.balls import l2, linf
+from deformreg.criteria import Criterion, classification
+from deformreg.criteria.classification import criterion_or_classification
 from deformreg.perturbations import Params, Perturbation
 
 LogitsFn = Callable[[Array], Array]
-"""``images -> logits[n, classes]``; every row depends on its own image alone (inference mode)."""
+"""``images -> logits[n, classes]``, or another criterion's outputs; every row depends on its own image alone."""
 
 
 class Budget(NamedTuple):
@@ -64,12 +66,13 @@ class AttackResult(NamedTuple):
     Attributes:
         images: float[n, h, w, c]; where the attack failed, the clean image, bit for bit.
         params: the parameters found in the perturbation's family, for successes and failures alike.
-        success: bool[n]: the prediction left the label, or reached the target.
+        success: bool[n]: the output is broken (for classes, the prediction left the label), or reached the target.
         losses: float[n], the attack's own objective at `params` (higher is better for the attacker).
         norms: of the *final* field, or of the difference for families that move no pixels, at `params`.
         model_calls: int32[n], model calls spent on each example. A forward pass counts one, and so does a forward and
             backward pass. For an attack without gradients these are its queries; a transferred attack also counts the
             calls of its source model.
+        labels: what is right for `images`: the labels given, warped along where the criterion says so.
     """
 
     images: Float[Array, "n h w c"]
@@ -78,6 +81,7 @@ class AttackResult(NamedTuple):
     losses: Float[Array, " n"]
     norms: FlowNorms | DifferenceNorms
     model_calls: Int[Array, " n"]
+    labels: Array
 
 
 class Examples(NamedTuple):
@@ -85,15 +89,17 @@ class Examples(NamedTuple):
 
     Attributes:
         images: float[n, h, w, c].
-        labels: int[n].
+        labels: what is right: int[n] for classes, otherwise as the criterion says; first axis the example.
         keys: random keys, one per example.
         targets: int[n], the classes to reach, or None for an untargeted attack.
+        criterion: says when an output is broken.
     """
 
     images: Float[Array, "n h w c"]
-    labels: Int[Array, " n"]
+    labels: Array
     keys: Array
     targets: Int[Array, " n"] | None = None
+    criterion: Criterion = classification()
 
 
 class Search(NamedTuple):
@@ -132,6 +138,7 @@ class Attack(NamedTuple):
         uses_gradients: whether the model is differentiated.
         calls_per_step: model calls of one step on one row.
         settings: the factory's arguments, plain data for reports.
+        one_class: whether it needs the logits of classes, one class per image, and so fits no other criterion.
         sample: an evaluation runs the attack on at most this many examples, evenly spaced; None for all.
     """
 
@@ -145,25 +152,29 @@ class Attack(NamedTuple):
     uses_gradients: bool
     calls_per_step: int = 1
     settings: Mapping[str, Any] = {}
+    one_class: bool = False
     sample: int | None = None
 
     def run(
         self,
         logits_fn: LogitsFn,
         images: Float[Array, "n h w c"],
-        labels: Int[Array, " n"],
+        labels: Array,
         key: Array,
         targets: Int[Array, " n"] | None = None,
+        criterion: Criterion | None = None,
     ) -> AttackResult:
         """Attacks a batch. Works inside `jit`; compile it there if you call it more than once.
 
         Args:
-            logits_fn: ``images -> logits[n, classes]``; every row depends on its own image alone (inference mode).
+            logits_fn: ``images -> logits[n, classes]``, or the outputs that the criterion asks for; every row depends
+                on its own image alone (inference mode).
             images: in the range the model expects.
-            labels: the right classes.
+            labels: the right classes, int[n], or what the criterion asks for.
             key: a JAX random key, from which example i gets ``fold_in(key, i)``; or an array of keys of shape [n], one
                 per example.
             targets: the classes to reach; None attacks untargeted, away from the labels.
+            criterion: when an output is broken, see `deformreg.criteria`; None is ``classification()``.
 
         Returns:
             The result.
@@ -171,30 +182,43 @@ class Attack(NamedTuple):
         Raises:
             TypeError: integer images, floating labels, no random key, or a `logits_fn` that does not return one array
                 of floating-point logits.
-            ValueError: shapes that do not fit, images that look like [n, c, h, w], labels outside the classes.
+            ValueError: shapes that do not fit, images that look like [n, c, h, w], labels outside the classes, targets
+                or an attack that do not fit the criterion.
         """
         images = _checks.images(images)
         count = images.shape[0]
         check_layout(self.perturbation, images.shape)
         _checks.function("logits_fn", logits_fn)
         key = _checks.key(key, count=count)
+        criterion = criterion_or_classification(criterion)
+        check_suits(self, criterion, targeted=targets is not None)
         is_one_per_example = key.ndim == 1 and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
         examples = Examples(
             jax.lax.stop_gradient(images),
-            _checks.class_indices("labels", labels, count),
+            jnp.asarray(criterion.check_labels(labels, images.shape, None)),
             key if is_one_per_example else row_keys(key, jnp.arange(count)),
             None if targets is None else _checks.class_indices("targets", targets, count),
+            criterion,
         )
 
         def checked(images: Array) -> Array:
-            logits = _checks.logits(logits_fn(images), count)
-            for name, value in (("labels", labels), ("targets", targets)):
-                if value is not None:
-                    _checks.class_indices(name, value, count, classes=logits.shape[1])
-            return logits
+            outputs = criterion.check_outputs(logits_fn(images), count, "logits_fn")
+            criterion.check_labels(labels, images.shape, outputs.shape)
+            if targets is not None:
+                _checks.class_indices("targets", targets, count, classes=outputs.shape[1])
+            return outputs
 
         search, _ = advance(self, checked, examples, self.begin(examples), count)
         return finish(self, examples, search)
+
+
+def check_suits(attack: Attack, criterion: Criterion, *, targeted: bool = False) -> None:
+    """Raises if an attack, or targets, need one class per image and the criterion has none."""
+    if criterion.one_class or not (attack.one_class or targeted):
+        return
+    what = "targets" if targeted else f"attack {attack.name!r}"
+    remedy = "leave them out" if targeted else "leave it out; suites have suited_to(criterion)"
+    raise ValueError(f"{what} must have one class per image, got the criterion {criterion.name!r}: {remedy}")
 
 
 def row_keys(key: Array, indices: Array) -> Array:
@@ -229,6 +253,7 @@ def finish(attack: Attack, examples: Examples, search: Search) -> AttackResult:
     search = jax.lax.stop_gradient(search)
     images = examples.images
     found = attack.perturbation.apply(search.kept, images)
+    moved = labels_along(attack.perturbation, examples, search.kept)
     return AttackResult(
         choose(search.broken, found, images),
         search.kept,
@@ -236,7 +261,16 @@ def finish(attack: Attack, examples: Examples, search: Search) -> AttackResult:
         search.losses,
         measure(attack.perturbation, search.kept, images),
         search.calls,
+        examples.labels if moved is examples.labels else choose(search.broken, moved, examples.labels),
     )
+
+
+def labels_along(perturbation: Perturbation, examples: Examples, params: Params) -> Array:
+    """The labels of the perturbed images: moved along with their pixels if the criterion says so."""
+    warp_labels = examples.criterion.warp_labels
+    if warp_labels is None or perturbation.field is None:
+        return examples.labels
+    return warp_labels(examples.labels, perturbation.field(params, examples.images))
 
 
 def measure(perturbation: Perturbation, params: Params, images: Float[Array, "n h w c"]) -> FlowNorms | DifferenceNorms:

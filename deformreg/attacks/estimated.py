@@ -196,7 +196,7 @@ def _estimated(
 
     def begin(examples: Examples) -> Search:
         zeros = family.init(examples.images)
-        return fresh(examples, zeros, rule.remember(zeros, examples.labels.shape[0]))
+        return fresh(examples, zeros, rule.remember(zeros, len(examples.images)))
 
     def step(logits_fn: LogitsFn, examples: Examples, search: Search) -> Search:
         params = search.params
@@ -223,4 +223,5 @@ def _estimated(
         max_steps=num_steps + 1,
         uses_gradients=False,
         settings={"num_steps": num_steps, "num_samples": num_samples, "keep": keep},
+        one_class=loss == "dlr",
     )

@@ -27,7 +27,6 @@ from deformreg.attacks.search import (
     check_choices,
     differentiate,
     fresh,
-    is_broken,
     plain,
     record,
     sample_start,
@@ -107,16 +106,16 @@ def pgd(
 
     def begin(examples: Examples) -> Search:
         zeros = family.init(examples.images)
-        return fresh(examples, draw(examples, zeros, jnp.zeros(examples.labels.shape, jnp.int32), True))
+        return fresh(examples, draw(examples, zeros, jnp.zeros(len(examples.images), jnp.int32), True))
 
     def step(logits_fn: LogitsFn, examples: Examples, search: Search) -> Search:
-        losses, gradient, logits = differentiate(logits_fn, family, loss, examples, search.params)
+        tried = differentiate(logits_fn, family, loss, examples, search.params)
         restart, iterate = search.calls // (num_steps + 1), search.calls % (num_steps + 1)
         over = iterate == num_steps
         eligible = over if keep == "last" else True
         params = search.params
-        search = record(search, losses, is_broken(logits, examples), keep=keep, eligible=eligible)
-        moved = uphill(params, gradient, ball, length, lambda params: family.constrain(params, examples.images))
+        search = record(search, tried.losses, tried.broken, keep=keep, eligible=eligible)
+        moved = uphill(params, tried.gradient, ball, length, lambda params: family.constrain(params, examples.images))
         if restarts > 1:
             zeros = jax.tree.map(jnp.zeros_like, params)
             moved = jax.lax.cond(
@@ -143,4 +142,5 @@ def pgd(
             "loss": loss if isinstance(loss, str) else "function",
             "keep": keep,
         },
+        one_class=loss == "dlr",
     )

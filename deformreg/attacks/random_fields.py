@@ -105,6 +105,7 @@ def random_fields(
         max_steps=num_fields,
         uses_gradients=False,
         settings={"num_fields": num_fields, "sigma": sigma, "keep": keep},
+        one_class=loss == "dlr",
     )
 
 

@@ -7,7 +7,7 @@ An attack's `begin` returns a `fresh` search. Its `step` evaluates ``search.para
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -16,21 +16,18 @@ from jaxtyping import Array
 
 from deformreg import _checks, fields
 from deformreg._arrays import choose, scaled
-from deformreg.attacks.attack import Budget, Examples, LogitsFn, Search
+from deformreg.attacks.attack import Budget, Examples, LogitsFn, Search, labels_along
 from deformreg.balls import Ball
-from deformreg.losses import (
-    cross_entropy,
-    difference_of_logits_ratio,
-    margin,
-    targeted_difference_of_logits_ratio,
-)
+from deformreg.criteria.classification import predicted_classes
+from deformreg.losses import difference_of_logits_ratio, targeted_difference_of_logits_ratio
 from deformreg.noise import Noise
 from deformreg.perturbations import Params, Perturbation
 
 Loss = Literal["cross_entropy", "margin", "dlr"] | Callable[[Array, Array], Array]
-"""A name, or a function ``(logits, labels) -> losses[n]``; ascended (with targets: descended at the target)."""
+"""A name, or a function ``(logits, labels) -> losses[n]``; ascended (with targets: descended at the target).
 
-LOSSES = {"cross_entropy": cross_entropy, "margin": margin, "dlr": difference_of_logits_ratio}
+``"cross_entropy"`` is the criterion's loss, which is that for classes, and ``"margin"`` its margin; ``"dlr"`` needs one
+class per image."""
 
 Start = Literal["zero", "random"] | Noise
 """Where an attack begins: at the clean image, uniformly in the ball, or at a draw of a law from `deformreg.noise`."""
@@ -53,7 +50,7 @@ def check_ball(ball: Ball, *, per_example: bool = True, arrays: bool = True) -> 
 def check_choices(loss: Loss, keep: Keep, keeps: tuple[str, ...] = get_args(Keep)) -> None:
     """Raises unless `loss` is a function or one of the names, and `keep` one of `keeps`."""
     if not callable(loss):
-        _checks.choice("loss", loss, LOSSES)
+        _checks.choice("loss", loss, ("cross_entropy", "margin", "dlr"))
     _checks.choice("keep", keep, keeps)
 
 
@@ -70,13 +67,16 @@ def objective(loss: Loss, logits: Array, examples: Examples) -> Array:
         return -objective(loss, logits, examples._replace(labels=examples.targets, targets=None))
     if callable(loss):
         return _checks.per_example(loss(logits, examples.labels), examples.images.shape[0], "loss")
-    return LOSSES[loss](logits, examples.labels)
+    criterion = examples.criterion
+    by_name = {"cross_entropy": criterion.loss, "margin": criterion.margin, "dlr": difference_of_logits_ratio}
+    return by_name[loss](logits, examples.labels)
 
 
 def is_broken(logits: Array, examples: Examples) -> Array:
-    """Whether predictions left the label or reached the target; logits that are not finite predict nothing."""
-    predicted = jnp.where(jnp.isfinite(logits).all(axis=1), jnp.argmax(logits, axis=1), -1)
-    return predicted != examples.labels if examples.targets is None else predicted == examples.targets
+    """Whether outputs are broken, or predictions reached the target; logits that are not finite predict nothing."""
+    if examples.targets is None:
+        return examples.criterion.broken(logits, examples.labels)
+    return predicted_classes(logits) == examples.targets
 
 
 def runners_up(logits: Array, labels: Array, count: int) -> Array:
@@ -122,21 +122,49 @@ def try_out(
 ) -> tuple[Array, Array]:
     """One forward pass at `params`: the objective and whether the model breaks."""
     logits = logits_fn(perturbation.apply(params, examples.images))
+    examples = examples._replace(labels=labels_along(perturbation, examples, params))
     return objective(loss, logits, examples), is_broken(logits, examples)
 
 
+class Tried(NamedTuple):
+    """What one forward and backward pass says of a candidate.
+
+    Attributes:
+        losses: float[n], the objective.
+        gradient: its gradient with respect to the parameters, finite.
+        logits: the model's outputs.
+        broken: bool[n], whether the candidate breaks the model.
+    """
+
+    losses: Array
+    gradient: Params
+    logits: Array
+    broken: Array
+
+
 def differentiate(
-    logits_fn: LogitsFn, perturbation: Perturbation, loss: Loss, examples: Examples, params: Params
-) -> tuple[Array, Params, Array]:
-    """One forward and backward pass at `params`: the objective, its gradient (finite), and the logits."""
+    logits_fn: LogitsFn,
+    perturbation: Perturbation,
+    loss: Loss,
+    examples: Examples,
+    params: Params,
+    *,
+    targets: Array | None = None,
+) -> Tried:
+    """One forward and backward pass at `params`.
 
-    def total(params: Params) -> tuple[Array, tuple[Array, Array]]:
+    With `targets` (int[n]) the loss aims at these classes, and `broken` is still what the examples say.
+    """
+
+    def total(params: Params) -> tuple[Array, tuple[Array, Array, Array]]:
         logits = logits_fn(perturbation.apply(params, examples.images))
-        losses = objective(loss, logits, examples)
-        return jnp.sum(losses), (losses, logits)
+        here = examples._replace(labels=labels_along(perturbation, examples, params))
+        aimed = here if targets is None else here._replace(targets=targets)
+        losses = objective(loss, logits, aimed)
+        return jnp.sum(losses), (losses, logits, is_broken(logits, here))
 
-    (_, (losses, logits)), gradient = jax.value_and_grad(total, has_aux=True)(params)
-    return losses, finite_or_zero(gradient), logits
+    (_, (losses, logits, broken)), gradient = jax.value_and_grad(total, has_aux=True)(params)
+    return Tried(losses, finite_or_zero(gradient), logits, broken)
 
 
 def finite_or_zero(gradient: Params) -> Params:

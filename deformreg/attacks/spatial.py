@@ -128,6 +128,7 @@ def rotation_translation(
         max_steps=candidates,
         uses_gradients=False,
         settings={**bounds, "grid": grid, "num_draws": num_draws, "boundary": boundary, "keep": keep},
+        one_class=loss == "dlr",
     )
 
 

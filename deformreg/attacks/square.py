@@ -131,4 +131,5 @@ def square(
         max_steps=num_queries,
         uses_gradients=False,
         settings={"num_queries": num_queries, "share": share, "keep": keep},
+        one_class=loss == "dlr",
     )

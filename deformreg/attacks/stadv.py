@@ -16,7 +16,7 @@ from jaxtyping import Array
 
 from deformreg import _checks, fields
 from deformreg._arrays import choose, scaled
-from deformreg.attacks.attack import Attack, Budget, Examples, LogitsFn, Search
+from deformreg.attacks.attack import Attack, Budget, Examples, LogitsFn, Search, labels_along
 from deformreg.attacks.search import Keep, budget_of, check_ball, finite_or_zero, fresh, is_broken, record, used_share
 from deformreg.balls import Ball
 from deformreg.losses import margin
@@ -109,22 +109,24 @@ def stadv(
         return search._replace(memory=memory)
 
     def cost(params: Array, logits_fn: LogitsFn, examples: Examples) -> tuple[Array, tuple[Array, Array]]:
+        """The summed costs; each example's, and whether it breaks the model."""
         field = inside(params)
         logits = logits_fn(family.apply(field, examples.images))
-        gap = -margin(logits, examples.labels) if examples.targets is None else margin(logits, examples.targets)
+        here = examples._replace(labels=labels_along(family, examples, field))
+        gap = -here.criterion.margin(logits, here.labels) if here.targets is None else margin(logits, here.targets)
         # A tie between the label and the best wrong class is not yet a success: aim slightly beyond it.
         value = jnp.maximum(gap, -confidence - 1e-3)
         value += flow_weight * fields.total_variation(field, diagonal=diagonal)
-        return jnp.sum(value), (value, logits)
+        return jnp.sum(value), (value, is_broken(logits, here))
 
     def step(logits_fn: LogitsFn, examples: Examples, search: Search) -> Search:
         params, memory = search.params, search.memory
-        (_, (value, logits)), gradient = jax.value_and_grad(cost, has_aux=True)(params, logits_fn, examples)
+        (_, (value, broken)), gradient = jax.value_and_grad(cost, has_aux=True)(params, logits_fn, examples)
         gradient = finite_or_zero(gradient)
         first = search.calls == 0
         # L-BFGS moves without a bound; the candidate to keep is the projected field.
         tried = search._replace(params=inside(params))
-        search = record(tried, -value, is_broken(logits, examples), keep=keep)
+        search = record(tried, -value, broken, keep=keep)
         accepted = first | (value <= memory.value + SUFFICIENT * memory.length * memory.slope)
         after, converged = _turn(lbfgs, memory, params, value, gradient)
         again = memory._replace(length=memory.length / 2)

@@ -51,15 +51,16 @@ def transfer(attack: Attack, source: LogitsFn, *, name: str | None = None) -> At
     _checks.instance("attack", attack, Attack, "pgd(ball=linf(0.5), num_steps=50)")
     _checks.function("source", source)
 
-    def checked(images: Array) -> Array:
-        return _checks.logits(source(images), images.shape[0], "source")
-
     def begin(examples: Examples) -> Search:
         inner = attack.begin(examples)
         return inner._replace(memory=inner)
 
     def step(logits_fn: LogitsFn, examples: Examples, search: Search) -> Search:
         inner: Search = search.memory
+
+        def checked(images: Array) -> Array:
+            return examples.criterion.check_outputs(source(images), images.shape[0], "source")
+
         inner = choose(inner.done, inner, attack.step(checked, examples, inner))
 
         def try_on_attacked() -> tuple[Any, Any]:

@@ -6,6 +6,8 @@ from deformreg.certification.certify import (
     CertifiedCurve,
     Progress,
     ProgressCallback,
+    Recall,
+    Votes,
     certified_accuracy,
     certify,
 )
@@ -17,7 +19,9 @@ __all__ = [
     "CertifiedCurve",
     "Progress",
     "ProgressCallback",
+    "Recall",
     "SmoothingLaw",
+    "Votes",
     "certified_accuracy",
     "certify",
     "gaussian",

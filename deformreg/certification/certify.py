@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -25,6 +26,7 @@ from deformreg._families import check_layout, family_or_flow
 from deformreg.attacks.attack import LogitsFn, as_argument
 from deformreg.certification.laws import SmoothingLaw
 from deformreg.certification.votes import tally
+from deformreg.interop.host import model_errors
 from deformreg.perturbations import Perturbation
 from deformreg.statistics import clopper_pearson_bound, wilson_interval
 
@@ -47,7 +49,7 @@ class Certificates(NamedTuple):
         num_samples: further draws per image, which bounded the probability of that class.
         alpha: the largest probability, for each image, that its answer or radius is wrong.
         model_calls: perturbed images computed, including those that fill the last batch.
-        seconds: wall clock, including compilation.
+        seconds: wall clock of the call, including compilation.
     """
 
     predictions: HostArray
@@ -60,6 +62,24 @@ class Certificates(NamedTuple):
     alpha: float
     model_calls: int
     seconds: float
+
+
+class Votes(NamedTuple):
+    """How a model answered an image under noise.
+
+    Attributes:
+        answer: the class that most of the `num_selection` draws answered.
+        number: how many of the `num_samples` further draws answered it.
+    """
+
+    answer: int
+    number: int
+
+
+class Recall(Protocol):
+    """A function that returns an image's votes: kept from an earlier certification of the same, or those of `run()`."""
+
+    def __call__(self, index: int, run: Callable[[], Votes], /) -> Votes: ...
 
 
 class Progress(NamedTuple):
@@ -82,6 +102,7 @@ class ProgressCallback(Protocol):
     def __call__(self, progress: Progress, /) -> object: ...
 
 
+@model_errors()
 def certify(
     logits_fn: LogitsFn,
     images: ArrayLike,
@@ -94,6 +115,7 @@ def certify(
     batch_size: int = 512,
     key: jax.Array,
     progress: ProgressCallback | None = None,
+    recall: Recall | None = None,
 ) -> Certificates:
     """Certifies the smoothed classifier on images: its answers, and the largest perturbations that cannot change them.
 
@@ -121,6 +143,9 @@ def certify(
         batch_size: perturbed copies of one image per model call; the result does not depend on it.
         key: a JAX random key. Draw j of image i comes from ``fold_in(fold_in(key, i), j)``.
         progress: called with a `Progress` after every image.
+        recall: called for every image, in order, with its index and a function that draws and returns its `Votes`. It
+            returns these, or those that it kept from an earlier call with the same arguments, for example to continue
+            one that was interrupted.
 
     Returns:
         The certificates.
@@ -128,7 +153,8 @@ def certify(
     Raises:
         TypeError: integer images, counts that are not integers, a `law` that is no `SmoothingLaw`, no random key, or a
             `logits_fn` that does not return one array of floating-point logits.
-        ValueError: no images, `alpha` out of range, too few draws to certify anything, or wrong shapes.
+        ValueError: no images, `alpha` out of range, too few draws to certify anything, wrong shapes, or votes from
+            `recall` that cannot be.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -170,12 +196,17 @@ def certify(
             params=perturbation.init(image), batch_size=batch_size,
         )  # fmt: skip
 
-    for index in range(count):
+    def votes_for(index: int) -> Votes:
         chosen, votes = np.asarray(votes_of(function, images[index : index + 1], jax.random.fold_in(key, index)))
         top = int(chosen.argmax())
-        bounds[index] = clopper_pearson_bound(int(votes[top]), num_samples, alpha=alpha)
+        return Votes(top, int(votes[top]))
+
+    for index in range(count):
+        run = partial(votes_for, index)
+        votes = run() if recall is None else _checked(recall(index, run), num_samples)
+        bounds[index] = clopper_pearson_bound(votes.number, num_samples, alpha=alpha)
         if bounds[index] > 0.5:
-            predictions[index], radii[index] = top, law.radius(float(bounds[index]))
+            predictions[index], radii[index] = votes.answer, law.radius(float(bounds[index]))
         if progress is not None:
             finished = index + 1
             progress(Progress(finished, count, float((predictions[:finished] != ABSTAIN).mean())))
@@ -191,6 +222,13 @@ def certify(
         model_calls=count * -(-draws // batch_size) * batch_size,
         seconds=time.perf_counter() - started,
     )
+
+
+def _checked(votes: Votes, num_samples: int) -> Votes:
+    _checks.instance("recall", votes, Votes, "lambda index, run: run()")
+    if votes.answer < 0 or not 0 <= votes.number <= num_samples:
+        raise ValueError(f"recall must return votes of {num_samples} draws for a class, got {votes}")
+    return votes
 
 
 def _highest_bound(num_samples: int, alpha: float) -> float:

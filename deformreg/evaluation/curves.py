@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike
 from deformreg import _checks
 from deformreg.attacks.attack import LogitsFn
 from deformreg.evaluation.evaluate import Evaluator
+from deformreg.evaluation.flags import Flag
 from deformreg.evaluation.outcomes import ProgressCallback, Recall
 from deformreg.evaluation.rows import HostArray
 from deformreg.statistics import mean_minimal_displacement, wilson_interval
@@ -28,6 +29,7 @@ class Curve(NamedTuple):
         mean_minimal_displacement: see `deformreg.statistics.mean_minimal_displacement`; restricted to the last radius.
         smallest_radii: float[n], for each example the smallest radius at which it is broken: 0 for a clean error,
             infinite if none broke it.
+        flags: the red flags raised at any radius, each once.
         model_calls: of everything.
         seconds: of everything, compiling included.
     """
@@ -38,6 +40,7 @@ class Curve(NamedTuple):
     intervals: tuple[tuple[float, float], ...]
     mean_minimal_displacement: float
     smallest_radii: HostArray
+    flags: tuple[Flag, ...]
     model_calls: int
     seconds: float
 
@@ -94,7 +97,7 @@ def accuracy_curve(
     smallest = np.full(count, np.inf) if known is None else np.array(known, np.float64)
     if smallest.shape != (count,) or not (smallest >= 0).all():
         raise ValueError(f"known must be float of shape ({count},), at least 0, got {_checks.described(known)}")
-    calls, seconds = 0, 0.0
+    calls, seconds, flags = 0, 0.0, dict[str, Flag]()
     for number, radius in enumerate(radii):
         evaluation = run(
             logits_fn, images, labels, radius=radius, broken=smallest <= radius,
@@ -104,6 +107,7 @@ def accuracy_curve(
         smallest[(smallest > radius) & ~evaluation.standing_mask] = radius
         calls += evaluation.model_calls
         seconds += evaluation.seconds
+        flags = {flag.name: flag for flag in evaluation.flags} | flags
     right = [int((smallest > radius).sum()) for radius in (0.0, *radii)]
     accuracies = tuple(count / len(smallest) for count in right)
     return Curve(
@@ -113,6 +117,7 @@ def accuracy_curve(
         intervals=tuple(wilson_interval(count, len(smallest)) for count in right),
         mean_minimal_displacement=mean_minimal_displacement((0.0, *radii), accuracies),
         smallest_radii=smallest,
+        flags=tuple(flags.values()),
         model_calls=calls,
         seconds=seconds,
     )

@@ -19,16 +19,11 @@ from numpy.typing import ArrayLike
 
 from deformreg import _checks
 from deformreg._families import check_layout
-from deformreg.attacks.attack import Attack, LogitsFn, as_argument
-from deformreg.evaluation.flags import (
-    OUTCOME_FLAGS,
-    OUTPUT_FLAGS,
-    RESPONSE_FLAGS,
-    Flag,
-    compile_diagnosis,
-    observe_outputs,
-    raised,
-)
+from deformreg.attacks.attack import Attack, LogitsFn, as_argument, check_suits
+from deformreg.criteria import Criterion
+from deformreg.criteria.classification import criterion_or_classification
+from deformreg.evaluation.flags import OUTCOME_FLAGS, OUTPUT_FLAGS, compile_diagnosis, raised
+from deformreg.evaluation.flags.outputs import observe_outputs, watched_rows
 from deformreg.evaluation.outcomes import (
     RANGE_SLACK,
     AttackOutcome,
@@ -38,14 +33,15 @@ from deformreg.evaluation.outcomes import (
     Setting,
     Spent,
     checked,
-    classes_of,
-    clean_outputs,
+    clean_pass,
+    compile_forward,
     padded,
     run_attack,
 )
 from deformreg.evaluation.results import Evaluation
-from deformreg.evaluation.rows import Compiled, Data, HostArray, check_alike, compile_attack, example_keys
+from deformreg.evaluation.rows import Compiled, Data, HostArray, check_alike, compile_attack, example_keys, spaced
 from deformreg.evaluation.suites import Suite, fixed
+from deformreg.interop.host import NoGradients, model_errors
 from deformreg.statistics import wilson_interval
 
 SHARE = 0.25
@@ -85,6 +81,7 @@ def evaluate(
     key: jax.Array,
     targets: ArrayLike | None = None,
     image_range: tuple[float, float] | None = None,
+    criterion: Criterion | None = None,
     independent: bool = False,
     diagnosis: bool = True,
     refill: bool = True,
@@ -104,7 +101,7 @@ def evaluate(
             depend only on its own image. With ``jax.tree_util.Partial(apply, params)`` the weights are passed as
             arguments, not compiled in as constants.
         images: float[n, h, w, c] in the range the model expects.
-        labels: int[n].
+        labels: int[n], or what the criterion asks for.
         attacks: one or more with different names, for example ``deformreg.evaluation.suites.standard(0.5)``.
         batch_size: rows per batch; if there are fewer examples, their number. The model sees batches of this size only.
             At most an eighth of the number of examples is best, because rows idle at the end.
@@ -114,6 +111,9 @@ def evaluate(
             target. An example whose target is its label is not attacked.
         image_range: attacked images outside this range do not count as successes. None means the range of `images`,
             extended to include zero, because warps may move zeros in at the border.
+        criterion: when an output is broken, see `deformreg.criteria`; None is ``classification()``. Another criterion
+            says what the model returns and what the labels are; a suite's members that fit it are
+            ``suites.standard.suited_to(criterion)(0.5)``.
         independent: run every attack on every correctly classified example, also those that the suite tries on a
             sample only, so that you can compare the attacks.
         diagnosis: also run the checks for red flags that need extra model calls: on clean images before the attacks,
@@ -136,8 +136,10 @@ def evaluate(
             key, `attacks` that are not attacks, or a `logits_fn` that does not return one array of floating logits.
         ValueError: no examples; images that are not finite, leave `image_range` or look like [n, c, h, w]; labels
             outside the classes; no attack, two attacks with the same name, or an attack with one radius per example;
-            shapes that do not match. All are raised before the first attack. Also if `recall` returns the outcome of
-            another attack or of other examples.
+            shapes that do not match; an attack or targets that do not fit the criterion. All are raised before the
+            first attack. Also if `recall` returns the outcome of another attack or of other examples.
+        NoGradients: a gradient attack on a model without gradients (`deformreg.interop`), before the model is called.
+        ModelError: a model of `deformreg.interop` fails.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -173,6 +175,7 @@ def evaluate(
         attacks,
         batch_size=batch_size,
         image_range=image_range,
+        criterion=criterion,
         independent=independent,
         diagnosis=diagnosis,
         refill=refill,
@@ -185,6 +188,7 @@ def evaluator(
     *,
     batch_size: int = 128,
     image_range: tuple[float, float] | None = None,
+    criterion: Criterion | None = None,
     independent: bool = False,
     diagnosis: bool = True,
     refill: bool = True,
@@ -195,6 +199,7 @@ def evaluator(
         attacks: a suite, for example `deformreg.evaluation.suites.standard`, or attacks as in `evaluate`.
         batch_size: as in `evaluate`, like the following.
         image_range: the range outside which attacked images do not count as successes.
+        criterion: when an output is broken.
         independent: whether every attack runs on every correctly classified example.
         diagnosis: whether to run the checks for red flags that need extra model calls.
         refill: whether waiting examples take the rows of finished ones.
@@ -217,9 +222,11 @@ def evaluator(
     takes_radius = isinstance(attacks, Suite)
     suite = attacks if isinstance(attacks, Suite) else fixed(attacks)
     compiled = {name: compile_attack(partial(suite.member, name)) for name in suite.names}
+    criterion = criterion_or_classification(criterion)
     diagnose = compile_diagnosis(suite)
-    forward = jax.jit(lambda function, images: _checks.logits(function(images), images.shape[0]))
+    forward = compile_forward(criterion)
 
+    @model_errors()
     def run(
         logits_fn: LogitsFn,
         images: ArrayLike,
@@ -240,21 +247,21 @@ def evaluator(
         if radius is not None:
             _checks.radius("radius", radius)
         key = _checks.key(key)
-        data, bounds = _checked(images, labels, targets, allowed_range)
+        data, bounds = _checked(images, labels, targets, allowed_range, criterion)
         count = len(data.labels)
         setting = Setting(
             as_argument(logits_fn), forward, data, min(batch_size, count), refill, bounds, progress, collect, recall
         )  # fmt: skip
         attacks_at_radius = [(attack, compiled[attack.name](radius)) for attack in suite(radius)]
         _rehearse(setting, attacks_at_radius, key)
-        logits = clean_outputs(setting)
-        correct = classes_of(logits) == data.labels
+        watched = watched_rows(count, setting.batch_size)
+        clean = clean_pass(setting, watched)
+        correct = ~clean.broken
         begun = correct if broken is None else correct & ~_mask("broken", broken, count)
-        found: tuple[Flag, ...] = ()
-        spent = Spent()
+        flags, spent = [], Spent()
         if diagnosis:
-            seen = observe_outputs(partial(_call, setting), data.images, logits, setting.batch_size)
-            found, spent = raised(OUTPUT_FLAGS, seen), Spent(seen.model_calls)
+            seen = observe_outputs(setting, clean, watched)
+            flags, spent = [*raised(OUTPUT_FLAGS, seen)], Spent(seen.model_calls)
         attacks_began = time.perf_counter()
         outcomes = _run_in_turn(setting, attacks_at_radius, begun, independent=independent, key=key)
         started += time.perf_counter() - attacks_began  # each outcome has its own seconds, also one that was kept
@@ -262,30 +269,26 @@ def evaluator(
         calls = padded(count, setting.batch_size) + sum(outcome.model_calls for outcome in outcomes)
         standing = begun & ~np.any([outcome.broken_mask for outcome in outcomes], axis=0)
         if diagnosis:
-            felt, more = diagnose(
-                setting, outcomes, begun, logits, radius=radius, calls=round(calls * SHARE) - spent.model_calls
-            )
-            found, spent = (*found, *raised(RESPONSE_FLAGS, felt)), spent.plus(more)
+            budget = round(calls * SHARE) - spent.model_calls
+            more, cost = diagnose(setting, outcomes, begun, clean, radius=radius, calls=budget)
+            flags, spent = [*flags, *more], spent.plus(cost)
         return Evaluation(
             examples=count,
             clean_accuracy=float(correct.mean()),
             robust_accuracy=float(standing.mean()),
             robust_interval=wilson_interval(int(standing.sum()), count),
             attacks=tuple(outcomes),
-            flags=raised(OUTCOME_FLAGS, outcomes) + found,
+            flags=(*raised(OUTCOME_FLAGS, outcomes), *flags),
             diagnosis=spent,
             model_calls=calls + spent.model_calls,
             seconds=time.perf_counter() - started + attack_seconds,
             independent=independent,
             correct_mask=correct,
             standing_mask=standing,
+            criterion=criterion.name,
         )
 
     return run
-
-
-def _call(setting: Setting, images: HostArray) -> HostArray:
-    return np.asarray(setting.forward(setting.logits_fn, images))
 
 
 def _finite_range(image_range: object) -> tuple[float, float]:
@@ -305,16 +308,21 @@ def _mask(name: str, value: object, count: int) -> HostArray:
 def _rehearse(setting: Setting, attacks: Sequence[tuple[Attack, Compiled]], key: jax.Array) -> None:
     """Traces the model and all attacks without running them, so that errors are raised before the first attack."""
     data, size = setting.data, setting.batch_size
-    keys = example_keys(key, 0, np.arange(len(data.labels)))
-    batch = jax.ShapeDtypeStruct((size, *data.images.shape[1:]), data.images.dtype)
-    classes = setting.forward.eval_shape(setting.logits_fn, batch).shape[1]
-    _checks.class_indices("labels", data.labels, len(data.labels), classes=classes)
+    keys = example_keys(key, 0, np.arange(len(data.images)))
+    batch = data._replace(targets=None).at(np.zeros(size, int))
+    outputs = setting.forward.eval_shape(setting.logits_fn, batch).outputs
+    all_outputs = (len(data.images), *outputs.shape[1:])
+    data.criterion.check_labels(data.labels, data.images.shape, all_outputs)
     if data.targets is not None:
-        _checks.class_indices("targets", data.targets, len(data.labels), classes=classes)
+        _checks.class_indices("targets", data.targets, len(data.labels), classes=outputs.shape[1])
     for attack, compiled in attacks:
+        check_suits(attack, data.criterion, targeted=data.targets is not None)
         check_layout(attack.perturbation, data.images.shape)
-        check_alike(attack, data, classes)
-        compiled.trace(setting.logits_fn, *compiled.idle_turn(data, keys, size))
+        check_alike(attack, data, outputs)
+        try:
+            compiled.trace(setting.logits_fn, *compiled.idle_turn(data, keys, size))
+        except NoGradients as error:
+            raise NoGradients(f"attack {attack.name!r} needs gradients: {error}") from None
 
 
 def _run_in_turn(
@@ -347,22 +355,24 @@ def _run_in_turn(
 
 def _thinned(mask: HostArray, count: int) -> HostArray:
     """At most `count` of the marked examples, evenly spaced."""
-    marked = np.flatnonzero(mask)
     kept = np.zeros_like(mask)
-    if len(marked):
-        kept[marked[np.linspace(0, len(marked) - 1, min(count, len(marked))).astype(int)]] = True
+    kept[spaced(np.flatnonzero(mask), count)] = True
     return kept
 
 
 def _checked(
-    images: ArrayLike, labels: ArrayLike, targets: ArrayLike | None, image_range: tuple[float, float] | None
+    images: ArrayLike,
+    labels: ArrayLike,
+    targets: ArrayLike | None,
+    image_range: tuple[float, float] | None,
+    criterion: Criterion,
 ) -> tuple[Data, tuple[float, float]]:
     """The examples on the host, and the range of attacked images; None means that of `images`, extended to zero."""
     images = _checks.images_on_host(images)
     count = images.shape[0]
     if count == 0:
         raise ValueError(f"images must hold at least one example, got shape {images.shape}")
-    labels = np.asarray(_checks.class_indices("labels", labels, count))
+    labels = np.asarray(criterion.check_labels(labels, images.shape, None))
     targets = None if targets is None else np.asarray(_checks.class_indices("targets", targets, count))
     low, high = float(images.min()), float(images.max())
     if not np.isfinite([low, high]).all():
@@ -371,11 +381,11 @@ def _checked(
             f"images must be finite, got NaN or infinity in {len(bad)}, the first at index {bad[0]}: leave these out"
         )
     if image_range is None:
-        return Data(images, labels, targets), (min(0.0, low), max(0.0, high))
+        return Data(images, labels, targets, criterion), (min(0.0, low), max(0.0, high))
     slack = RANGE_SLACK * (image_range[1] - image_range[0])
     if low < image_range[0] - slack or high > image_range[1] + slack:
         raise ValueError(
             f"images must lie in image_range {image_range}, got values from {low:g} to {high:g}: scale them, or name "
             "the range that they have"
         )
-    return Data(images, labels, targets), image_range
+    return Data(images, labels, targets, criterion), image_range

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -12,6 +13,8 @@ from jax.tree_util import Partial
 
 from deformreg import _checks
 from deformreg.attacks.attack import Attack, AttackResult, Budget
+from deformreg.criteria import Criterion
+from deformreg.criteria.classification import predicted_classes
 from deformreg.evaluation.rows import Compiled, Data, HostArray, run_refilled, warm_up
 
 
@@ -118,8 +121,24 @@ RANGE_SLACK = 1e-5
 """How far images may leave their range by rounding, in widths of the range."""
 
 
+class Judged(NamedTuple):
+    """A model's outputs, and what a criterion says of them: one number or decision per example.
+
+    Attributes:
+        outputs: the outputs.
+        broken: bool[n], whether they are broken, or reach the targets where there are some.
+        losses: float[n], the criterion's loss.
+        margins: float[n], its margin.
+    """
+
+    outputs: Any
+    broken: Any
+    losses: Any
+    margins: Any
+
+
 class Setting(NamedTuple):
-    """What all attacks of an evaluation share. `forward`, jitted, checks what the model returns."""
+    """What all attacks of an evaluation share. `forward`, ``(logits_fn, data) -> Judged``, is jitted and checked."""
 
     logits_fn: Partial
     forward: Any
@@ -137,30 +156,79 @@ def padded(count: int, batch_size: int) -> int:
     return -(-count // batch_size) * batch_size
 
 
-def clean_outputs(setting: Setting) -> HostArray:
-    """The logits of all images, in batches of the one shape."""
-    return _outputs(setting, setting.data.images)
+def compile_forward(criterion: Criterion) -> Callable[[Partial, Data], Judged]:
+    """Jits the pass of a batch through a model, with checks of what the model returns."""
+
+    @jax.jit
+    def forward(logits_fn: Partial, data: Any) -> Judged:
+        outputs = criterion.check_outputs(logits_fn(data.images), len(data.images), "logits_fn")
+        criterion.check_labels(data.labels, data.images.shape, outputs.shape)
+        reached = data.targets is not None and predicted_classes(outputs) == data.targets
+        broken = criterion.broken(outputs, data.labels) if data.targets is None else reached
+        return Judged(outputs, broken, criterion.loss(outputs, data.labels), criterion.margin(outputs, data.labels))
+
+    return forward
 
 
-def classes_of(logits: HostArray) -> HostArray:
-    """The predicted classes; -1 where the logits are not finite."""
-    predicted: HostArray = np.where(np.isfinite(logits).all(axis=1), logits.argmax(axis=1), -1)
-    return predicted
+def in_batches(setting: Setting, data: Data) -> Iterator[tuple[slice, Judged]]:
+    """Passes examples through the model in batches of the one shape: where each batch is, and what it says of it."""
+    for first in range(0, len(data.images), setting.batch_size):
+        place = slice(first, min(first + setting.batch_size, len(data.images)))
+        count = place.stop - first
+        filled = jax.tree.map(partial(_filled, setting.batch_size - count), data.at(place))
+        yield place, jax.tree.map(lambda leaf, count=count: leaf[:count], setting.forward(setting.logits_fn, filled))
 
 
-def predict(setting: Setting, images: HostArray) -> HostArray:
-    """Predicts classes in batches of the one shape; -1 where the logits are not finite."""
-    return classes_of(_outputs(setting, images)) if len(images) else np.zeros(0, int)
+class Clean(NamedTuple):
+    """What a model makes of the images without an attack.
+
+    Attributes:
+        broken: bool[n], which outputs are broken.
+        losses: float[n], the criterion's loss.
+        margins: float[n], its margin.
+        finite: bool[n], which outputs are finite.
+        largest: the largest absolute value of a finite output, above zero.
+        watched: the outputs of some examples.
+    """
+
+    broken: HostArray
+    losses: HostArray
+    margins: HostArray
+    finite: HostArray
+    largest: float
+    watched: HostArray
 
 
-def _outputs(setting: Setting, images: HostArray) -> HostArray:
-    logits = []
-    for first in range(0, len(images), setting.batch_size):
-        batch = images[first : first + setting.batch_size]
-        padding = [(0, setting.batch_size - len(batch)), (0, 0), (0, 0), (0, 0)]
-        full = setting.forward(setting.logits_fn, np.pad(batch, padding, mode="edge"))
-        logits.append(np.asarray(full)[: len(batch)])
-    return np.concatenate(logits)
+def clean_pass(setting: Setting, watched: HostArray) -> Clean:
+    """Passes all images through the model, and keeps the outputs of the examples `watched` (indices)."""
+    count = len(setting.data.images)
+    seen = Clean(np.zeros(count, bool), np.zeros(count), np.zeros(count), np.zeros(count, bool), 1e-12, np.zeros(0))
+    for place, judged in in_batches(setting, setting.data._replace(targets=None)):
+        outputs = np.asarray(judged.outputs)
+        finite = np.isfinite(outputs)
+        seen.broken[place], seen.losses[place], seen.margins[place] = judged.broken, judged.losses, judged.margins
+        seen.finite[place] = finite.all(axis=tuple(range(1, outputs.ndim)))
+        if place.start == 0:
+            seen = seen._replace(watched=np.zeros((len(watched), *outputs.shape[1:]), outputs.dtype))
+        here = (watched >= place.start) & (watched < place.stop)
+        seen.watched[here] = outputs[watched[here] - place.start]
+        seen = seen._replace(
+            largest=max(seen.largest, float(np.abs(outputs, where=finite, out=np.zeros_like(outputs)).max()))
+        )
+    return seen
+
+
+def find_broken(setting: Setting, data: Data) -> HostArray:
+    """Which examples the model breaks on, or which reach their targets."""
+    broken = np.zeros(len(data.images), bool)
+    for place, judged in in_batches(setting, data):
+        broken[place] = judged.broken
+    return broken
+
+
+def _filled(missing: int, batch: HostArray) -> HostArray:
+    """The batch followed by copies of its last example."""
+    return np.pad(batch, [(0, missing)] + [(0, 0)] * (batch.ndim - 1), mode="edge")
 
 
 class _Check:
@@ -172,23 +240,23 @@ class _Check:
         self.calls = 0
         self.claimed = 0
         self.norms: list[Any] = []
-        self.waiting: list[tuple[HostArray, HostArray, Any]] = []
+        self.waiting: list[tuple[HostArray, HostArray, HostArray, Any]] = []
 
     def add(self, indices: HostArray, result: AttackResult, size: HostArray) -> None:
         images = np.asarray(result.images)
         valid = np.asarray(result.success) & _admissible(images, size, self.setting.image_range)
         self.claimed += int(result.success.sum())
-        self.waiting.append((indices[valid], images[valid], jax.tree.map(lambda leaf: leaf[valid], result.norms)))
+        claims = images, np.asarray(result.labels), result.norms
+        self.waiting.append((indices[valid], *jax.tree.map(lambda leaf: leaf[valid], claims)))
         if sum(len(indices) for indices, *_ in self.waiting) >= self.setting.batch_size:
             self.confirm()
 
     def confirm(self) -> None:
         if not self.waiting:
             return
-        indices, images, norms = jax.tree.map(lambda *parts: np.concatenate(parts), *self.waiting)
-        data, predicted = self.setting.data, predict(self.setting, images)
-        missed = data.labels[indices] != predicted
-        confirmed = missed if data.targets is None else data.targets[indices] == predicted
+        indices, images, labels, norms = jax.tree.map(lambda *parts: np.concatenate(parts), *self.waiting)
+        claimed = self.setting.data.at(indices)._replace(images=images, labels=labels)
+        confirmed = find_broken(self.setting, claimed)
         self.broken[indices[confirmed]] = True
         self.norms.append(jax.tree.map(lambda leaf: leaf[confirmed], norms))
         self.calls += padded(len(indices), self.setting.batch_size)

@@ -130,5 +130,7 @@ def to_markdown(evaluation: Evaluation) -> str:
     ]
     low, high = evaluation.robust_interval
     lines.append(f"| **worst case** | **{evaluation.robust_accuracy:.1%}** ({low:.1%} to {high:.1%}) | | | | |")
+    if evaluation.criterion != "classification":
+        lines += ["", f"Accuracy is the share of images that are right: {evaluation.criterion}."]
     flags = [f"- **{flag.name}**: {flag.explanation} {json.dumps(flag.evidence)}" for flag in evaluation.flags]
     return "\n".join([*lines, "", *(["Red flags:", "", *flags] if flags else ["No red flags."])]) + "\n"

@@ -12,6 +12,8 @@ from deformreg.evaluation.rows import HostArray
 class Evaluation(NamedTuple):
     """The result of `evaluate`: plain data; printed, a short table. `deformreg.evaluation.reports` writes it.
 
+    "Classified correctly" means: not broken in the sense of the criterion.
+
     Attributes:
         examples: number of examples.
         clean_accuracy: fraction of examples classified correctly without an attack.
@@ -25,6 +27,7 @@ class Evaluation(NamedTuple):
         independent: whether every attack ran on every correctly classified example.
         correct_mask: bool[n], classified correctly.
         standing_mask: bool[n], classified correctly and not broken by any attack.
+        criterion: the name of the criterion.
     """
 
     examples: int
@@ -39,6 +42,7 @@ class Evaluation(NamedTuple):
     independent: bool
     correct_mask: HostArray
     standing_mask: HostArray
+    criterion: str = "classification"
 
     def __str__(self) -> str:
         low, high = self.robust_interval

@@ -13,23 +13,31 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from deformreg._arrays import choose
+from deformreg._arrays import choose, spread
 from deformreg.attacks.attack import Attack, AttackResult, Examples, Search, advance, finish, row_keys
+from deformreg.criteria import Criterion, classification
 
 HostArray = np.ndarray[Any, Any]
 
 
 class Data(NamedTuple):
-    """A data set on the host: float[n, h, w, c], int[n], and the classes to reach, int[n], or None."""
+    """A data set on the host: images, what is right for them, the classes to reach or None, and the criterion."""
 
     images: HostArray
     labels: HostArray
     targets: HostArray | None
+    criterion: Criterion = classification()
 
-    def at(self, indices: HostArray) -> Data:
+    def at(self, indices: HostArray | slice) -> Data:
         """Picks examples."""
         targets = None if self.targets is None else self.targets[indices]
-        return Data(self.images[indices], self.labels[indices], targets)
+        return self._replace(images=self.images[indices], labels=self.labels[indices], targets=targets)
+
+
+def spaced(indices: HostArray, count: int) -> HostArray:
+    """At most `count` of the indices, evenly spaced."""
+    chosen: HostArray = indices[np.linspace(0, len(indices) - 1, min(count, len(indices))).astype(int)]
+    return chosen
 
 
 class Turn(NamedTuple):
@@ -118,21 +126,23 @@ def example_keys(key: jax.Array, number: int, indices: HostArray) -> jax.Array:
     return row_keys(jax.random.fold_in(key, number), jnp.asarray(indices))
 
 
-def check_alike(attack: Attack, data: Data, classes: int) -> None:
+def check_alike(attack: Attack, data: Data, outputs: jax.ShapeDtypeStruct) -> None:
     """Raises if an attack holds one number per example: in the rows of a batch other examples would get it.
 
-    Such numbers do not fit a batch of one example more.
+    Such numbers do not fit a batch of one example more. `outputs` are the model's for any number of images.
     """
     rows = len(data.labels) + 1
     images = jax.ShapeDtypeStruct((rows, *data.images.shape[1:]), data.images.dtype)
     targets = None if data.targets is None else jnp.zeros(rows, int)
 
     def unread(images: jax.Array) -> jax.Array:
-        return jnp.zeros((rows, classes), jnp.float32) + images.sum(axis=(1, 2, 3))[:, None].astype(jnp.float32)
+        sums = images.sum(axis=tuple(range(1, images.ndim))).astype(outputs.dtype)
+        return jnp.zeros((rows, *outputs.shape[1:]), outputs.dtype) + spread(sums, outputs)
 
     def begin(images: jax.Array) -> Any:
         keys = row_keys(jax.random.key(0), jnp.arange(rows))
-        examples = Examples(images, jnp.zeros(rows, int), keys, targets)
+        labels = jnp.zeros((rows, *data.labels.shape[1:]), data.labels.dtype)
+        examples = Examples(images, labels, keys, targets, data.criterion)
         search = attack.begin(examples)
         # Only step sizes make a step depend on more; a transferred attack's step may hold a model of one batch size.
         if isinstance(attack.settings.get("step_size"), list):
@@ -151,7 +161,7 @@ def check_alike(attack: Attack, data: Data, classes: int) -> None:
 
 def _examples(data: Any, keys: Any) -> Examples:
     """The examples of `Data` on the host or traced."""
-    return Examples(data.images, data.labels, keys, data.targets)
+    return Examples(data.images, data.labels, keys, data.targets, data.criterion)
 
 
 def run_refilled(

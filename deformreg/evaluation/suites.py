@@ -26,6 +26,7 @@ from deformreg.attacks.spatial import rotation_translation
 from deformreg.attacks.square import square
 from deformreg.attacks.stadv import stadv
 from deformreg.balls import linf
+from deformreg.criteria import Criterion
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +63,11 @@ class Suite:
     def __call__(self, radius: Any) -> list[Attack]:
         """Makes all attacks at a radius."""
         return [self.member(name, radius) for name in self.names]
+
+    def suited_to(self, criterion: Criterion) -> Suite:
+        """Returns the members that can attack under a criterion: without those that need one class per image."""
+        fit = {name: make for name, make in self.makers.items() if criterion.one_class or not make(1.0).one_class}
+        return Suite(fit)
 
     def plus(self, name: str, make: Callable[[Any], Attack]) -> Suite:
         """Returns the suite followed by one more attack."""
@@ -190,4 +196,15 @@ stAdv within the radius (needs Optax), elastic fields, a denser grid, 5000 queri
 spatial = rotations_and_translations()
 """The worst of ten random rotations and translations, then the paper's whole grid, with 10 degrees per pixel."""
 
-SUITES = {"quick": quick, "standard": standard, "full": full, "spatial": spatial}
+gradient_free = Suite(
+    {
+        "random": lambda radius: random_fields(ball=linf(radius), num_fields=50),
+        "square": lambda radius: square(ball=linf(radius), num_queries=2000),
+        "rotation-translation": partial(_small_rotations, grid=(5, 5, 5)),
+        "nes": lambda radius: nes(ball=linf(radius), num_steps=20, num_samples=50),
+    }
+)
+"""For models without gradients (`deformreg.interop.from_numpy`): random fields, 2000 queries of Square, small rotations
+with translations, and NES. Where gradients exist, it is weaker than `quick`."""
+
+SUITES = {"quick": quick, "standard": standard, "full": full, "spatial": spatial, "gradient-free": gradient_free}

@@ -33,8 +33,10 @@ class Trainer(NamedTuple):
             *more,
         ]
 
-    def start(self, arguments: list[str], *, devices: int = 1, **environment: str) -> subprocess.Popen[str]:
-        """Starts a command, its output in `communicate`."""
+    def start(
+        self, arguments: list[str], *, devices: int = 1, program: tuple[str, ...] = ("-m", "train"), **environment: str
+    ) -> subprocess.Popen[str]:
+        """Starts a command, or another Python program with these arguments; its output in `communicate`."""
         settings = {
             "PYTHONPATH": str(ROOT),
             "JAX_PLATFORMS": "cpu",
@@ -45,7 +47,7 @@ class Trainer(NamedTuple):
             "PYTHONUNBUFFERED": "1",
         }
         process = subprocess.Popen(
-            [sys.executable, "-m", "train", *arguments],
+            [sys.executable, *program, *arguments],
             cwd=ROOT,
             env={**os.environ, **settings, **environment},
             stdout=subprocess.PIPE,

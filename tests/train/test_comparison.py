@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import flax.linen as nn
 import jax
 import numpy as np
 import pytest
 
-from train import checkpoints, data, reports, restored, runs, task
-from train.commands import evaluate, main
+from train import checkpoints, data, files, options, pictures, reports, restored, runs, task
+from train.commands import certify, evaluate, main
 from train.config import Config, Data, Evaluation
 from train.errors import RunError
 
@@ -132,6 +134,81 @@ def test_whether_results_can_be_written_is_seen_before_the_first_attack(capsys, 
     for command in ("evaluate", "certify"):
         error = refused(capsys, command, folder)
         assert error == f"error: {folder}: nothing can be written into {folder}; choose another --output or --json"
+
+
+def test_names_reach_the_terminal_as_text(capsys, tmp_path, monkeypatch):
+    """A line end or an escape sequence in a name could forge a line, or delete one."""
+    folder = write_run(tmp_path / "run\n\x1b[2Jerror: no", accuracies=(0.5, 0.4))
+    (folder / "checkpoints" / "1" / "state" / "bad\n\x1b[2J").mkdir()
+    (folder / "checkpoints" / "1" / "state" / "bad\n\x1b[2J" / "pipe\n").symlink_to("/dev/null")
+    shown = f"{tmp_path}/run\\n\\x1b[2Jerror: no"
+    assert main(["verify", str(folder), str(folder / ".." / folder.name)]) == 1
+    out, err = capsys.readouterr()
+    assert (out.count(f"{shown}: step 1: "), out.count(f"{shown}: step 2: intact"), err) == (1, 1, "")
+    assert "bad\\n\\x1b[2J/pipe\\n is not a regular file" in out
+    assert out.replace("\n", "").isprintable()
+    assert len(out.splitlines()) == 4
+    monkeypatch.setattr(certify, "certify_run", lambda *_: SimpleNamespace(row=CERTIFIED))
+    monkeypatch.setattr(pictures, "save_certified", lambda *_: None)
+    assert main(["certify", str(folder)]) == 0
+    assert f"report: {shown}/certified.md\n" in capsys.readouterr().out
+    assert runs.short_names([folder, folder.parent]) == ["run\\n\\x1b[2Jerror: no", tmp_path.name]
+
+    def fail(_):
+        raise OSError("no\n\x1b[2J")
+
+    monkeypatch.setattr(evaluate, "compare", fail)
+    assert "error: no\\n\\x1b[2J" in refused(capsys, "evaluate", folder)
+
+
+EVALUATED = {
+    "suite": "quick", "attacks": {"pgd": {"robust_accuracy": 0.25}}, "robust_accuracy": 0.25, "flags": [],
+    "robust_interval": [0.1, 0.5], "clean_accuracy": 0.75, "mean_minimal_displacement": 0.5, "train_seconds": 1.0,
+}  # fmt: skip
+CERTIFIED = {
+    "unit": "px", "examples": 4, "family": "flow", "norm": "l2", "law": "gaussian", "sigma": [0.3], "num_samples": 9,
+    "alpha": 0.01, "clean_accuracy": 0.75, "abstained": 1, "mean_radius": 0.1, "ceiling": 1.0,
+    "curve": [{"radius": 0.0, "accuracy": 0.25, "low": 0.1, "high": 0.5}],
+}  # fmt: skip
+
+
+def train_again(folder):
+    """As another training in this place would: its run, and a lock of its own."""
+    shutil.rmtree(folder)
+    write_run(folder)
+    (folder / ".lock").touch()
+
+
+@pytest.mark.parametrize(
+    "replace",
+    [
+        train_again,
+        shutil.rmtree,
+        lambda folder: files.write_text(folder / "config.json", options.to_json(Config(seed=3))),
+        lambda folder: files.write_text(folder / ".lock", ""),
+    ],
+)
+@pytest.mark.parametrize(("command", "row", "below"), [("evaluate", EVALUATED, None), ("certify", CERTIFIED, "report")])
+def test_no_report_goes_where_another_run_is_now(capsys, tmp_path, monkeypatch, replace, command, row, below):
+    folder = write_run(tmp_path / "run")
+    (folder / ".lock").touch()
+    left = []
+
+    def find(name, trained, protocol, file):
+        replace(folder)
+        with pytest.raises(RunError, match="no longer holds the run that was read"):
+            file.write({}, {})
+        left.extend(sorted(folder.rglob("*")))
+        return SimpleNamespace(row=row)
+
+    monkeypatch.setattr(evaluate, "evaluate_run", find)
+    monkeypatch.setattr(certify, "certify_run", find)
+    assert main([command, str(folder), *(["--output", str(folder / below)] if below else [])]) == 2
+    out, err = capsys.readouterr()
+    assert err.startswith(f"error: {folder} no longer holds the run that was read: it was removed or replaced")
+    assert err.count("\n") == 1
+    assert "25.0" in out  # what was found is not lost
+    assert sorted(folder.rglob("*")) == left
 
 
 def test_a_report_has_its_place(tmp_path, monkeypatch):

@@ -11,22 +11,23 @@ import pytest
 
 import deformreg
 from train import evaluation, reports
-from train.config import Evaluation
+from train.config import Config, Evaluation
+from train.exhibits import Exhibits
+
+PROTOCOL = evaluation.Protocol(radius=0.5)
 
 
 def fake_run(logits_fn, images, labels, *, batch_size=32):
     """A run that nobody trained."""
     return SimpleNamespace(
         images=images, labels=labels, logits_fn=jax.tree_util.Partial(logits_fn), class_names=tuple("abcde"), step=1,
-        train_seconds=1.0,
-        config=SimpleNamespace(
-            evaluation=Evaluation(radius=0.5, steps=4, batch_size=batch_size), method=SimpleNamespace(name="standard")
-        ),
+        train_seconds=1.0, config=Config(evaluation=Evaluation(radius=0.5, steps=4, batch_size=batch_size)),
     )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def studied():
+    """A study, the sizes of the batches that its network saw, and its run."""
     images = np.random.default_rng(1).random((60, 6, 6, 1)).astype(np.float32)
     sizes = set()
 
@@ -40,7 +41,7 @@ def studied():
     labels[:3] = 1 - labels[:3]
     sizes.clear()
     run = fake_run(narrow, images, labels)
-    return evaluation.evaluate_run("run", run, evaluation.Protocol(radius=0.5)), sizes
+    return evaluation.evaluate_run("run", run, PROTOCOL), sizes, run
 
 
 def test_the_number_of_a_run_counts_every_break_that_is_known(studied):
@@ -69,30 +70,91 @@ def test_no_batch_of_a_run_is_larger_than_its_option(studied):
     assert max(studied[1]) == 32
 
 
+def test_a_report_of_more_images_than_its_curve(studied, tmp_path, monkeypatch):
+    """The curve has the first images only; the number of the run, all of them."""
+    monkeypatch.setattr(evaluation, "CURVE_EXAMPLES", 40)
+    whole, _, run = studied
+    study = evaluation.evaluate_run("run", run, PROTOCOL)
+    row = study.row
+    at = {point["radius_pixels"]: point["accuracy"] for point in row["curve"]}
+    assert (row["examples"], row["curve_examples"], len(study.sample.images)) == (60, 40, 40)
+    standing, first = study.evaluation.standing_mask, whole.evaluation.standing_mask[:40]
+    assert at[0.5] == standing[:40].mean() == first.mean()
+    assert row["robust_accuracy"] == standing.mean()
+    both = [row["attacks"][name]["robust_accuracy"] for name in ("multi-step", "any iterate")]
+    assert whole.row["robust_accuracy"] <= row["robust_accuracy"] <= min(both)
+    for array, expected in zip(study.sample, whole.sample, strict=True):
+        np.testing.assert_array_equal(array, expected[:40])
+    reports.write_run_report(tmp_path, "run", study, run.class_names, lambda: None)
+    text = (tmp_path / "evaluation.md").read_text()
+    assert "Accuracy in percent of 60 test images" in text
+    assert "(40 images, 15 sign steps from zero, any iterate)" in text
+    assert all((tmp_path / name).stat().st_size > 1000 for name in ("examples.png", "curve.png"))
+
+
+def without_times(study):
+    """The report and the pictures of a study, without what every start measures anew."""
+    row = {name: value for name, value in study.row.items() if name != "seconds"}
+    for attack in row["attacks"].values():
+        del attack["seconds"], attack["compile_seconds"]
+    return row, [array.tolist() for array in study.sample]
+
+
+def test_an_interrupted_evaluation_continues_with_the_same_report(studied, tmp_path, capsys):
+    study, _, run = studied
+    writes, told = [], []
+
+    def interrupt_the_third():
+        writes.append(None)
+        if len(writes) == 3:
+            raise KeyboardInterrupt
+
+    for _ in range(3):
+        writes.clear()
+        file = evaluation.partial_of(tmp_path, run, PROTOCOL, interrupt_the_third)
+        with pytest.raises(KeyboardInterrupt):
+            evaluation.evaluate_run("run", run, PROTOCOL, file)
+        told.append(capsys.readouterr().err)
+    assert (
+        f"run: 6 attacks are kept in {file.path}, and the same command continues after them; missing: pgd at 0.75 px"
+        in told[-1]
+    )
+    assert told[-1].startswith("run: continuing after 4 attacks of an earlier start\n")
+    writes.clear()
+    again = evaluation.evaluate_run("run", run, PROTOCOL, file)
+    assert len(writes) == 1
+    assert without_times(again) == without_times(study)
+    assert again.row["seconds"] > sum(attack.seconds for attack in again.evaluation.attacks)
+    for other in (PROTOCOL._replace(seed=1), PROTOCOL._replace(radius=0.6), PROTOCOL._replace(suite="quick")):
+        assert evaluation.partial_of(tmp_path, run, other).path != file.path
+    file.remove()
+    assert not list(tmp_path.iterdir())
+
+
 def test_pictures_show_the_flow_that_broke_an_image_or_the_last_one():
     images = np.random.default_rng(0).random((4, 8, 8, 1)).astype(np.float32)
 
     def logits_fn(batch):
         return jnp.stack([batch.mean(axis=(1, 2, 3)), batch[:, 0, 0, 0]], axis=1)
 
-    exhibits, outcomes = evaluation._Exhibits(4), []
+    exhibits = Exhibits(fake_run(logits_fn, images, np.zeros(4, int)), 4)
 
     def face(name, shift, indices, broken, family):
         faced = deformreg.attacks.pgd(ball=deformreg.linf(1.0), num_steps=1, perturbation=family, name=name)
         for part in ([index] for index in indices):
             params = np.asarray(family.init(np.zeros((1, 8, 8, 1), np.float32)) + shift)
             claims = np.array([True])  # which the fresh check need not confirm
-            found = deformreg.attacks.AttackResult(np.zeros((1, 8, 8, 1)), params, claims, np.zeros(1), (), np.ones(1))
+            nothing = np.zeros(1)
+            found = deformreg.attacks.AttackResult(nothing, params, claims, nothing, (), nothing, nothing)
             exhibits.collect(faced, np.array(part), found)
         masks = (np.isin(np.arange(9), which) for which in (indices, broken))
-        outcomes.append(SimpleNamespace(name=name, **dict(zip(("attacked_mask", "broken_mask"), masks, strict=True))))
+        exhibits.conclude(SimpleNamespace(**dict(zip(("attacked_mask", "broken_mask"), masks, strict=True))))
 
     edge = deformreg.flow(boundary="edge")
     face("first", 1.0, [0, 1, 8], [0], edge)  # more images than are shown
     face("second", 2.0, [1, 0], [0], edge)
     face("pixels", 9.0, [2], [2], deformreg.additive())  # moves none
-    trained = fake_run(logits_fn, images, np.zeros(4, int))
-    sample = exhibits.sample(trained, outcomes)
+    sample = exhibits.sample()
     assert [flow.mean() for flow in sample.flows] == [1.0, 2.0, 0.0, 0.0]
     flows = jnp.broadcast_to(jnp.array([1.0, 2.0, 0.0, 0.0]).reshape(4, 1, 1, 1), (4, 8, 8, 2))
     np.testing.assert_array_equal(sample.deformed, deformreg.warp(images, flows, boundary="edge"))

@@ -17,6 +17,7 @@ from jax import lax
 
 from benchmarks import torch_fgr
 from train.models import MODELS, create_model, layers
+from train.models.blocks import ACTIVATIONS, Style, drop
 
 DATA = Path(__file__).parents[1] / "data"
 IMPLEMENTATIONS = ("lax", "matmul")
@@ -233,10 +234,19 @@ def initialized(name, *, channels=3, size=32, **options):
     return model, jax.tree_util.tree_map_with_path(draw, shapes), images
 
 
-@pytest.mark.parametrize("norm", ["batch", "group"])
-@pytest.mark.parametrize("name", MODELS)
+REPRESENTATIVE = ("vgg-11", "resnet-18", "preact-resnet-18")  # the others differ in depth and width
+
+
+@pytest.mark.parametrize(
+    ("name", "norm"),
+    [
+        pytest.param(name, norm, marks=[pytest.mark.slow] * (name not in REPRESENTATIVE))
+        for name, family in MODELS.items()
+        for norm in family.norms
+    ],
+)
 def test_models_trace_to_logits_in_both_modes(name, norm):
-    model = create_model(name, num_classes=7, norm=norm)
+    model = create_model(name, num_classes=7, norm=norm, width=0.125)
     images = jax.ShapeDtypeStruct((4, 32, 32, 3), jnp.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0), images)
     assert ("batch_stats" in variables) == (norm == "batch")
@@ -291,8 +301,77 @@ def test_vgg_11_has_the_published_number_of_parameters():
     assert num_params(create_model("vgg-11", num_classes=10)) == convolutions + norms + 512 * 10 + 10 == 9_231_114
 
 
-def test_resnet_18_has_the_published_number_of_parameters():
-    assert num_params(create_model("resnet-18", num_classes=10)) == 11_173_962
+@pytest.mark.parametrize(
+    ("name", "published"),
+    [  # millions, as far as the papers give them
+        ("resnet-20", "0.27"),  # He et al., CVPR 2016, table 6
+        ("resnet-32", "0.46"),
+        ("resnet-56", "0.85"),
+        ("resnet-18", "11.17"),  # the CIFAR form of GradNorm and of adversarial training: no paper's table
+        ("preact-resnet-18", "11.17"),
+        ("wide-resnet-28-10", "36.5"),  # Zagoruyko and Komodakis, BMVC 2016, table 4
+        ("wide-resnet-34-10", "46.2"),  # Zhang et al., ICML 2019 (TRADES)
+    ],
+)
+def test_networks_for_small_images_have_the_published_numbers_of_parameters(name, published):
+    millions = num_params(create_model(name, num_classes=10)) / 1e6
+    assert f"{millions:.{len(published.partition('.')[2])}f}" == published
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_activations_are_those_of_the_papers(activation):
+    """Their values at four points, and finite second derivatives where ReLU has its kink."""
+    points = jnp.array([-2.0, 0.0, 1.0, 30.0])
+    expected = {
+        "relu": [0, 0, 1, 30],
+        "gelu": [-0.0455003, 0, 0.8413447, 30],
+        "silu": [-0.2384058, 0, 0.7310586, 30],
+        "softplus": [0.1269280, 0.6931472, 1.3132617, 30],
+    }[activation]
+    style = Style(activation=activation)
+    np.testing.assert_allclose(style.activate(points), expected, atol=1e-6)
+    curvature = jax.vmap(jax.grad(jax.grad(style.activate)))(points)
+    assert np.isfinite(curvature).all()
+    assert (np.abs(curvature[:3]).max() > 0) == (activation != "relu")
+
+
+def test_networks_take_another_activation():
+    model, variables, images = initialized("small-cnn")
+    smooth = create_model("small-cnn", num_classes=7, width=0.125, activation="gelu")
+    first, second = (quick_jit(one.apply)(variables, images) for one in (model, smooth))
+    assert float(jnp.abs(first - second).max()) > 0
+    assert create_model("small-cnn", num_classes=7, activation="relu", norm="batch") == create_model(
+        "small-cnn", num_classes=7
+    )
+
+
+def test_a_batch_does_not_depend_on_how_it_is_divided():
+    """Dropout and stochastic depth draw from every example's own key."""
+    options = {"norm": "group", "dropout": 0.5, "stochastic_depth": 0.5}
+    model, variables, images = initialized("resnet-20", size=8, **options)
+    keys = jax.random.split(jax.random.key(0), 4)
+
+    @quick_jit
+    def apply(images, keys):
+        return model.apply(variables, images, train=True, keys=keys)
+
+    whole, parts = apply(images, keys), [apply(images[part], keys[part]) for part in (slice(2), slice(2, 4))]
+    np.testing.assert_allclose(whole, jnp.concatenate(parts), rtol=1e-5, atol=1e-5)
+    assert float(jnp.abs(whole - apply(images, keys[::-1])).max()) > 1e-3
+    with pytest.raises(ValueError, match=r"need keys=\.\.\., one random key per example"):
+        jax.eval_shape(partial(model.apply, train=True), variables, images)
+
+
+def test_what_is_dropped_keeps_the_mean():
+    keys, values = jax.random.split(jax.random.key(1), 4000), jnp.ones((4000, 2, 3))
+    for whole in (False, True):
+        dropped = drop(values, keys, 0.25, whole=whole)
+        assert set(np.unique(dropped)) == {np.float32(0), np.float32(1 / 0.75)}
+        np.testing.assert_allclose(dropped.mean(axis=0), np.ones((2, 3)), atol=0.05)
+        assert bool((dropped == dropped[:, :1, :1]).all()) == whole
+    assert drop(values, keys, 0.0) is values
+    assert drop(values, None, 0.5) is values
+    assert Style(stochastic_depth=0.4).depth_rates(5) == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
 
 
 def test_width_scales_channels_in_multiples_of_eight():
@@ -394,8 +473,12 @@ def test_second_derivatives_are_finite_on_constant_images(norm):
     ("options", "message"),
     [
         ({"name": "vgg11"}, r"name must be one of small-cnn, .*got 'vgg11': did you mean 'vgg-11'\?$"),
-        ({"name": "?"}, r"name must be one of .*resnet-18, got '\?'$"),
-        ({"norm": "batchnorm"}, r"norm must be one of batch, group, got 'batchnorm': did you mean 'batch'\?"),
+        ({"name": "?"}, r"name must be one of .*, resnet-18, .*got '\?'$"),
+        ({"norm": "batchnorm"}, r"norm must be one of batch, group, layer, got 'batchnorm': did you mean 'batch'\?"),
+        ({"norm": "layer"}, "vgg-11 has no layer norm: norm must be batch or group"),
+        ({"activation": "gleu"}, r"activation must be one of relu, .*got 'gleu': did you mean 'gelu'\?"),
+        ({"dropout": 1.0}, r"dropout must be in \[0, 1\), got 1.0"),
+        ({"stochastic_depth": 0.1}, "stochastic_depth needs residual branches, which vgg-11 does not have"),
         ({"implementation": "im2col"}, r"implementation must be one of auto, lax, matmul, got 'im2col'"),
         ({"num_classes": 0}, "num_classes must be at least 1, got 0"),
         ({"width": -1.0}, "width must be positive and finite, got -1.0"),
@@ -411,7 +494,7 @@ def test_create_model_names_the_wrong_argument(options, message):
 def test_images_that_a_model_cannot_take_are_refused_when_traced():
     model = create_model("vgg-11", num_classes=10)
     init = partial(jax.eval_shape, model.init, jax.random.key(0))
-    with pytest.raises(ValueError, match=r"images must be at least 32x32 for vgg-11.*\(1, 31, 40, 3\)"):
+    with pytest.raises(ValueError, match=r"images must be at least 32x32 for a network that.*\(1, 31, 40, 3\)"):
         init(jnp.zeros((1, 31, 40, 3)))
     with pytest.raises(ValueError, match=r"images must be float\[n, h, w, c\], got uint8"):
         init(jnp.zeros((1, 32, 32, 3), jnp.uint8))

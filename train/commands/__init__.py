@@ -101,7 +101,8 @@ def _run(name: str, arguments: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return CLOSED
     except KeyboardInterrupt:
-        return _fail("interrupted; --resume continues from the last checkpoint", INTERRUPTED)
+        how = "--resume continues from the last checkpoint" if name in ("fit", "launch") else "give the command again"
+        return _fail(f"interrupted; {how}", INTERRUPTED)
     except Preempted as stop:
         print(f"stopped: {stop}", file=sys.stderr)
         return stop.exit_code
@@ -119,5 +120,7 @@ def _run(name: str, arguments: list[str]) -> int:
 
 
 def _fail(message: str, code: int = UNUSABLE) -> int:
-    print(f"error: {message}", file=sys.stderr)
+    from train.errors import say
+
+    say(f"error: {message}")
     return code

@@ -9,7 +9,7 @@ from typing import Annotated
 import tyro
 
 from train import files, reports, runs
-from train.certification import Smoothing, certify_run, check
+from train.certification import Smoothing, certify_run, check, partial_of
 from train.errors import ConfigError
 from train.options import validate
 from train.ranges import CountOrNone
@@ -52,8 +52,11 @@ def run(arguments: list[str]) -> int:
     folder, name = options.output or options.run, runs.short_names([options.run])[0]
     reports.check_writable([folder], options.json)
     trained = open_run(options.run, data_dir=options.data_dir, examples=options.examples)
-    certified = certify_run(name, trained, options.smoothing)
-    reports.write_certified(folder, name, certified)
+    still_same = reports.guard(folder, trained)
+    kept = partial_of(folder, trained, options.smoothing, still_same)
+    certified = certify_run(name, trained, options.smoothing, kept)
+    reports.write_certified(folder, name, certified, still_same)
     if options.json:
         files.write_json(options.json, certified.row)
+    kept.remove()
     return 0

@@ -10,7 +10,7 @@ import tyro
 
 from train import files, reports, runs
 from train.errors import ConfigError
-from train.evaluation import Protocol, SuiteName, evaluate_run
+from train.evaluation import Protocol, SuiteName, evaluate_run, partial_of
 from train.options import validate
 from train.ranges import CountOrNone, Positive, Seed
 from train.restored import open_runs, open_sources
@@ -71,12 +71,16 @@ def compare(options: Evaluate) -> None:
     protocol = Protocol(options.suite, radius, options.radii, options.independent, sources, options.seed)
     folders, above = reports.places(options.runs, options.output), options.output or options.runs[0].parent
     reports.check_writable(folders if len(folders) == 1 else [*folders, above], options.json)
-    studies = {}
+    studies, files_kept = {}, []
     for name, folder, one in zip(runs.short_names(options.runs), folders, trained, strict=True):
-        studies[name] = evaluate_run(name, one, protocol)
-        reports.write_run_report(folder, name, studies[name], one.class_names)
+        check = reports.guard(folder, one)
+        files_kept.append(partial_of(folder, one, protocol, check))
+        studies[name] = evaluate_run(name, one, protocol, files_kept[-1])
+        reports.write_run_report(folder, name, studies[name], one.class_names, check)
     if len(studies) > 1:
         reports.write_comparison(above, studies, trained[0].class_names)
     if options.json:
         rows = {name: study.row for name, study in studies.items()}
         files.write_json(options.json, next(iter(rows.values())) if len(rows) == 1 else rows)
+    for file in files_kept:  # not before: started again, the command would evaluate the first runs once more
+        file.remove()

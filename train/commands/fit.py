@@ -13,7 +13,7 @@ from annotated_types import Interval
 
 from train import runs
 from train.config import Config
-from train.errors import ConfigError, Preempted
+from train.errors import ConfigError, Preempted, printable
 from train.methods import METHODS
 from train.methods.given import Given
 from train.methods.penalties import RULES
@@ -129,7 +129,7 @@ def run(arguments: list[str]) -> int:
             print("stopped: SIGTERM after the last step: training is done, --resume evaluates it", file=sys.stderr)
             return Preempted.exit_code
     if processes.is_lead():
-        print(f"trained: {folder}")
+        print(printable(f"trained: {folder}"))
         if options.evaluate:
             from train.commands import evaluate
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import tyro
 
 from train import checkpoints, files, runs
-from train.errors import ConfigError
+from train.errors import ConfigError, printable
 
 DAMAGED = 1
 """The exit code if a checkpoint is damaged."""
@@ -35,9 +35,9 @@ def run(arguments: list[str]) -> int:
         config = runs.load_config(folder)
         for step, damage in checkpoints.verify(runs.Run(folder).checkpoints, config):
             found[step] = damage
-            print(f"{folder}: step {step}: {damage or 'intact'}", flush=True)
+            print(printable(f"{folder}: step {step}: {damage or 'intact'}"), flush=True)
         if not found:
-            print(f"{folder}: no checkpoint")
+            print(printable(f"{folder}: no checkpoint"))
     if options.json:
         files.write_json(options.json, findings)
     return DAMAGED if any(damage for found in findings.values() for damage in found.values()) else 0

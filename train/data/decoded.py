@@ -11,7 +11,6 @@ import io
 import math
 import os
 import shutil
-import sys
 import zlib
 from collections.abc import Iterable
 from contextlib import suppress
@@ -22,7 +21,7 @@ import numpy as np
 
 from train.data import temporary
 from train.data.kind import Arrays
-from train.errors import one_line, printable
+from train.errors import one_line, say
 from train.files import open_regular, read_json, write_json
 
 _CHECKSUMS = "checksums.json"
@@ -71,10 +70,7 @@ def read_copy(folder: Path, size: int, memory_limit: int) -> Arrays | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        print(
-            printable(f"{folder}: this decoded copy cannot be used ({one_line(error)}); decoding again"),
-            file=sys.stderr,
-        )
+        say(f"{folder}: this decoded copy cannot be used ({one_line(error)}); decoding again")
         return None
 
 

@@ -6,14 +6,13 @@ import functools
 import importlib
 import os
 import re
-import sys
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from train.errors import DataError, NoSplit, one_line, printable
+from train.errors import DataError, NoSplit, one_line, say
 
 Arrays = tuple[np.ndarray, np.ndarray]
 """``(images uint8[n, h, w, c], labels int32[n])``."""
@@ -108,7 +107,7 @@ def stored_split(where: Path, split: str, names: Collection[str]) -> str | None:
 @functools.cache
 def say_once(message: str) -> None:
     """Prints a line on standard error, the first time only: every split of a set would say it again."""
-    print(printable(message), file=sys.stderr)
+    say(message)
 
 
 def default_data_dir() -> Path:

@@ -6,14 +6,13 @@ resumes bit for bit like any other.
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections.abc import Callable
 
 import numpy as np
 
 from train.data.kind import Arrays, Read, Shape
-from train.errors import DataError
+from train.errors import DataError, say
 
 
 class Unreadable:
@@ -46,7 +45,7 @@ class Unreadable:
             raise error
         if count > self.limit:
             raise DataError(f"{error}; it is the unreadable example number {count}, over --data.max-unreadable")
-        print(f"skipped an unreadable example ({count} of at most {self.limit}): {error}", file=sys.stderr)
+        say(f"skipped an unreadable example ({count} of at most {self.limit}): {error}")
 
     def add_wrong_labels(self, labels: np.ndarray, indices: np.ndarray, num_classes: int, where: str) -> None:
         """Counts every example whose label is outside ``[0, num_classes)``.

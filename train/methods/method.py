@@ -12,6 +12,7 @@ The objective of a step is ``mean(losses) + weight(step) * every * mean(penaltie
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -51,17 +52,21 @@ class Forward(NamedTuple):
         params: its parameters.
         batch_stats: its running statistics.
         labels: int[n].
+        keys: one random key per example, for dropout and stochastic depth. All passes of a step see the same ones.
     """
 
     model: nn.Module
     params: Tree
     batch_stats: Tree
     labels: Array
+    keys: Array
 
     def train(self, images: Array) -> tuple[Array, Aux]:
         """Losses with batch statistics; also the logits and the updated running statistics."""
         variables = {"params": self.params, "batch_stats": self.batch_stats}
-        logits, updated = self.model.apply(variables, images, train=True, mutable=["batch_stats"])
+        # Flax's own dropout draws for a whole batch from one key.
+        random = {"keys": self.keys} if takes_keys(self.model) else {"rngs": {"dropout": self.keys[0]}}
+        logits, updated = self.model.apply(variables, images, train=True, mutable=["batch_stats"], **random)
         return cross_entropy(logits, self.labels), Aux(logits, updated.get("batch_stats", {}))
 
     def logits(self, images: Array, statistics: Statistics) -> Array:
@@ -75,12 +80,17 @@ class Forward(NamedTuple):
         return cross_entropy(self.logits(images, statistics), self.labels)
 
     def part(self, rows: slice) -> Forward:
-        """The same network, for some rows of the batch: with their labels."""
-        return self._replace(labels=self.labels[rows])
+        """The same network, for some rows of the batch: with their labels and keys."""
+        return self._replace(labels=self.labels[rows], keys=self.keys[rows])
 
     def fixed(self) -> Forward:
         """The same network with parameters that are not differentiated."""
         return self._replace(params=jax.lax.stop_gradient(self.params))
+
+
+def takes_keys(module: nn.Module) -> bool:
+    """Whether a module's call takes ``keys``, one per example."""
+    return "keys" in inspect.signature(module.__call__).parameters
 
 
 class Inputs(NamedTuple):

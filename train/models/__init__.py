@@ -1,4 +1,4 @@
-"""Image classifiers in Flax Linen: one file a family, one entry a network in `MODELS`.
+"""Image classifiers in Flax Linen: one file a family, one value a network.
 
 With batch normalization a network keeps running statistics in the ``batch_stats`` collection; with group normalization
 it has no such collection, and an example's logits do not depend on the rest of the batch.
@@ -17,8 +17,6 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable
-from functools import partial
 from typing import get_args
 
 import flax.linen as nn
@@ -26,13 +24,12 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from train.models import chain, layers, resnet
-from train.models.blocks import Norm, Style
+from train.models.blocks import Activation, Family, Norm, Style
 
-MODELS: dict[str, Callable[..., nn.Module]] = {
-    **{name: partial(chain.Chain, name) for name in chain.STAGES},
-    **{name: partial(resnet.ResNet, name) for name in resnet.STAGES},
-}
-"""Factories by name: ``(num_classes, width, style, remat) -> module``."""
+FAMILIES = (chain.FAMILY, resnet.FAMILY)
+
+MODELS: dict[str, Family] = {name: family for family in FAMILIES for name in family.architectures}
+"""The family of every network, by the network's name."""
 
 
 def create_model(
@@ -40,7 +37,10 @@ def create_model(
     *,
     num_classes: int,
     width: float = 1.0,
-    norm: Norm = "batch",
+    norm: Norm | None = None,
+    activation: Activation | None = None,
+    dropout: float = 0.0,
+    stochastic_depth: float = 0.0,
     dtype: DTypeLike = jnp.float32,
     axis_name: str | None = None,
     implementation: layers.Implementation = "auto",
@@ -54,7 +54,11 @@ def create_model(
         name: One of `MODELS`.
         num_classes: Number of logits.
         width: Factor on all channel counts, which are rounded to a multiple of 8, at least 8.
-        norm: ``"batch"`` or ``"group"``.
+        norm: ``"batch"``, ``"group"`` or ``"layer"``, if the network can have it; None for its own.
+        activation: ``"relu"``, ``"gelu"``, ``"silu"`` or ``"softplus"``; None for the network's own.
+        dropout: Probability in [0, 1) with which a feature before the last linear layer is dropped in training.
+        stochastic_depth: Probability in [0, 1) with which the last residual branch is dropped in training. It grows
+            linearly from 0 at the first branch.
         dtype: Compute dtype, for example bfloat16; parameters, statistics and logits stay float32.
         axis_name: With batch norm, the ``pmap`` axis over which to synchronize the statistics. Sharded ``jit``
             needs none: there the batch is one array.
@@ -63,20 +67,32 @@ def create_model(
         remat: Recompute each stage in the backward pass instead of storing its activations.
 
     Returns:
-        A Linen module called as ``model.apply(variables, images, train=...)``.
+        A Linen module called as ``model.apply(variables, images, train=...)``. With dropout or stochastic depth, it
+        also takes ``keys=...`` in training, one random key per example.
 
     Raises:
         ValueError: an argument is not among the values it may have.
     """
     _check_choice("name", name, tuple(MODELS))
+    family = MODELS[name]
+    norm = family.norms[0] if norm is None else norm
+    activation = family.activation if activation is None else activation
     _check_choice("norm", norm, get_args(Norm))
+    _check_choice("activation", activation, get_args(Activation))
     _check_choice("implementation", implementation, get_args(layers.Implementation))
+    if norm not in family.norms:
+        raise ValueError(f"{name} has no {norm} norm: norm must be {' or '.join(family.norms)}")
     if num_classes < 1:
         raise ValueError(f"num_classes must be at least 1, got {num_classes}")
     if not 0 < width < math.inf:
         raise ValueError(f"width must be positive and finite, got {width}")
-    style = Style(norm, dtype, axis_name, implementation)
-    return MODELS[name](num_classes, width, style, remat)
+    for argument, rate in (("dropout", dropout), ("stochastic_depth", stochastic_depth)):
+        if not 0 <= rate < 1:
+            raise ValueError(f"{argument} must be in [0, 1), got {rate}")
+    if stochastic_depth and not family.residual:
+        raise ValueError(f"stochastic_depth needs residual branches, which {name} does not have")
+    style = Style(norm, activation, dtype, axis_name, implementation, dropout, stochastic_depth)
+    return family.module(family.architectures[name], num_classes, width, style, remat)
 
 
 def _check_choice(argument: str, value: str, choices: tuple[str, ...]) -> None:

@@ -1,4 +1,4 @@
-"""What the networks are built of: convolution, normalization, and the head that they share.
+"""What the networks are built of: convolution, normalization, activation, and the head that they share.
 
 Convolution and pooling choose between two formulations, so that the exact gradient penalty is fast on a CPU too
 (`train.models.layers`); otherwise the layers are Flax's. Parameters, normalization statistics and logits are float32
@@ -6,22 +6,37 @@ whatever the compute dtype.
 
 References:
     He et al., "Delving Deep into Rectifiers", ICCV 2015 (initialization).
+    Huang et al., "Deep Networks with Stochastic Depth", ECCV 2016.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import partial
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from train.models import layers
 
-Norm = Literal["batch", "group"]
+Norm = Literal["batch", "group", "layer"]
+Activation = Literal["relu", "gelu", "silu", "softplus"]
+
+ACTIVATIONS: dict[Activation, Callable[[Array], Array]] = {
+    "relu": nn.relu,
+    "gelu": partial(nn.gelu, approximate=False),  # PyTorch's default; Flax's is the tanh approximation
+    "silu": nn.silu,
+    "softplus": nn.softplus,
+}
+
+_HEAD = 2**32 - 1
+"""The number of the head among the layers that draw random numbers; blocks count from 0."""
 
 _HE_NORMAL = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
@@ -32,15 +47,48 @@ class Style:
 
     Attributes:
         norm: the normalization layer.
+        activation: the nonlinearity.
         dtype: of the arithmetic.
         axis_name: the mapped axis over which batch normalization takes its statistics; None for none.
         implementation: of convolution and pooling, see `train.models.layers`.
+        dropout: probability with which a feature before the last linear layer is dropped in training.
+        stochastic_depth: probability with which the last residual branch is dropped in training. The probability grows
+            linearly from 0 at the first branch.
     """
 
     norm: Norm = "batch"
+    activation: Activation = "relu"
     dtype: DTypeLike = jnp.float32
     axis_name: str | None = None
     implementation: layers.Implementation = "auto"
+    dropout: float = 0.0
+    stochastic_depth: float = 0.0
+
+    def activate(self, features: Array) -> Array:
+        """The activation of an array."""
+        return ACTIVATIONS[self.activation](features)
+
+    def depth_rates(self, count: int) -> list[float]:
+        """The probability with which each of `count` residual branches is dropped."""
+        return [self.stochastic_depth * index / max(1, count - 1) for index in range(count)]
+
+
+class Family(NamedTuple):
+    """Networks that one module builds.
+
+    Attributes:
+        module: called as ``module(architecture, num_classes, width, style, remat)``.
+        architectures: by the names that the command line gives them.
+        norms: the normalization layers that the networks can have, their own first.
+        activation: their own.
+        residual: whether they have branches that stochastic depth can drop.
+    """
+
+    module: Callable[..., nn.Module]
+    architectures: Mapping[str, Any]
+    norms: tuple[Norm, ...] = ("batch", "group")
+    activation: Activation = "relu"
+    residual: bool = True
 
 
 class Conv(nn.Module):
@@ -103,7 +151,7 @@ def scaled(features: int, width: float) -> int:
 
 
 def rematerialized(module: Any, remat: bool) -> Any:
-    """A module class called as ``(images, train)``, its activations recomputed in the backward pass where asked for.
+    """A module class called as ``(images, train, ...)``, its activations recomputed in the backward pass if asked for.
 
     Name its instances: the parameter tree is then the same with and without.
     """
@@ -111,10 +159,49 @@ def rematerialized(module: Any, remat: bool) -> Any:
     return nn.remat(module, static_argnums=(2,)) if remat else module
 
 
-def classify(features: Array, num_classes: int, dtype: DTypeLike) -> Array:
+def layer_keys(keys: Array | None, layer: int) -> Array | None:
+    """The keys of one of several layers, each of which draws its own random numbers."""
+    return None if keys is None else jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, layer)
+
+
+def drop(
+    values: Float[Array, "n ..."], keys: Array | None, rate: float, *, whole: bool = False
+) -> Float[Array, "n ..."]:
+    """Sets values to zero at random and scales the others, so that the mean stays the same.
+
+    Every example draws from its own key, so that a batch does not depend on how it is divided over devices.
+
+    Args:
+        values: of a batch.
+        keys: one per example; None drops nothing.
+        rate: probability with which a value is dropped.
+        whole: whether the values of an example are dropped together: stochastic depth.
+    """
+    if not rate or keys is None:
+        return values
+    shape = (1,) * (values.ndim - 1) if whole else values.shape[1:]
+    kept = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, shape))(keys)
+    return jnp.where(kept, values / (1 - rate), 0).astype(values.dtype)
+
+
+def training_keys(keys: Array | None, style: Style, train: bool) -> Array | None:
+    """The keys that dropout and stochastic depth draw from: None where they are off.
+
+    Raises:
+        ValueError: they are on, but there are no keys.
+    """
+    if not train or not (style.dropout or style.stochastic_depth):
+        return None
+    if keys is None:
+        raise ValueError("dropout and stochastic depth need keys=..., one random key per example")
+    return keys
+
+
+def classify(features: Array, num_classes: int, style: Style, keys: Array | None = None) -> Array:
     """The mean over the map, and one linear layer; call it inside a module's compact method."""
     # The head is cheap; in a narrow dtype its rounding would be the loss's.
-    wide = jnp.promote_types(dtype, jnp.float32)
+    wide = jnp.promote_types(style.dtype, jnp.float32)
     pooled = features.astype(wide).mean(axis=(1, 2))
+    pooled = drop(pooled, layer_keys(keys, _HEAD), style.dropout)
     logits: Array = nn.Dense(num_classes, dtype=wide, kernel_init=nn.initializers.normal(0.01), name="head")(pooled)
     return logits

@@ -1,60 +1,164 @@
-"""Residual networks, in their CIFAR form: a 3x3 stem that keeps the size.
+"""Residual networks: with a 3x3 stem for small images, as ResNet, pre-activation ResNet and Wide ResNet.
 
 References:
-    He et al., "Deep Residual Learning for Image Recognition", CVPR 2016, table 1; for the CIFAR stem section 4.2.
+    He et al., "Deep Residual Learning for Image Recognition", CVPR 2016, table 1; for the CIFAR networks section 4.2.
+    He et al., "Identity Mappings in Deep Residual Networks", ECCV 2016 (pre-activation).
+    Zagoruyko and Komodakis, "Wide Residual Networks", BMVC 2016, table 1.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import flax.linen as nn
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from train.models.blocks import Conv, Normalization, Style, check_images, classify, rematerialized, scaled
+from train.models.blocks import (
+    Conv,
+    Family,
+    Normalization,
+    Style,
+    check_images,
+    classify,
+    drop,
+    layer_keys,
+    rematerialized,
+    scaled,
+    training_keys,
+)
 
-STAGES = {"resnet-18": ((64, 2), (128, 2), (256, 2), (512, 2))}
-"""Each stage: features and blocks; all but the first halve the map."""
 
+class _Block(nn.Module):
+    """Options that all residual blocks have.
 
-class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut, projected by a 1x1 convolution where the shape changes."""
+    Attributes:
+        features: of the block's convolutions.
+        stride: of the block.
+        style: of its layers.
+        drop_rate: probability with which the residual branch is dropped in training.
+    """
 
     features: int
     stride: int
     style: Style
+    drop_rate: float = 0.0
+
+    def conv(self, images: Array, size: int = 3, stride: int = 1) -> Array:
+        outputs: Array = Conv(self.features, size, stride, False, self.style)(images)
+        return outputs
+
+    def normalize(self, images: Array, train: bool) -> Array:
+        normalized: Array = Normalization(self.style)(images, train)
+        return normalized
+
+
+class BasicBlock(_Block):
+    """Two 3x3 convolutions and a shortcut, projected by a 1x1 convolution where the shape changes."""
 
     @nn.compact
-    def __call__(self, images: Float[Array, "n h w c"], train: bool) -> Float[Array, "n h_out w_out features"]:
-        def normalized_conv(inputs: Array, size: int, stride: int) -> Array:
-            conv = Conv(self.features, size, stride, False, self.style)
-            return Normalization(self.style)(conv(inputs), train)
+    def __call__(
+        self, images: Float[Array, "n h w c"], train: bool, keys: Array | None = None
+    ) -> Float[Array, "n h_out w_out features"]:
+        residual = self.style.activate(self.normalize(self.conv(images, stride=self.stride), train))
+        residual = self.normalize(self.conv(residual), train)
+        shortcut = images if images.shape == residual.shape else self.shortcut(images, train)
+        return self.style.activate(shortcut + drop(residual, keys, self.drop_rate, whole=True))
 
-        residual = nn.relu(normalized_conv(images, 3, self.stride))
-        residual = normalized_conv(residual, 3, 1)
-        if images.shape != residual.shape:
-            images = normalized_conv(images, 1, self.stride)
-        return nn.relu(images + residual)
+    def shortcut(self, images: Array, train: bool) -> Array:
+        return self.normalize(self.conv(images, 1, self.stride), train)
+
+
+class PaddedBlock(BasicBlock):
+    """A basic block whose shortcut has no parameters: every other pixel, and zeros in new channels (option A)."""
+
+    def shortcut(self, images: Array, train: bool) -> Array:
+        new = self.features - images.shape[-1]
+        strided = images[:, :: self.stride, :: self.stride]
+        return jnp.pad(strided, ((0, 0), (0, 0), (0, 0), (new // 2, new - new // 2)))
+
+
+class PreactivatedBlock(_Block):
+    """Normalization and activation before each of two 3x3 convolutions; the sum is not activated."""
+
+    @nn.compact
+    def __call__(
+        self, images: Float[Array, "n h w c"], train: bool, keys: Array | None = None
+    ) -> Float[Array, "n h_out w_out features"]:
+        activated = self.style.activate(self.normalize(images, train))
+        residual = self.conv(activated, stride=self.stride)
+        residual = self.conv(self.style.activate(self.normalize(residual, train)))
+        shortcut = images if images.shape == residual.shape else self.conv(activated, 1, self.stride)
+        return shortcut + drop(residual, keys, self.drop_rate, whole=True)
+
+
+class Architecture(NamedTuple):
+    """A residual network.
+
+    Attributes:
+        stages: features and blocks of each; all but the first halve the map.
+        block: what they are built of.
+        stem: features of the stem.
+    """
+
+    stages: tuple[tuple[int, int], ...]
+    block: type[_Block] = BasicBlock
+    stem: int = 64
+
+
+def _cifar(num_blocks: int) -> Architecture:
+    return Architecture(tuple((features, num_blocks) for features in (16, 32, 64)), PaddedBlock, 16)
+
+
+def _wide(num_blocks: int, factor: int) -> Architecture:
+    return Architecture(tuple((features * factor, num_blocks) for features in (16, 32, 64)), PreactivatedBlock, 16)
 
 
 class ResNet(nn.Module):
     """A stem, stages of residual blocks, and a linear layer on the mean of the last."""
 
-    architecture: str
+    architecture: Architecture
     num_classes: int
     width: float = 1.0
     style: Style = Style()
     remat: bool = False
 
     @nn.compact
-    def __call__(self, images: Float[Array, "n h w c"], train: bool = False) -> Float[Array, "n num_classes"]:
+    def __call__(
+        self, images: Float[Array, "n h w c"], train: bool = False, keys: Array | None = None
+    ) -> Float[Array, "n num_classes"]:
         check_images(images)
-        stages = STAGES[self.architecture]
-        stem = Conv(scaled(stages[0][0], self.width), use_bias=False, style=self.style, name="stem")
-        norm = Normalization(self.style, name="stem_norm")
-        features = nn.relu(norm(stem(images.astype(self.style.dtype)), train))
-        block_class = rematerialized(ResidualBlock, self.remat)
-        for index, (count, num_blocks) in enumerate(stages):
-            for block in range(num_blocks):
-                stride = 2 if index > 0 and block == 0 else 1
-                name = f"stage_{index}_block_{block}"
-                features = block_class(scaled(count, self.width), stride, self.style, name=name)(features, train)
-        return classify(features, self.num_classes, self.style.dtype)
+        keys = training_keys(keys, self.style, train)
+        stages, block_class, stem = self.architecture
+        preactivated = issubclass(block_class, PreactivatedBlock)
+        features = Conv(scaled(stem, self.width), use_bias=False, style=self.style, name="stem")(
+            images.astype(self.style.dtype)
+        )
+        if not preactivated:
+            features = self.style.activate(Normalization(self.style, name="stem_norm")(features, train))
+        block_class = rematerialized(block_class, self.remat)
+        blocks = [(stage, block) for stage, (_, count) in enumerate(stages) for block in range(count)]
+        for index, ((stage, block), rate) in enumerate(zip(blocks, self.style.depth_rates(len(blocks)), strict=True)):
+            stride = 2 if stage > 0 and block == 0 else 1
+            name = f"stage_{stage}_block_{block}"
+            module = block_class(scaled(stages[stage][0], self.width), stride, self.style, rate, name=name)
+            features = module(features, train, layer_keys(keys, index))
+        if preactivated:
+            features = self.style.activate(Normalization(self.style, name="last_norm")(features, train))
+        return classify(features, self.num_classes, self.style, keys)
+
+
+_EIGHTEEN = ((64, 2), (128, 2), (256, 2), (512, 2))
+
+FAMILY = Family(
+    ResNet,
+    {
+        "resnet-18": Architecture(_EIGHTEEN),
+        "resnet-20": _cifar(3),
+        "resnet-32": _cifar(5),
+        "resnet-56": _cifar(9),
+        "preact-resnet-18": Architecture(_EIGHTEEN, PreactivatedBlock),
+        "wide-resnet-28-10": _wide(4, 10),
+        "wide-resnet-34-10": _wide(5, 10),
+    },
+)

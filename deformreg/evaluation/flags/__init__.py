@@ -7,6 +7,7 @@ None, with the flag's name as its own; a new one is that function and one line i
 - `outcomes`: what the attacks of the suite found.
 - `outputs`: the model's outputs on clean images.
 - `responses`: gradients at the clean images, and short attacks at several budgets.
+- `queries`: outputs under random perturbations, in place of `responses` for a model without gradients.
 
 References:
     Athalye, Carlini and Wagner, "Obfuscated Gradients Give a False Sense of Security", ICML 2018, section 3.1.
@@ -18,7 +19,16 @@ References:
 from deformreg.evaluation.flags.diagnosis import compile_diagnosis
 from deformreg.evaluation.flags.flag import Flag, raised
 from deformreg.evaluation.flags.outcomes import OUTCOME_FLAGS
-from deformreg.evaluation.flags.outputs import OUTPUT_FLAGS, observe_outputs
+from deformreg.evaluation.flags.outputs import OUTPUT_FLAGS
+from deformreg.evaluation.flags.queries import QUERY_FLAGS
 from deformreg.evaluation.flags.responses import RESPONSE_FLAGS
 
-__all__ = ["OUTCOME_FLAGS", "OUTPUT_FLAGS", "RESPONSE_FLAGS", "Flag", "compile_diagnosis", "observe_outputs", "raised"]
+__all__ = [
+    "OUTCOME_FLAGS",
+    "OUTPUT_FLAGS",
+    "QUERY_FLAGS",
+    "RESPONSE_FLAGS",
+    "Flag",
+    "compile_diagnosis",
+    "raised",
+]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache, partial
 from typing import Any, Protocol
 
@@ -11,8 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from deformreg.attacks.attack import Attack, Examples, row_keys
+from deformreg.evaluation.flags.flag import Flag, raised
+from deformreg.evaluation.flags.queries import QUERY_CALLS, QUERY_FLAGS, ObserveQueries, compile_queries
 from deformreg.evaluation.flags.responses import (
     CONDITIONS,
+    RESPONSE_FLAGS,
     Felt,
     Probe,
     Responses,
@@ -21,9 +25,10 @@ from deformreg.evaluation.flags.responses import (
     half_side,
     no_responses,
 )
-from deformreg.evaluation.outcomes import AttackOutcome, Progress, Setting, Spent
-from deformreg.evaluation.rows import HostArray
+from deformreg.evaluation.outcomes import AttackOutcome, Clean, Progress, Setting, Spent, in_batches
+from deformreg.evaluation.rows import HostArray, spaced
 from deformreg.evaluation.suites import Suite
+from deformreg.interop.host import NoGradients
 from deformreg.perturbations import Perturbation, flow
 
 MOST_EXAMPLES = 128
@@ -37,8 +42,8 @@ Radii = tuple[float, float, float, float]
 class Diagnosis(Protocol):
     """A function that looks for red flags in how a model responds to perturbations, after the attacks of a suite.
 
-    `correct` (bool[n]) are the examples to look at, `logits` the clean pass, `radius` the suite's, and `calls` the
-    model calls to spend; `FEWEST_STEPS` of one batch are taken in any case.
+    `correct` (bool[n]) are the examples to look at, `clean` the clean pass, `radius` the suite's, and `calls` the
+    model calls to spend; `FEWEST_STEPS` of one batch are taken in any case. It returns the flags and what they cost.
     """
 
     def __call__(
@@ -46,11 +51,11 @@ class Diagnosis(Protocol):
         setting: Setting,
         outcomes: Sequence[AttackOutcome],
         correct: HostArray,
-        logits: HostArray,
+        clean: Clean,
         *,
         radius: Any,
         calls: int,
-    ) -> tuple[Responses, Spent]: ...
+    ) -> tuple[tuple[Flag, ...], Spent]: ...
 
 
 def compile_diagnosis(suite: Suite) -> Diagnosis:
@@ -58,7 +63,8 @@ def compile_diagnosis(suite: Suite) -> Diagnosis:
 
     Args:
         suite: the diagnosis examines the family of the gradient attack with the largest budget, in the largest cube
-            inside its ball; a flow of up to one pixel if there is none.
+            inside its ball; a flow of up to one pixel if there is none. Of a model without gradients it examines the
+            family of any attack, and only how the outputs respond to random perturbations.
 
     Returns:
         The diagnosis.
@@ -75,6 +81,10 @@ def compile_diagnosis(suite: Suite) -> Diagnosis:
         return compile_probe(partial(family, name))
 
     @cache
+    def queries(name: str | None) -> ObserveQueries:
+        return compile_queries(partial(family, name))
+
+    @cache
     def largest_change(name: str | None) -> Callable[[Any, HostArray], jax.Array]:
         def change(radius: Any, images: jax.Array) -> jax.Array:
             examined = family(name, radius)
@@ -82,36 +92,59 @@ def compile_diagnosis(suite: Suite) -> Diagnosis:
 
         return jax.jit(change)
 
+    def without_gradients(
+        setting: Setting, resisting: HostArray, clean: Clean, radius: Any, calls: int
+    ) -> tuple[tuple[Flag, ...], Spent]:
+        started, size = time.perf_counter(), setting.batch_size
+        name, side = _examined(suite(radius), setting.data.images)
+        rows = max(calls // ((QUERY_CALLS + 1) * size), 1) * size
+        chosen = np.resize(spaced(resisting, min(rows, MOST_EXAMPLES)), rows)
+        data = setting.data._replace(targets=None).at(chosen)
+        outputs = np.concatenate([np.asarray(judged.outputs, np.float64) for _, judged in in_batches(setting, data)])
+        keys = row_keys(jax.random.key(0), jnp.arange(rows))
+        examples = Examples(jnp.asarray(data.images), jnp.asarray(data.labels), keys, None, data.criterion)
+        answered = queries(name)(radius, setting.logits_fn, examples, outputs, side, size)
+        return raised(QUERY_FLAGS, answered), Spent((QUERY_CALLS + 1) * rows, time.perf_counter() - started)
+
     def diagnose(
         setting: Setting,
         outcomes: Sequence[AttackOutcome],
         correct: HostArray,
-        logits: HostArray,
+        clean: Clean,
         *,
         radius: Any,
         calls: int,
-    ) -> tuple[Responses, Spent]:
+    ) -> tuple[tuple[Flag, ...], Spent]:
         started = time.perf_counter()
         images, size = setting.data.images, setting.batch_size
-        candidates = ((half_side(attack, images), attack.name) for attack in suite(radius))
-        side, name = max(candidates, key=lambda pair: pair[0])
-        examined, side = (name, side) if side > 0 else (None, 1.0)
-        radii = _radii(side, family(examined, radius), images)
-        change = float(largest_change(examined)(radius, images[:size]))
+        name, side = _examined((attack for attack in suite(radius) if attack.uses_gradients), images)
+        radii = _radii(side, family(name, radius), images)
         share, resisting = _resisting(outcomes, correct)
-        if share <= 1 - WORKING:
-            return no_responses(share, change, radii), Spent(0, time.perf_counter() - started)
-        steps = int(np.clip(calls // size - 1, FEWEST_STEPS, MOST_STEPS))
-        count = max(calls // size // (steps + 1), 1) * size // CONDITIONS
-        chosen = _spaced(resisting, int(np.clip(count, 1, MOST_EXAMPLES)))
-        run = partial(probe(examined), radius, setting.logits_fn)
-        standing = correct & ~np.any([outcome.broken_mask for outcome in outcomes], axis=0)
-        rows = _rows(setting, chosen, logits, radii, steps)
-        felt, model_calls, compiling = _run(run, rows, setting, float(standing.mean()))
-        responses = _responses(setting, chosen, logits, felt, radii)._replace(share=share, change_of_images=change)
-        return responses, Spent(model_calls, time.perf_counter() - started - compiling, compiling)
+        change = float(largest_change(name)(radius, images[:size]))
+        felt, cost = no_responses(share, change, radii), Spent()
+        if share > 1 - WORKING and len(resisting):
+            steps = int(np.clip(calls // size - 1, FEWEST_STEPS, MOST_STEPS))
+            count = max(calls // size // (steps + 1), 1) * size // CONDITIONS
+            chosen = spaced(resisting, int(np.clip(count, 1, MOST_EXAMPLES)))
+            rows = _rows(setting, chosen, clean, radii, steps)
+            standing = correct & ~np.any([outcome.broken_mask for outcome in outcomes], axis=0)
+            try:
+                run = partial(probe(name), radius, setting.logits_fn)
+                found, cost = _run(run, rows, setting, float(standing.mean()))
+            except NoGradients:
+                return without_gradients(setting, resisting, clean, radius, calls)
+            felt = _responses(felt, setting, chosen, clean, found)
+        seconds = time.perf_counter() - started - cost.compile_seconds
+        return raised(RESPONSE_FLAGS, felt), cost._replace(seconds=seconds)
 
     return diagnose
+
+
+def _examined(attacks: Iterable[Attack], images: HostArray) -> tuple[str | None, float]:
+    """The name of the attack with the largest cube inside its ball, and half the cube's side; one pixel if none has."""
+    sizes = [(half_side(attack, images), attack.name) for attack in attacks]
+    side, name = max(sizes, key=lambda entry: entry[0], default=(0.0, None))
+    return (name, side) if side > 0 else (None, 1.0)
 
 
 def _radii(side: float, family: Perturbation, images: HostArray) -> Radii:
@@ -134,28 +167,21 @@ def _resisting(outcomes: Sequence[AttackOutcome], correct: HostArray) -> tuple[f
     return float(resisting.sum() / max(tried.sum(), 1)), np.flatnonzero(resisting)
 
 
-def _spaced(indices: HostArray, count: int) -> HostArray:
-    """At most `count` of the indices, evenly spaced."""
-    spaced: HostArray = indices[np.linspace(0, len(indices) - 1, min(count, len(indices))).astype(int)]
-    return spaced
-
-
-def _rows(setting: Setting, chosen: HostArray, logits: HostArray, radii: Radii, steps: int) -> Rows:
+def _rows(setting: Setting, chosen: HostArray, clean: Clean, radii: Radii, steps: int) -> Rows:
     """A row per chosen example and condition, in full batches: the last one is filled up by repetition."""
     count = -(-len(chosen) * CONDITIONS // setting.batch_size) * setting.batch_size
     at = np.resize(np.repeat(chosen, CONDITIONS), count)
     sizes = np.resize(np.array([radii[0], *radii], np.float32), count)
     numbers = np.resize(np.array([1, *4 * [steps]], np.int32), count)
     lengths = sizes * np.where(numbers == 1, 1, max(2.5 / steps, 0.25)).astype(np.float32)
-    data = setting.data.at(at)
-    return Rows(data.images, data.labels, logits[at], sizes, lengths, numbers)
+    return Rows(setting.data._replace(targets=None).at(at), clean.losses[at], sizes, lengths, numbers)
 
 
 def _run(
     probe: Callable[[Rows], tuple[Felt, jax.Array]], rows: Rows, setting: Setting, robust_accuracy: float
-) -> tuple[Felt, int, float]:
-    """Runs the probe in batches: what the rows felt, the model calls, and the seconds of compiling."""
-    started, size, total = time.perf_counter(), setting.batch_size, len(rows.labels)
+) -> tuple[Felt, Spent]:
+    """Runs the probe in batches: what the rows felt, and the cost; of the seconds only those of compiling."""
+    started, size, total = time.perf_counter(), setting.batch_size, len(rows.steps)
     batches = [jax.tree.map(lambda leaf, at=at: leaf[at : at + size], rows) for at in range(0, total, size)]
     jax.block_until_ready(probe(batches[0]._replace(steps=np.full(size, -1, np.int32))))  # every row idles
     compiling = time.perf_counter() - started
@@ -168,22 +194,19 @@ def _run(
             finished = number * size // CONDITIONS
             setting.progress(Progress("diagnosis", finished, total // CONDITIONS, robust_accuracy))
     felt = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
-    return felt, steps * size, compiling
+    return felt, Spent(steps * size, compile_seconds=compiling)
 
 
-def _responses(setting: Setting, chosen: HostArray, logits: HostArray, felt: Felt, radii: Radii) -> Responses:
+def _responses(nothing: Responses, setting: Setting, chosen: HostArray, clean: Clean, felt: Felt) -> Responses:
     """What the examples felt, by condition."""
     gradients, losses, broken = (
         values[: CONDITIONS * len(chosen)].reshape(len(chosen), CONDITIONS).T
         for values in (felt.gradients, felt.losses, felt.broken)
     )
-    clean = logits[chosen].astype(np.float64)
-    right = np.arange(logits.shape[1]) == setting.data.labels[chosen, None]
-    margins = clean.max(axis=1, where=right, initial=-np.inf) - clean.max(axis=1, where=~right, initial=-np.inf)
-    return no_responses(1.0, 0.0, radii)._replace(
+    return nothing._replace(
         gradients=gradients[0],
-        margins=margins,
-        largest_logit=max(float(np.max(np.abs(clean))), 1e-12),
+        margins=-clean.margins[chosen] if setting.data.criterion.one_class else np.zeros(len(chosen)),
+        largest_logit=clean.largest,
         change_of_outputs=float(np.max(felt.changes)),
         standing=~broken[1:],
         losses=losses[1:],

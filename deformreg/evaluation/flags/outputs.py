@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from deformreg.evaluation.flags.flag import Flag
+from deformreg.evaluation.outcomes import Clean, Setting
 from deformreg.evaluation.rows import HostArray
 
 
@@ -15,23 +16,23 @@ class Outputs(NamedTuple):
     """A model's outputs on clean images, float64.
 
     Attributes:
-        logits: [n, classes], of all images, from the clean pass.
-        mixed: [rows, classes], from one batch of images from all over the data set beside copies of the first image.
-        expected: [rows, classes], the logits of the same images from the clean pass.
-        again: [rows, classes], from the same mixed batch once more; `mixed` itself if that equals `expected`.
+        expected: [rows, ...], outputs of images from all over the data set, and of the first image again and again:
+            from the clean pass.
+        mixed: [rows, ...], from one batch of these images: their neighbours and places are others.
+        again: [rows, ...], from the same batch once more; `mixed` itself if that equals `expected`.
+        finite: bool[n], which of all outputs are finite.
+        largest: the largest absolute value of all outputs, above zero.
+        probabilities: ``outputs -> bool``, the criterion's; None: do not look.
         model_calls: rows computed besides the clean pass.
     """
 
-    logits: HostArray
-    mixed: HostArray
     expected: HostArray
+    mixed: HostArray
     again: HostArray
+    finite: HostArray
+    largest: float
+    probabilities: Callable[[HostArray], bool] | None
     model_calls: int
-
-    @property
-    def largest(self) -> float:
-        """The largest absolute value, above zero."""
-        return max(_largest(self.logits), 1e-12)
 
     @property
     def change_between_calls(self) -> float:
@@ -52,25 +53,30 @@ def _largest(values: HostArray) -> float:
     return float(np.abs(values[np.isfinite(values)]).max(initial=0.0))
 
 
-def observe_outputs(call: Callable[[HostArray], HostArray], images: HostArray, logits: HostArray, rows: int) -> Outputs:
-    """Compares the clean pass with one more batch, in which images have other neighbours and other places.
-
-    Args:
-        call: the compiled model, for batches of `rows` images.
-        images: float[n, h, w, c].
-        logits: [n, classes], the clean pass.
-        rows: the batch size.
-
-    Returns:
-        The outputs.
-    """
+def watched_rows(count: int, rows: int) -> HostArray:
+    """The examples of a batch for `observe_outputs`: some from all over the data set, then copies of the first one."""
     some = rows - rows // 2
-    at = np.concatenate([np.linspace(len(images) - 1, 0, some).astype(int), np.zeros(rows // 2, int)])
-    batch, logits = images[at], logits.astype(np.float64)
-    mixed, expected = call(batch).astype(np.float64), logits[at]
-    if _largest(mixed - expected) <= ROUNDING * max(_largest(logits), 1e-12):
-        return Outputs(logits, mixed, expected, mixed, rows)
-    return Outputs(logits, mixed, expected, call(batch).astype(np.float64), 2 * rows)
+    return np.concatenate([np.linspace(count - 1, 0, some).astype(int), np.zeros(rows // 2, int)])
+
+
+def observe_outputs(setting: Setting, clean: Clean, watched: HostArray) -> Outputs:
+    """Compares the clean pass with one more batch, of the examples that it watched; with two if they differ."""
+
+    def call() -> HostArray:
+        judged = setting.forward(setting.logits_fn, setting.data._replace(targets=None).at(watched))
+        return np.asarray(judged.outputs, np.float64)
+
+    expected, mixed = clean.watched.astype(np.float64), call()
+    differs = _largest(mixed - expected) > ROUNDING * clean.largest
+    return Outputs(
+        expected,
+        mixed,
+        call() if differs else mixed,
+        clean.finite,
+        clean.largest,
+        setting.data.criterion.probabilities,
+        (1 + differs) * len(watched),
+    )
 
 
 def outputs_change_between_calls(outputs: Outputs) -> Flag | None:
@@ -98,7 +104,7 @@ def outputs_depend_on_the_batch(outputs: Outputs) -> Flag | None:
 
 def logits_not_finite(outputs: Outputs) -> Flag | None:
     """Flags NaN and infinity."""
-    count = int((~np.isfinite(outputs.logits)).any(axis=1).sum())
+    count = int((~outputs.finite).sum())
     if count == 0:
         return None
     return Flag("logits_not_finite", "Clean logits are not finite: they predict nothing.", {"examples": count})
@@ -106,13 +112,15 @@ def logits_not_finite(outputs: Outputs) -> Flag | None:
 
 def probabilities_not_logits(outputs: Outputs) -> Flag | None:
     """Flags outputs that are not negative and sum to one."""
-    sums = outputs.logits.sum(axis=1)
-    if not ((outputs.logits >= 0).all() and np.abs(sums - 1).max() < 1e-3):  # false for NaN
+    if outputs.probabilities is None or not outputs.probabilities(outputs.expected):
         return None
     return Flag(
         "probabilities_not_logits",
         "Outputs are probabilities, not logits: their losses saturate and gradient attacks fail.",
-        {"smallest_output": float(outputs.logits.min()), "largest_row_sum": float(sums.max())},
+        {
+            "smallest_output": float(outputs.expected.min()),
+            "largest_row_sum": float(outputs.expected.sum(axis=-1).max()),
+        },
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from jax.tree_util import Partial
 
 from deformreg._arrays import choose, spread
 from deformreg.attacks.attack import Attack, Examples, row_keys
-from deformreg.attacks.search import differentiate, is_broken
+from deformreg.attacks.search import differentiate
 from deformreg.evaluation.flags.flag import Flag
 from deformreg.evaluation.rows import HostArray
 from deformreg.perturbations import Perturbation
@@ -28,10 +28,10 @@ class Responses(NamedTuple):
     Attributes:
         share: of the examples that gradient attacks tried, those that none broke.
         gradients: float[n], the largest component of the loss's gradient at the zero perturbation.
-        margins: float[n], the label's logit minus the largest other.
+        margins: float[n], the label's logit minus the largest other; zero for other criteria than one class per image.
         largest_logit: the largest absolute logit.
         change_of_images: the largest change that the zero perturbation makes to the images.
-        change_of_outputs: and to the logits.
+        change_of_outputs: and to the loss.
         radii: the examined budget, twice, four times that, and one that allows nearly anything; per component.
         standing: bool[4, n], at each radius, the examples that many sign steps do not break.
         losses: float[4, n], the largest loss that they reach.
@@ -68,14 +68,13 @@ def no_responses(share: float, change_of_images: float, radii: tuple[float, floa
 
 
 class Rows(NamedTuple):
-    """What is in the rows of a batch: examples, their clean logits, and the conditions of their short attacks.
+    """What is in the rows of a batch: examples, their clean losses, and the conditions of their short attacks.
 
     `steps` is the number of steps; below zero the row is idle.
     """
 
-    images: Any
-    labels: Any
-    logits: Any
+    data: Any
+    losses: Any
     radii: Any
     lengths: Any
     steps: Any
@@ -86,7 +85,7 @@ class Felt(NamedTuple):
 
     Attributes:
         gradients: the largest component of the loss's gradient at the zero perturbation.
-        changes: the largest change that the zero perturbation makes to the clean logits.
+        changes: the change that the zero perturbation makes to the loss.
         losses: the largest loss so far.
         broken: whether a step broke the model.
     """
@@ -106,9 +105,10 @@ def compile_probe(make: Callable[[Any], Perturbation]) -> Probe:
 
     @jax.jit
     def probe(at: Any, logits_fn: Partial, rows: Rows) -> tuple[Felt, jax.Array]:
-        family, count = make(at), len(rows.labels)
-        examples = Examples(rows.images, rows.labels, row_keys(jax.random.key(0), jnp.arange(count)))
-        zeros = jnp.zeros(count, jnp.promote_types(rows.images.dtype, jnp.float32))
+        family, data, count = make(at), rows.data, len(rows.steps)
+        keys = row_keys(jax.random.key(0), jnp.arange(count))  # not used
+        examples = Examples(data.images, data.labels, keys, None, data.criterion)
+        zeros = jnp.zeros(count, jnp.promote_types(data.images.dtype, jnp.float32))
 
         def uphill(leaf: jax.Array, slope: jax.Array) -> jax.Array:
             length, radius = (spread(values, leaf).astype(leaf.dtype) for values in (rows.lengths, rows.radii))
@@ -116,22 +116,23 @@ def compile_probe(make: Callable[[Any], Perturbation]) -> Probe:
 
         def step(state: tuple[Any, Felt, jax.Array, jax.Array]) -> tuple[Any, Felt, jax.Array, jax.Array]:
             params, felt, done, number = state
-            losses, gradient, logits = differentiate(logits_fn, family, "cross_entropy", examples, params)
+            losses, gradient, _, broken = differentiate(logits_fn, family, "cross_entropy", examples, params)
             sizes = [jnp.max(jnp.abs(leaf), axis=tuple(range(1, leaf.ndim))) for leaf in jax.tree.leaves(gradient)]
-            changes = jnp.max(jnp.abs(logits - rows.logits.astype(logits.dtype)), axis=1)
+            losses = losses.astype(zeros.dtype)
+            changes = jnp.abs(losses - rows.losses.astype(zeros.dtype))
             now = Felt(
                 jnp.where(number == 0, jnp.max(jnp.stack(sizes), axis=0).astype(zeros.dtype), felt.gradients),
-                jnp.where(number == 0, changes.astype(zeros.dtype), felt.changes),
-                jnp.maximum(felt.losses, losses.astype(zeros.dtype)),
-                felt.broken | is_broken(logits, examples),
+                jnp.where(number == 0, changes, felt.changes),
+                jnp.maximum(felt.losses, losses),
+                felt.broken | broken,
             )
             felt = choose(done, felt, now)
             done |= felt.broken | (number >= rows.steps)
-            moved = family.constrain(jax.tree.map(uphill, params, gradient), rows.images)
+            moved = family.constrain(jax.tree.map(uphill, params, gradient), data.images)
             return moved, felt, done, number + 1
 
         none = jnp.zeros(count, bool)
-        start = family.init(rows.images), Felt(zeros, zeros, zeros - jnp.inf, none), rows.steps < 0, jnp.int32(0)
+        start = family.init(data.images), Felt(zeros, zeros, zeros - jnp.inf, none), rows.steps < 0, jnp.int32(0)
         _, felt, _, steps = jax.lax.while_loop(lambda state: ~state[2].all(), step, start)
         return felt, steps
 
@@ -139,9 +140,9 @@ def compile_probe(make: Callable[[Any], Perturbation]) -> Probe:
 
 
 def half_side(attack: Attack, images: HostArray) -> float:
-    """Half the side of the largest cube inside a gradient attack's ball; 0 for another attack or no bound."""
+    """Half the side of the largest cube inside an attack's ball; 0 for no bound."""
     radius, norm = attack.budget.radius, attack.budget.norm
-    if not attack.uses_gradients or not isinstance(radius, (int, float)):
+    if not isinstance(radius, (int, float)):
         return 0.0
     leaves = jax.tree.leaves(jax.eval_shape(attack.perturbation.init, images[:1]))
     squared_corners = {
@@ -170,7 +171,18 @@ def zero_gradients(responses: Responses) -> Flag | None:
     )
 
 
-def identity_changes_the_loss(responses: Responses) -> Flag | None:
+class AtIdentity(Protocol):
+    """What is known of the zero perturbation: see `Responses`."""
+
+    @property
+    def change_of_images(self) -> float: ...
+    @property
+    def change_of_outputs(self) -> float: ...
+    @property
+    def largest_logit(self) -> float: ...
+
+
+def identity_changes_the_loss(responses: AtIdentity) -> Flag | None:
     """Flags a zero perturbation that is not the identity."""
     # The two outputs come from two programs, which round differently.
     if responses.change_of_images == 0 and responses.change_of_outputs <= 1e-2 * responses.largest_logit:

@@ -13,7 +13,7 @@ from scipy import stats
 
 from deformreg import Perturbation, additive, affine, certified_accuracy, certify, flow, l2
 from deformreg.attacks import projected_ascent
-from deformreg.certification import Certificates, Progress, SmoothingLaw, gaussian, smoothed_votes, uniform
+from deformreg.certification import Certificates, Progress, SmoothingLaw, Votes, gaussian, smoothed_votes, uniform
 from deformreg.certification.votes import tally
 from deformreg.losses import margin
 from deformreg.statistics import clopper_pearson_bound, wilson_interval
@@ -229,6 +229,32 @@ def test_neither_the_batch_size_nor_the_other_images_matter():
     np.testing.assert_array_equal(part.lower_bounds, whole.lower_bounds[:2])
     assert len(set(whole.lower_bounds.tolist())) > 1
     assert (whole.model_calls, part.model_calls) == (5 * 531, 2 * 9 * 64)
+
+
+def test_an_interrupted_certification_continues_with_the_same_result():
+    logits_fn, images, *_ = linear(5)
+    options = {"law": gaussian(3.0), "perturbation": additive(), "num_selection": 30, "num_samples": 501, "key": KEY}
+    kept, drawn = {}, []
+
+    def recall(index, run):
+        if index not in kept:
+            if len(drawn) == 3:
+                raise KeyboardInterrupt
+            drawn.append(index)
+            kept[index] = run()
+        return kept[index]
+
+    with pytest.raises(KeyboardInterrupt):
+        certify(logits_fn, images, recall=recall, **options)
+    drawn.clear()
+    found, whole = certify(logits_fn, images, recall=recall, **options), certify(logits_fn, images, **options)
+    assert drawn == [3, 4]
+    for array, expected in zip(found[:3], whole[:3], strict=True):
+        np.testing.assert_array_equal(array, expected)
+    assert found[3:-1] == whole[3:-1]
+    for impossible in (Votes(-1, 5), Votes(0, 502), Votes(0, -1)):
+        with pytest.raises(ValueError, match="recall must return votes of 501 draws for a class"):
+            certify(logits_fn, images, recall=lambda *_: impossible, **options)  # noqa: B023
 
 
 def test_votes_are_a_function_of_the_key_and_differ_between_images():

@@ -183,7 +183,7 @@ def test_examples_that_gradient_attacks_missed_are_counted(missed, raised):
 
 
 def test_a_flag_has_the_name_of_its_check():
-    checks = (*flags.OUTCOME_FLAGS, *flags.OUTPUT_FLAGS, *flags.RESPONSE_FLAGS)
+    checks = {*flags.OUTCOME_FLAGS, *flags.OUTPUT_FLAGS, *flags.RESPONSE_FLAGS, *flags.QUERY_FLAGS}
     for check in checks:
         assert f'"{check.__name__}"' in inspect.getsource(check)
-    assert len({check.__name__ for check in checks}) == len(checks) == 11
+    assert len({check.__name__ for check in checks}) == len(checks) == 12

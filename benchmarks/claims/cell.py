@@ -1,0 +1,204 @@
+"""One cell of the grid: trained, then evaluated on held-out training images and on test images."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+import deformreg
+from benchmarks import rows
+from benchmarks.claims.grid import Budgets, Cell
+from benchmarks.claims.lines import Line
+from deformreg import cross_entropy, linf, pixelwise_l2
+from deformreg.attacks import adef, elastic, pgd, rotation_translation, stadv
+from deformreg.bounds import flow_bounds, second_order_increase
+from deformreg.evaluation import Evaluator, accuracy_curve, evaluator, suites
+from deformreg.evaluation.suites import Suite
+from train import metrics, options
+from train.config import Config
+from train.loop import fit
+from train.restored import open_run
+from train.runs import Run
+from train.task import open_split
+
+BATCH = 50
+
+Measured = dict[str, Any]
+
+
+class Trained(NamedTuple):
+    """A trained cell and the images that it is measured on.
+
+    Attributes:
+        logits_fn: its network.
+        images, labels: of the test set.
+        held_out: images and labels of the training set on which strengths are chosen.
+        budgets: of the attacks.
+    """
+
+    logits_fn: Callable[[Any], Any]
+    images: np.ndarray
+    labels: np.ndarray
+    held_out: tuple[np.ndarray, np.ndarray]
+    budgets: Budgets
+
+
+def compute(cell: Cell, folder: Path, *, data_dir: str | None = None, known: Line | None = None) -> Line:
+    """Trains a cell, or continues its training in `folder`, and takes the measures that its line `known` lacks."""
+    began = time.perf_counter()
+    config = replace(cell.config, data=replace(cell.config.data, data_dir=data_dir))
+    fit(config, folder, resume=True)
+    trained = _open(cell, config, folder)
+    line = known or {
+        "name": cell.name,
+        "setting": cell.setting.name,
+        "method": cell.method,
+        "strength": cell.strength,
+        "seed": cell.seed,
+        "config": options.to_tree(cell.config),
+        "passes": cell.config.method.make().passes,
+        "train_seconds": round(metrics.train_seconds(metrics.read_metrics(Run(folder))), 1),
+        "environment": rows.setting(["claims", "--only", cell.name]),
+        "seconds": 0.0,
+    }
+    line |= {name: measure(trained) for name, measure in MEASURES.items() if name not in line}
+    return line | {"seconds": round(line["seconds"] + time.perf_counter() - began, 1)}
+
+
+def _open(cell: Cell, config: Config, folder: Path) -> Trained:
+    test = open_run(folder, examples=cell.setting.examples)
+    held_out = open_run(folder, examples=cell.setting.examples, test=open_split(config, "validation"))
+    return Trained(test.logits_fn, test.images, test.labels, (held_out.images, held_out.labels), cell.setting.budgets)
+
+
+def held_out(trained: Trained) -> Measured:
+    """Accuracies on held-out training images, clean and at the middle radius: what strengths are chosen by."""
+    images, labels = trained.held_out
+    run = _evaluator(suites.quick)
+    found = run(trained.logits_fn, images, labels, radius=trained.budgets.seen[1], key=jax.random.key(1))
+    return {
+        "examples": found.examples,
+        "clean_accuracy": found.clean_accuracy,
+        "robust_accuracy": found.robust_accuracy,
+    }
+
+
+def seen(trained: Trained) -> Measured:
+    """Test accuracy without an attack and under the suite `standard` at three radii, and the red flags raised."""
+    curve = accuracy_curve(
+        _evaluator(suites.standard),
+        trained.logits_fn,
+        trained.images,
+        trained.labels,
+        trained.budgets.seen,
+        key=jax.random.key(2),
+    )
+    return {
+        "examples": curve.examples,
+        "clean_accuracy": curve.accuracies[0],
+        "radii": list(curve.radii[1:]),
+        "accuracies": list(curve.accuracies[1:]),
+        "flags": sorted({flag.name for flag in curve.flags}),
+    }
+
+
+def unseen(trained: Trained) -> Measured:
+    """Test accuracy under attacks of other kinds, each alone, and the mean of ADef's smallest displacements."""
+    run = _evaluator(unseen_suite(trained.budgets), independent=True)
+    found = run(trained.logits_fn, trained.images, trained.labels, radius=1.0, key=jax.random.key(3))
+    outcomes = {outcome.name: outcome for outcome in found.attacks}
+    smallest = outcomes.pop("adef")
+    return {
+        "accuracies": {name: outcome.robust_accuracy for name, outcome in outcomes.items()},
+        "adef_broken": smallest.success_rate,
+        "adef_displacement": smallest.norms.get("max_displacement", {}).get("mean"),
+    }
+
+
+def bounds(trained: Trained) -> Measured:
+    """First-order bounds of the loss's increase at each radius, and the increase that an attack reaches: means over the
+    test images, and the share of images on which the flow gradient's bound is below every one by the input gradient."""
+    logits_fn, labels = trained.logits_fn, trained.labels
+    parts = [_bounds_at(radius)(logits_fn, trained.images, labels) for radius in trained.budgets.seen]
+    return {"radii": list(trained.budgets.seen)} | {
+        name: [round(float(part[name]), 6) for part in parts] for name in parts[0]
+    }
+
+
+@cache
+def _bounds_at(radius: float) -> Callable[..., Measured]:
+    attack = pgd(ball=linf(radius), num_steps=50, keep="best")
+
+    @jax.jit
+    def measure(logits_fn: Callable[[Any], Any], images: Array, labels: Array) -> Measured:
+        def loss_fn(some: Array) -> Array:
+            return cross_entropy(logits_fn(some), labels)
+
+        found = flow_bounds(loss_fn, images, linf(radius))
+        attacked = deformreg.warp(images, attack.run(logits_fn, images, labels, jax.random.key(4)).params)
+        first, second = second_order_increase(loss_fn, images, attacked)
+        rise = loss_fn(attacked) - found.losses
+        by_input = jnp.minimum(jnp.minimum(found.pixels, found.euclidean), found.largest)
+        return {
+            "flow": jnp.mean(found.flow),
+            "displacement": jnp.mean(found.displacement),
+            "pixels": jnp.mean(found.pixels),
+            "euclidean": jnp.mean(found.euclidean),
+            "largest": jnp.mean(found.largest),
+            "increase": jnp.mean(rise),
+            "first_order": jnp.mean(first),
+            "second_order": jnp.mean(second),
+            "flow_is_tighter": jnp.mean(found.flow < by_input),
+            "median_factor": jnp.median(by_input / jnp.maximum(found.flow, 1e-30)),
+            "flow_holds": jnp.mean(rise <= found.flow),
+            "input_holds": jnp.mean(rise <= by_input),
+        }
+
+    return measure
+
+
+MEASURES: dict[str, Callable[[Trained], Measured]] = {
+    "held_out": held_out,
+    "seen": seen,
+    "unseen": unseen,
+    "bounds": bounds,
+}
+"""What is measured of a trained cell: entries of its line."""
+
+
+@cache
+def unseen_suite(budgets: Budgets) -> Suite:
+    """Attacks that no method of the grid trains on at their budget; the radius is the share of it."""
+    radius = budgets.seen[1]
+    return Suite(
+        {
+            "stadv": lambda share: stadv(num_evaluations=100, ball=linf(2 * radius * share), keep="any"),
+            "elastic": lambda share: elastic(budgets.smooth * share, sigma=2.0, num_steps=50),
+            "rotation-translation": lambda share: rotation_translation(
+                max_degrees=budgets.degrees * share, max_pixels=budgets.shift * share, grid=(13, 5, 5)
+            ),
+            "pixels": lambda share: pgd(
+                ball=linf(budgets.pixels * share),
+                perturbation=deformreg.additive(image_range=(0.0, 1.0)),
+                num_steps=40,
+                keep="any",
+            ),
+            "pixelwise-l2": lambda share: pgd(ball=pixelwise_l2(1.5 * radius * share), num_steps=40, keep="any"),
+            "adef": lambda share: adef(num_steps=50),
+        }
+    )
+
+
+@cache
+def _evaluator(suite: Suite, *, independent: bool = False) -> Evaluator:
+    """One evaluator per suite, so that all cells with the same network share its compiled programs."""
+    return evaluator(suite, batch_size=BATCH, diagnosis=False, independent=independent)

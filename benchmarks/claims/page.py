@@ -1,0 +1,157 @@
+"""The parts of docs/results.md: Markdown and plots from the lines of finished cells."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from benchmarks.claims import verdicts
+from benchmarks.claims.lines import Line
+from benchmarks.claims.verdicts import Chosen
+from benchmarks.rows import markdown
+
+COLORS = {
+    "standard": "#6e7781",
+    "random flows": "#953800",
+    "input gradient": "#1a7f37",
+    "flow gradient": "#0969da",
+    "flow gradient, random start": "#54aeff",
+    "pixel adversarial": "#cf222e",
+    "deformation": "#bc4c00",
+    "deformation, 1 step": "#fb8f44",
+    "worst of 10 rotations": "#bf3989",
+    "TRADES": "#8250df",
+    "flow gradient + deformation": "#1b1f24",
+}
+
+
+def judged(lines: Sequence[Line]) -> str:
+    """The verdicts, each with what it rests on."""
+    parts = []
+    for number, (claim, verdict, reasons) in verdicts.judge(lines).items():
+        parts.append(f"**{number}: {verdict}.** {claim}\n" + "".join(f"\n- {reason}." for reason in reasons))
+    return "\n\n".join(parts)
+
+
+def matched(lines: Sequence[Line]) -> str:
+    """A table for each setting: every method at its chosen strength."""
+    return "\n\n".join(_matched(lines, setting) for setting in verdicts.settings(lines))
+
+
+def _matched(lines: Sequence[Line], setting: str) -> str:
+    found = verdicts.chosen(lines, setting)
+    if not found:
+        return f"`{setting}`: the standard network is not computed yet."
+    radii = next(iter(found.values())).lines[0]["seen"]["radii"]
+    kinds = list(next(iter(found.values())).lines[0]["unseen"]["accuracies"])
+    titles = ["method", "strength", "clean", *(f"{radius:g} px" for radius in radii), *kinds, "ADef px", "passes"]
+    rows = [_cells(one) for one in found.values()]
+    seeds = max(len(one.lines) for one in found.values())
+    examples = next(iter(found.values())).lines[0]["seen"]["examples"]
+    head = f"`{setting}`: {examples} test images, up to {seeds} seed{'s' * (seeds > 1)}; accuracies in %."
+    return "\n\n".join([head, markdown([titles, ["---", *["---:"] * (len(titles) - 1)], *rows])])
+
+
+def _cells(one: Chosen) -> list[str]:
+    first = one.lines[0]
+    kinds = first["unseen"]["accuracies"]
+    smallest = [line["unseen"]["adef_displacement"] for line in one.lines]
+    mean = None if None in smallest else sum(smallest) / len(smallest)
+    name = one.method if one.matched else f"{one.method} (not matched)"
+    strength = "" if one.method == "standard" else f"{one.strength:g}"
+    return [
+        name,
+        strength,
+        _range([verdicts.clean(line) for line in one.lines]),
+        *(_range([line["seen"]["accuracies"][place] for line in one.lines]) for place in range(3)),
+        *(_range([line["unseen"]["accuracies"][kind] for line in one.lines]) for kind in kinds),
+        "" if mean is None else f"{mean:.2f}",
+        f"{first['passes']:g}",
+    ]
+
+
+def _range(accuracies: Sequence[float]) -> str:
+    """The mean over the seeds in percent and, if there are several, the range."""
+    values = [100 * accuracy for accuracy in accuracies]
+    mean = f"{sum(values) / len(values):.1f}"
+    return mean if len(values) == 1 else f"{mean} ({min(values):.1f}-{max(values):.1f})"
+
+
+def every_cell(lines: Sequence[Line]) -> str:
+    """A table of all finished cells."""
+    titles = ["cell", "held-out clean", "held-out robust", "clean", "under flows", "unseen", "flags"]
+    rows = [
+        [
+            f"`{line['name']}`",
+            *(f"{100 * line['held_out'][name]:.1f}" for name in ("clean_accuracy", "robust_accuracy")),
+            f"{100 * verdicts.clean(line):.1f}",
+            " / ".join(f"{100 * share:.1f}" for share in line["seen"]["accuracies"]),
+            f"{100 * verdicts.unseen(line):.1f}",
+            ", ".join(line["seen"]["flags"]),
+        ]
+        for line in lines
+    ]
+    return markdown([titles, ["---", *["---:"] * 5, "---"], *rows])
+
+
+def curves(lines: Sequence[Line]) -> Figure:
+    """Robust accuracy at the middle radius against clean accuracy: a panel for each setting, a line for each method."""
+
+    def draw(axes: Axes, setting: str) -> None:
+        here = [line for line in lines if line["setting"] == setting]
+        for method, color in COLORS.items():
+            points = [line for line in here if line["method"] == method and line["seed"] == 0]
+            xs, ys = ([100 * measure(line) for line in points] for measure in (verdicts.clean, verdicts.seen))
+            if points:
+                axes.plot(xs, ys, "o-", color=color, label=method, markersize=5, linewidth=1.2)
+        axes.set_xlabel("clean accuracy in %")
+        axes.set_ylabel(f"accuracy in % under flows of {here[0]['seen']['radii'][1]:g} px")
+
+    return _panels(lines, draw)
+
+
+def costs(lines: Sequence[Line]) -> Figure:
+    """Accuracy under flows (filled) and unseen attacks (open) against a step's cost, at matched clean accuracy."""
+
+    def draw(axes: Axes, setting: str) -> None:
+        for method, one in verdicts.chosen(lines, setting).items():
+            if one.matched:
+                cost, color = one.lines[0]["passes"] / 3, COLORS[method]
+                axes.plot(cost, 100 * one.mean(verdicts.seen), "o", color=color, label=method)
+                axes.plot(cost, 100 * one.mean(verdicts.unseen), "o", color=color, fillstyle="none")
+        axes.set_xlabel("cost of a step in standard steps")
+        axes.set_ylabel("accuracy in %: flows (filled), unseen attacks (open)")
+        axes.set_xscale("log", base=2)
+        axes.set_xticks([1, 2, 4, 8], ["1", "2", "4", "8"])
+
+    return _panels(lines, draw)
+
+
+def _panels(lines: Sequence[Line], draw: Callable[[Axes, str], None]) -> Figure:
+    """A panel for each setting, and one legend for all."""
+    settings = verdicts.settings(lines)
+    figure = Figure(figsize=(4.6 * len(settings) + 2.6, 4.2), layout="constrained")
+    legend: dict[str, Artist] = {}
+    for axes, setting in zip(figure.subplots(1, len(settings), squeeze=False)[0], settings, strict=True):
+        draw(axes, setting)
+        axes.set_title(setting, fontsize=10)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25)
+        handles, labels = axes.get_legend_handles_labels()
+        legend |= dict(zip(labels, handles, strict=True))
+    figure.legend(list(legend.values()), list(legend), loc="outside right center", frameon=False, fontsize=8)
+    return figure
+
+
+PARTS: dict[str, Callable[[Sequence[Line]], str]] = {
+    "verdicts": judged,
+    "matched": matched,
+    "cells": every_cell,
+}
+"""What the document can show, by the name in its comment."""
+
+PLOTS: dict[str, Callable[[Sequence[Line]], Figure]] = {"claims-curves.png": curves, "claims-cost.png": costs}
+"""The plots, by file name."""

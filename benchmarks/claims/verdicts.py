@@ -1,0 +1,237 @@
+"""The paper's claims, judged from the lines of finished cells.
+
+Methods are compared at *matched clean accuracy*: of the strengths whose clean accuracy on held-out training images is
+at most one point below the standard network's, each method takes the one of highest robust accuracy there. Only then
+are test images looked at. A claim holds in a setting if the 95 % interval of the difference lies above zero.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from statistics import fmean
+from typing import NamedTuple
+
+from benchmarks.claims.lines import Line
+from deformreg.statistics import wilson_interval
+
+TOLERANCE = 0.01
+"""How far clean accuracy on held-out images may fall below the standard network's."""
+
+HOLDS, LIMITED, FAILS, OPEN = "holds", "holds within limits", "does not hold", "not computed yet"
+
+
+class Chosen(NamedTuple):
+    """A method at its chosen strength in one setting.
+
+    Attributes:
+        method: its name.
+        lines: of the cells, one per seed.
+        matched: whether its clean accuracy on held-out images matches the standard network's; if no strength does, the
+            one of highest clean accuracy there stands here.
+    """
+
+    method: str
+    lines: tuple[Line, ...]
+    matched: bool
+
+    @property
+    def strength(self) -> float:
+        """The weight or radius."""
+        return float(self.lines[0]["strength"])
+
+    def mean(self, measure: Measure) -> float:
+        """A measure's mean over the seeds."""
+        return fmean(measure(line) for line in self.lines)
+
+
+class Comparison(NamedTuple):
+    """Two methods in one setting.
+
+    Attributes:
+        setting: data and network.
+        ours, theirs: the method of the claim, and what it is compared with.
+        measure: what is compared, in words.
+        difference: of the accuracies, in [-1, 1].
+        interval: its 95 % interval.
+    """
+
+    setting: str
+    ours: Chosen
+    theirs: Chosen
+    measure: str
+    difference: float
+    interval: tuple[float, float]
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        return (
+            f"{self.setting}, {self.measure}: {self.ours.method} {100 * self.difference:+.1f} points over "
+            f"{self.theirs.method} ({100 * low:+.1f} to {100 * high:+.1f})"
+        )
+
+
+class Verdict(NamedTuple):
+    """A claim with its verdict.
+
+    Attributes:
+        claim: in words.
+        verdict: `HOLDS`, `LIMITED`, `FAILS` or `OPEN`.
+        reasons: what it rests on, a sentence for each setting and measure.
+    """
+
+    claim: str
+    verdict: str
+    reasons: tuple[str, ...]
+
+
+Measure = Callable[[Line], float]
+
+
+def clean(line: Line) -> float:
+    """Test accuracy without an attack."""
+    return float(line["seen"]["clean_accuracy"])
+
+
+def seen(line: Line) -> float:
+    """Robust accuracy under flows at the middle radius."""
+    return float(line["seen"]["accuracies"][1])
+
+
+def unseen(line: Line) -> float:
+    """Mean accuracy under the attacks of other kinds."""
+    return fmean(line["unseen"]["accuracies"].values())
+
+
+MEASURES: dict[str, Measure] = {"under flows": seen, "under unseen attacks": unseen}
+
+
+def settings(lines: Sequence[Line]) -> list[str]:
+    """The settings of the lines, in their order."""
+    return list(dict.fromkeys(line["setting"] for line in lines))
+
+
+def chosen(lines: Sequence[Line], setting: str) -> dict[str, Chosen]:
+    """Every method of a setting at the strength that held-out training images choose, the standard network first.
+
+    Seeds count only if the standard network has them, and strengths only if they have as many seeds as any other.
+    """
+    here = [line for line in lines if line["setting"] == setting]
+    standard = {line["seed"]: line for line in here if line["method"] == "standard"}
+    if not standard:
+        return {}
+    least = fmean(line["held_out"]["clean_accuracy"] for line in standard.values()) - TOLERANCE
+    found = {}
+    for method in dict.fromkeys(line["method"] for line in here):
+        strengths: dict[float, list[Line]] = {}
+        for line in here:
+            if line["method"] == method and line["seed"] in standard:
+                strengths.setdefault(line["strength"], []).append(line)
+        most = max(map(len, strengths.values()), default=0)
+        candidates = [tuple(cells) for cells in strengths.values() if len(cells) == most > 0]
+        if candidates:
+            found[method] = _best(method, candidates, least)
+    return found
+
+
+def _best(method: str, candidates: list[tuple[Line, ...]], least: float) -> Chosen:
+    def held_out(cells: tuple[Line, ...], name: str) -> float:
+        return fmean(line["held_out"][name] for line in cells)
+
+    matched = [cells for cells in candidates if held_out(cells, "clean_accuracy") >= least - 1e-9]
+    if not matched:
+        return Chosen(method, max(candidates, key=lambda cells: held_out(cells, "clean_accuracy")), False)
+    return Chosen(method, max(matched, key=lambda cells: held_out(cells, "robust_accuracy")), True)
+
+
+def compare(lines: Sequence[Line], ours: str, theirs: Sequence[str], measures: Sequence[str]) -> list[Comparison]:
+    """Compares a method with the best of others, by measure, in every setting that has all of them matched."""
+    found = []
+    for setting in settings(lines):
+        methods = chosen(lines, setting)
+        if not all(name in methods and methods[name].matched for name in (ours, *theirs)):
+            continue
+        for name in measures:
+            measure = MEASURES[name]
+            best = max((methods[other] for other in theirs), key=lambda one: one.mean(measure))
+            first, second = methods[ours].mean(measure), best.mean(measure)
+            examples = methods[ours].lines[0]["seen"]["examples"]
+            interval = difference_interval(first, second, examples)
+            found.append(Comparison(setting, methods[ours], best, name, first - second, interval))
+    return found
+
+
+def difference_interval(first: float, second: float, examples: int) -> tuple[float, float]:
+    """Newcombe's 95 % interval of the difference of two accuracies on `examples` images each.
+
+    Seeds share the images, so their means count as measured on one set of images.
+
+    References:
+        Newcombe, "Interval Estimation for the Difference between Independent Proportions", Statistics in Medicine 17,
+        1998, method 10.
+    """
+    (low, high), (other_low, other_high) = (
+        wilson_interval(round(accuracy * examples), examples) for accuracy in (first, second)
+    )
+    below = math.hypot(first - low, other_high - second)
+    above = math.hypot(high - first, second - other_low)
+    return first - second - below, first - second + above
+
+
+def _verdict(claim: str, comparisons: Sequence[Comparison], margin: float = 0.0) -> Verdict:
+    """Judges by the comparisons: in every one above zero with the whole interval, and by `margin` on the mean."""
+    if not comparisons:
+        return Verdict(claim, OPEN, ())
+    above = [one.interval[0] > 0 and one.difference >= margin for one in comparisons]
+    verdict = HOLDS if all(above) else LIMITED if any(above) else FAILS
+    return Verdict(claim, verdict, tuple(map(str, comparisons)))
+
+
+def judge(lines: Sequence[Line]) -> dict[str, Verdict]:
+    """The verdicts on the paper's five claims, by their number."""
+    flow, both = "flow gradient", ("flow gradient", "deformation")
+    return {
+        "C1": _verdict(
+            "Flow gradient regularization resists deformations better than input gradient regularization, by a large "
+            "margin (here: at least 5 points).",
+            compare(lines, flow, ["input gradient"], ["under flows"]),
+            margin=0.05,
+        ),
+        "C2": _verdict(
+            "It resists deformations better than adversarial training in pixels.",
+            compare(lines, flow, ["pixel adversarial"], ["under flows"]),
+        ),
+        "C3": _verdict(
+            "Against attacks that were not seen in training it is better than training on deformations.",
+            compare(lines, flow, ["deformation"], ["under unseen attacks"]),
+        ),
+        "C4": _verdict(
+            "Combined with training on deformations it is better than either.",
+            compare(lines, "flow gradient + deformation", both, list(MEASURES)),
+        ),
+        "C5": _tighter(lines),
+    }
+
+
+def _tighter(lines: Sequence[Line]) -> Verdict:
+    """C5: on how many images the flow gradient's bound lies below every one by the input gradient."""
+    claim = "Its bound on the loss's increase is tighter than the input gradient's."
+    reasons, above = [], []
+    for setting in settings(lines):
+        for method, one in chosen(lines, setting).items():
+            if method not in ("standard", "input gradient", "flow gradient"):
+                continue
+            examples = one.lines[0]["seen"]["examples"]
+            share, factor, kept, other = (
+                fmean(line["bounds"][name][1] for line in one.lines)
+                for name in ("flow_is_tighter", "median_factor", "flow_holds", "input_holds")
+            )
+            above.append(wilson_interval(round(share * examples), examples)[0] > 0.5)
+            reasons.append(
+                f"{setting}, {method}, {one.lines[0]['bounds']['radii'][1]:g} px: tighter on {100 * share:.1f} % of "
+                f"the images, by a factor of {factor:.2g} (median); an attack stays within it on {100 * kept:.1f} %, "
+                f"within the input gradient's on {100 * other:.1f} %"
+            )
+    if not above:
+        return Verdict(claim, OPEN, ())
+    return Verdict(claim, HOLDS if all(above) else LIMITED if any(above) else FAILS, tuple(reasons))

@@ -1,0 +1,267 @@
+r"""How much a deformation of limited size can raise the loss: bounds to first order, and estimates of second order.
+
+Let ``g`` be the image gradient of an example's loss and ``dT`` the derivative of a family at the identity. For small
+parameters in a ball, the loss rises by at most ``max_p <dT^T g, p>``: the radius times the *dual norm* of the
+parameters' gradient (`steepest_increase`). This is the quantity that flow gradient regularization makes small.
+
+An input gradient gives other bounds. A displacement within the radius changes a pixel by at most ``c``
+(`reachable_change`), so to first order the loss rises by at most ``sum |g| c``, which is at most ``|g|_2 |c|_2`` and
+``|g|_1 max c``. Between both stands the largest increase that is linear in the pixels but exact in the warp::
+
+    displacement = sum_pixels max_d <g(pixel), image(pixel + d) - image(pixel)>  <=  sum |g| c
+
+For a loss that is linear in the pixels, `displacement` is attained. All hold to first order in the network only: where
+its loss is curved, an attack can exceed them, and `second_order_increase` and `largest_curvature` say by how much.
+
+References:
+    Xia and Li, "Improving Resistance to Adversarial Deformations by Regularizing Gradients", Neurocomputing 455, 2021
+    (the bound by the flow gradient against the one by the input gradient; its exact form is not public).
+    Boyd and Vandenberghe, "Convex Optimization", 2004, appendix A.1.6 (dual norms).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from deformreg import _checks
+from deformreg._arrays import draw_leaves, scaled
+from deformreg._families import check_layout, family_or_flow
+from deformreg.balls import Ball
+from deformreg.penalties import LossFn, image_gradients, squared_norm
+from deformreg.perturbations import Params, Perturbation, flow, pull_back
+from deformreg.warping import Boundary, warp
+
+_BOXES = ("linf", "pixelwise_l2")  # balls that bound every component of every pixel's displacement
+
+
+class FlowBounds(NamedTuple):
+    """First-order bounds on the increase of each example's loss under flows within a ball; each is float[n].
+
+    Attributes:
+        losses: of the images as they are.
+        flow: by the gradient with respect to the flow: radius times dual norm. The slope at the identity is the
+            forward difference, so of an image that is steeper backwards it underestimates the increase.
+        displacement: exact in the warp, linear in the pixels.
+        pixels: by the input gradient, each pixel times the most that it can change: ``sum |g| c``.
+        euclidean: by its Euclidean norm: ``|g|_2 |c|_2``.
+        largest: by its l1 norm: ``|g|_1 max c``.
+    """
+
+    losses: Float[Array, " n"]
+    flow: Float[Array, " n"]
+    displacement: Float[Array, " n"]
+    pixels: Float[Array, " n"]
+    euclidean: Float[Array, " n"]
+    largest: Float[Array, " n"]
+
+
+def reachable_change(
+    images: Float[Array, "n h w c"], radius: float, *, boundary: Boundary = "edge"
+) -> Float[Array, "n h w c"]:
+    """The most that a displacement of at most `radius` per component changes each pixel value, exactly.
+
+    Bilinear interpolation attains its extremes over a box at the corners of the cells that it cuts out of the grid, so
+    only displacements by whole pixels and by the radius are tried.
+
+    Args:
+        images: any range.
+        radius: in pixels, a number.
+        boundary: what lies outside the image, see `deformreg.warp`.
+
+    Returns:
+        Changes of at least 0, in the images' unit.
+
+    Raises:
+        TypeError: integer images.
+        ValueError: the radius is negative or infinite, or `boundary` is unknown.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> reachable_change(jnp.array([0.0, 1.0, 4.0]).reshape(1, 1, 3, 1), 0.5).ravel().tolist()
+        [0.5, 1.5, 1.5]
+    """
+    images = _checks.images(images)
+    change, _ = _extremes(images, jnp.zeros_like(images), radius, boundary)
+    return change
+
+
+def _extremes(images: Array, gradients: Array, radius: float, boundary: Boundary) -> tuple[Array, Array]:
+    """The largest change of every pixel value, and of ``<gradient, image>`` summed over channels at every pixel."""
+    _checks.choice("boundary", boundary, get_args(Boundary))
+    _checks.non_negative("radius", radius)
+    inner = [float(step) for step in range(-math.ceil(radius) + 1, math.ceil(radius))]
+    steps = sorted({-float(radius), *inner, float(radius)})
+    rank = images.ndim - 2
+    offsets = jnp.array(list(itertools.product(steps, repeat=rank)), images.dtype)
+
+    def tried(best: tuple[Array, Array], offset: Array) -> tuple[tuple[Array, Array], None]:
+        moved = warp(images, jnp.broadcast_to(offset, (*images.shape[:-1], rank)), boundary=boundary)
+        change = moved - images
+        return (jnp.maximum(best[0], jnp.abs(change)), jnp.maximum(best[1], jnp.sum(gradients * change, axis=-1))), None
+
+    start = jnp.zeros_like(images), jnp.zeros_like(images[..., 0])
+    (largest, gains), _ = jax.lax.scan(tried, start, offsets)
+    return largest, gains
+
+
+def flow_bounds(
+    loss_fn: LossFn, images: Float[Array, "n h w c"], ball: Ball, *, boundary: Boundary = "edge"
+) -> FlowBounds:
+    """Bounds by the flow gradient and by the input gradient, for the same flows.
+
+    Args:
+        loss_fn: ``images -> losses[n]``, unreduced; called once.
+        images: any range.
+        ball: `deformreg.linf` or `deformreg.pixelwise_l2`, with a number as radius in pixels. For the latter, all but
+            `flow` are the bounds of the cube around it.
+        boundary: what lies outside the image, see `deformreg.warp`.
+
+    Returns:
+        The bounds; the difference of `losses` between attacked and clean images compares with them.
+
+    Raises:
+        TypeError: integer images, a radius that is not a number, or a `loss_fn` that does not return floating losses.
+        ValueError: another ball, or images of another rank.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from deformreg import linf
+        >>> step = jnp.array([0.0, 0.0, 1.0, 1.0]).reshape(1, 1, 4, 1)
+        >>> bounds = flow_bounds(lambda x: x.sum((1, 2, 3)), step, linf(0.5))
+        >>> bounds.flow.tolist(), bounds.displacement.tolist(), bounds.pixels.tolist()
+        ([0.5], [0.5], [1.0])
+    """
+    images = _checks.images(images)
+    _checks.instance("ball", ball, Ball, "deformreg.linf(0.5)")
+    if ball.name not in _BOXES:
+        raise ValueError(f"ball must be linf or pixelwise_l2, got {ball.name}: use its support as a penalty's size")
+    if not isinstance(ball.radius, (int, float)):
+        raise TypeError(f"the ball's radius must be a number of pixels, got {_checks.described(ball.radius)}")
+    family = flow(boundary=boundary)
+    check_layout(family, images.shape)
+    gradients, losses = image_gradients(loss_fn, images)
+    change, gains = _extremes(images, gradients, ball.radius, boundary)
+    axes = tuple(range(1, images.ndim))
+    sizes = jnp.abs(gradients)
+    return FlowBounds(
+        losses=losses,
+        flow=ball.support(pull_back(family, gradients, images)),
+        displacement=jnp.sum(gains, axis=axes[:-1]),
+        pixels=jnp.sum(sizes * change, axis=axes),
+        euclidean=jnp.sqrt(squared_norm(gradients) * squared_norm(change)),
+        largest=jnp.sum(sizes, axis=axes) * jnp.max(change, axis=axes),
+    )
+
+
+def second_order_increase(
+    loss_fn: LossFn, images: Float[Array, "n h w c"], attacked: Float[Array, "n h w c"]
+) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
+    """Estimates of the loss's increase from images to attacked images, by the first and by the first two derivatives.
+
+    With ``d = attacked - images``, gradient g and Hessian H of an example's loss: ``<g, d>`` and
+    ``<g, d> + <d, H d> / 2``. The warp is exact; only the network is approximated.
+
+    Args:
+        loss_fn: ``images -> losses[n]``, unreduced and twice differentiable.
+        images: any range.
+        attacked: of the same shape, for example `images` of an attack's result.
+
+    Returns:
+        ``(first_order[n], second_order[n])``.
+
+    Raises:
+        TypeError: integer images.
+        ValueError: shapes that differ, or a `loss_fn` that does not return one loss per example.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> first, second = second_order_increase(
+        ...     lambda x: (x**2).sum((1, 2, 3)), jnp.ones((1, 1, 1, 1)), jnp.full((1, 1, 1, 1), 3.0)
+        ... )
+        >>> first.tolist(), second.tolist()  # the loss rises from 1 to 9
+        ([4.0], [8.0])
+    """
+    images, attacked = _checks.images(images), _checks.images(attacked, "attacked")
+    if images.shape != attacked.shape:
+        raise ValueError(f"attacked must have the images' shape {images.shape}, got {attacked.shape}")
+    change = attacked - images
+    gradients, curved = jax.jvp(lambda at: image_gradients(loss_fn, at)[0], (images,), (change,))
+    axes = tuple(range(1, images.ndim))
+    first = jnp.sum(gradients * change, axis=axes)
+    return first, first + jnp.sum(curved * change, axis=axes) / 2
+
+
+def largest_curvature(
+    loss_fn: LossFn,
+    images: Float[Array, "n h w c"],
+    perturbation: Perturbation | None = None,
+    *,
+    num_steps: int = 20,
+    key: Array,
+) -> Float[Array, " n"]:
+    """The eigenvalue of largest size of each example's Hessian with respect to a family's parameters.
+
+    The family is taken to first order, so this is the network's curvature along its tangent: ``dT^T H dT``. Together
+    with the gradient it bounds the increase in an l2 ball to second order: ``radius |g| + radius^2 eigenvalue / 2``.
+
+    Args:
+        loss_fn: ``images -> losses[n]``, unreduced and twice differentiable; examples must not interact.
+        images: any range.
+        perturbation: the family; None means ``flow()``.
+        num_steps: steps of the power iteration, each a Hessian-vector product.
+        key: a JAX random key, for the start.
+
+    Returns:
+        The eigenvalues, with their sign, in loss per squared unit of the parameters.
+
+    Raises:
+        TypeError, ValueError: as `deformreg.gradient_penalty`; a `num_steps` below 1.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from deformreg import additive
+        >>> scales = jnp.array([1.0, -3.0]).reshape(1, 1, 2, 1)
+        >>> bowl = lambda x: (scales * x**2).sum((1, 2, 3)) / 2
+        >>> round(float(largest_curvature(bowl, jnp.ones((1, 1, 2, 1)), additive(), key=jax.random.key(0))[0]), 3)
+        -3.0
+
+    References:
+        Golub and Van Loan, "Matrix Computations", 2013, section 7.3 (power iteration).
+    """
+    perturbation, images = family_or_flow(perturbation), _checks.images(images)
+    check_layout(perturbation, images.shape)
+    num_steps = _checks.count("num_steps", num_steps)
+    identity = perturbation.init(images)
+    _, push = jax.linearize(lambda params: perturbation.apply(params, images), identity)
+
+    def product(direction: Params) -> Params:
+        _, curved = jax.jvp(lambda at: image_gradients(loss_fn, at)[0], (images,), (push(direction),))
+        return pull_back(perturbation, curved, images)
+
+    def step(_: Any, direction: Params) -> Params:
+        return _normalized(product(direction))
+
+    def draw(key: Array, leaf: Array) -> Array:
+        return jax.random.normal(key, leaf.shape, leaf.dtype)
+
+    start = draw_leaves(draw, _checks.key(key), identity)
+    direction = jax.lax.fori_loop(0, num_steps, step, _normalized(start))
+    return _inner(direction, product(direction))
+
+
+def _inner(params: Params, others: Params) -> Array:
+    """Inner products per example."""
+    parts = jax.tree.map(lambda a, b: jnp.sum(a * b, axis=tuple(range(1, a.ndim))), params, others)
+    sums: list[Array] = jax.tree.leaves(parts)
+    return sum(sums[1:], sums[0])
+
+
+def _normalized(params: Params) -> Params:
+    lengths = jnp.sqrt(squared_norm(params))
+    return scaled(params, jnp.where(lengths > 0, 1 / jnp.where(lengths > 0, lengths, 1), 0))

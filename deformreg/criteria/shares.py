@@ -1,0 +1,35 @@
+"""Criteria that ask for a share of an example's items, pixels or labels: how many, and how nearly they are right."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from deformreg import _checks
+
+SLACK = 1e-6  # relative: 0.7 of ten pixels are seven, although the product is above 7 in binary
+
+
+def share(name: str, value: Any) -> float:
+    """Returns `value` as a number in (0, 1], or raises."""
+    _checks.positive(name, value)
+    if math.prod(jnp.shape(value)) != 1 or not float(value) <= 1:
+        raise ValueError(f"{name} must be a share in (0, 1], got {value}")
+    return float(value)
+
+
+def needed(least: float, counted: Array | int) -> Array:
+    """How many of `counted` must be right."""
+    return jnp.ceil(least * (1 - SLACK) * jnp.asarray(counted, jnp.float32)).astype(jnp.int32)
+
+
+def needed_margin(least: float, certainty: Array, counted: Array) -> Array:
+    """Minus the certainty, [n, items], of the last item that is needed; -1 where nothing counts."""
+    number = needed(least, jnp.sum(counted, axis=1))
+    valid = counted & ~jnp.isnan(certainty)
+    ordered = jnp.sort(jnp.where(valid, certainty, -jnp.inf), axis=1, descending=True)
+    last = jnp.take_along_axis(ordered, jnp.maximum(number - 1, 0)[:, None], axis=1)[:, 0]
+    return jnp.where(number > 0, -last, -1)

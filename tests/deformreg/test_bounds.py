@@ -1,0 +1,107 @@
+"""Bounds of the loss's increase: closed forms on linear and quadratic losses, brute force over displacements."""
+
+from __future__ import annotations
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from deformreg import additive, affine, bounds, flow, l2, linf, warp
+
+KEY = jax.random.key(0)
+IMAGES = jax.random.uniform(KEY, (3, 4, 5, 2))
+WEIGHTS = jax.random.normal(jax.random.key(1), IMAGES.shape[1:])
+PIXELS = (1, 2, 3)
+
+
+def linear(images):
+    return jnp.sum(WEIGHTS * images, axis=PIXELS)
+
+
+def quadratic(images):
+    return linear(images) + jnp.sum(WEIGHTS * images, axis=PIXELS) ** 2
+
+
+@jax.jit
+def moved(offsets):
+    """The images displaced as a whole by each of the offsets."""
+    return jax.lax.map(lambda offset: warp(IMAGES, jnp.broadcast_to(offset, (3, 4, 5, 2)), boundary="edge"), offsets)
+
+
+def grid(radius, count):
+    steps = np.linspace(-radius, radius, count).astype(np.float32)
+    return jnp.array(list(itertools.product(steps, repeat=2)))
+
+
+@pytest.mark.parametrize("radius", [0.4, 1.0, 1.7])
+def test_the_reachable_change_is_that_of_a_fine_grid(radius):
+    change = bounds.reachable_change(IMAGES, radius)
+    found = jnp.max(jnp.abs(moved(grid(radius, 35)) - IMAGES), axis=0)  # 1.7 / 17: whole pixels are on the grid
+    assert (found <= change + 1e-6).all()
+    np.testing.assert_allclose(found, change, atol=1e-5)
+
+
+def test_the_displacement_bound_of_a_linear_loss_is_the_largest_increase():
+    found = bounds.flow_bounds(linear, IMAGES, linf(0.5))
+    gains = jnp.sum(WEIGHTS * (moved(grid(0.5, 11)) - IMAGES), axis=-1)
+    np.testing.assert_allclose(found.displacement, jnp.max(gains, axis=0).sum(axis=(1, 2)), rtol=1e-5)
+
+
+def test_black_borders_are_reached():
+    ones = jnp.ones((1, 1, 3, 1))
+    assert bounds.reachable_change(ones, 0.5, boundary="zeros").ravel().tolist() == [0.75, 0.5, 0.75]
+
+
+def test_bounds_are_ordered():
+    found = bounds.flow_bounds(quadratic, IMAGES, linf(0.5))
+    assert (found.displacement <= found.pixels + 1e-5).all()
+    assert (found.pixels <= found.euclidean + 1e-4).all()
+    assert (found.pixels <= found.largest + 1e-4).all()
+    np.testing.assert_allclose(found.losses, quadratic(IMAGES), rtol=1e-6)
+
+
+def test_on_a_ramp_the_flow_bound_is_exact():
+    ramp = jnp.arange(6.0).reshape(1, 1, 6, 1)
+    found = bounds.flow_bounds(lambda images: images.sum(axis=PIXELS), ramp, linf(0.5))
+    np.testing.assert_allclose(found.flow, [2.5])  # five pixels of slope 1, the last of slope 0
+    np.testing.assert_allclose(found.displacement, [2.5])
+
+
+def test_the_second_order_is_exact_for_a_quadratic_loss():
+    attacked = IMAGES + 0.3 * jax.random.normal(jax.random.key(3), IMAGES.shape)
+    first, second = bounds.second_order_increase(quadratic, IMAGES, attacked)
+    np.testing.assert_allclose(second, quadratic(attacked) - quadratic(IMAGES), rtol=1e-4)
+    assert not np.allclose(first, second)
+
+
+@pytest.mark.parametrize("family", [flow(), additive(), affine(parameters=("dy", "dx"))])
+def test_the_curvature_is_the_largest_eigenvalue_of_the_hessian(family):
+    found = bounds.largest_curvature(quadratic, IMAGES, family, num_steps=30, key=KEY)
+    for index in range(len(IMAGES)):
+        image = IMAGES[index : index + 1]
+        identity = family.init(image)
+        tangent = jax.jacfwd(lambda params, image=image: family.apply(params, image))(identity)
+        tangent = tangent.reshape(image.size, identity.size)
+        hessian = tangent.T @ (2 * jnp.outer(WEIGHTS.ravel(), WEIGHTS.ravel())) @ tangent
+        eigenvalues = np.linalg.eigvalsh(hessian)
+        np.testing.assert_allclose(found[index], eigenvalues[np.abs(eigenvalues).argmax()], rtol=1e-3)
+
+
+def test_a_linear_loss_has_no_curvature():
+    np.testing.assert_array_equal(bounds.largest_curvature(linear, IMAGES, num_steps=2, key=KEY), np.zeros(3))
+
+
+@pytest.mark.parametrize(
+    ("ball", "error", "words"),
+    [
+        (l2(0.5), ValueError, "ball must be linf or pixelwise_l2, got l2"),
+        (linf(jnp.array([0.5, 0.1])), TypeError, "radius must be a number of pixels"),
+        (0.5, TypeError, "ball"),
+    ],
+)
+def test_unusable_balls_are_named(ball, error, words):
+    with pytest.raises(error, match=words):
+        bounds.flow_bounds(linear, IMAGES, ball)

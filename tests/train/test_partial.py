@@ -1,0 +1,114 @@
+"""Files that keep what unfinished commands have found: only what belongs to the command and is whole is read."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+
+from train import certification, environment, partial
+from train.config import Config
+from train.errors import RunError
+
+FACTS = {"text": "\n\u2028", "number": 0.1 + 0.2, "nothing": None}
+ARRAYS = {
+    "bits": np.array([True, False, True]),
+    "none": np.zeros((0, 3), np.float32),
+    "some": np.random.default_rng(0).random((4, 2, 3)).astype(np.float32),
+}
+
+
+def run(weight=0.5, step=3, shade=0.25):
+    return SimpleNamespace(
+        config=Config(), step=step, logits_fn=jax.tree_util.Partial(len, np.full(3, weight)),
+        images=np.full((2, 4, 4, 1), shade), labels=np.array([0, 1]),
+    )  # fmt: skip
+
+
+def assert_equal(kept):
+    assert kept.facts == FACTS
+    assert kept.arrays.keys() == ARRAYS.keys()
+    for name, array in ARRAYS.items():
+        assert kept.arrays[name].dtype == array.dtype
+        np.testing.assert_array_equal(kept.arrays[name], array)
+
+
+def test_what_is_written_is_read_by_the_same_command_alone(tmp_path, capsys, monkeypatch):
+    file = partial.of(tmp_path / "new", "evaluation", run(), {"radius": 0.5})
+    assert file.read(lambda kept: kept) is None
+    file.write(FACTS, ARRAYS)
+    assert_equal(partial.of(tmp_path / "new", "evaluation", run(), {"radius": 0.5}).read(lambda kept: kept))
+    others = [
+        *(partial.of(tmp_path / "new", "evaluation", other, {"radius": 0.5})
+          for other in (run(weight=0.6), run(step=4), run(shade=0.3))),
+        partial.of(tmp_path / "new", "evaluation", run(), {"radius": 0.6}),
+    ]  # fmt: skip
+    monkeypatch.setattr(environment, "_version", lambda name: "0.0.1")
+    others.append(partial.of(tmp_path / "new", "evaluation", run(), {"radius": 0.5}))
+    monkeypatch.undo()
+    for other in others:
+        assert other.path != file.path
+        file.path.rename(other.path)  # where names agree by chance
+        assert other.read(lambda kept: kept) is None
+        assert "it belongs to another command, network or version): starting anew" in capsys.readouterr().err
+        other.path.rename(file.path)
+
+
+def test_another_machine_is_said(tmp_path, capsys, monkeypatch):
+    file = partial.of(tmp_path, "evaluation", run(), {})
+    file.write(FACTS, ARRAYS)
+    monkeypatch.setattr(environment, "_processor", lambda: "an abacus")
+    assert_equal(partial.of(tmp_path, "evaluation", run(), {}).read(lambda kept: kept))
+    error = capsys.readouterr().err
+    assert error.startswith("continuing what was begun on another machine (stored, current); the last bits may differ:")
+    assert error.endswith(", an abacus\n")
+
+
+def test_no_damage_is_read(tmp_path, capsys):
+    file = partial.of(tmp_path, "evaluation", run(), {})
+    file.write(FACTS, ARRAYS)
+    data = file.path.read_bytes()
+    rng = np.random.default_rng(0)
+    for at in rng.integers(0, len(data), 60).tolist():
+        flipped = bytearray(data)
+        flipped[at] ^= 1 << rng.integers(8)
+        for damaged in (bytes(flipped), data[:at]):
+            file.path.write_bytes(damaged)
+            assert file.read(lambda kept: kept) is None
+            assert capsys.readouterr().err.count("starting anew\n") == 1
+
+
+def test_what_cannot_be_of_the_command_is_not_used(tmp_path, capsys):
+    file = certification.partial_of(tmp_path, run(), certification.Smoothing())
+    for arrays in ({}, {"votes": np.zeros(3)}, {"votes": np.zeros((3, 3), np.int64)}):
+        file.write({"seconds": 1.0}, arrays)
+        assert certification._Finished(file).votes == []
+        assert "starting anew" in capsys.readouterr().err
+    file.path.unlink()
+    file.path.mkdir()
+    assert file.read(lambda kept: kept) is None
+    assert "cannot be used" in capsys.readouterr().err
+
+
+def test_a_report_removes_its_file_and_those_of_networks_that_are_no_more(tmp_path):
+    ours, other, former, certificate = (
+        partial.of(tmp_path, "evaluation", run(), {"radius": 0.5}),
+        partial.of(tmp_path, "evaluation", run(), {"radius": 0.6}),
+        partial.of(tmp_path, "evaluation", run(step=1), {"radius": 0.6}),
+        partial.of(tmp_path, "certification", run(step=1), {}),
+    )
+    for file in (ours, other, former, certificate):
+        file.write(FACTS, ARRAYS)
+    ours.remove()
+    assert set(tmp_path.iterdir()) == {other.path, certificate.path}
+
+
+def test_nothing_is_written_where_it_may_not(tmp_path):
+    def refuse():
+        raise RunError("no")
+
+    with pytest.raises(RunError):
+        partial.of(tmp_path, "evaluation", run(), {}, refuse).write(FACTS, ARRAYS)
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,111 @@
+"""What the attacks of an evaluation made of the first test images, for pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+import deformreg
+from deformreg.attacks import Attack, AttackResult
+from deformreg.evaluation import AttackOutcome
+from train.restored import LogitsFn, Trained
+
+
+class Sample(NamedTuple):
+    """The first test images as the evaluation's attacks deformed them.
+
+    Attributes:
+        images: float[n, h, w, c], clean.
+        labels: int32[n].
+        flows: float[n, h, w, 2], in pixels: of the attack that broke the image, else of the last one that moved its
+            pixels; zero if none did.
+        deformed: float[n, h, w, c].
+        before: int[n], predictions on the clean images.
+        after: int[n], predictions on the deformed ones.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    flows: np.ndarray
+    deformed: np.ndarray
+    before: np.ndarray
+    after: np.ndarray
+
+
+class Exhibits:
+    """The first images of a run, deformed by what each attack finds for them.
+
+    Attributes:
+        arrays: what they look like after the attacks so far, by name: `flows`, `deformed`, and bool[n] `broken`.
+    """
+
+    def __init__(self, trained: Trained, count: int) -> None:
+        self._trained, self._images = trained, trained.images[:count]
+        self._found: tuple[deformreg.Perturbation, Any] | None = None
+        self.arrays: dict[str, np.ndarray] = {
+            "flows": np.zeros((*self._images.shape[:3], 2), np.float32),
+            "deformed": self._images.copy(),
+            "broken": np.zeros(len(self._images), bool),
+        }
+
+    def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Takes what was kept in `arrays`. Raises `ValueError` for arrays of other shapes or types."""
+        for name, array in self.arrays.items():
+            if (arrays[name].shape, arrays[name].dtype) != (array.shape, array.dtype):
+                raise ValueError(f"its array {name} is of another shape or type")
+            self.arrays[name] = arrays[name]
+
+    def collect(self, attack: Attack, indices: np.ndarray, result: AttackResult) -> None:
+        """Keeps a batch's result of the attack at work; zeros for images that it never saw."""
+        count = len(self._images)
+        if self._found is None:
+            params = jax.tree.map(lambda leaf: np.zeros((count, *leaf.shape[1:]), leaf.dtype), result.params)
+            self._found = attack.perturbation, params
+        shown = indices < count
+        for leaf, new in zip(jax.tree.leaves(self._found[1]), jax.tree.leaves(result.params), strict=True):
+            leaf[indices[shown]] = new[shown]
+
+    def conclude(self, outcome: AttackOutcome) -> None:
+        """Deforms the images that no earlier attack broke by what the attack that has ended found."""
+        found, self._found = self._found, None
+        broken = self.arrays["broken"]
+        rows = outcome.attacked_mask[: len(broken)] & ~broken
+        if found is None or not rows.any():
+            return
+        family, params = found
+        if family.field is None:
+            return
+        deform = jax.jit(partial(_deform, family.field, family.apply))
+        for name, new in zip(("flows", "deformed"), deform(params, self._images), strict=True):
+            self.arrays[name][rows] = np.asarray(new)[rows]
+        broken |= outcome.broken_mask[: len(broken)]
+
+    def sample(self) -> Sample:
+        """The images with the network's answers."""
+        flows, deformed = self.arrays["flows"], self.arrays["deformed"]
+        size = self._trained.config.evaluation.batch_size
+        before, after = (_predictions(self._trained.logits_fn, batch, size) for batch in (self._images, deformed))
+        return Sample(self._images, self._trained.labels[: len(self._images)], flows, deformed, before, after)
+
+
+def _deform(
+    field: Callable[..., Array], apply: Callable[..., Array], params: Any, images: Array
+) -> tuple[Array, Array]:
+    return field(params, images), apply(params, images)
+
+
+def _predictions(logits_fn: LogitsFn, images: np.ndarray, batch_size: int) -> np.ndarray:
+    """Classifies images in batches: memory may allow no more rows than the attacks had."""
+    starts = range(0, len(images), batch_size)
+    return np.concatenate([np.asarray(_classify(logits_fn, images[at : at + batch_size])) for at in starts])
+
+
+@jax.jit
+def _classify(logits_fn: LogitsFn, images: Array) -> Array:
+    return jnp.argmax(logits_fn(images), axis=1)

@@ -1,0 +1,173 @@
+"""What an evaluation or a certification has found so far, in a file from which the same command continues.
+
+The file lies in the folder of the report, is replaced whole whenever there is more, and is removed when the report is
+written. Its name and its first line say what it belongs to: the network, the examples, the command's options, and the
+versions and settings that results depend on. Only a file that agrees in all of them is read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import zlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import numpy as np
+
+import deformreg
+from train import environment, files
+from train.environment import Environment
+from train.errors import one_line, say
+from train.options import to_tree
+from train.restored import Trained
+
+T = TypeVar("T")
+
+_LARGEST = 4 << 30
+"""Bytes of a file: flows and deformed images of 200 images of 512 pixels take 1 GiB."""
+
+_MUST_AGREE = ("python", "packages", "platform", "settings")
+"""Entries of the environment that must be the same to continue; another machine is only said."""
+
+
+class Kept(NamedTuple):
+    """The content of a file: `facts` are JSON values."""
+
+    facts: dict[str, Any]
+    arrays: dict[str, np.ndarray]
+
+
+class Partial(NamedTuple):
+    """The place where results of an unfinished command are kept.
+
+    Attributes:
+        path: the file.
+        identity: what it belongs to, as JSON values.
+        check: called before every write; raises if the folder may no longer be written.
+    """
+
+    path: Path
+    identity: Mapping[str, Any]
+    check: Callable[[], None]
+
+    def read(self, parse: Callable[[Kept], T]) -> T | None:
+        """What an earlier start has kept, parsed; None if there is nothing, or nothing that can be used.
+
+        `parse` may raise `ValueError`, `KeyError` or `TypeError`.
+        """
+        try:
+            content, before = _decode(files.read_bytes(self.path, limit=_LARGEST), self.identity)
+            kept = parse(content)
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            say(f"{self.path} cannot be used ({one_line(error)}): starting anew")
+            return None
+        changes = environment.differences(before, environment.describe())
+        if changes:
+            say(
+                "continuing what was begun on another machine (stored, current); the last bits may differ: "
+                f"{'; '.join(changes)}"
+            )
+        return kept
+
+    def write(self, facts: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
+        """Replaces the file's content."""
+        self.check()
+        chunks = _encode(Kept(dict(facts), dict(arrays)), self.identity)
+        files.write_chunks(self.path, lambda: chunks)
+
+    def remove(self) -> None:
+        """Removes the file, and those of the same kind that belong to another network or to other versions."""
+        kind, network, _ = self.path.stem.rsplit("-", 2)
+        for path in [self.path, *self.path.parent.glob(f"{kind}-*-*{self.path.suffix}")]:
+            if path == self.path or path.stem.rsplit("-", 2)[1] != network:
+                path.unlink(missing_ok=True)
+
+
+def of(
+    folder: Path, kind: str, trained: Trained, options: Mapping[str, Any], check: Callable[[], None] = lambda: None
+) -> Partial:
+    """The place of an unfinished command's results.
+
+    Args:
+        folder: of the report.
+        kind: ``evaluation`` or ``certification``.
+        trained: the run.
+        options: what else the results depend on, as JSON values.
+        check: called before every write.
+    """
+    network = {
+        "model": to_tree(trained.config)["model"],
+        "step": trained.step,
+        "weights": digest(trained.logits_fn),
+        "code": _code(),
+        "environment": {name: environment.describe()[name] for name in _MUST_AGREE},
+    }
+    examples = {"examples": digest((trained.images, trained.labels)), "options": dict(options)}
+    identity = json.loads(json.dumps({**network, **examples}))
+    name = f"{kind}-{_short(network)}-{_short(examples)}.partial"
+    return Partial(folder / name, identity, check)
+
+
+def digest(tree: Any) -> str:
+    """A hash of all arrays of a tree, with their types and shapes."""
+    found = hashlib.sha256()
+    for leaf in map(np.asarray, jax.tree.leaves(tree)):
+        found.update(f"{leaf.dtype}{leaf.shape}".encode())
+        found.update(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8).data)
+    return found.hexdigest()
+
+
+def _code() -> str:
+    """A hash of the source of `deformreg` and `train`: in a checkout it changes without the version."""
+    found = hashlib.sha256()
+    for package in (Path(deformreg.__file__).parent, Path(__file__).parent):
+        for path in sorted(package.rglob("*.py")):
+            found.update(path.read_bytes())
+    return found.hexdigest()
+
+
+def _short(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def _encode(kept: Kept, identity: Mapping[str, Any]) -> list[bytes]:
+    """A line of JSON, then the arrays' bytes one after the other."""
+    arrays = {name: np.ascontiguousarray(array) for name, array in kept.arrays.items()}
+    content = {
+        "identity": identity,
+        "environment": environment.describe(),
+        "facts": kept.facts,
+        "arrays": {name: [array.dtype.str, list(array.shape)] for name, array in arrays.items()},
+    }
+    head, body = json.dumps(content).encode(), [array.tobytes() for array in arrays.values()]
+    return [f"{_checksum([head, *body])} ".encode(), head, b"\n", *body]
+
+
+def _decode(data: bytes, identity: Mapping[str, Any]) -> tuple[Kept, Environment]:
+    """The content of a file, and the environment that it was written in. Raises `ValueError` if it cannot be used."""
+    first, _, body = data.partition(b"\n")
+    stored, _, head = first.partition(b" ")
+    if int(stored) != _checksum([head, body]):
+        raise ValueError("its checksum does not match")
+    content = json.loads(head)
+    if content["identity"] != identity:
+        raise ValueError("it belongs to another command, network or version")
+    arrays, at = {}, 0
+    for name, (kind, shape) in content["arrays"].items():
+        dtype, count = np.dtype(kind), math.prod(shape)
+        arrays[name] = np.frombuffer(body, dtype, count, at).reshape(shape).copy()
+        at += count * dtype.itemsize
+    return Kept(content["facts"], arrays), content["environment"]
+
+
+def _checksum(parts: list[bytes]) -> int:
+    crc = 0
+    for part in parts:
+        crc = zlib.crc32(part, crc)
+    return crc
