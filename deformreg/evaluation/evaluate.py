@@ -39,7 +39,7 @@ from deformreg.evaluation.outcomes import (
     run_attack,
 )
 from deformreg.evaluation.results import Evaluation
-from deformreg.evaluation.rows import Compiled, Data, HostArray, check_alike, compile_attack, example_keys, spaced
+from deformreg.evaluation.rows import Compiled, Data, HostArray, check_alike, compile_attack, spaced
 from deformreg.evaluation.suites import Suite, fixed
 from deformreg.interop.host import NoGradients, model_errors
 from deformreg.statistics import wilson_interval
@@ -308,7 +308,6 @@ def _mask(name: str, value: object, count: int) -> HostArray:
 def _rehearse(setting: Setting, attacks: Sequence[tuple[Attack, Compiled]], key: jax.Array) -> None:
     """Traces the model and all attacks without running them, so that errors are raised before the first attack."""
     data, size = setting.data, setting.batch_size
-    keys = example_keys(key, 0, np.arange(len(data.images)))
     batch = data._replace(targets=None).at(np.zeros(size, int))
     outputs = setting.forward.eval_shape(setting.logits_fn, batch).outputs
     all_outputs = (len(data.images), *outputs.shape[1:])
@@ -320,7 +319,7 @@ def _rehearse(setting: Setting, attacks: Sequence[tuple[Attack, Compiled]], key:
         check_layout(attack.perturbation, data.images.shape)
         check_alike(attack, data, outputs)
         try:
-            compiled.trace(setting.logits_fn, *compiled.idle_turn(data, keys, size))
+            compiled.trace(setting.logits_fn, *compiled.idle_turn(data, key, size))
         except NoGradients as error:
             raise NoGradients(f"attack {attack.name!r} needs gradients: {error}") from None
 
@@ -343,8 +342,7 @@ def _run_in_turn(
         attacked, standing = (attackable, begun) if independent else (attackable & ~skipped, begun & ~broken)
         if attack.sample is not None and not independent:
             attacked = _thinned(attacked, attack.sample)
-        keys = example_keys(key, number, np.arange(len(begun)))
-        run = partial(run_attack, setting, attack, compiled, attacked, standing, keys)
+        run = partial(run_attack, setting, number, attack, compiled, attacked, standing, key)
         outcome = run() if setting.recall is None else checked(setting.recall(attack, run), attack, attacked, standing)
         outcomes.append(outcome)
         broken = broken | outcome.broken_mask

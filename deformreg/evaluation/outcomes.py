@@ -271,21 +271,24 @@ class _Check:
 
 
 def run_attack(
-    setting: Setting, attack: Attack, compiled: Compiled, attacked: HostArray, standing: HostArray, keys: jax.Array
+    setting: Setting,
+    number: int,
+    attack: Attack,
+    compiled: Compiled,
+    attacked: HostArray,
+    standing: HostArray,
+    key: jax.Array,
 ) -> AttackOutcome:
-    """Runs an attack on the examples of the mask `attacked`; its accuracy starts from the mask `standing`.
-
-    `keys` are from `example_keys`.
-    """
+    """Runs attack `number` on the examples of the mask `attacked`; its accuracy starts from the mask `standing`."""
     indices = np.flatnonzero(attacked)
     compile_seconds = 0.0
     if len(indices):
-        compile_seconds = warm_up(compiled, setting.logits_fn, setting.data, keys=keys, batch_size=setting.batch_size)
+        compile_seconds = warm_up(compiled, setting.logits_fn, setting.data, key=key, batch_size=setting.batch_size)
     started = time.perf_counter()
     check = _Check(setting)
     finished = steps = used = 0
     for part in run_refilled(
-        compiled, setting.logits_fn, setting.data, indices, keys=keys, batch_size=setting.batch_size,
+        compiled, setting.logits_fn, setting.data, indices, key=key, number=number, batch_size=setting.batch_size,
         refill=setting.refill,
     ):  # fmt: skip
         check.add(part.indices, part.result, part.size)

@@ -70,10 +70,10 @@ class Compiled(NamedTuple):
     trace: Callable[[Partial, Search, HostArray, Data, jax.Array, int], Any]
     idle: Callable[[Data, jax.Array], Search]
 
-    def idle_turn(self, data: Data, keys: jax.Array, batch_size: int) -> tuple[Any, ...]:
+    def idle_turn(self, data: Data, key: jax.Array, batch_size: int) -> tuple[Any, ...]:
         """The arguments after the model of a turn in which no row has an example."""
         at = np.zeros(batch_size, int)
-        examples = data.at(at), keys[at]
+        examples = data.at(at), example_keys(key, 0, at)
         return self.idle(*examples), at == 1, *examples, batch_size
 
 
@@ -119,7 +119,7 @@ def compile_attack(make: Callable[[Any], Attack]) -> Callable[[Any], Compiled]:
 
 @jax.jit
 def example_keys(key: jax.Array, number: int, indices: HostArray) -> jax.Array:
-    """The random keys of examples for attack `number`.
+    """The random keys of the examples in a batch for attack `number`.
 
     One small program serves all attacks: within each of theirs it would be compiled again.
     """
@@ -170,18 +170,19 @@ def run_refilled(
     data: Data,
     indices: HostArray,
     *,
-    keys: jax.Array,
+    key: jax.Array,
+    number: int,
     batch_size: int,
     refill: bool = True,
 ) -> Iterator[Finished]:
-    """Attacks the examples `indices` and yields them as they finish, in no particular order.
+    """Runs attack `number` on the examples `indices` and yields them as they finish, in no particular order.
 
     A batch runs on the device until a sixteenth of its rows is done: the host is asked rarely, and few rows idle. With
     ``refill=False`` a batch runs until its last row is done and is then replaced as a whole.
     """
     queue = deque(indices.tolist())
     rows = np.full(batch_size, -1)  # the example in each row
-    search, *_ = compiled.idle_turn(data, keys, batch_size)
+    search, *_ = compiled.idle_turn(data, key, batch_size)
     steps = 0
     patience = max(1, batch_size // 16)
     while queue or (rows >= 0).any():
@@ -191,7 +192,8 @@ def run_refilled(
         idle = int((rows < 0).sum())
         quota = min(idle + patience, batch_size) if refill and queue else batch_size
         at = np.maximum(rows, 0)
-        search, taken, result, size = compiled.turn(logits_fn, search, take, data.at(at), keys[at], quota)
+        keys = example_keys(key, number, at)
+        search, taken, result, size = compiled.turn(logits_fn, search, take, data.at(at), keys, quota)
         taken, done, result, size = jax.device_get((taken, search.done, result, size))
         steps += int(taken)
         finished = done & (rows >= 0)
@@ -200,8 +202,8 @@ def run_refilled(
         rows[finished] = -1
 
 
-def warm_up(compiled: Compiled, logits_fn: Partial, data: Data, *, keys: jax.Array, batch_size: int) -> float:
+def warm_up(compiled: Compiled, logits_fn: Partial, data: Data, *, key: jax.Array, batch_size: int) -> float:
     """Compiles an attack for a batch shape without spending a model call, and returns the seconds that took."""
     started = time.perf_counter()
-    jax.block_until_ready(compiled.turn(logits_fn, *compiled.idle_turn(data, keys, batch_size)))
+    jax.block_until_ready(compiled.turn(logits_fn, *compiled.idle_turn(data, key, batch_size)))
     return time.perf_counter() - started
