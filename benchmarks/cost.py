@@ -18,7 +18,12 @@ from train.data import Augmentation
 from train.errors import ConfigError, one_line
 from train.methods import AnyMethod, Method
 from train.methods.adversarial import Adversarial, Deformation
+from train.methods.cure import Cure
+from train.methods.elle import Elle
+from train.methods.fast import NFgsm
 from train.methods.gradient import FlowGradient, FlowGradientDeformation, InputGradient
+from train.methods.llr import Llr
+from train.methods.mart import Mart
 from train.methods.penalties import FiniteDifference
 from train.methods.random_flows import RandomFlows
 from train.methods.spatial import Spatial
@@ -48,6 +53,11 @@ METHODS: dict[str, AnyMethod] = {
     "worst of 10 rotations": Spatial(radius=3.0, degrees=30.0, draws=10),
     "random flows": RandomFlows(),
     "trades, 7 steps": Trades(radius=FLOW, steps=7),
+    "mart, 7 steps": Mart(radius=FLOW, steps=7),
+    "n-fgsm": NFgsm(radius=FLOW),
+    "elle": Elle(radius=FLOW),
+    "cure": Cure(radius=FLOW),
+    "llr, 10 steps": Llr(radius=FLOW, steps=10),
 }
 QUICK = (
     "standard",
@@ -183,6 +193,6 @@ def without_loop(config: AnyMethod) -> tuple[AnyMethod, int]:
     """The method without its loop over attack steps or random draws, and the number of iterations of that loop."""
     if isinstance(config, Spatial):
         return Standard(), config.draws
-    if isinstance(config, Adversarial | Deformation | FlowGradientDeformation | Trades):
-        return replace(config, steps=0, step_size=1.0), config.steps
+    if isinstance(config, Adversarial | Deformation | FlowGradientDeformation | Trades | Mart | Llr):
+        return replace(config, steps=0), config.steps
     return config, 1

@@ -110,6 +110,41 @@ def _unit(gradient: Array, lengths: Array) -> Array:
     return jnp.where(lengths > 0, gradient / jnp.where(lengths > 0, lengths, 1), 0).astype(gradient.dtype)
 
 
+def scaled(ball: Ball, share: Any) -> Ball:
+    """The ball with a share of its radius, which may be traced: for a radius that grows during training.
+
+    Args:
+        ball: any ball.
+        share: of its radius, a number of at least 0.
+
+    Returns:
+        The ball with ``share * radius`` as its radius.
+
+    Raises:
+        ValueError: the share is negative.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> scaled(l2(5.0), 0.5).project(jnp.array([[3.0, 4.0]])).tolist()
+        [[1.5, 2.0]]
+    """
+    ball = _checks.instance("ball", ball, Ball, "deformreg.linf(0.5)")
+    _checks.non_negative("share", share)
+    divisor = jnp.where(jnp.asarray(share) > 0, share, 1)
+
+    def times(params: Params, factor: Any) -> Params:
+        return jax.tree.map(lambda leaf: leaf * jnp.asarray(factor, leaf.dtype), params)
+
+    return ball._replace(
+        radius=ball.radius * share,
+        # The norm is a share of the radius where that is an array.
+        norm=(lambda params: ball.norm(params) / divisor) if jnp.ndim(ball.radius) else ball.norm,
+        project=lambda params: times(ball.project(times(params, 1 / divisor)), share),
+        support=lambda gradient: ball.support(gradient) * share,
+        sample=lambda key, params: times(ball.sample(key, params), share),
+    )
+
+
 def linf(radius: Radius) -> Ball:
     """The cube: the size of every component is at most `radius`.
 

@@ -19,7 +19,7 @@ import numpy as np
 from jax import Array
 from tqdm import tqdm
 
-from train import checkpoints, parallel, processes, runs
+from train import checkpoints, overfitting, parallel, processes, runs
 from train.config import Config
 from train.data import Augmentation, Source, center_view, device_prefetch, eval_batches, places, train_batches
 from train.data.kind import user_path
@@ -163,6 +163,11 @@ def _train(
     hidden = not (processes.is_lead() and sys.stderr.isatty())
     progress = tqdm(total=last, initial=watch.step, desc=task.method.name, unit="step", disable=hidden)
 
+    detector = overfitting.detector(
+        task.method.watch, task.network, task.splits.validation, engine, config.augmentation,
+        before=log.values("attacked_accuracy"),
+    )  # fmt: skip
+
     def is_due(step: int) -> bool:
         saves = config.checkpoint_every and step % config.checkpoint_every == 0
         return step > saved and bool(step % task.steps_per_epoch == 0 or saves or watch.stopping)
@@ -181,7 +186,8 @@ def _train(
         saved, whole, accuracy = watch.step, engine.whole(state), None
         if saved % task.steps_per_epoch == 0:
             accuracy = validate(config, task, engine, whole)
-            log.write(saved, {"validation_accuracy": accuracy, "seconds": watch.seconds})
+            values = {"validation_accuracy": accuracy, **detector(whole)}
+            log.write(saved, {**values, "seconds": watch.seconds})
             progress.set_postfix(accuracy=f"{accuracy:.3f}", loss=f"{watch.loss:.3f}")
         writer.save(saved, whole, accuracy)
         if watch.stopping and saved < last:
@@ -311,7 +317,7 @@ def device_batches(
 
 def count_right(model: nn.Module, state: State, batch: Batch, options: Augmentation) -> Array:
     """The numbers of correctly classified and of all valid examples of a batch, without an attack: ``int[2]``."""
-    logits = predict(model, state.params, state.batch_stats, center_view(batch["image"], options))
+    logits = predict(model, *state.evaluated, center_view(batch["image"], options))
     right = (jnp.argmax(logits, axis=-1) == batch["label"]) & batch["valid"]
     return jnp.stack([jnp.sum(right), jnp.sum(batch["valid"])])
 

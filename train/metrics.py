@@ -81,6 +81,11 @@ class MetricLog:
             self._file = run.metrics.open("a", encoding="utf-8")
             self._events = _Events(run.folder, after_step)
 
+    def values(self, name: str) -> list[float]:
+        """The values of that name in the lines so far."""
+        found = (line.get(name) for line in read_metrics(self._run))
+        return [value for value in found if isinstance(value, float)]
+
     def write(self, step: int, values: dict[str, float]) -> None:
         """Appends one line.
 

@@ -60,18 +60,20 @@ def label_map(name: str, value: Any, count: int, shape: tuple[int, ...] | None, 
         raise ValueError(f"{name} must have shape {shape}, one class per pixel: give {name}.argmax(axis=-1)")
     if shape is not None and given.shape != shape:
         raise ValueError(f"{name} must have shape {shape}, one class per pixel of the outputs, got {given.shape}")
-    if classes is not None and not isinstance(given, jax.core.Tracer) and given.size and given.max() >= classes:
-        raise ValueError(
-            f"{name} must be below {classes}, the number of classes, got {int(given.max())}: give pixels that do not "
-            "count a negative label"
-        )
+    if classes is not None and not isinstance(given, jax.core.Tracer) and given.size:
+        largest = int(np.asarray(given).max())  # in NumPy: inside a traced function, JAX would trace this, too
+        if largest >= classes:
+            raise ValueError(
+                f"{name} must be below {classes}, the number of classes, got {largest}: give pixels that do not count "
+                "a negative label"
+            )
     return given
 
 
 def yes_or_no(name: str, value: Any, count: int, shape: tuple[int, ...] | None) -> Any:
     """Returns `value` as an array of zeros and ones of the outputs' shape, or raises."""
     given = like_outputs(name, value, count, shape)
-    if not isinstance(given, jax.core.Tracer) and not ((given == 0) | (given == 1)).all():
+    if not isinstance(given, jax.core.Tracer) and not np.isin(np.asarray(given), (0, 1)).all():
         raise ValueError(f"{name} must be 0 or 1 for each label, got others: for class indices use one-hot rows")
     return given
 

@@ -371,10 +371,11 @@ def _checked(
     if count == 0:
         raise ValueError(f"images must hold at least one example, got shape {images.shape}")
     labels = np.asarray(criterion.check_labels(labels, images.shape, None))
+    labels = labels.astype(jax.dtypes.canonicalize_dtype(labels.dtype), copy=False)
     targets = None if targets is None else np.asarray(_checks.class_indices("targets", targets, count))
     low, high = float(images.min()), float(images.max())
     if not np.isfinite([low, high]).all():
-        (bad,) = np.nonzero(~np.isfinite(images).all(axis=(1, 2, 3)))
+        (bad,) = np.nonzero(~np.isfinite(images).reshape(count, -1).all(axis=1))
         raise ValueError(
             f"images must be finite, got NaN or infinity in {len(bad)}, the first at index {bad[0]}: leave these out"
         )

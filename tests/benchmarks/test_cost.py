@@ -20,7 +20,11 @@ def test_passes_are_the_arithmetic():
     assert passes["deformation, 7 steps"] == passes["adversarial, 7 steps"] == 3 + 7 * 2
     assert passes["flow-gradient + deformation, 7 steps"] == 6 + 7 * 2
     assert passes["worst of 10 rotations"] == 3 + 10
-    assert passes["trades, 7 steps"] == 2 * 3 + 7 * 2
+    assert passes["trades, 7 steps"] == passes["mart, 7 steps"] == 2 * 3 + 7 * 2
+    assert passes["n-fgsm"] == 3 + 2
+    assert passes["elle"] == 3 + 3 * 3 + 2
+    assert passes["cure"] == 6 + 6
+    assert passes["llr, 10 steps"] == 6 + 3 + 10 * 2
 
 
 @pytest.fixture(scope="module")

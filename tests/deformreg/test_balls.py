@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from deformreg import l2, linf, pixelwise_l2
+from deformreg.balls import scaled
 
 pytestmark = pytest.mark.usefixtures("strict_promotion")
 
@@ -202,6 +203,25 @@ def test_a_ball_of_radius_zero_is_a_point(factory):
     ball, params = factory(0.0), random_params()
     for points in (ball.project(params), ball.sample(jax.random.key(0), params)):
         assert not any(np.any(leaf) for leaf in jax.tree.leaves(points))
+
+
+@pytest.mark.parametrize(
+    ("factory", "radius"), [(linf, 0.8), (linf, np.array([0.5, 2.0], np.float32)), (l2, RADII), (pixelwise_l2, 0.8)]
+)
+def test_a_scaled_ball_is_the_ball_of_the_scaled_radius(factory, radius):
+    params, key = random_params(), jax.random.key(0)
+
+    @jax.jit
+    def both(share):  # traced, as in training
+        balls = scaled(factory(radius), share), factory(radius * np.float32(0.25))
+        return [
+            (ball.norm(params), ball.project(params), ball.support(params), ball.sample(key, params)) for ball in balls
+        ]
+
+    found, expected = both(0.25)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), found, expected)
+    projected = scaled(factory(radius), 0.0).project(params)
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(projected))
 
 
 @pytest.mark.parametrize("factory", [linf, l2, pixelwise_l2])

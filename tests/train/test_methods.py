@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +16,13 @@ from train.config import Model
 from train.methods import METHODS as KINDS
 from train.methods import Forward
 from train.methods.adversarial import Deformation
+from train.methods.cure import Cure
+from train.methods.elle import Elle
+from train.methods.fast import Fast, NFgsm
 from train.methods.given import Given
 from train.methods.gradient import FlowGradient, InputGradient
+from train.methods.llr import Llr
+from train.methods.mart import Mart, boosted_loss
 from train.methods.penalties import FiniteDifference, ForwardOverReverse
 from train.methods.random_flows import RandomFlows
 from train.methods.spatial import Spatial
@@ -55,7 +61,16 @@ def test_every_kind_makes_a_method_of_its_name():
         (Deformation(steps=7), 17),
         (Spatial(draws=10), 13),
         (RandomFlows(), 3),
+        (FlowGradient(size="linf"), 6),
         (Trades(steps=10), 26),
+        (Mart(steps=10), 26),
+        (Fast(), 5),
+        (NFgsm(), 5),
+        (Elle(), 14),
+        (Elle(steps=0), 12),
+        (Cure(), 12),
+        (Llr(steps=10), 29),
+        (Llr(steps=10, statistics="running"), 32),
     ],
 )
 def test_the_cost_of_a_step_in_passes(method, passes):
@@ -82,8 +97,74 @@ def test_a_share_of_the_batch_is_penalized_with_the_same_weight():
 
 
 @pytest.mark.slow
-def test_trades_without_weight_is_standard_training():
-    assert_same_step(Trades(beta=0.0, radius=0.2, steps=2), Standard())
+@pytest.mark.parametrize(
+    ("method", "limit"),
+    [
+        (Trades(beta=0.0, radius=0.2, steps=2), Standard()),
+        (Elle(weight=0.0, steps=0), Standard()),
+        (Cure(weight=0.0), Standard()),
+        (Llr(weight=0.0, steps=1), Standard()),
+        (Elle(weight=0.0, steps=1, radius=0.2), Deformation(steps=1, radius=0.2)),
+        (Fast(step=2.5, radius=0.2), Deformation(steps=1, radius=0.2)),
+        (NFgsm(radius=1e-9), Standard()),
+        (Mart(beta=0.0, radius=1e-9, steps=1), Mart(radius=1e-9, steps=1)),
+        (Deformation(radius=0.2, steps=1, radius_ramp_steps=4), Standard()),
+        (FlowGradient(weight_ramp_steps=4), Standard()),
+    ],
+    ids=lambda method: method.name,
+)
+def test_a_methods_limit_is_a_simpler_method(method, limit):
+    """Without a weight, at radius zero, with one step, and on the first step of a ramp."""
+    assert_same_step(method, limit, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_ramp_ends_at_the_whole_radius_and_the_whole_weight():
+    for ramped, whole in (
+        (Deformation(radius=0.2, steps=1, radius_ramp_steps=4), Deformation(radius=0.2, steps=1)),
+        (FlowGradient(weight=2.0, weight_ramp_steps=4), FlowGradient(weight=2.0)),
+    ):
+        state, (batch,) = network(TINY)[1]._replace(step=np.int32(4)), batches(1)
+        after, expected = (compiled(replace(TINY, method=method))(state, batch)[0] for method in (ramped, whole))
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), after.params, expected.params)
+    assert [float(FlowGradient(weight=2.0, weight_ramp_steps=4).make().weight(step)) for step in (0, 1, 9)] == [
+        0,
+        0.5,
+        2,
+    ]
+
+
+def test_the_boosted_loss_is_that_of_the_paper():
+    logits, labels = jax.random.normal(jax.random.key(0), (5, 4)), jnp.array([0, 1, 2, 3, 0])
+    probabilities = np.asarray(jax.nn.softmax(logits), np.float64)
+    right = probabilities[np.arange(5), labels]
+    rival = np.where(np.arange(4) == np.asarray(labels)[:, None], 0, probabilities).max(1)
+    np.testing.assert_allclose(boosted_loss(logits, labels), -np.log(right) - np.log(1 - rival), rtol=1e-5)
+    sure = boosted_loss(jnp.array([[0.0, 100.0]]), jnp.array([0]))  # 1 - p rounds to zero
+    np.testing.assert_allclose(sure, 200.0, rtol=1e-6)
+
+
+def test_noise_fgsm_steps_from_noise_without_a_projection():
+    """Of the loss of a linear network, whose steps are known."""
+    images, keys = jnp.full((4, 8, 8, 1), 0.5), jax.random.split(jax.random.key(1), 4)
+
+    class Linear(NamedTuple):
+        step: int = 0
+
+        def fixed(self):
+            return self
+
+        def losses(self, images, statistics):
+            return jnp.sum(images, axis=(1, 2, 3))
+
+    moved = np.asarray(NFgsm(family="pixels", radius=0.1).make().inputs.make(Linear(), images, keys))
+    assert 0.4 - 1e-6 < moved.min() < 0.45  # 0.5 + 0.1 and noise within 0.2
+    assert 0.75 < moved.max() < 0.8 + 1e-6
+    projected = np.asarray(Fast(family="pixels", radius=0.1).make().inputs.make(Linear(), images, keys))
+    assert projected.min() > 0.5
+    assert 0.6 - 1e-6 < projected.max() <= 0.6 + 1e-6
+    later = NFgsm(family="pixels", radius=0.1, radius_ramp_steps=4).make().inputs.make(Linear(1), images, keys)
+    np.testing.assert_allclose(later - images, (moved - images) / 4, atol=1e-6)
 
 
 @pytest.mark.slow
@@ -118,8 +199,8 @@ def test_a_deformation_of_radius_zero_is_standard_training():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["random flows", "trades"])
-def test_new_methods_train_on_several_devices_in_bfloat16_with_accumulation(name):
+@pytest.mark.parametrize("name", ["random flows", "trades", "mart", "elle", "llr"])
+def test_methods_train_on_several_devices_in_bfloat16_with_accumulation(name):
     from train import parallel
 
     config = replace(TINY, method=METHODS[name], accumulate=2, model=Model(width=0.25, norm="batch", dtype="bfloat16"))

@@ -5,8 +5,13 @@ from __future__ import annotations
 from typing import get_args
 
 from train.methods.adversarial import Adversarial, Deformation
+from train.methods.cure import Cure
+from train.methods.elle import Elle
+from train.methods.fast import Fast, NFgsm
 from train.methods.given import Given
 from train.methods.gradient import FlowGradient, FlowGradientDeformation, InputGradient
+from train.methods.llr import Llr
+from train.methods.mart import Mart
 from train.methods.method import CLEAN, NO_PENALTY, Aux, Forward, Inputs, Method, Penalty, Terms
 from train.methods.random_flows import RandomFlows
 from train.methods.spatial import Spatial
@@ -23,6 +28,12 @@ AnyMethod = (
     | Spatial
     | RandomFlows
     | Trades
+    | Mart
+    | Fast
+    | NFgsm
+    | Elle
+    | Cure
+    | Llr
     | Given
 )
 """The registry: each kind is a config with its own options only, and `make` gives the value."""

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import deformreg
+from train.methods.families import perturbation, watched
 from train.methods.inputs import attacked
-from train.methods.method import Method
-from train.ranges import HIDDEN, Positive, Statistics, Steps
+from train.methods.method import Method, ramp
+from train.ranges import HIDDEN, CountOrNone, Positive, Statistics, Steps
 
 
 @dataclass(frozen=True)
@@ -25,11 +26,19 @@ class _Attacked:
     """Step of the attack in the radius' unit; by default 2.5 * radius / steps."""
     statistics: Statistics = "batch"
     """Batch-normalization statistics that the attack sees: the batch's or the running ones."""
+    radius_ramp_steps: CountOrNone = 0
+    """Training steps over which the radius grows linearly from 0; 0 for the whole radius from the start."""
 
-    def _make(self, name: str, family: deformreg.Perturbation, radius: float) -> Method:
-        ball = deformreg.linf(radius)
-        inputs = attacked(family, ball, num_steps=self.steps, step_size=self.step_size, statistics=self.statistics)
-        return Method(name, inputs)
+    def _make(self, name: str, family: str, radius: float) -> Method:
+        inputs = attacked(
+            perturbation(family, radius),
+            deformreg.linf(radius),
+            num_steps=self.steps,
+            step_size=self.step_size,
+            statistics=self.statistics,
+            share=ramp(1.0, self.radius_ramp_steps),
+        )
+        return Method(name, inputs, watch=watched(family, radius) if self.steps == 1 else None)
 
 
 @dataclass(frozen=True)
@@ -41,7 +50,7 @@ class Adversarial(_Attacked):
     name: Annotated[Literal["adversarial"], HIDDEN] = "adversarial"
 
     def make(self) -> Method:
-        return self._make(self.name, deformreg.additive(image_range=(0.0, 1.0)), self.radius)
+        return self._make(self.name, "pixels", self.radius)
 
 
 @dataclass(frozen=True)
@@ -53,4 +62,4 @@ class Deformation(_Attacked):
     name: Annotated[Literal["deformation"], HIDDEN] = "deformation"
 
     def make(self) -> Method:
-        return self._make(self.name, deformreg.flow(within=self.radius), self.radius)
+        return self._make(self.name, "flow", self.radius)

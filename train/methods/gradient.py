@@ -13,14 +13,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-import optax
 from pydantic import Field
 
 import deformreg
 from train.methods.inputs import attacked, in_turn, noisy
-from train.methods.method import CLEAN, Method, Penalty
+from train.methods.method import CLEAN, Method, Penalty, ramp
 from train.methods.penalties import SIZES, AnyRule, Exact, gradient_penalty
-from train.ranges import HIDDEN, Count, NonNegative, Positive, Share, Statistics, Steps
+from train.ranges import HIDDEN, Count, CountOrNone, NonNegative, Positive, Share, Statistics, Steps
 
 
 @dataclass(frozen=True)
@@ -34,6 +33,8 @@ class _Gradient:
     """What is penalized: the squared Euclidean norm of the gradient, or the dual norm of a ball.
     The dual norm times a radius is the most that the loss increases in the ball of that radius, to first order:
     for linf, the sum of the gradient's absolute values."""
+    weight_ramp_steps: CountOrNone = 0
+    """Steps over which the weight grows linearly from 0; 0 for the whole weight from the start."""
     rule: Annotated[AnyRule, Field(discriminator="name")] = field(default_factory=Exact)
     """How the penalty's derivative is computed; --rule NAME chooses."""
     every: Count = 1
@@ -56,7 +57,7 @@ class InputGradient(_Gradient):
     name: Annotated[Literal["input-gradient"], HIDDEN] = "input-gradient"
 
     def make(self) -> Method:
-        weight = optax.constant_schedule(self.weight)
+        weight = ramp(self.weight, self.weight_ramp_steps)
         return Method(self.name, penalty=self._penalty(deformreg.additive()), weight=weight, every=self.every)
 
 
@@ -71,7 +72,7 @@ class FlowGradient(_Gradient):
 
     def make(self) -> Method:
         inputs = noisy(self.random_start) if self.random_start else CLEAN
-        weight = optax.constant_schedule(self.weight)
+        weight = ramp(self.weight, self.weight_ramp_steps)
         return Method(self.name, inputs, self._penalty(deformreg.flow()), weight, self.every)
 
 
@@ -87,6 +88,8 @@ class FlowGradientDeformation(_Gradient):
     """Gradient steps of the attack."""
     step_size: Positive | None = None
     """Step of the attack in pixels; by default 2.5 * radius / steps."""
+    radius_ramp_steps: CountOrNone = 0
+    """Training steps over which the radius grows linearly from 0; 0 for the whole radius from the start."""
     name: Annotated[Literal["flow-gradient+deformation"], HIDDEN] = "flow-gradient+deformation"
 
     def make(self) -> Method:
@@ -96,8 +99,9 @@ class FlowGradientDeformation(_Gradient):
             num_steps=self.steps,
             step_size=self.step_size,
             statistics=self.statistics,
+            share=ramp(1.0, self.radius_ramp_steps),
         )
         if self.random_start:
             inputs = in_turn(inputs, noisy(self.random_start))
-        weight = optax.constant_schedule(self.weight)
+        weight = ramp(self.weight, self.weight_ramp_steps)
         return Method(self.name, inputs, self._penalty(deformreg.flow()), weight, self.every)

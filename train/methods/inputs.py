@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
+import optax
 from jax import Array
 
 import deformreg
 from deformreg import Attack, Ball, Perturbation
+from deformreg.balls import scaled
 from deformreg.noise import Noise
 from train.methods.method import Forward, Inputs
 from train.ranges import Statistics
@@ -30,7 +34,14 @@ def noisy(noise: float | Noise, family: Perturbation | None = None) -> Inputs:
 
 
 def attacked(
-    family: Perturbation, ball: Ball, *, num_steps: int, step_size: float | None, statistics: Statistics
+    family: Perturbation,
+    ball: Ball,
+    *,
+    num_steps: int,
+    step_size: float | None,
+    statistics: Statistics,
+    start: Ball | None = None,
+    share: optax.Schedule | None = None,
 ) -> Inputs:
     """Images attacked by projected gradient ascent of the loss, from a random start in the ball.
 
@@ -40,6 +51,8 @@ def attacked(
         num_steps: gradient steps; each costs a forward and a backward pass.
         step_size: in the ball's unit; None is ``2.5 * radius / num_steps``.
         statistics: of batch normalization, as the attack sees them.
+        start: where the attack starts at random; None is `ball`.
+        share: of all these lengths, as a function of the step; None is 1.
     """
 
     def make(forward: Forward, images: Array, keys: Array) -> Array:
@@ -47,15 +60,36 @@ def attacked(
         return deformreg.multi_step(
             lambda attacked: fixed.losses(attacked, statistics),
             images,
-            ball=ball,
+            **within(
+                ball, keys, num_steps, step_size, start=start, share=None if share is None else share(forward.step)
+            ),
             perturbation=family,
-            num_steps=num_steps,
-            step_size=2.5 * ball.radius / num_steps if step_size is None else step_size,
-            start=per_example(ball, keys),
-            key=keys[0],  # unused: every example draws its start from its own key
         ).images
 
     return Inputs(make, passes=2.0 * num_steps)
+
+
+def within(
+    ball: Ball,
+    keys: Array,
+    num_steps: int,
+    step_size: float | None,
+    *,
+    start: Ball | None = None,
+    share: Any = None,
+) -> dict[str, Any]:
+    """The options of `deformreg.multi_step` for an attack from a random start; see `attacked`."""
+    length = 2.5 * ball.radius / max(num_steps, 1) if step_size is None else step_size
+    start = ball if start is None else start
+    if share is not None:
+        ball, start, length = scaled(ball, share), scaled(start, share), length * share
+    return {
+        "ball": ball,
+        "num_steps": num_steps,
+        "step_size": length,
+        "start": per_example(start, keys),
+        "key": keys[0],  # unused: every example draws its start from its own key
+    }
 
 
 def per_example(ball: Ball, keys: Array) -> Noise:

@@ -53,6 +53,7 @@ class Forward(NamedTuple):
         batch_stats: its running statistics.
         labels: int[n].
         keys: one random key per example, for dropout and stochastic depth. All passes of a step see the same ones.
+        step: int32[], steps taken before this one.
     """
 
     model: nn.Module
@@ -60,6 +61,7 @@ class Forward(NamedTuple):
     batch_stats: Tree
     labels: Array
     keys: Array
+    step: Array | int = 0
 
     def train(self, images: Array) -> tuple[Array, Aux]:
         """Losses with batch statistics; also the logits and the updated running statistics."""
@@ -133,6 +135,11 @@ class Penalty(NamedTuple):
     passes: float
 
 
+def ramp(peak: float, steps: int) -> optax.Schedule:
+    """A schedule that grows linearly from 0 to `peak` over some steps; with 0 steps it is constant."""
+    return optax.linear_schedule(0.0, peak, steps) if steps else optax.constant_schedule(peak)
+
+
 CLEAN = Inputs(lambda forward, images, keys: images)
 """The augmented images as they are."""
 
@@ -155,6 +162,8 @@ class Method(NamedTuple):
         penalty: what is added to their loss.
         weight: of the mean penalty, as a function of the step.
         every: k: the penalty is taken on every k-th step, with k times the weight.
+        watch: attacked images on which the accuracy is measured after every epoch, on validation images: of a stronger
+            attack than the training's, which shows when the training has learnt to resist its own attack only.
     """
 
     name: str
@@ -162,6 +171,7 @@ class Method(NamedTuple):
     penalty: Penalty = NO_PENALTY
     weight: optax.Schedule = optax.constant_schedule(1.0)
     every: int = 1
+    watch: Inputs | None = None
 
     @property
     def passes(self) -> float:

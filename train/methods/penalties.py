@@ -1,4 +1,4 @@
-"""What a method adds to the loss: gradient penalties of a family, by one of three rules."""
+"""What a method adds to the loss: gradient penalties by one of three rules, and other penalties of the library."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from jax import Array
 
 import deformreg
 from deformreg import Perturbation, l2, linf, pixelwise_l2
-from deformreg.penalties import Size, squared_norm
+from deformreg.penalties import LossFn, Size, squared_norm
 from train.methods.method import STANDARD_PASSES, Aux, Forward, Penalty, Terms
 from train.ranges import HIDDEN, Positive, Statistics
 
@@ -69,6 +69,10 @@ AnyRule = Exact | ForwardOverReverse | FiniteDifference
 RULES = {kind.name: kind for kind in get_args(AnyRule)}
 
 
+Penalize = Callable[..., tuple[Array, Any]]
+"""``(loss_fn, images, keys, has_aux=...) -> (penalties[n], losses)``, with one random key per example."""
+
+
 def gradient_penalty(
     family: Perturbation,
     rule: AnyRule,
@@ -84,27 +88,43 @@ def gradient_penalty(
         rule: how its derivative is computed.
         size: of the gradient: its squared norm, or the support of a ball.
         share: the fraction of each batch, in (0, 1], that the penalty is taken on: its first examples.
+        statistics: as in `penalty_of`.
+    """
+    differentiate = rule.make()
+
+    def penalize(loss_fn: LossFn, images: Array, keys: Array, *, has_aux: bool = False) -> tuple[Array, Any]:
+        return differentiate(loss_fn, images, family, size=size, has_aux=has_aux)
+
+    return penalty_of(penalize, rule.passes, share=share, statistics=statistics)
+
+
+def penalty_of(penalize: Penalize, passes: float, *, share: float = 1.0, statistics: Statistics = "batch") -> Penalty:
+    """The part of a method that takes a penalty of `deformreg.penalties`.
+
+    Args:
+        penalize: the penalty.
+        passes: its cost with that of the loss, in forward passes.
+        share: the fraction of each batch, in (0, 1], that the penalty is taken on: its first examples.
         statistics: of batch normalization. The batch's: losses and penalties share one pass, and examples interact.
             The running ones: a penalty per image, at the price of a second pass.
     """
-    penalize = partial(rule.make(), size=size)
 
-    def on_all(forward: Forward, images: Array) -> Terms:
+    def on_all(forward: Forward, images: Array, keys: Array) -> Terms:
         if statistics == "batch":
-            penalties, (losses, aux) = penalize(forward.train, images, family, has_aux=True)
+            penalties, (losses, aux) = penalize(forward.train, images, keys, has_aux=True)
             return Terms(losses, penalties, aux)
         losses, aux = forward.train(images)
-        penalties, _ = penalize(lambda some: forward.losses(some, "running"), images, family)
+        penalties, _ = penalize(lambda some: forward.losses(some, "running"), images, keys)
         return Terms(losses, penalties, aux)
 
     def terms(forward: Forward, images: Array, keys: Array) -> Terms:
         count = max(1, round(share * len(images)))
         if count == len(images):
-            return on_all(forward, images)
-        first = on_all(forward.part(slice(count)), images[:count])
+            return on_all(forward, images, keys)
+        first = on_all(forward.part(slice(count)), images[:count], keys[:count])
         losses, rest = forward.part(slice(count, None)).train(images[count:])
         aux = Aux(jnp.concatenate([first.aux.logits, rest.logits]), rest.batch_stats)
         return Terms(jnp.concatenate([first.losses, losses]), first.penalties, aux)
 
-    penalized = rule.passes + (STANDARD_PASSES if statistics == "running" else 0.0)
+    penalized = passes + (STANDARD_PASSES if statistics == "running" else 0.0)
     return Penalty(terms, share * penalized + (1 - share) * STANDARD_PASSES)

@@ -150,7 +150,7 @@ def _examined(attacks: Iterable[Attack], images: HostArray) -> tuple[str | None,
 def _radii(side: float, family: Perturbation, images: HostArray) -> Radii:
     """The budgets to try; the last one allows nearly anything."""
     # A flow of half the image reaches any pixel; other families may use the whole range of the images.
-    anything = max(images.shape[1:3]) / 2 if family.field is not None else max(float(np.ptp(images)), 1e-3)
+    anything = max(images.shape[1:-1]) / 2 if family.field is not None else max(float(np.ptp(images)), 1e-3)
     return side, 2 * side, 4 * side, max(anything, 4 * side)
 
 

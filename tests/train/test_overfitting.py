@@ -1,0 +1,55 @@
+"""Catastrophic overfitting is noticed: an accuracy under more steps that falls is a line for the user."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from settings import TINY
+
+from train import overfitting, parallel
+from train.data import Augmentation, load
+from train.loop import fit
+from train.methods.fast import Fast
+from train.methods.method import Inputs
+from train.metrics import read_metrics
+from train.runs import Run
+from train.task import build
+
+
+@pytest.fixture(scope="module")
+def measured():
+    """``(before, images) -> accuracies`` of two epochs: with the images as they are, or black ones."""
+    source = load("digits", split="test")
+    trained = build(TINY, source)
+    engine = parallel.make_engine("jit", devices=1, batch_size=16)
+
+    def detect(before, *, visible):
+        watch = Inputs(lambda forward, images, keys: images if visible else 0 * images)
+        measure = overfitting.detector(watch, trained, source, engine, Augmentation(), before=before)
+        return measure(trained.init())["attacked_accuracy"]
+
+    return detect
+
+
+def test_a_fall_below_half_of_the_best_is_said(measured, capsys):
+    accuracy = measured([], visible=True)
+    assert 0 < accuracy < 0.4
+    assert measured([accuracy], visible=True) == accuracy
+    assert capsys.readouterr().err == ""
+    measured([0.1, 0.9, 0.8], visible=False)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "catastrophic overfitting" in line
+    assert "from 90.0% to" in line
+
+
+def test_without_a_stronger_attack_nothing_is_measured():
+    assert overfitting.detector(None, None, None, None, Augmentation())(None) == {}
+
+
+@pytest.mark.slow
+def test_one_step_training_logs_its_accuracy_under_more_steps(tmp_path):
+    fit(replace(TINY, method=Fast(radius=0.1), epochs=1, batch_size=128), tmp_path / "run")
+    values = [line["attacked_accuracy"] for line in read_metrics(Run(tmp_path / "run")) if "attacked_accuracy" in line]
+    assert len(values) == 1
+    assert 0 <= values[0] <= 1

@@ -1,0 +1,41 @@
+"""Curvature regularization (CURE): the gradient changes little along the strongest first-order attack.
+
+References:
+    Moosavi-Dezfooli et al., "Robustness via Curvature Regularization, and Vice Versa", CVPR 2019.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated, Any, Literal
+
+from jax import Array
+
+import deformreg
+from deformreg.penalties import LossFn
+from train.methods.families import InFamily
+from train.methods.method import Method, ramp
+from train.methods.penalties import penalty_of
+from train.ranges import HIDDEN, CountOrNone, NonNegative
+
+
+@dataclass(frozen=True)
+class Cure(InFamily):
+    """The squared change of the loss's gradient along a step of size `radius` in the direction of its signs."""
+
+    weight: NonNegative = 4.0
+    """Weight of the squared change."""
+    weight_ramp_steps: CountOrNone = 0
+    """Steps over which the weight grows linearly from 0; 0 for the whole weight from the start."""
+    name: Annotated[Literal["cure"], HIDDEN] = "cure"
+
+    def make(self) -> Method:
+        family, ball = self.perturbation(), deformreg.linf(self.bound)
+        change = partial(deformreg.penalties.curvature_penalty, perturbation=family, ball=ball)
+
+        def penalize(loss_fn: LossFn, images: Array, keys: Array, *, has_aux: bool = False) -> tuple[Array, Any]:
+            return change(loss_fn, images, has_aux=has_aux)
+
+        penalty = penalty_of(penalize, 12.0, statistics=self.statistics)  # the exact gradient penalty at two images
+        return Method(self.name, penalty=penalty, weight=ramp(self.weight, self.weight_ramp_steps))
