@@ -55,8 +55,15 @@ def floating(name: str, value: Any, *, rank: int | None = None, axes: str = "") 
 
 
 def images(value: Any, name: str = "images") -> jax.Array:
-    """Returns `value` as float[n, h, w, c] with at least one pixel, or raises."""
-    checked = floating(name, value, rank=4, axes="[n, h, w, c]")
+    """Returns `value` as float[n, h, w, c], signals [n, t, c] or volumes [n, d, h, w, c], or raises.
+
+    There must be at least one pixel.
+    """
+    checked = floating(name, value)
+    if not 3 <= checked.ndim <= 5:
+        raise ValueError(
+            f"{name} must have shape [n, h, w, c] (signals [n, t, c], volumes [n, d, h, w, c]), got {checked.shape}"
+        )
     if 0 in checked.shape[1:]:
         raise ValueError(f"{name} must have at least one pixel and channel, got {checked.shape}")
     return checked
@@ -74,14 +81,22 @@ def images_on_host(value: Any) -> np.ndarray[Any, Any]:
 
 
 def flow_for(flow: Any, shape: tuple[int, ...], name: str = "flow") -> jax.Array:
-    """Returns `flow` as float[n, h, w, 2] matching images of `shape`, or raises."""
+    """Returns `flow` as a flow for images of `shape`, one component per spatial axis, or raises."""
     checked = floating(name, flow)
-    expected = (*shape[:3], 2)
+    expected = flow_shape(shape)
     if checked.shape != expected:
+        components = {1: "displacements", 2: "(dy, dx)", 3: "(dz, dy, dx)"}[expected[-1]]
+        one = ": for one image give images[None]" if checked.shape == (*shape[:-1], 2) and len(shape) == 3 else ""
         raise ValueError(
-            f"{name} must have shape {expected}, (dy, dx) in pixels for images of shape {shape}, got {checked.shape}"
+            f"{name} must have shape {expected}, {components} in pixels for images of shape {shape}, "
+            f"got {checked.shape}{one}"
         )
     return checked
+
+
+def flow_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Returns the shape of a flow for images of `shape`: one component per spatial axis."""
+    return (*shape[:-1], len(shape) - 2)
 
 
 def per_example(value: Any, count: int, name: str = "loss_fn") -> jax.Array:

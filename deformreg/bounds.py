@@ -62,8 +62,8 @@ class FlowBounds(NamedTuple):
 
 
 def reachable_change(
-    images: Float[Array, "n h w c"], radius: float, *, boundary: Boundary = "edge"
-) -> Float[Array, "n h w c"]:
+    images: Float[Array, "n *space c"], radius: float, *, boundary: Boundary = "edge"
+) -> Float[Array, "n *space c"]:
     """The most that a displacement of at most `radius` per component changes each pixel value, exactly.
 
     Bilinear interpolation attains its extremes over a box at the corners of the cells that it cuts out of the grid, so
@@ -111,7 +111,7 @@ def _extremes(images: Array, gradients: Array, radius: float, boundary: Boundary
 
 
 def flow_bounds(
-    loss_fn: LossFn, images: Float[Array, "n h w c"], ball: Ball, *, boundary: Boundary = "edge"
+    loss_fn: LossFn, images: Float[Array, "n *space c"], ball: Ball, *, boundary: Boundary = "edge"
 ) -> FlowBounds:
     """Bounds by the flow gradient and by the input gradient, for the same flows.
 
@@ -160,7 +160,7 @@ def flow_bounds(
 
 
 def second_order_increase(
-    loss_fn: LossFn, images: Float[Array, "n h w c"], attacked: Float[Array, "n h w c"]
+    loss_fn: LossFn, images: Float[Array, "n *space c"], attacked: Float[Array, "n *space c"]
 ) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
     """Estimates of the loss's increase from images to attacked images, by the first and by the first two derivatives.
 
@@ -199,7 +199,7 @@ def second_order_increase(
 
 def largest_curvature(
     loss_fn: LossFn,
-    images: Float[Array, "n h w c"],
+    images: Float[Array, "n *space c"],
     perturbation: Perturbation | None = None,
     *,
     num_steps: int = 20,

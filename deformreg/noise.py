@@ -63,12 +63,12 @@ def uniform(radius: float) -> Noise:
 
 def random_start(
     key: Array,
-    images: Float[Array, "n h w c"],
+    images: Float[Array, "n *space c"],
     perturbation: Perturbation | None = None,
     noise: Noise | float = 0.1,
     *,
     image_range: tuple[float, float] | None = (0.0, 1.0),
-) -> Float[Array, "n h w c"]:
+) -> Float[Array, "n *space c"]:
     """Perturbs images at random, so that a penalty taken there flattens a neighbourhood instead of one point.
 
     Args:
@@ -84,7 +84,7 @@ def random_start(
 
     Raises:
         TypeError: integer images.
-        ValueError: images not of rank 4, or a negative `noise`.
+        ValueError: images of another shape, or a negative `noise`.
 
     Example:
         >>> import jax

@@ -68,8 +68,8 @@ class Perturbation(NamedTuple):
 
 def pull_back(
     perturbation: Perturbation,
-    image_gradients: Float[Array, "n h w c"],
-    images: Float[Array, "n h w c"],
+    image_gradients: Float[Array, "n *space c"],
+    images: Float[Array, "n *space c"],
 ) -> Params:
     """Turns gradients with respect to images into gradients with respect to a family's parameters at the identity.
 
@@ -111,7 +111,7 @@ def additive(*, image_range: tuple[float, float] | None = None) -> Perturbation:
             no range.
 
     Returns:
-        The family; parameters float[n, h, w, c] in the images' unit.
+        The family; parameters in the images' shape and unit.
 
     Raises:
         ValueError: the range is empty.
@@ -149,12 +149,14 @@ def flow(*, boundary: Boundary = "edge", units: Units = "pixels", within: float 
 
     Args:
         boundary: what lies outside the image, see `deformreg.warp`.
-        units: ``"pixels"``, last axis (dy, dx); or ``"normalized"``, PyTorch's [-1, 1] units, last axis (x, y).
+        units: ``"pixels"``, last axis (dy, dx), for volumes (dz, dy, dx); or ``"normalized"``, PyTorch's [-1, 1] units,
+            last axis (x, y) or (x, y, z).
         within: an upper bound on every component, in pixels for either `units`, such as the radius of an attack's
             ball. Below two pixels the warp is faster, see `deformreg.warp`.
 
     Returns:
-        The family; parameters float[n, h, w, 2] in `units`.
+        The family; parameters float[n, h, w, 2] in `units`, for signals float[n, t, 1], for volumes
+        float[n, d, h, w, 3].
 
     Raises:
         TypeError: `within` is not a number.
@@ -178,12 +180,12 @@ def flow(*, boundary: Boundary = "edge", units: Units = "pixels", within: float 
         gradient = jnp.stack([jnp.sum(image_gradients * slope, axis=-1) for slope in slopes], axis=-1)
         if units == "pixels":
             return gradient
-        height, width = images.shape[1:3]
-        scales = jnp.array([(width - 1) / 2, (height - 1) / 2], gradient.dtype)
-        return gradient[..., ::-1] * scales.reshape(1, 1, 1, 2)
+        # In (x, y) order. The scales of a signal's or volume's gradient likewise.
+        scales = jnp.array(fields.pixels_per_unit(images.shape[1:-1])[::-1], gradient.dtype)
+        return gradient[..., ::-1] * scales.reshape((1,) * (gradient.ndim - 1) + scales.shape)
 
     return Perturbation(
-        init=lambda images: _zeros((*images.shape[:3], 2), images),
+        init=lambda images: _zeros(_checks.flow_shape(images.shape), images),
         apply=lambda params, images: warp(images, in_pixels(params), boundary=boundary, within=within),
         pullback=pullback,
         field=lambda params, images: in_pixels(params),
@@ -197,7 +199,7 @@ def affine(
     parameters: tuple[str, ...] = ("rotation", "dy", "dx"),
     boundary: Boundary = "edge",
 ) -> Perturbation:
-    """Moves all pixels of an image by one affine map about its centre.
+    """Moves all pixels of an image by one affine map about its centre. It does not take signals or volumes.
 
     Args:
         parameters: the free ones of `deformreg.fields.AFFINE_PARAMETERS`, in this order; the others stay zero.
@@ -223,6 +225,11 @@ def affine(
         raise ValueError(f"parameters must be one or more different names, got {parameters}")
     columns = [fields.AFFINE_PARAMETERS.index(name) for name in parameters]
 
+    def init(images: Array) -> Array:
+        if images.ndim != 4:
+            raise ValueError(f"affine() moves images [n, h, w, c] only, got shape {images.shape}")
+        return _zeros((images.shape[0], len(columns)), images)
+
     def field(params: Array, images: Array) -> Array:
         # Positions are computed in float32 at least: a 16-bit type cannot hold them.
         params = params.astype(jnp.promote_types(params.dtype, jnp.float32))
@@ -231,7 +238,7 @@ def affine(
         return fields.affine_flow(full, images.shape[1], images.shape[2])
 
     return Perturbation(
-        init=lambda images: _zeros((images.shape[0], len(columns)), images),
+        init=init,
         apply=lambda params, images: warp(images, field(params, images), boundary=boundary),
         field=field,
         unit="pixels" if set(parameters) <= {"dy", "dx"} else "parameters",
@@ -248,8 +255,8 @@ def lowres_flow(stride: int, *, sigma: float = 0.0, boundary: Boundary = "edge")
         boundary: what lies outside the image, see `deformreg.warp`.
 
     Returns:
-        The family; parameters float[n, ceil(h / stride), ceil(w / stride), 2] in pixels. No component of the full
-        field exceeds the coarse field's maximum.
+        The family; parameters float[n, ceil(h / stride), ceil(w / stride), 2] in pixels, for signals and volumes
+        likewise. No component of the full field exceeds the coarse field's maximum.
 
     Raises:
         TypeError: `stride` is not an integer.
@@ -268,11 +275,11 @@ def lowres_flow(stride: int, *, sigma: float = 0.0, boundary: Boundary = "edge")
     _checks.choice("boundary", boundary, get_args(Boundary))
 
     def init(images: Array) -> Array:
-        count, height, width, _ = images.shape
-        return _zeros((count, -(-height // stride), -(-width // stride), 2), images)
+        coarse = [-(-size // stride) for size in images.shape[1:-1]]
+        return _zeros((images.shape[0], *coarse, len(coarse)), images)
 
     def field(params: Array, images: Array) -> Array:
-        return fields.smooth(fields.upsample(params, images.shape[1], images.shape[2]), sigma)
+        return fields.smooth(fields.upsample(params, *images.shape[1:-1]), sigma)
 
     return Perturbation(
         init=init,

@@ -1,4 +1,4 @@
-"""The bilinear backward warp, with a derivative rule that needs no scatter for the flow's gradient.
+"""The linear backward warp, with a derivative rule that needs no scatter for the flow's gradient.
 
 `warp` reads every output pixel from a displaced position of the input. The automatic derivative of that gather would
 scatter in its reverse pass even where only the flow's gradient is needed, although that gradient is a product of
@@ -15,7 +15,10 @@ References:
 
 from __future__ import annotations
 
-from functools import partial
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from functools import cache, partial, reduce
 from typing import Literal, get_args
 
 import jax
@@ -32,13 +35,15 @@ _PADDING = {"zeros": "constant", "edge": "edge", "reflect": "reflect"}
 
 
 def warp(
-    images: Float[Array, "n h w c"],
-    flow: Float[Array, "n h w 2"],
+    images: Float[Array, "n *space c"],
+    flow: Float[Array, "n *space axes"],
     *,
     boundary: Boundary = "edge",
     within: float | None = None,
-) -> Float[Array, "n h w c"]:
+) -> Float[Array, "n *space c"]:
     """Moves the pixels of images along a flow: ``out[p] = images(p + flow[p])``, bilinear.
+
+    Signals and volumes are warped in the same way, linearly and trilinearly.
 
     The zero flow returns the images exactly. Bilinear interpolation has kinks at the grid points; there the
     derivative with respect to the flow is always the *forward* difference, ``image[p + 1] - image[p]``: the
@@ -50,8 +55,10 @@ def warp(
     NaN, also far outside the image. The reverse pass to the flow needs neither gather nor scatter.
 
     Args:
-        images: any range; float16, bfloat16, float32 or float64. The 16-bit types are interpolated in float32.
-        flow: displacements in pixels, last axis (dy, dx), of any floating type.
+        images: images ``[n, h, w, c]``, signals ``[n, t, c]`` or volumes ``[n, d, h, w, c]``; any range; float16,
+            bfloat16, float32 or float64. The 16-bit types are interpolated in float32.
+        flow: displacements in pixels (samples of a signal, voxels of a volume), of any floating type. The last axis has
+            one component per spatial axis, in the order of the axes: (dy, dx) for images.
         boundary: the values outside the image: the nearest edge pixel (``"edge"``), ``"zeros"``, or the image
             mirrored about the centres of its border pixels (``"reflect"``: ... 2 1 | 0 1 2).
         within: an upper bound on the size of every component of the flow, in pixels. Below two pixels the warp and the
@@ -72,6 +79,9 @@ def warp(
         >>> half_a_pixel_right = jnp.zeros((1, 1, 4, 2)).at[..., 1].set(0.5)
         >>> warp(image, half_a_pixel_right).ravel().tolist()
         [0.5, 1.5, 2.5, 3.0]
+        >>> signal, later = jnp.array([[[0.0], [1.0], [4.0]]]), jnp.full((1, 3, 1), 0.5)
+        >>> warp(signal, later).ravel().tolist()
+        [0.5, 2.5, 4.0]
     """
     images = _checks.images(images)
     flow = _checks.flow_for(flow, images.shape)
@@ -80,21 +90,21 @@ def warp(
     if reach is None:
         return _warp(boundary, None, images, flow)
     # One channel at a time: XLA does not vectorize a last axis of three on CPUs.
-    planes = _pad(boundary, jnp.moveaxis(images, -1, 0), reach, axes=(2, 3))
+    planes = _pad(boundary, jnp.moveaxis(images, -1, 0), reach, axes=range(2, images.ndim))
     return jnp.moveaxis(jnp.stack([_warp(boundary, reach, plane[..., None], flow)[..., 0] for plane in planes]), 0, -1)
 
 
 def forward_differences(
-    images: Float[Array, "n h w c"], *, boundary: Boundary = "edge"
-) -> tuple[Float[Array, "n h w c"], Float[Array, "n h w c"]]:
-    """The derivatives of ``warp(images, flow, boundary=boundary)`` with respect to dy and dx at the zero flow.
+    images: Float[Array, "n *space c"], *, boundary: Boundary = "edge"
+) -> tuple[Float[Array, "n *space c"], ...]:
+    """The derivatives of ``warp(images, flow, boundary=boundary)`` along each spatial axis at the zero flow.
 
     Args:
-        images: any range.
+        images: images, signals or volumes, see `warp`; any range.
         boundary: see `warp`; it matters in the last row and column only.
 
     Returns:
-        ``(images[p + 1 row] - images[p], images[p + 1 column] - images[p])``.
+        One array per axis; for images ``(images[p + 1 row] - images[p], images[p + 1 column] - images[p])``.
 
     Example:
         >>> import jax.numpy as jnp
@@ -104,7 +114,7 @@ def forward_differences(
     """
     images = _checks.images(images)
     _checks.choice("boundary", boundary, get_args(Boundary))
-    return _difference(images, 1, boundary), _difference(images, 2, boundary)
+    return tuple(_difference(images, axis, boundary) for axis in range(1, images.ndim - 1))
 
 
 def _reach(within: float | None) -> int | None:
@@ -130,10 +140,11 @@ def _difference(images: Array, axis: int, boundary: Boundary) -> Array:
 
 def _cell(
     boundary: Boundary, reach: int | None, images: Array, flow: Array, *, reused: bool = False
-) -> tuple[Array, ...]:
-    """The four pixels around every sampling position, and the position inside their cell, in [0, 1).
+) -> tuple[list[Array], list[Array]]:
+    """The pixels at the corners of every sampling position's cell, and the position inside it along each axis, in
+    [0, 1).
 
-    `reused`: whether more than one result is computed from them.
+    The corners come in the order of `_corners`. `reused`: whether more than one result is computed from them.
     """
     # Splitting the displacement instead of the position keeps the weights exact for images of any size. The limit
     # keeps the index arithmetic inside int32; a displacement beyond it leads outside of any image.
@@ -145,49 +156,64 @@ def _cell(
         whole = jnp.minimum(whole, reach - 1)
     weights = (flow - whole).astype(jnp.promote_types(images.dtype, dtype))
     images = images.astype(weights.dtype)
-    down, right = whole[..., 0], whole[..., 1]
+    axes = range(flow.shape[-1])
+    shifts = [whole[..., axis] for axis in axes]
     if reach is not None:
-        corners = _chosen(reach, images, down, right)
+        corners = _chosen(reach, images, shifts)
     elif reused and _packable(boundary, images):
-        corners = _packed(boundary, images, down, right)
+        corners = _packed(boundary, images, shifts)
     else:
-        corners = _gathered(boundary, images, down, right)
-    return (*corners, weights[..., :1], weights[..., 1:])
+        corners = _gathered(boundary, images, shifts)
+    return corners, [weights[..., axis : axis + 1] for axis in axes]
 
 
-def _gathered(boundary: Boundary, images: Array, down: Array, right: Array) -> list[Array]:
-    """The pixels at ``p + (down, right)`` and their neighbours below and to the right, each [n, h, w, c]."""
-    rows, columns = _positions(down, right)
-    return [_read(boundary, images, rows + i, columns + j) for i in (0, 1) for j in (0, 1)]
+def _corners(axes: int) -> list[tuple[int, ...]]:
+    """The corners of a cell as offsets along each axis, the last axis fastest: (0, 0), (0, 1), (1, 0), (1, 1)."""
+    return list(itertools.product((0, 1), repeat=axes))
 
 
-def _positions(down: Array, right: Array) -> tuple[Array, Array]:
-    """The rows and columns ``p + (down, right)``, int32[n, h, w] each, which may lie outside the image."""
-    height, width = down.shape[1:]
-    rows = jnp.arange(height)[None, :, None] + down.astype(jnp.int32)
-    columns = jnp.arange(width)[None, None, :] + right.astype(jnp.int32)
-    return rows, columns
+def _gathered(boundary: Boundary, images: Array, shifts: list[Array]) -> list[Array]:
+    """The pixels at ``p + shifts`` and at the other corners of their cells, each [n, ..., c]."""
+    positions = _positions(shifts)
+    return [
+        _read(boundary, images, [position + offset for position, offset in zip(positions, corner, strict=True)])
+        for corner in _corners(len(shifts))
+    ]
 
 
-def _read(boundary: Boundary, images: Array, rows: Array, columns: Array) -> Array:
-    """The pixels at integer positions [n, h, w], which may lie outside the image."""
-    height, width = images.shape[1:3]
-    inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
+def _positions(shifts: list[Array]) -> list[Array]:
+    """The positions ``p + shifts`` along each axis, int32[n, ...] each, which may lie outside the image."""
+
+    def along(axis: int, shift: Array) -> Array:
+        places = [-1 if each == axis else 1 for each in range(len(shifts))]
+        return jnp.arange(shift.shape[1 + axis]).reshape(1, *places) + shift.astype(jnp.int32)
+
+    return [along(axis, shift) for axis, shift in enumerate(shifts)]
+
+
+def _read(boundary: Boundary, images: Array, positions: list[Array]) -> Array:
+    """The pixels at integer positions, [n, ...] along each axis, which may lie outside the image."""
+    sizes = images.shape[1:-1]
+    bounds = [(each >= 0) & (each < size) for each, size in zip(positions, sizes, strict=True)]
     if boundary == "reflect":
-        rows, columns = _mirror(rows, height), _mirror(columns, width)
-    pixels = _take(images, jnp.clip(rows, 0, height - 1) * width + jnp.clip(columns, 0, width - 1))
+        positions = [_mirror(each, size) for each, size in zip(positions, sizes, strict=True)]
+    pixels = _take(images, [jnp.clip(each, 0, size - 1) for each, size in zip(positions, sizes, strict=True)])
+    inside = reduce(jnp.logical_and, bounds)
     return jnp.where(inside[..., None], pixels, 0) if boundary == "zeros" else pixels
 
 
-def _take(images: Array, indices: Array) -> Array:
-    """The pixels with the numbers int[n, h, w], counted row by row inside of each image; all must exist."""
-    count, height, width, channels = images.shape
+def _take(images: Array, positions: list[Array]) -> Array:
+    """The pixels at integer positions, [n, ...] along each axis; all must exist."""
+    count, *sizes, channels = images.shape
 
     def take(pixels: Array, index: Array) -> Array:
         return pixels.at[index].get(mode="promise_in_bounds")
 
     # One index into a list of pixels: for one channel, CPUs read a third faster than by row and column.
-    return jax.vmap(take)(images.reshape(count, height * width, channels), indices)
+    indices = positions[0]
+    for position, size in zip(positions[1:], sizes[1:], strict=True):
+        indices = indices * size + position
+    return jax.vmap(take)(images.reshape(count, math.prod(sizes), channels), indices)
 
 
 def _packable(boundary: Boundary, images: Array) -> bool:
@@ -199,21 +225,28 @@ def _packable(boundary: Boundary, images: Array) -> bool:
     return boundary != "reflect" and images.shape[-1] <= 4 and jax.default_backend() == "cpu"
 
 
-def _packed(boundary: Boundary, images: Array, down: Array, right: Array) -> list[Array]:
-    """The same as `_gathered`, by one gather from four copies of the images: each pixel beside its three neighbours.
+def _packed(boundary: Boundary, images: Array, shifts: list[Array]) -> list[Array]:
+    """The same as `_gathered`, by one gather from copies of the images: each pixel beside the corners of its cell.
 
     XLA for CPUs fuses four gathers into a single result. With two results (outputs and slopes) it computes each in a
     pass of its own, with its own index arithmetic; one gather of whole cells is then faster for few channels.
     """
-    channels = images.shape[-1]
+    channels, axes = images.shape[-1], len(shifts)
     margin = 2 if boundary == "zeros" else 1  # the outermost cells then equal every cell further out
-    padded = _pad(boundary, images, margin, axes=(1, 2))
-    height, width = padded.shape[1] - 1, padded.shape[2] - 1
-    cells = jnp.concatenate([padded[:, i : i + height, j : j + width] for i in (0, 1) for j in (0, 1)], axis=-1)
-    rows, columns = _positions(down, right)
-    rows, columns = jnp.clip(rows + margin, 0, height - 1), jnp.clip(columns + margin, 0, width - 1)
-    pixels = _take(cells, rows * width + columns)
-    return [pixels[..., corner * channels : (corner + 1) * channels] for corner in range(4)]
+    padded = _pad(boundary, images, margin, axes=range(1, axes + 1))
+    sizes = [size - 1 for size in padded.shape[1:-1]]
+    every = _corners(axes)
+    cells = jnp.concatenate([_window(padded, corner, sizes) for corner in every], axis=-1)
+    positions = [
+        jnp.clip(position + margin, 0, size - 1) for position, size in zip(_positions(shifts), sizes, strict=True)
+    ]
+    pixels = _take(cells, positions)
+    return [pixels[..., number * channels : (number + 1) * channels] for number in range(len(every))]
+
+
+def _window(images: Array, start: Sequence[int], sizes: Sequence[int]) -> Array:
+    """The part of images of these sizes that begins at `start`."""
+    return images[:, *(slice(at, at + size) for at, size in zip(start, sizes, strict=True))]
 
 
 def _mirror(index: Array, size: int) -> Array:
@@ -222,60 +255,81 @@ def _mirror(index: Array, size: int) -> Array:
     return jnp.minimum(index, period - index)
 
 
-def _chosen(reach: int, images: Array, down: Array, right: Array) -> list[Array]:
+def _chosen(reach: int, images: Array, shifts: list[Array]) -> list[Array]:
     """The same as `_gathered`, from shifted copies of images padded by `reach`; shifts in [-reach, reach - 1]."""
-    height, width = down.shape[1:]
-
-    def shifted(i: int, j: int) -> Array:
-        return images[:, reach + i : reach + i + height, reach + j : reach + j + width]
+    sizes, numbers = shifts[0].shape[1:], range(-reach, reach)
 
     def choose(options: list[Array], whole: Array) -> Array:
         chosen = options[-1]
-        for number, option in zip(range(-reach, reach - 1), options, strict=False):
+        for number, option in zip(numbers[:-1], options, strict=False):
             chosen = jnp.where((whole == number)[..., None], option, chosen)
         return chosen
 
-    def row(i: int) -> list[Array]:
-        return [
-            choose([shifted(number + i, j) for number in range(-reach, reach)], down) for j in range(-reach, reach + 1)
-        ]
+    def shifted(offsets: tuple[int, ...]) -> Array:
+        return _window(images, [reach + offset for offset in offsets], sizes)
 
-    return [choose(options[j : 2 * reach + j], right) for options in (row(0), row(1)) for j in (0, 1)]
+    # Offsets are relative to the shift along the axes that are done, and absolute along the others.
+    pixels: Callable[[tuple[int, ...]], Array] = shifted
+    for axis, whole in enumerate(shifts):
+        offsets = [(0, 1)] * (axis + 1) + [range(-reach, reach + 1)] * (len(shifts) - axis - 1)
+        pixels = {
+            each: choose([pixels((*each[:axis], number + each[axis], *each[axis + 1 :])) for number in numbers], whole)
+            for each in itertools.product(*offsets)
+        }.__getitem__
+    return [pixels(corner) for corner in _corners(len(shifts))]
 
 
-def _pad(boundary: Boundary, images: Array, width: int, axes: tuple[int, int]) -> Array:
-    """Pads two of the four axes, those of rows and columns, by `width` on both sides."""
+def _pad(boundary: Boundary, images: Array, width: int, axes: Sequence[int]) -> Array:
+    """Pads the spatial axes by `width` on both sides."""
     for axis in axes:
-        widths = [(width, width) if index == axis else (0, 0) for index in range(4)]
+        widths = [(width, width) if index == axis else (0, 0) for index in range(images.ndim)]
         mode = "edge" if boundary == "reflect" and images.shape[axis] == 1 else _PADDING[boundary]
         images = jnp.pad(images, widths, mode=mode)
     return images
 
 
-def _interpolate(cell: tuple[Array, ...]) -> Array:
-    upper_left, upper_right, lower_left, lower_right, down, right = cell
-    upper = upper_left + right * (upper_right - upper_left)
-    lower = lower_left + right * (lower_right - lower_left)
-    return upper + down * (lower - upper)
+def _interpolate(corners: list[Array], weights: list[Array]) -> Array:
+    """The multilinear interpolation between the corners of a cell."""
+    for weight in reversed(weights):
+        corners = [low + weight * (high - low) for low, high in zip(corners[::2], corners[1::2], strict=True)]
+    return corners[0]
 
 
-def _slopes(cell: tuple[Array, ...]) -> tuple[Array, Array]:
-    """The derivatives of `_interpolate` with respect to the position inside the cell."""
-    upper_left, upper_right, lower_left, lower_right, down, right = cell
-    left, rightward = lower_left - upper_left, upper_right - upper_left
-    twist = lower_right - lower_left - rightward
-    return left + right * twist, rightward + down * twist
+def _slopes(corners: list[Array], weights: list[Array]) -> list[Array]:
+    """The derivatives of `_interpolate` with respect to the position inside the cell, along each axis."""
+    axes = range(len(weights))
+    pixels = dict(zip(_corners(len(axes)), corners, strict=True))
+
+    @cache
+    def difference(corner: tuple[int, ...], along: tuple[int, ...]) -> Array:
+        if not along:
+            return pixels[corner]
+        first, *others = along
+        beyond = *corner[:first], 1, *corner[first + 1 :]
+        return difference(beyond, tuple(others)) - difference(corner, tuple(others))
+
+    # The interpolation is a polynomial in the weights; its coefficients are mixed differences at the first corner.
+    subsets = [along for count in axes for along in itertools.combinations(axes, count + 1)]
+    coefficients = {along: difference((0,) * len(axes), along) for along in subsets}
+
+    def slope(axis: int) -> Array:
+        left = [coefficients[tuple(each for each in axes if corner[each])] for corner in pixels if corner[axis]]
+        for weight in reversed(weights[:axis] + weights[axis + 1 :]):
+            left = [low + weight * high for low, high in zip(left[::2], left[1::2], strict=True)]
+        return left[0]
+
+    return [slope(axis) for axis in axes]
 
 
 def _over_channels(values: Array, channels: int) -> Array:
-    """Repeats [n, h, w, 1] over the channels."""
+    """Repeats [n, ..., 1] over the channels."""
     # The transpose of a broadcast reduces a short last axis, slow on CPUs; that of a concatenation sums slices.
     return jnp.concatenate([values] * channels, axis=-1) if channels <= 4 else values
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def _warp(boundary: Boundary, reach: int | None, images: Array, flow: Array) -> Array:
-    return _interpolate(_cell(boundary, reach, images, flow)).astype(images.dtype)
+    return _interpolate(*_cell(boundary, reach, images, flow)).astype(images.dtype)
 
 
 @partial(_warp.defjvp, symbolic_zeros=True)
@@ -289,13 +343,13 @@ def _warp_jvp(
     images_dot, flow_dot = tangents
     moving = not isinstance(flow_dot, SymbolicZero)
     cell = _cell(boundary, reach, images, flow, reused=moving)
-    outputs, parts = _interpolate(cell), []
+    outputs, parts = _interpolate(*cell), []
     if not isinstance(images_dot, SymbolicZero):
-        parts.append(_interpolate(_cell(boundary, reach, images_dot, flow)))
+        parts.append(_interpolate(*_cell(boundary, reach, images_dot, flow)))
     if moving:
-        slope_y, slope_x = _slopes(cell)
-        flow_dot = flow_dot.astype(outputs.dtype)
-        down, right = (_over_channels(flow_dot[..., axis : axis + 1], images.shape[-1]) for axis in (0, 1))
-        parts.append(slope_y * down + slope_x * right)
+        slopes, flow_dot = _slopes(*cell), flow_dot.astype(outputs.dtype)
+        steps = [_over_channels(flow_dot[..., axis : axis + 1], images.shape[-1]) for axis in range(len(slopes))]
+        along = [slope * step for slope, step in zip(slopes, steps, strict=True)]
+        parts.append(sum(along[1:], along[0]))
     tangent = sum(parts[1:], parts[0]) if parts else jnp.zeros_like(outputs)
     return outputs.astype(images.dtype), tangent.astype(images.dtype)

@@ -18,6 +18,7 @@ COLORS = {
     "random flows": "#953800",
     "input gradient": "#1a7f37",
     "flow gradient": "#0969da",
+    "flow gradient, dual norm": "#0a3069",
     "flow gradient, random start": "#54aeff",
     "pixel adversarial": "#cf222e",
     "deformation": "#bc4c00",

@@ -75,7 +75,7 @@ class AttackResult(NamedTuple):
         labels: what is right for `images`: the labels given, warped along where the criterion says so.
     """
 
-    images: Float[Array, "n h w c"]
+    images: Float[Array, "n *space c"]
     params: Params
     success: Bool[Array, " n"]
     losses: Float[Array, " n"]
@@ -95,7 +95,7 @@ class Examples(NamedTuple):
         criterion: says when an output is broken.
     """
 
-    images: Float[Array, "n h w c"]
+    images: Float[Array, "n *space c"]
     labels: Array
     keys: Array
     targets: Int[Array, " n"] | None = None
@@ -156,7 +156,7 @@ class Attack(NamedTuple):
     def run(
         self,
         logits_fn: LogitsFn,
-        images: Float[Array, "n h w c"],
+        images: Float[Array, "n *space c"],
         labels: Array,
         key: Array,
         targets: Int[Array, " n"] | None = None,
@@ -271,7 +271,9 @@ def labels_along(perturbation: Perturbation, examples: Examples, params: Params)
     return warp_labels(examples.labels, perturbation.field(params, examples.images))
 
 
-def measure(perturbation: Perturbation, params: Params, images: Float[Array, "n h w c"]) -> FlowNorms | DifferenceNorms:
+def measure(
+    perturbation: Perturbation, params: Params, images: Float[Array, "n *space c"]
+) -> FlowNorms | DifferenceNorms:
     """The sizes of perturbations: of their final fields in pixels, or of the image differences they make.
 
     Args:

@@ -36,14 +36,14 @@ class Perturbed(NamedTuple):
         losses: float[n], the losses of the perturbed images.
     """
 
-    images: Float[Array, "n h w c"]
+    images: Float[Array, "n *space c"]
     params: Any
     losses: Float[Array, " n"]
 
 
 def multi_step(
     loss_fn: Callable[[Array], Array],
-    images: Float[Array, "n h w c"],
+    images: Float[Array, "n *space c"],
     *,
     ball: Ball,
     num_steps: int,
@@ -74,7 +74,7 @@ def multi_step(
 
     Raises:
         TypeError: integer images or a non-integer `num_steps`.
-        ValueError: images not of rank 4, a `loss_fn` that does not return one loss per example, an unknown `keep` or
+        ValueError: images of another shape, a `loss_fn` that does not return one loss per example, an unknown `keep` or
             `start`, or a random start without a key.
 
     Example:
@@ -123,7 +123,7 @@ def _begin(start: Start, key: Array | None, ball: Ball, zeros: Any) -> Any:
 
 def one_step(
     loss_fn: Callable[[Array], Array],
-    images: Float[Array, "n h w c"],
+    images: Float[Array, "n *space c"],
     *,
     ball: Ball,
     perturbation: Perturbation | None = None,

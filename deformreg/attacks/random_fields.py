@@ -45,8 +45,8 @@ def random_fields(
     Args:
         ball: see `deformreg.attacks.pgd`; its radius is a single number.
         num_fields: draws per example; each costs one forward pass.
-        sigma: standard deviation of the smoothing in pixels; 0 for white noise. Parameters of another shape than
-            ``[n, h, w, 2]`` are not smoothed.
+        sigma: standard deviation of the smoothing in pixels; 0 for white noise. Parameters of another shape than a
+            flow's are not smoothed.
         perturbation: the family; None is ``flow()``.
         loss: the measure of "worst", see `deformreg.attacks.pgd`.
         keep: ``"any"`` stops at the first draw that breaks the model, ``"best"`` tries them all.
@@ -76,6 +76,9 @@ def random_fields(
 
     white = gaussian(1.0)
 
+    def is_field(leaf: Array) -> bool:
+        return family.field is not None and 3 <= leaf.ndim <= 5 and leaf.shape[-1] == leaf.ndim - 2
+
     def to_boundary(params: Any) -> Any:
         norms = ball.norm(params)
         scale = jnp.where(norms > 0, ball.radius / jnp.where(norms > 0, norms, 1), 0)
@@ -86,7 +89,7 @@ def random_fields(
 
     def step(logits_fn: LogitsFn, examples: Examples, search: Search) -> Search:
         drawn = sample_rows(white, step_keys(examples, search.calls), search.params)
-        drawn = jax.tree.map(lambda leaf: fields.smooth(leaf, sigma) if _is_field(leaf) else leaf, drawn)
+        drawn = jax.tree.map(lambda leaf: fields.smooth(leaf, sigma) if is_field(leaf) else leaf, drawn)
         search = search._replace(params=family.constrain(to_boundary(drawn), examples.images))
         losses, broken = try_out(logits_fn, family, loss, examples, search.params)
         search = record(search, losses, broken, keep=keep)
@@ -104,7 +107,3 @@ def random_fields(
         settings={"num_fields": num_fields, "sigma": sigma, "keep": keep},
         one_class=loss == "dlr",
     )
-
-
-def _is_field(leaf: Array) -> bool:
-    return leaf.ndim == 4 and leaf.shape[-1] == 2

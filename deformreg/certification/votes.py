@@ -17,7 +17,7 @@ from deformreg.perturbations import Params, Perturbation
 
 def smoothed_votes(
     logits_fn: LogitsFn,
-    images: Float[Array, "n h w c"],
+    images: Float[Array, "n *space c"],
     *,
     law: SmoothingLaw,
     perturbation: Perturbation | None = None,
@@ -84,7 +84,7 @@ def smoothed_votes(
 
 def tally(
     logits_fn: LogitsFn,
-    image: Float[Array, "1 h w c"],
+    image: Float[Array, "1 *space c"],
     key: Array,
     sizes: tuple[int, ...],
     *,

@@ -390,7 +390,7 @@ def _checked(
     targets = None if targets is None else np.asarray(_checks.class_indices("targets", targets, count))
     low, high = float(images.min()), float(images.max())
     if not np.isfinite([low, high]).all():
-        (bad,) = np.nonzero(~np.isfinite(images).all(axis=(1, 2, 3)))
+        (bad,) = np.nonzero(~np.isfinite(images).reshape(count, -1).all(axis=1))
         raise ValueError(
             f"images must be finite, got NaN or infinity in {len(bad)}, the first at index {bad[0]}: leave these out"
         )

@@ -75,6 +75,12 @@ class Suite:
             raise ValueError(f"attacks of a suite must have different names, got {name!r} twice")
         return Suite({**self.makers, name: make})
 
+    def without(self, *names: str) -> Suite:
+        """Returns the suite without some attacks, for example those that do not take signals or volumes."""
+        for name in names:
+            _checks.choice("names", name, self.names)
+        return Suite({name: make for name, make in self.makers.items() if name not in names})
+
 
 def fixed(attacks: Iterable[Attack]) -> Suite:
     """Makes a suite of finished attacks, which ignores the radius.

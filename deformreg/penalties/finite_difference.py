@@ -20,7 +20,7 @@ from deformreg.perturbations import Perturbation, pull_back
 
 def finite_difference_penalty(
     loss_fn: LossFn,
-    images: Float[Array, "n h w c"],
+    images: Float[Array, "n *space c"],
     perturbation: Perturbation | None = None,
     *,
     step_size: float = 0.01,

@@ -19,7 +19,7 @@ from deformreg.perturbations import Perturbation, pull_back
 
 def forward_over_reverse_penalty(
     loss_fn: LossFn,
-    images: Float[Array, "n h w c"],
+    images: Float[Array, "n *space c"],
     perturbation: Perturbation | None = None,
     *,
     size: Size = squared_norm,

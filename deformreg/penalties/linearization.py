@@ -21,7 +21,7 @@ from deformreg.perturbations import Params, Perturbation, pull_back
 
 def linearization_penalty(
     loss_fn: LossFn,
-    images: Float[Array, "n h w c"],
+    images: Float[Array, "n *space c"],
     perturbation: Perturbation | None = None,
     *,
     ball: Ball,

@@ -19,7 +19,7 @@ from deformreg.perturbations import Perturbation
 
 def local_linearity_penalty(
     loss_fn: LossFn,
-    images: Float[Array, "n h w c"],
+    images: Float[Array, "n *space c"],
     perturbation: Perturbation | None = None,
     *,
     ball: Ball,

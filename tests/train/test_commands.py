@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -16,6 +17,7 @@ from train.commands import COMMANDS, main
 from train.presets import PRESETS
 
 ROOT = Path(__file__).parents[2]
+MEMORY = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 9 GiB")
 
 
 def run(capsys, *arguments):
@@ -143,6 +145,27 @@ def test_what_cannot_be_used_is_named(capsys, tmp_path, arguments, culprit):
     assert culprit in " ".join(err.replace("│", " ").split())
     assert "Traceback" not in err
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "error", "code", "words"),
+    [
+        ("fit", KeyboardInterrupt(), 130, "error: interrupted; --resume continues from the last checkpoint"),
+        ("evaluate", KeyboardInterrupt(), 130, "error: interrupted; give the command again"),
+        ("fit", MEMORY, 2, "or a smaller --batch-size take less, in the evaluation --evaluation.batch-size"),
+        ("evaluate", MEMORY, 2, "`fit --resume RUN --no-evaluate --evaluation.batch-size N` stores a smaller batch"),
+        ("certify", MEMORY, 2, "error: out of memory (RESOURCE_EXHAUSTED: 9 GiB): a smaller --batch-size takes less"),
+    ],
+)
+def test_the_remedy_is_an_option_of_the_command(capsys, monkeypatch, command, error, code, words):
+    def fail(_):
+        raise error
+
+    monkeypatch.setattr(f"train.commands.{command}.run", fail)
+    assert run(capsys, command, "run")[0] == code
+    _, _, err = run(capsys, command, "run")
+    assert words in err
+    assert err.count("\n") == 1
 
 
 @pytest.mark.slow

@@ -23,10 +23,10 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from train.models import chain, layers, resnet
+from train.models import chain, convnext, layers, resnet, vit
 from train.models.blocks import Activation, Family, Norm, Style
 
-FAMILIES = (chain.FAMILY, resnet.FAMILY)
+FAMILIES = (chain.FAMILY, resnet.FAMILY, convnext.FAMILY, vit.FAMILY)
 
 MODELS: dict[str, Family] = {name: family for family in FAMILIES for name in family.architectures}
 """The family of every network, by the network's name."""
@@ -48,7 +48,8 @@ def create_model(
 ) -> nn.Module:
     """Returns the network of that name.
 
-    The VGGs need images of at least 32x32 pixels, ``"small-cnn"`` 8x8; any channel count.
+    The VGGs and ConvNeXts need images of at least 32x32 pixels, ``"small-cnn"`` 8x8; the vision transformers need sides
+    that their patches divide; any channel count.
 
     Args:
         name: One of `MODELS`.

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -38,6 +38,7 @@ ACTIVATIONS: dict[Activation, Callable[[Array], Array]] = {
 _HEAD = 2**32 - 1
 """The number of the head among the layers that draw random numbers; blocks count from 0."""
 
+_SMALL = nn.initializers.truncated_normal(0.02)
 _HE_NORMAL = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
@@ -110,6 +111,29 @@ class Conv(nn.Module):
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
             outputs += bias.astype(self.style.dtype)
+        return outputs
+
+
+def linear(features: int, style: Style, name: str) -> nn.Module:
+    """A linear layer on the last axis, initialized as those of transformers; call it inside a compact method."""
+    return nn.Dense(features, dtype=style.dtype, kernel_init=_SMALL, name=name)
+
+
+def layer_norm(style: Style, name: str) -> nn.Module:
+    """Layer norm over the last axis, with the constant of vision transformers; call it inside a compact method."""
+    return nn.LayerNorm(epsilon=1e-6, dtype=style.dtype, use_fast_variance=False, name=name)
+
+
+class Mlp(nn.Module):
+    """Two linear layers with an activation between; the inner one is four times as wide."""
+
+    style: Style = Style()
+
+    @nn.compact
+    def __call__(self, inputs: Float[Array, "*axes c"]) -> Float[Array, "*axes c"]:
+        count = inputs.shape[-1]
+        hidden = self.style.activate(linear(4 * count, self.style, "first")(inputs))
+        outputs: Array = linear(count, self.style, "second")(hidden)
         return outputs
 
 
@@ -197,11 +221,18 @@ def training_keys(keys: Array | None, style: Style, train: bool) -> Array | None
     return keys
 
 
-def classify(features: Array, num_classes: int, style: Style, keys: Array | None = None) -> Array:
-    """The mean over the map, and one linear layer; call it inside a module's compact method."""
+def classify(
+    features: Array, num_classes: int, style: Style, keys: Array | None = None, *, normalized: bool = False
+) -> Array:
+    """The mean over all but the first and the last axis, layer norm if `normalized`, and one linear layer.
+
+    Call it inside a module's compact method.
+    """
     # The head is cheap; in a narrow dtype its rounding would be the loss's.
     wide = jnp.promote_types(style.dtype, jnp.float32)
-    pooled = features.astype(wide).mean(axis=(1, 2))
+    pooled = features.astype(wide).mean(axis=tuple(range(1, features.ndim - 1)))
+    if normalized:
+        pooled = layer_norm(replace(style, dtype=wide), "last_norm")(pooled)
     pooled = drop(pooled, layer_keys(keys, _HEAD), style.dropout)
     logits: Array = nn.Dense(num_classes, dtype=wide, kernel_init=nn.initializers.normal(0.01), name="head")(pooled)
     return logits

@@ -11,6 +11,7 @@ order, as ``lax.reduce_window`` and PyTorch do; splitting it instead changes tra
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import Literal, get_args
 
 import jax
@@ -70,6 +71,83 @@ def conv(
     if _covers_the_map(images.shape[1:3], padding):
         return _conv_of_whole_map(images, kernel, padding, stride)
     return _conv_of_patches(images, kernel, padding, stride)
+
+
+def depthwise_conv(
+    images: Float[Array, "n h w c"],
+    kernel: Float[Array, "rows columns c"],
+    *,
+    implementation: Implementation = "auto",
+) -> Float[Array, "n h w c"]:
+    """Cross-correlates every channel with its own kernel, padded with zeros so that the size stays.
+
+    Args:
+        images: Input maps.
+        kernel: Weights, in the images' dtype.
+        implementation: ``"lax"``, ``"matmul"`` (here: a sum of shifted products), or ``"auto"`` for the one that is
+            fast on the default backend.
+
+    Returns:
+        The output maps.
+
+    Raises:
+        ValueError: the implementation is unknown.
+    """
+    (n, h, w, c), (rows, columns) = images.shape, kernel.shape[:2]
+    padding = [((size - 1) // 2, size // 2) for size in (rows, columns)]
+    if resolve_implementation(implementation) == "lax":
+        numbers = ("NHWC", "HWIO", "NHWC")
+        return lax.conv_general_dilated(
+            images, kernel[:, :, None], (1, 1), padding, dimension_numbers=numbers, feature_group_count=c
+        )
+    padded = jnp.pad(images, ((0, 0), *padding, (0, 0)))
+    total = jnp.zeros_like(images)
+    for row in range(rows):
+        for column in range(columns):
+            total += lax.slice(padded, (0, row, column, 0), (n, row + h, column + w, c)) * kernel[row, column]
+    return total
+
+
+def patches(images: Float[Array, "n h w c"], size: int) -> Float[Array, "n h//size w//size size*size*c"]:
+    """Cuts images into square patches, so that a linear layer on them is a convolution of that size and stride.
+
+    Rows and columns that fill no patch are dropped.
+    """
+    n, h, w, c = images.shape
+    rows, columns = h // size, w // size
+    whole = images[:, : rows * size, : columns * size].reshape(n, rows, size, columns, size, c)
+    return whole.swapaxes(2, 3).reshape(n, rows, columns, size * size * c)
+
+
+def max_pool_3x3(
+    images: Float[Array, "n h w c"], *, implementation: Implementation = "auto"
+) -> Float[Array, "n h_out w_out c"]:
+    """Takes the maximum around every other pixel: windows of 3x3 with stride 2, after a border of one pixel.
+
+    All derivatives go to the first maximum of a window in row-major order; a NaN in a window makes it NaN.
+
+    Args:
+        images: Input maps.
+        implementation: as in `max_pool_2x2`.
+
+    Returns:
+        The pooled maps, ``h_out = ceil(h / 2)``, likewise for the width.
+
+    Raises:
+        ValueError: the implementation is unknown.
+    """
+    border = ((0, 0), (1, 1), (1, 1), (0, 0))
+    if resolve_implementation(implementation) == "lax":
+        pooled: Array = lax.reduce_window(images, -jnp.inf, lax.max, (1, 3, 3, 1), (1, 2, 2, 1), border)
+        return pooled
+    padded = jnp.pad(images, border, constant_values=-jnp.inf)
+    n, h, w, c = padded.shape
+    windows = [
+        lax.slice(padded, (0, row, column, 0), (n, h - 2 + row, w - 2 + column, c), (1, 2, 2, 1))
+        for row in range(3)
+        for column in range(3)
+    ]
+    return reduce(_first_maximum, windows)
 
 
 def max_pool_2x2(

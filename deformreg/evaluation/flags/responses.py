@@ -68,7 +68,7 @@ def compile_responses(make: Callable[[Any], Perturbation]) -> Observe:
         zeros = family.init(rows.images)
         _, gradient, logits, _ = differentiate(logits_fn, family, "cross_entropy", rows, zeros)
         leaves = [jnp.max(jnp.abs(leaf), axis=tuple(range(1, leaf.ndim))) for leaf in jax.tree.leaves(gradient)]
-        moved = jnp.max(jnp.abs(family.apply(zeros, rows.images) - rows.images), axis=(1, 2, 3))
+        moved = jnp.abs(family.apply(zeros, rows.images) - rows.images).reshape(len(rows.images), -1).max(axis=1)
         return jnp.max(jnp.stack(leaves), axis=0), logits_fn(rows.images) - logits, moved
 
     def standing(at: Any, logits_fn: Partial, rows: Examples, radius: Any, num_steps: int) -> jax.Array:
@@ -103,7 +103,7 @@ def compile_responses(make: Callable[[Any], Perturbation]) -> Observe:
         margins = _margins(logits, np.asarray(rows.labels)[:count]) if rows.criterion.one_class else np.zeros(count)
         # A flow of half the image reaches any pixel; other families may use the whole range of the images.
         spread = float(jnp.max(rows.images) - jnp.min(rows.images))
-        anything = max(rows.images.shape[1:3]) / 2 if make(at).field is not None else max(spread, 1e-3)
+        anything = max(rows.images.shape[1:-1]) / 2 if make(at).field is not None else max(spread, 1e-3)
         radii = (radius, 2 * radius, 4 * radius, max(anything, 4 * radius))
         return Responses(
             gradients,

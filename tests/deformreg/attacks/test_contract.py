@@ -94,6 +94,29 @@ def test_rows_do_not_interact(name):
         np.testing.assert_array_equal(a[:3], b[:3])
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in ATTACKS if name not in ("grid", "worst", "apgd-targets")])
+@pytest.mark.parametrize("shape", [(30, 1), (2, 3, 5, 1)], ids=["signals", "volumes"])
+def test_signals_and_volumes_are_attacked_likewise(name, shape):
+    attack = ATTACKS[name]
+    images, labels = examples()
+    images = images.reshape(len(images), *shape)
+    result = jax.jit(lambda key: attack.run(LOGITS, images, labels, key))(jax.random.key(0))
+    success = np.asarray(result.success)
+    np.testing.assert_array_equal(jnp.argmax(LOGITS(result.images), axis=1) != labels, success)
+    expected = attack.perturbation.apply(result.params, images)
+    np.testing.assert_allclose(result.images[success], expected[success], atol=1e-5)
+    assert (attack.size(result.params, images) <= 1 + 1e-4).all()
+    assert success.any() or name == "random"
+
+
+@pytest.mark.parametrize("shape", [(30, 1), (2, 3, 5, 1)], ids=["signals", "volumes"])
+def test_rotations_refuse_signals_and_volumes(shape):
+    images, labels = examples()
+    with pytest.raises(ValueError, match=r"affine\(\) moves images \[n, h, w, c\] only, got shape"):
+        ATTACKS["grid"].run(LOGITS, images.reshape(len(images), *shape), labels, jax.random.key(0))
+
+
 @pytest.mark.parametrize("name", TARGETED)
 def test_a_targeted_success_reaches_the_target(name):
     attack = ATTACKS[name]

@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from closed_forms import perceptron
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from deformreg import attacks, cross_entropy, gradient_penalty, linf
 from deformreg.certification import certify, gaussian
@@ -106,6 +108,24 @@ def test_a_model_of_one_batch_size_is_evaluated_and_certified():
     certify(logits_fn, IMAGES[:1], law=gaussian(0.1), perturbation=additive(), num_selection=5, num_samples=10, key=KEY)
     assert set(calls) == {4}
     assert logits_fn(IMAGES[:0]).shape == (0, 5)
+
+
+@pytest.mark.slow
+def test_every_device_may_call_the_model(cpus):
+    model, calls = recorder()
+    logits_fn, images = from_numpy(model, 5), np.concatenate([IMAGES, IMAGES[:2]])
+    expected = IN_JAX(images)
+    np.testing.assert_allclose(
+        jax.pmap(logits_fn, devices=cpus[:4])(images.reshape(4, 2, 5, 6, 1)).reshape(8, 5), expected, atol=1e-5
+    )
+    mesh = jax.make_mesh((4,), ("data",), devices=cpus[:4], axis_types=(AxisType.Auto,))
+    sharded = jax.shard_map(logits_fn, mesh=mesh, in_specs=P("data"), out_specs=P("data"))
+    np.testing.assert_allclose(jax.jit(sharded)(images), expected, atol=1e-5)
+    assert calls == [2] * 8
+    together = jax.jit(lambda images: 2 * logits_fn(images))
+    spread = jax.device_put(images, NamedSharding(mesh, P("data")))
+    np.testing.assert_allclose(together(spread), 2 * expected, atol=1e-5)
+    assert calls[8:] == [8]
 
 
 def hard(images):
