@@ -1,6 +1,7 @@
 """Classification losses, one value per example, unreduced: higher is worse for the model.
 
-Attacks ascend them and penalties differentiate them. Labels are integers in [0, classes).
+Attacks ascend them and penalties differentiate them. Labels are integers in [0, classes); the cross-entropy also takes
+soft labels, one probability per class.
 """
 
 from __future__ import annotations
@@ -40,25 +41,35 @@ def _others(logits: Array, labels: Array) -> Array:
     return jnp.where(_hot(logits, labels), -jnp.inf, logits)
 
 
-def cross_entropy(logits: Float[Array, "n classes"], labels: Int[Array, " n"]) -> Float[Array, " n"]:
-    """The negative log-likelihood of the labels.
+def cross_entropy(
+    logits: Float[Array, "n classes"], labels: Int[Array, " n"] | Float[Array, "n classes"]
+) -> Float[Array, " n"]:
+    """The negative log-likelihood of the labels, or its mean over soft labels.
 
     Args:
         logits: unnormalized log-probabilities.
-        labels: the right classes.
+        labels: the right classes, or one probability per class: soft labels, of mixed images or smoothed.
 
     Returns:
         One loss per example, at least 0, in nats; float32 or wider.
 
     Raises:
         TypeError: floating labels or integer logits.
-        ValueError: shapes that do not fit, or labels outside the classes.
+        ValueError: shapes that do not fit, labels outside the classes, or probabilities that do not sum to 1.
 
     Example:
         >>> import jax.numpy as jnp
         >>> round(cross_entropy(jnp.zeros((1, 10)), jnp.array([3])).item(), 4)
         2.3026
+        >>> round(cross_entropy(jnp.array([[0.0, 2.0]]), jnp.array([[0.5, 0.5]])).item(), 4)
+        1.1269
     """
+    if getattr(labels, "ndim", 0) == 2 and jnp.issubdtype(labels.dtype, jnp.floating):
+        logits = _checks.floating("logits", logits, rank=2, axes="[n, classes]")
+        logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+        shares = _checks.probabilities("labels", labels, logits.shape).astype(logits.dtype)
+        # A class of probability zero may have a logit of minus infinity.
+        return jax.nn.logsumexp(logits, axis=1) - jnp.sum(jnp.where(shares > 0, shares * logits, 0), axis=1)
     logits, labels = _arguments(logits, labels, classes=1)
     return jax.nn.logsumexp(logits, axis=1) - _picked(logits, labels)
 
