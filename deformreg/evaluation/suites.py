@@ -102,7 +102,10 @@ def fixed(attacks: Iterable[Attack]) -> Suite:
     if isinstance(attacks, Attack):
         raise TypeError(f"attacks must be a list of attacks, got the attack {attacks.name!r} alone: give [attack]")
     if not isinstance(attacks, Iterable) or isinstance(attacks, (str, bytes)):
-        raise TypeError(f"attacks must be a list of attacks or a suite, got {_checks.described(attacks)}")
+        raise TypeError(
+            f"attacks must be a list of attacks or a suite, got {_checks.described(attacks)}: "
+            "for example deformreg.evaluation.suites.standard(0.5)"
+        )
     example = "pgd(ball=linf(0.5), num_steps=50)"
     attacks = tuple(_checks.instance("attacks", attack, Attack, example) for attack in attacks)
     names = [attack.name for attack in attacks]
@@ -171,14 +174,15 @@ standard = Suite(
     {
         "pgd": lambda radius: pgd(ball=linf(radius), num_steps=50, restarts=2, keep="any"),
         "apgd-ce": lambda radius: apgd(ball=linf(radius), num_steps=100),
-        "apgd-dlr": lambda radius: apgd(ball=linf(radius), num_steps=100, loss="dlr"),
-        "rotation-translation": partial(_small_rotations, grid=(5, 5, 5)),
-        "square": lambda radius: square(ball=linf(radius), num_queries=500),
+        "apgd-targeted": lambda radius: apgd(ball=linf(radius), num_steps=50, loss="dlr", num_targets=4),
+        "square": lambda radius: square(ball=linf(radius), num_queries=600),
+        "rotation-translation": lambda radius: _small_rotations(radius, (5, 5, 5))._replace(sample=SAMPLE),
         "random": partial(_baseline, num_fields=50),
     }
 )
-"""The least that a published robust accuracy should rest on: random fields, multi-step from zero and from random
-starts, APGD on two losses, small rotations with translations, and Square."""
+"""The least that a published robust accuracy should rest on: multi-step from zero and from a random start, APGD on the
+cross-entropy and towards the four likeliest other classes, and Square; small rotations with translations and random
+fields as baselines on up to 64 images."""
 
 full = Suite(
     {
