@@ -84,18 +84,18 @@ def test_what_is_wrong_with_a_ball_is_found(law):
         check_ball(BALLS[law], PARAMS, key=KEY)
 
 
-def finishing(change):
-    """The attack, with a change of its state after every step."""
+def finishing(change, attack=ATTACK):
+    """An attack with a change of its state after every step."""
 
     def step(logits_fn, examples, search):
-        return change(ATTACK.step(logits_fn, examples, search))
+        return change(attack.step(logits_fn, examples, search))
 
-    return ATTACK._replace(step=step)
+    return attack._replace(step=step)
 
 
 ATTACKS = {
     "success must be what the model says": finishing(
-        lambda search: search._replace(broken=jnp.ones_like(search.broken))
+        lambda search: search._replace(broken=jnp.ones_like(search.broken)), pgd(ball=linf(1e-3), num_steps=1)
     ),
     "losses must be finite": finishing(lambda search: search._replace(losses=search.losses + jnp.inf)),
     "model_calls must be": finishing(lambda search: search._replace(calls=search.calls + 100, done=~search.broken)),

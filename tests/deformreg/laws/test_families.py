@@ -50,6 +50,7 @@ FAMILIES = {
     "flow": flow(),
     "flow zeros": flow(boundary="zeros"),
     "flow reflect normalized": flow(boundary="reflect", units="normalized"),
+    "cubic flow": flow(boundary="reflect", order=3),
     "flow zeros normalized": flow(boundary="zeros", units="normalized"),
     "affine": affine(),
     "affine full zeros": affine(parameters=AFFINE_PARAMETERS, boundary="zeros"),
@@ -58,7 +59,7 @@ FAMILIES = {
     "brightness": brightness,
     "shift and contrast": shift_and_contrast,
 }
-OF_ANY_RANK = ("additive", "flow", "flow zeros", "flow reflect normalized", "low resolution", "elastic")
+OF_ANY_RANK = ("additive", "flow", "flow zeros", "flow reflect normalized", "cubic flow", "low resolution", "elastic")
 
 
 def random_images(*shape):
