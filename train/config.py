@@ -112,6 +112,10 @@ class Config:
     accumulate: Count = 1
     """Parts into which a step divides its batch, one after the other, to save memory.
     Loss, penalty and gradient stay the same, but batch normalization takes its statistics over one part."""
+    average: Fraction = 0.0
+    """Decay per step, in [0, 1), of a moving average of weights and batch statistics, for example 0.999; 0 for none.
+    The average is validated and evaluated instead of the weights; checkpoints hold both.
+    In the first steps the decay is smaller, at most (1 + step) / (10 + step)."""
     seed: Seed = 0
     """Seed of the parameters, the order of examples, augmentation and noise."""
     parallel: Annotated[Literal["pmap", "jit"], FREE] = "pmap"

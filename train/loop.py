@@ -317,7 +317,7 @@ def device_batches(
 
 def count_right(model: nn.Module, state: State, batch: Batch, options: Augmentation) -> Array:
     """The numbers of correctly classified and of all valid examples of a batch, without an attack: ``int[2]``."""
-    logits = predict(model, state.params, state.batch_stats, center_view(batch["image"], options))
+    logits = predict(model, *state.evaluated, center_view(batch["image"], options))
     right = (jnp.argmax(logits, axis=-1) == batch["label"]) & batch["valid"]
     return jnp.stack([jnp.sum(right), jnp.sum(batch["valid"])])
 

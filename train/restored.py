@@ -113,7 +113,7 @@ def _open(folder: Path, data_dir: str | None, model: nn.Module | None = None, te
     step, state, skipped = checkpoints.restore(stored, network.shapes, config=config, select=config.select)
     for other, reason in skipped.items():
         say(f"skipped the damaged checkpoint of step {other}: {reason}")
-    logits_fn = jax.tree_util.Partial(Predictor(network.model), state.params, state.batch_stats)
+    logits_fn = jax.tree_util.Partial(Predictor(network.model), *state.evaluated)
     return _Opened(config, test, logits_fn, step, place)
 
 

@@ -17,7 +17,7 @@ from jax import Array
 
 from train.data import Augmentation, augment, example_keys
 from train.methods import NO_PENALTY, Forward, Method
-from train.state import State, Tree
+from train.state import State, Tree, averaged
 
 Batch = dict[str, Array]
 Metrics = dict[str, Array]
@@ -54,6 +54,7 @@ def make_step(
     rate: optax.Schedule,
     augmentation: Augmentation,
     accumulate: int = 1,
+    average: float = 0.0,
 ) -> Step:
     """Builds the step of a method.
 
@@ -67,6 +68,7 @@ def make_step(
         rate: the learning rate as a function of the step, for the metrics.
         augmentation: of the training images.
         accumulate: parts into which a batch is divided, one after the other.
+        average: decay of the moving averages that a state may keep.
     """
 
     def step(state: State, batch: Batch, *, axis: str | None = None) -> tuple[State, Metrics]:
@@ -99,7 +101,8 @@ def make_step(
         }
         # The parameters too: a step of finite loss can lead to some that are not.
         norms = jnp.stack([metrics[name] for name in ("loss", "gradient_norm", "parameter_norm")])
-        taken = State(state.step + 1, state.skipped, params, outcome.batch_stats, opt_state, state.key)
+        means = state.average and averaged(state.average, (params, outcome.batch_stats), state.step, average)
+        taken = State(state.step + 1, state.skipped, params, outcome.batch_stats, opt_state, state.key, means)
         left_out = state._replace(skipped=state.skipped + 1)
         finite = jnp.isfinite(norms).all()
         state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), taken, left_out)

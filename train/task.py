@@ -103,6 +103,7 @@ def prepare(
         rate=network.rate,
         augmentation=config.augmentation,
         accumulate=config.accumulate,
+        average=config.average,
     )
     return Task(splits, network, method, step, steps_per_epoch)
 
@@ -188,7 +189,7 @@ def build(
     optimizer = config.optimizer.make(rate)
     try:
         shape = output_shape(config.augmentation, source.image_shape)
-        init = partial(init_state, model, optimizer, shape, config.seed)
+        init = partial(init_state, model, optimizer, shape, config.seed, average=config.average > 0)
         shapes = jax.eval_shape(init)
     except ValueError as error:
         raise ConfigError(f"{config.model.name} on {source.name}: {error}") from error

@@ -139,6 +139,7 @@ class Attack(NamedTuple):
         calls_per_step: model calls of one step on one row.
         settings: the factory's arguments, plain data for reports.
         one_class: whether it needs the logits of classes, one class per image, and so fits no other criterion.
+        sample: an evaluation runs the attack on at most this many examples, evenly spaced; None for all.
     """
 
     name: str
@@ -152,6 +153,7 @@ class Attack(NamedTuple):
     calls_per_step: int = 1
     settings: Mapping[str, Any] = {}
     one_class: bool = False
+    sample: int | None = None
 
     def run(
         self,

@@ -65,6 +65,8 @@ OUT_OF_RANGE = {
     "optimizer.learning_rate": (0.0, -0.1, 1e10),
     "optimizer.momentum": (-0.1, 1.0),
     "optimizer.weight_decay": (-1.0, 1e10),
+    "optimizer.clip_norm": (-1.0, 1e10),
+    "average": (-0.1, 1.0),
     "schedule.decay_factor": (0.0, -1.0, 2.0),
     "schedule.warmup_epochs": (-1.0, 1e8),
     "evaluation.radius": (-1.0, 1e10),
