@@ -36,6 +36,9 @@ def check_family(perturbation: Perturbation, images: Float[Array, "n *space c"],
         images: two or more that differ, float32 or wider.
         tolerance: of derivatives and of examples in a batch, relative to the largest value.
 
+    Returns:
+        Nothing.
+
     Raises:
         AssertionError: a law that does not hold.
         TypeError: something other than a family or images.
@@ -123,6 +126,9 @@ def check_ball(ball: Ball, params: Params, *, key: Array, tolerance: float = 1e-
             ``flow().init(images)``; their values do not matter.
         key: a JAX random key.
         tolerance: relative.
+
+    Returns:
+        Nothing.
 
     Raises:
         AssertionError: a law that does not hold.
