@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from deformreg import _checks, fields
+from deformreg._arrays import aligned
 from deformreg.warping import Boundary, forward_differences, warp
 
 Params = Any
@@ -99,7 +100,9 @@ def pull_back(
         raise ValueError(f"image_gradients must have the images' shape {images.shape}, got {image_gradients.shape}")
     if perturbation.pullback is not None:
         return perturbation.pullback(image_gradients, images)
-    perturbed, vjp = jax.vjp(lambda params: perturbation.apply(params, images), perturbation.init(images))
+    perturbed, vjp = jax.vjp(
+        lambda params: perturbation.apply(params, images), aligned(perturbation.init(images), images)
+    )
     return vjp(image_gradients.astype(perturbed.dtype))[0]
 
 
@@ -223,18 +226,18 @@ def affine(
         _checks.choice("parameters", name, fields.AFFINE_PARAMETERS)
     if not parameters or len(set(parameters)) != len(parameters):
         raise ValueError(f"parameters must be one or more different names, got {parameters}")
-    columns = [fields.AFFINE_PARAMETERS.index(name) for name in parameters]
 
     def init(images: Array) -> Array:
         if images.ndim != 4:
             raise ValueError(f"affine() moves images [n, h, w, c] only, got shape {images.shape}")
-        return _zeros((images.shape[0], len(columns)), images)
+        return _zeros((images.shape[0], len(parameters)), images)
 
     def field(params: Array, images: Array) -> Array:
         # Positions are computed in float32 at least: a 16-bit type cannot hold them.
         params = params.astype(jnp.promote_types(params.dtype, jnp.float32))
-        full = jnp.zeros((images.shape[0], len(fields.AFFINE_PARAMETERS)), params.dtype)
-        full = full.at[:, jnp.array(columns)].set(params)
+        given = {name: params[:, column] for column, name in enumerate(parameters)}
+        zeros = jnp.zeros_like(params[:, 0])
+        full = jnp.stack([given.get(name, zeros) for name in fields.AFFINE_PARAMETERS], axis=1)
         return fields.affine_flow(full, images.shape[1], images.shape[2])
 
     return Perturbation(

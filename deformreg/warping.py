@@ -28,6 +28,7 @@ from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float
 
 from deformreg import _checks
+from deformreg._arrays import aligned, pad_examples
 
 Boundary = Literal["zeros", "edge", "reflect"]
 
@@ -86,11 +87,13 @@ def warp(
     images = _checks.images(images)
     flow = _checks.flow_for(flow, images.shape)
     _checks.choice("boundary", boundary, get_args(Boundary))
+    images = aligned(images, flow)
+    flow = aligned(flow, images)
     reach = _reach(within)
     if reach is None:
         return _warp(boundary, None, images, flow)
     # One channel at a time: XLA does not vectorize a last axis of three on CPUs.
-    planes = _pad(boundary, jnp.moveaxis(images, -1, 0), reach, axes=range(2, images.ndim))
+    planes = jnp.moveaxis(_pad(boundary, images, reach), -1, 0)
     return jnp.moveaxis(jnp.stack([_warp(boundary, reach, plane[..., None], flow)[..., 0] for plane in planes]), 0, -1)
 
 
@@ -233,7 +236,7 @@ def _packed(boundary: Boundary, images: Array, shifts: list[Array]) -> list[Arra
     """
     channels, axes = images.shape[-1], len(shifts)
     margin = 2 if boundary == "zeros" else 1  # the outermost cells then equal every cell further out
-    padded = _pad(boundary, images, margin, axes=range(1, axes + 1))
+    padded = _pad(boundary, images, margin)
     sizes = [size - 1 for size in padded.shape[1:-1]]
     every = _corners(axes)
     cells = jnp.concatenate([_window(padded, corner, sizes) for corner in every], axis=-1)
@@ -279,12 +282,12 @@ def _chosen(reach: int, images: Array, shifts: list[Array]) -> list[Array]:
     return [pixels(corner) for corner in _corners(len(shifts))]
 
 
-def _pad(boundary: Boundary, images: Array, width: int, axes: Sequence[int]) -> Array:
+def _pad(boundary: Boundary, images: Array, width: int) -> Array:
     """Pads the spatial axes by `width` on both sides."""
-    for axis in axes:
-        widths = [(width, width) if index == axis else (0, 0) for index in range(images.ndim)]
+    for axis in range(1, images.ndim - 1):
+        widths = [(width, width) if index == axis else (0, 0) for index in range(1, images.ndim)]
         mode = "edge" if boundary == "reflect" and images.shape[axis] == 1 else _PADDING[boundary]
-        images = jnp.pad(images, widths, mode=mode)
+        images = pad_examples(images, widths, mode)
     return images
 
 

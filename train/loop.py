@@ -82,6 +82,11 @@ def fit(
             f"--batch-size must be a multiple of {engine.devices} devices times --accumulate {config.accumulate}, "
             f"got {config.batch_size}"
         )
+    if config.labels.mixes and config.batch_size // engine.devices % 2:
+        raise ConfigError(
+            "--labels.mixup and --labels.cutmix mix pairs of images: --batch-size must be an even number per device, "
+            f"got {config.batch_size} on {engine.devices}"
+        )
     task = prepare(config, evaluated=evaluated, method=method, model=model, data=data, write_data=write_data)
     run, changes = runs.hold(folder, config, resume=resume)
     images = task.splits.train

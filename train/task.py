@@ -92,6 +92,9 @@ def prepare(
     train, validation = splits
     if config.batch_size > len(train):
         raise ConfigError(f"--batch-size must be at most {len(train)}, the training images, got {config.batch_size}")
+    weights = len(config.labels.weights)
+    if weights not in (0, train.num_classes):
+        raise ConfigError(f"--labels.weights must be {train.num_classes} numbers, one per class, got {weights}")
     steps_per_epoch = len(train) // config.batch_size
     if config.epochs * steps_per_epoch >= 2**31:
         raise ConfigError(f"--epochs must be at most {2**31 // steps_per_epoch}: steps are counted in 32 bits")
@@ -104,6 +107,8 @@ def prepare(
         network.optimizer,
         rate=network.rate,
         augmentation=config.augmentation,
+        labels=config.labels,
+        num_classes=train.num_classes,
         accumulate=config.accumulate,
         average=config.average,
     )
