@@ -47,9 +47,13 @@ class Budget(NamedTuple):
 
 
 class FlowNorms(NamedTuple):
-    """Final flow fields: their sizes in pixels, float[n], and int[n], the number of places where they fold.
+    """Sizes of final flow fields and their folds: see the functions of these names in `deformreg.fields`.
 
-    See the functions of these names in `deformreg.fields`.
+    Attributes:
+        max_component: float[n], in pixels.
+        max_displacement: float[n], in pixels.
+        mean_displacement: float[n], in pixels.
+        folds: int[n], the number of cells of the pixel grid that the field turns over.
     """
 
     max_component: Float[Array, " n"]
