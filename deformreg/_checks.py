@@ -150,6 +150,22 @@ def class_indices(name: str, value: Any, count: int, *, classes: int | None = No
     return jnp.asarray(given)
 
 
+def probabilities(name: str, value: Any, shape: tuple[int, ...]) -> jax.Array:
+    """Returns `value` as probabilities float[n, classes], or raises; of traced values only the shape is checked."""
+    checked = floating(name, value)
+    if checked.shape != shape:
+        raise ValueError(f"{name} must have the logits' shape {shape}, one probability per class, got {checked.shape}")
+    if isinstance(value, jax.core.Tracer) or not getattr(value, "is_fully_addressable", True):
+        return checked
+    rows = np.asarray(value, np.float64)
+    (bad,) = np.nonzero(~((rows >= 0).all(axis=1) & (np.abs(rows.sum(axis=1) - 1) < 0.01)))
+    if bad.size:
+        row = rows[bad[0]]
+        got = f"{row.min():.6g}" if row.min() < 0 else f"the sum {row.sum():.6g}"
+        raise ValueError(f"{name} must be probabilities of at least 0 that sum to 1, got {got} at index {bad[0]}")
+    return checked
+
+
 def _in_classes(name: str, given: np.ndarray[Any, Any], classes: int) -> None:
     (bad,) = np.nonzero((given < 0) | (given >= classes))
     if bad.size == 0:

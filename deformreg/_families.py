@@ -1,9 +1,12 @@
-"""Checks of perturbation families, and of the images that they perturb."""
+"""Checks of perturbation families and of the images that they perturb; their identity."""
 
 from __future__ import annotations
 
+from jaxtyping import Array
+
 from deformreg import _checks
-from deformreg.perturbations import Perturbation, flow
+from deformreg._arrays import aligned
+from deformreg.perturbations import Params, Perturbation, flow
 
 _LAYOUTS = {
     4: ("[n, h, w, c]", "[n, c, h, w]", "(0, 2, 3, 1)"),
@@ -16,6 +19,11 @@ def family_or_flow(perturbation: Perturbation | None) -> Perturbation:
     if perturbation is None:
         return flow()
     return _checks.instance("perturbation", perturbation, Perturbation, "deformreg.flow()")
+
+
+def identity(perturbation: Perturbation, images: Array) -> Params:
+    """The parameters of the identity, spread over devices as the images are."""
+    return aligned(perturbation.init(images), images)
 
 
 def check_layout(perturbation: Perturbation, shape: tuple[int, ...]) -> None:

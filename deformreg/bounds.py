@@ -30,8 +30,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from deformreg import _checks
-from deformreg._arrays import draw_leaves, scaled
-from deformreg._families import check_layout, family_or_flow
+from deformreg._arrays import aligned, draw_leaves, scaled
+from deformreg._families import check_layout, family_or_flow, identity
 from deformreg.balls import Ball
 from deformreg.penalties import LossFn, image_gradients, squared_norm
 from deformreg.perturbations import Params, Perturbation, flow, pull_back
@@ -237,8 +237,8 @@ def largest_curvature(
     perturbation, images = family_or_flow(perturbation), _checks.images(images)
     check_layout(perturbation, images.shape)
     num_steps = _checks.count("num_steps", num_steps)
-    identity = perturbation.init(images)
-    _, push = jax.linearize(lambda params: perturbation.apply(params, images), identity)
+    zeros = identity(perturbation, images)
+    _, push = jax.linearize(lambda params: perturbation.apply(params, images), zeros)
 
     def product(direction: Params) -> Params:
         _, curved = jax.jvp(lambda at: image_gradients(loss_fn, at)[0], (images,), (push(direction),))
@@ -250,7 +250,7 @@ def largest_curvature(
     def draw(key: Array, leaf: Array) -> Array:
         return jax.random.normal(key, leaf.shape, leaf.dtype)
 
-    start = draw_leaves(draw, _checks.key(key), identity)
+    start = aligned(draw_leaves(draw, _checks.key(key), zeros), images)
     direction = jax.lax.fori_loop(0, num_steps, step, _normalized(start))
     return _inner(direction, product(direction))
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from deformreg import _checks
-from deformreg._arrays import safe_root
+from deformreg._arrays import pad_examples, safe_root
 
 AFFINE_PARAMETERS = ("rotation", "dy", "dx", "log_scale_y", "log_scale_x", "shear")
 
@@ -199,8 +199,8 @@ def smooth(flow: Float[Array, "n *space axes"], sigma: float) -> Float[Array, "n
     weights = [math.exp(-0.5 * (i / sigma) ** 2) for i in range(-reach, reach + 1)]
     total = sum(weights)
     for axis in range(1, flow.ndim - 1):
-        padding = [(reach, reach) if i == axis else (0, 0) for i in range(flow.ndim)]
-        padded = jnp.pad(flow, padding, mode="edge")
+        padding = [(reach, reach) if i == axis else (0, 0) for i in range(1, flow.ndim)]
+        padded = pad_examples(flow, padding, "edge")
         size = flow.shape[axis]
         flow = sum(
             (weight / total) * jax.lax.slice_in_dim(padded, i, i + size, axis=axis) for i, weight in enumerate(weights)
@@ -245,7 +245,7 @@ def total_variation(
         if diagonal
         else [tuple(int(each == axis) for each in range(axes)) for axis in range(axes)]
     )
-    padded = jnp.pad(flow, [(0, 0), *[(1, 1)] * axes, (0, 0)], mode="edge")
+    padded = pad_examples(flow, [*[(1, 1)] * axes, (0, 0)], "edge")
     total = jnp.zeros(flow.shape[0], flow.dtype)
     for offset in [*offsets, *(tuple(-step for step in offset) for offset in offsets)]:
         window = [slice(1 + step, 1 + step + size) for step, size in zip(offset, flow.shape[1:-1], strict=True)]

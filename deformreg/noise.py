@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from deformreg import _checks
-from deformreg._arrays import draw_leaves
-from deformreg._families import family_or_flow
+from deformreg._arrays import aligned, draw_leaves
+from deformreg._families import family_or_flow, identity
 from deformreg.perturbations import Params, Perturbation, flow
 
 Noise = Callable[[Array, Params], Params]
@@ -101,5 +101,5 @@ def random_start(
     if image_range is not None:
         image_range = _checks.image_range(image_range)
     law = noise if callable(noise) else gaussian(noise)
-    moved = perturbation.apply(law(key, perturbation.init(images)), images)
+    moved = perturbation.apply(aligned(law(key, identity(perturbation, images)), images), images)
     return moved if image_range is None else jnp.clip(moved, *image_range)

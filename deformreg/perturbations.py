@@ -23,7 +23,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from deformreg import _checks, fields
-from deformreg.warping import Boundary, forward_differences, warp
+from deformreg._arrays import aligned
+from deformreg.warping import Boundary, Order, central_differences, forward_differences, interpolation_of, warp
 
 Params = Any
 """A pytree of arrays whose first axis is the example; one array for every family of this module."""
@@ -99,7 +100,9 @@ def pull_back(
         raise ValueError(f"image_gradients must have the images' shape {images.shape}, got {image_gradients.shape}")
     if perturbation.pullback is not None:
         return perturbation.pullback(image_gradients, images)
-    perturbed, vjp = jax.vjp(lambda params: perturbation.apply(params, images), perturbation.init(images))
+    perturbed, vjp = jax.vjp(
+        lambda params: perturbation.apply(params, images), aligned(perturbation.init(images), images)
+    )
     return vjp(image_gradients.astype(perturbed.dtype))[0]
 
 
@@ -141,11 +144,13 @@ def additive(*, image_range: tuple[float, float] | None = None) -> Perturbation:
     )
 
 
-def flow(*, boundary: Boundary = "edge", units: Units = "pixels", within: float | None = None) -> Perturbation:
+def flow(
+    *, boundary: Boundary = "edge", units: Units = "pixels", within: float | None = None, order: Order = 1
+) -> Perturbation:
     """Moves every pixel independently: the paper's adversarial deformation.
 
-    The gradient at the zero flow has a closed form: the image gradient times the images' forward differences, summed
-    over the channels. It needs no warp, no gather and no scatter.
+    The gradient at the zero flow has a closed form: the image gradient times the images' forward differences (with
+    ``order=3`` their central differences), summed over the channels. It needs no warp, no gather and no scatter.
 
     Args:
         boundary: what lies outside the image, see `deformreg.warp`.
@@ -153,6 +158,7 @@ def flow(*, boundary: Boundary = "edge", units: Units = "pixels", within: float 
             last axis (x, y) or (x, y, z).
         within: an upper bound on every component, in pixels for either `units`, such as the radius of an attack's
             ball. Below two pixels the warp is faster, see `deformreg.warp`.
+        order: of the interpolation: 1 for linear, 3 for cubic, which is smooth, see `deformreg.warp`.
 
     Returns:
         The family; parameters float[n, h, w, 2] in `units`, for signals float[n, t, 1], for volumes
@@ -160,7 +166,7 @@ def flow(*, boundary: Boundary = "edge", units: Units = "pixels", within: float 
 
     Raises:
         TypeError: `within` is not a number.
-        ValueError: unknown `boundary` or `units`, or `within` is negative.
+        ValueError: unknown `boundary`, `units` or `order`, or `within` is negative.
 
     Example:
         >>> import jax.numpy as jnp
@@ -171,12 +177,13 @@ def flow(*, boundary: Boundary = "edge", units: Units = "pixels", within: float 
     """
     _checks.choice("boundary", boundary, get_args(Boundary))
     _checks.choice("units", units, get_args(Units))
+    interpolation_of(order)
 
     def in_pixels(params: Array) -> Array:
         return params if units == "pixels" else fields.pixels_from_normalized(params)
 
     def pullback(image_gradients: Array, images: Array) -> Array:
-        slopes = forward_differences(images, boundary=boundary)
+        slopes = (forward_differences if order == 1 else central_differences)(images, boundary=boundary)
         gradient = jnp.stack([jnp.sum(image_gradients * slope, axis=-1) for slope in slopes], axis=-1)
         if units == "pixels":
             return gradient
@@ -186,11 +193,11 @@ def flow(*, boundary: Boundary = "edge", units: Units = "pixels", within: float 
 
     return Perturbation(
         init=lambda images: _zeros(_checks.flow_shape(images.shape), images),
-        apply=lambda params, images: warp(images, in_pixels(params), boundary=boundary, within=within),
+        apply=lambda params, images: warp(images, in_pixels(params), boundary=boundary, within=within, order=order),
         pullback=pullback,
         field=lambda params, images: in_pixels(params),
         unit=units,
-        unbounded=None if within is None else flow(boundary=boundary, units=units),
+        unbounded=None if within is None else flow(boundary=boundary, units=units, order=order),
     )
 
 
@@ -223,18 +230,18 @@ def affine(
         _checks.choice("parameters", name, fields.AFFINE_PARAMETERS)
     if not parameters or len(set(parameters)) != len(parameters):
         raise ValueError(f"parameters must be one or more different names, got {parameters}")
-    columns = [fields.AFFINE_PARAMETERS.index(name) for name in parameters]
 
     def init(images: Array) -> Array:
         if images.ndim != 4:
             raise ValueError(f"affine() moves images [n, h, w, c] only, got shape {images.shape}")
-        return _zeros((images.shape[0], len(columns)), images)
+        return _zeros((images.shape[0], len(parameters)), images)
 
     def field(params: Array, images: Array) -> Array:
         # Positions are computed in float32 at least: a 16-bit type cannot hold them.
         params = params.astype(jnp.promote_types(params.dtype, jnp.float32))
-        full = jnp.zeros((images.shape[0], len(fields.AFFINE_PARAMETERS)), params.dtype)
-        full = full.at[:, jnp.array(columns)].set(params)
+        given = {name: params[:, column] for column, name in enumerate(parameters)}
+        zeros = jnp.zeros_like(params[:, 0])
+        full = jnp.stack([given.get(name, zeros) for name in fields.AFFINE_PARAMETERS], axis=1)
         return fields.affine_flow(full, images.shape[1], images.shape[2])
 
     return Perturbation(

@@ -13,7 +13,7 @@ import tyro
 from annotated_types import Interval
 from pydantic import Field
 
-from train.data import Augmentation
+from train.data import Augmentation, Labels
 from train.methods import AnyMethod
 from train.methods.standard import Standard
 from train.models import MODELS
@@ -100,6 +100,7 @@ class Config:
 
     data: Data = field(default_factory=Data)
     augmentation: Augmentation = field(default_factory=Augmentation)
+    labels: Labels = field(default_factory=Labels)
     model: Model = field(default_factory=Model)
     method: Annotated[AnyMethod, _KIND] = field(default_factory=Standard)
     optimizer: Annotated[AnyOptimizer, _KIND] = field(default_factory=Sgd)

@@ -17,6 +17,7 @@ from train.data.places import find_moved, path_of
 from train.errors import ConfigError
 from train.methods import Method
 from train.models import create_model
+from train.optimizers import Make
 from train.parallel import AXIS
 from train.state import State, init_state
 from train.step import Step, make_step
@@ -72,6 +73,7 @@ def prepare(
     method: Method | None = None,
     model: nn.Module | None = None,
     data: Splits | None = None,
+    optimizer: Make | None = None,
     write_data: bool = True,
 ) -> Task:
     """Opens the data and builds the network.
@@ -79,7 +81,7 @@ def prepare(
     Args:
         config: what to train.
         evaluated: whether the test images will be wanted; then they are looked at now, not after the training.
-        method, model, data: values in place of those that the config describes.
+        method, model, data, optimizer: values in place of those that the config describes.
         write_data: whether something may be written into the config's `data_dir`.
 
     Raises:
@@ -90,10 +92,13 @@ def prepare(
     train, validation = splits
     if config.batch_size > len(train):
         raise ConfigError(f"--batch-size must be at most {len(train)}, the training images, got {config.batch_size}")
+    weights = len(config.labels.weights)
+    if weights not in (0, train.num_classes):
+        raise ConfigError(f"--labels.weights must be {train.num_classes} numbers, one per class, got {weights}")
     steps_per_epoch = len(train) // config.batch_size
     if config.epochs * steps_per_epoch >= 2**31:
         raise ConfigError(f"--epochs must be at most {2**31 // steps_per_epoch}: steps are counted in 32 bits")
-    network = build(config, train, steps_per_epoch, model=model)
+    network = build(config, train, steps_per_epoch, model=model, optimizer=optimizer)
     _check_agreement(config, train, validation)
     method = config.method.make() if method is None else method
     step = make_step(
@@ -102,6 +107,8 @@ def prepare(
         network.optimizer,
         rate=network.rate,
         augmentation=config.augmentation,
+        labels=config.labels,
+        num_classes=train.num_classes,
         accumulate=config.accumulate,
         average=config.average,
     )
@@ -172,6 +179,7 @@ def build(
     steps_per_epoch: int = 1,
     *,
     model: nn.Module | None = None,
+    optimizer: Make | None = None,
 ) -> Network:
     """The network of a config for the images of a source.
 
@@ -180,22 +188,23 @@ def build(
         source: any split: its image shape and classes count.
         steps_per_epoch: for the schedule of the learning rate.
         model: the network in place of the one that the config describes.
+        optimizer: makes the optimizer in place of the config's.
 
     Raises:
         ConfigError: network, augmentation and images do not fit together.
     """
     model = make_model(config, source.num_classes) if model is None else model
     rate = config.schedule.make(config.optimizer.learning_rate, config.epochs, steps_per_epoch)
-    optimizer = config.optimizer.make(rate)
+    transformation = config.optimizer.make(rate) if optimizer is None else optimizer(rate)
     try:
         shape = output_shape(config.augmentation, source.image_shape)
-        init = partial(init_state, model, optimizer, shape, config.seed, average=config.average > 0)
+        init = partial(init_state, model, transformation, shape, config.seed, average=config.average > 0)
         shapes = jax.eval_shape(init)
     except ValueError as error:
         raise ConfigError(f"{config.model.name} on {source.name}: {error}") from error
     # It runs once: on a CPU, optimizing it takes longer than all the rest.
     options = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else {}
-    return Network(model, shapes, jax.jit(init, compiler_options=options), optimizer, rate)
+    return Network(model, shapes, jax.jit(init, compiler_options=options), transformation, rate)
 
 
 def make_model(config: Config, num_classes: int) -> nn.Module:

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from deformreg import _checks, fields
-from deformreg._arrays import choose, scaled
+from deformreg._arrays import choose, pad_examples, scaled
+from deformreg._families import identity
 from deformreg.attacks.attack import Attack, Budget, Examples, LogitsFn, Search
 from deformreg.attacks.search import finite_or_zero, fresh, is_broken, plain, record, runners_up, used_share
 from deformreg.balls import pixelwise_l2
@@ -84,7 +85,7 @@ def adef(
     family = flow(boundary=boundary)
 
     def begin(examples: Examples) -> Search:
-        search = fresh(examples, family.init(examples.images))
+        search = fresh(examples, identity(family, examples.images))
         count = len(examples.images)
         number = 1 if examples.targets is not None else candidates
         memory = Memory(jnp.zeros((count, number), jnp.int32), jnp.zeros(count, bool))
@@ -183,5 +184,5 @@ def _smooth(field: Array, sigma: float) -> Array:
         return field
     reach = math.ceil(4 * sigma) + 1
     axes = field.shape[-1]
-    padded = jnp.pad(field, [(0, 0), *[(reach, reach)] * axes, (0, 0)])
+    padded = pad_examples(field, [*[(reach, reach)] * axes, (0, 0)], "constant")
     return fields.smooth(padded, sigma)[:, *[slice(reach, -reach)] * axes]

@@ -10,7 +10,7 @@ from jaxtyping import Array
 
 from deformreg import _checks, fields
 from deformreg._arrays import draw_leaves, scaled
-from deformreg._families import family_or_flow
+from deformreg._families import family_or_flow, identity
 from deformreg.attacks.attack import Attack, Examples, LogitsFn, Search
 from deformreg.attacks.search import (
     Keep,
@@ -88,7 +88,7 @@ def random_fields(
         return ball.project(scaled(params, scale))
 
     def begin(examples: Examples) -> Search:
-        return fresh(examples, family.init(examples.images))
+        return fresh(examples, identity(family, examples.images))
 
     def step(logits_fn: LogitsFn, examples: Examples, search: Search) -> Search:
         drawn = sample_rows(white, step_keys(examples, search.calls), search.params)

@@ -16,7 +16,8 @@ import numpy as np
 from jaxtyping import Array
 
 from deformreg import _checks
-from deformreg._families import family_or_flow
+from deformreg._arrays import entries_of
+from deformreg._families import family_or_flow, identity
 from deformreg.attacks.attack import Attack, Examples, LogitsFn, Search
 from deformreg.attacks.search import (
     Keep,
@@ -97,7 +98,7 @@ def square(
         raise ValueError(f"share must be in (0, 1], got {share}")
 
     def begin(examples: Examples) -> Search:
-        zeros = family.init(examples.images)
+        zeros = identity(family, examples.images)
         *others, width, channels = zeros.shape[1:]
 
         def stripes(key: Array) -> Array:
@@ -109,7 +110,7 @@ def square(
     def propose(key: Array, kept: Array, side: Array) -> Array:
         *sizes, channels = kept.shape
         corner_key, sign_key = jax.random.split(key)
-        corner = jax.random.uniform(corner_key, (len(sizes),)) * (jnp.array(sizes) - side + 1)
+        corner = jax.random.uniform(corner_key, (len(sizes),)) * (jnp.array(sizes) - side + 1).astype(jnp.float32)
         offsets = [
             jnp.arange(size) - start for size, start in zip(sizes, jnp.floor(corner).astype(jnp.int32), strict=True)
         ]
@@ -123,7 +124,7 @@ def square(
         search = record(search, losses, broken, keep=keep)
         sides = jnp.asarray(window_sides(num_queries, search.kept.shape[1:-1], share))
         keys = step_keys(examples, search.calls)
-        proposed = jax.vmap(propose)(keys, search.kept, sides[jnp.minimum(search.calls, num_queries - 1)])
+        proposed = jax.vmap(propose)(keys, search.kept, entries_of(sides, jnp.minimum(search.calls, num_queries - 1)))
         proposed = family.constrain(ball.project(proposed), examples.images)
         return search._replace(params=proposed, done=search.done | (search.calls >= num_queries))
 

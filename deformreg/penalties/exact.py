@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from deformreg import _checks
+from deformreg._arrays import aligned
 from deformreg._families import check_layout, family_or_flow
 from deformreg.perturbations import Params, Perturbation, pull_back
 
@@ -55,6 +56,8 @@ def image_gradients(
     else:
         losses, vjp = jax.vjp(checked, images)
         result = losses
+    if (spread := aligned(images, losses)) is not images:
+        return image_gradients(loss_fn, spread, has_aux=has_aux)
     (gradients,) = vjp(jnp.ones_like(losses))
     return gradients, result
 
