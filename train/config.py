@@ -68,6 +68,10 @@ class Model:
     """The class of a network that was passed to `fit`; it takes the place of `name`."""
     width: Annotated[float, Interval(gt=0, le=16)] = 1.0
     """Multiplier of every channel count."""
+    mean: tuple[Annotated[float, Interval(ge=-1e6, le=1e6)], ...] = ()
+    """Mean of every channel, which the network subtracts from images in [0, 1]; none for 0."""
+    std: tuple[Positive, ...] = ()
+    """Standard deviation of every channel, by which the network divides; none for 1."""
     norm: Literal["batch", "device-batch", "group"] | None = None
     """Normalization: batch normalization with statistics over the whole batch,
     or over each device's part of it (pmap only), or group normalization.

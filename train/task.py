@@ -19,6 +19,7 @@ from train.data.places import find_moved, path_of
 from train.errors import ConfigError
 from train.methods import Method
 from train.models import create_model
+from train.models.standardized import Standardized
 from train.optimizers import Make
 from train.parallel import AXIS
 from train.state import State, init_state
@@ -254,7 +255,7 @@ def make_model(config: Config, num_classes: int) -> nn.Module:
     options = config.model
     if options.given:
         raise ConfigError(f"the network {options.given} of this run comes from a script: pass it there, as model=...")
-    return create_model(
+    network = create_model(
         options.name,
         num_classes=num_classes,
         width=options.width,
@@ -266,3 +267,4 @@ def make_model(config: Config, num_classes: int) -> nn.Module:
         axis_name=AXIS if options.norm != "device-batch" and config.parallel == "pmap" else None,
         remat=options.remat,
     )
+    return Standardized(network, options.mean, options.std) if options.mean or options.std else network
