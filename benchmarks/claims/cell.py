@@ -169,7 +169,9 @@ def _bounds_at(radius: float) -> Callable[..., Measured]:
 
 def stability(trained: Trained) -> Measured:
     """Relative stability to smooth deformations of the middle radius."""
-    found = relative_stability(trained.logits_fn, trained.images, size=trained.budgets.seen[1], key=jax.random.key(5))
+    found = relative_stability(
+        trained.logits_fn, jnp.asarray(trained.images), size=trained.budgets.seen[1], key=jax.random.key(5)
+    )
     return {"ratio": round(found.ratio, 4)}
 
 

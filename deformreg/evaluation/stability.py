@@ -119,7 +119,8 @@ def relative_stability(
             reactions = [jnp.mean(jnp.sum((logits_fn(one) - clean) ** 2, axis=1)) for one in (deformed, noisy)]
             return reactions[0], reactions[1]
 
-        return jax.lax.map(drawn, jax.random.split(key, num_draws))
+        reactions: tuple[Array, Array] = jax.lax.map(drawn, jax.random.split(key, num_draws))
+        return reactions
 
     deformed, noisy = (float(jnp.mean(one)) for one in changes(images, _checks.key(key)))
     if noisy == 0:
