@@ -49,7 +49,7 @@ def init_state(
     """
     init_key, run_key = jax.random.split(jax.random.key(seed))
     variables = jax.jit(lambda key: model.init(key, jnp.zeros((1, *image_shape)), train=False))(init_key)
-    params = variables["params"]
+    params = variables.get("params", {})
     return State(
         step=jnp.zeros((), jnp.int32),
         skipped=jnp.zeros((), jnp.int32),
