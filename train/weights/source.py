@@ -44,7 +44,7 @@ def read(place: Path) -> Arrays:
         files.open_regular(place, limit=LARGEST).close()
         with safe_open(place, framework="numpy") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError, ValueError, TypeError) as error:
+    except (OSError, SafetensorError, ValueError, TypeError, AttributeError) as error:
         raise ConfigError(f"--init {place}: not a run folder or a safetensors file ({one_line(error)})") from error
 
 

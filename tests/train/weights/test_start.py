@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import struct
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +15,9 @@ from settings import TINY
 from train import exports, loop, manifests, options
 from train.commands import main
 from train.config import Data, Model
+from train.errors import ConfigError
 from train.restored import open_network, open_run
+from train.weights.source import read
 
 pytestmark = pytest.mark.slow
 safetensors = pytest.importorskip("safetensors.numpy")
@@ -93,6 +97,19 @@ def test_a_head_for_other_classes_is_new(trained, tmp_path, capsys):
     assert "continuing" not in captured.out
     loop.fit(replace(other, epochs=2), tmp_path / "run", resume=True)  # the checkpoint counts, not the weights
     assert "continuing after step 2" in capsys.readouterr().out
+
+
+def test_narrow_types_are_read_and_unknown_ones_refused(tmp_path):
+    def write(kind, data):
+        header = json.dumps({"a": {"dtype": kind, "shape": [2], "data_offsets": [0, len(data)]}}).encode()
+        path = tmp_path / f"{kind}.safetensors"
+        path.write_bytes(struct.pack("<Q", len(header)) + header + data)
+        return path
+
+    np.testing.assert_array_equal(read(write("BF16", b"\x80\x3f\x00\x40"))["a"].astype(np.float32), [1, 2])
+    np.testing.assert_array_equal(read(write("F16", b"\x00\x3c\x00\x40"))["a"], [1, 2])
+    with pytest.raises(ConfigError, match="not a run folder or a safetensors file"):
+        read(write("F8_E4M3", b"\x00\x00"))
 
 
 def test_weights_that_cannot_be_used_are_named(trained, tmp_path, capsys):
