@@ -14,6 +14,7 @@ BENCHMARKS = {
     "input": "a preset's steps with its data, against the same steps on one batch",
     "storage": "training steps while a checkpoint is written",
     "peers": "a training step, against plain PyTorch",
+    "interop": "a PyTorch network called from JAX, against plain PyTorch",
     "pods": "training steps compiled for TPU pods, without one",
     "robustness": "accuracies of trained runs beside the cost of their steps",
     "claims": "the paper's claims, as a grid of trainings",

@@ -1,7 +1,9 @@
 """Resistance to adversarial deformations: warps, flow gradient penalties and attacks as pure JAX functions.
 
 Conventions: images are ``float[n, h, w, c]``; a flow is ``float[n, h, w, 2]`` in pixels, last axis (dy, dx), and says
-where to read (``out[p] = images(p + flow[p])``); a ``loss_fn`` maps images to *unreduced* losses ``[n]``.
+where to read (``out[p] = images(p + flow[p])``); a ``loss_fn`` maps images to *unreduced* losses ``[n]``. Signals
+``[n, t, c]`` and volumes ``[n, d, h, w, c]`` may take the place of images; their flows are ``[n, t, 1]`` and
+``[n, d, h, w, 3]``.
 
 The names to start with are here, the rest is in the modules. The library needs JAX, NumPy, SciPy and jaxtyping. Optax
 is optional: only `deformreg.attacks.stadv` uses it.
@@ -23,6 +25,7 @@ from deformreg import (
     perturbations,
     released,
     statistics,
+    testing,
 )
 from deformreg.attacks import Attack, multi_step, one_step
 from deformreg.balls import Ball, l2, linf, pixelwise_l2
@@ -33,8 +36,10 @@ from deformreg.noise import random_start
 from deformreg.penalties import (
     finite_difference_penalty,
     forward_over_reverse_penalty,
+    gradient_penalties,
     gradient_penalty,
     image_gradients,
+    regularized,
 )
 from deformreg.perturbations import Perturbation, additive, affine, flow, lowres_flow
 from deformreg.warping import warp
@@ -63,6 +68,7 @@ __all__ = [
     "finite_difference_penalty",
     "flow",
     "forward_over_reverse_penalty",
+    "gradient_penalties",
     "gradient_penalty",
     "image_gradients",
     "interop",
@@ -78,7 +84,9 @@ __all__ = [
     "perturbations",
     "pixelwise_l2",
     "random_start",
+    "regularized",
     "released",
     "statistics",
+    "testing",
     "warp",
 ]

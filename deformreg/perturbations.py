@@ -23,7 +23,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from deformreg import _checks, fields
-from deformreg.warping import Boundary, forward_differences, warp
+from deformreg._arrays import aligned
+from deformreg.warping import Boundary, Order, central_differences, forward_differences, interpolation_of, warp
 
 Params = Any
 """A pytree of arrays whose first axis is the example; one array for every family of this module."""
@@ -68,8 +69,8 @@ class Perturbation(NamedTuple):
 
 def pull_back(
     perturbation: Perturbation,
-    image_gradients: Float[Array, "n h w c"],
-    images: Float[Array, "n h w c"],
+    image_gradients: Float[Array, "n *space c"],
+    images: Float[Array, "n *space c"],
 ) -> Params:
     """Turns gradients with respect to images into gradients with respect to a family's parameters at the identity.
 
@@ -99,7 +100,9 @@ def pull_back(
         raise ValueError(f"image_gradients must have the images' shape {images.shape}, got {image_gradients.shape}")
     if perturbation.pullback is not None:
         return perturbation.pullback(image_gradients, images)
-    perturbed, vjp = jax.vjp(lambda params: perturbation.apply(params, images), perturbation.init(images))
+    perturbed, vjp = jax.vjp(
+        lambda params: perturbation.apply(params, images), aligned(perturbation.init(images), images)
+    )
     return vjp(image_gradients.astype(perturbed.dtype))[0]
 
 
@@ -111,7 +114,7 @@ def additive(*, image_range: tuple[float, float] | None = None) -> Perturbation:
             no range.
 
     Returns:
-        The family; parameters float[n, h, w, c] in the images' unit.
+        The family; parameters in the images' shape and unit.
 
     Raises:
         ValueError: the range is empty.
@@ -141,24 +144,29 @@ def additive(*, image_range: tuple[float, float] | None = None) -> Perturbation:
     )
 
 
-def flow(*, boundary: Boundary = "edge", units: Units = "pixels", within: float | None = None) -> Perturbation:
+def flow(
+    *, boundary: Boundary = "edge", units: Units = "pixels", within: float | None = None, order: Order = 1
+) -> Perturbation:
     """Moves every pixel independently: the paper's adversarial deformation.
 
-    The gradient at the zero flow has a closed form: the image gradient times the images' forward differences, summed
-    over the channels. It needs no warp, no gather and no scatter.
+    The gradient at the zero flow has a closed form: the image gradient times the images' forward differences (with
+    ``order=3`` their central differences), summed over the channels. It needs no warp, no gather and no scatter.
 
     Args:
         boundary: what lies outside the image, see `deformreg.warp`.
-        units: ``"pixels"``, last axis (dy, dx); or ``"normalized"``, PyTorch's [-1, 1] units, last axis (x, y).
+        units: ``"pixels"``, last axis (dy, dx), for volumes (dz, dy, dx); or ``"normalized"``, PyTorch's [-1, 1] units,
+            last axis (x, y) or (x, y, z).
         within: an upper bound on every component, in pixels for either `units`, such as the radius of an attack's
             ball. Below two pixels the warp is faster, see `deformreg.warp`.
+        order: of the interpolation: 1 for linear, 3 for cubic, which is smooth, see `deformreg.warp`.
 
     Returns:
-        The family; parameters float[n, h, w, 2] in `units`.
+        The family; parameters float[n, h, w, 2] in `units`, for signals float[n, t, 1], for volumes
+        float[n, d, h, w, 3].
 
     Raises:
         TypeError: `within` is not a number.
-        ValueError: unknown `boundary` or `units`, or `within` is negative.
+        ValueError: unknown `boundary`, `units` or `order`, or `within` is negative.
 
     Example:
         >>> import jax.numpy as jnp
@@ -169,26 +177,27 @@ def flow(*, boundary: Boundary = "edge", units: Units = "pixels", within: float 
     """
     _checks.choice("boundary", boundary, get_args(Boundary))
     _checks.choice("units", units, get_args(Units))
+    interpolation_of(order)
 
     def in_pixels(params: Array) -> Array:
         return params if units == "pixels" else fields.pixels_from_normalized(params)
 
     def pullback(image_gradients: Array, images: Array) -> Array:
-        slopes = forward_differences(images, boundary=boundary)
+        slopes = (forward_differences if order == 1 else central_differences)(images, boundary=boundary)
         gradient = jnp.stack([jnp.sum(image_gradients * slope, axis=-1) for slope in slopes], axis=-1)
         if units == "pixels":
             return gradient
-        height, width = images.shape[1:3]
-        scales = jnp.array([(width - 1) / 2, (height - 1) / 2], gradient.dtype)
-        return gradient[..., ::-1] * scales.reshape(1, 1, 1, 2)
+        # In (x, y) order. The scales of a signal's or volume's gradient likewise.
+        scales = jnp.array(fields.pixels_per_unit(images.shape[1:-1])[::-1], gradient.dtype)
+        return gradient[..., ::-1] * scales.reshape((1,) * (gradient.ndim - 1) + scales.shape)
 
     return Perturbation(
-        init=lambda images: _zeros((*images.shape[:3], 2), images),
-        apply=lambda params, images: warp(images, in_pixels(params), boundary=boundary, within=within),
+        init=lambda images: _zeros(_checks.flow_shape(images.shape), images),
+        apply=lambda params, images: warp(images, in_pixels(params), boundary=boundary, within=within, order=order),
         pullback=pullback,
         field=lambda params, images: in_pixels(params),
         unit=units,
-        unbounded=None if within is None else flow(boundary=boundary, units=units),
+        unbounded=None if within is None else flow(boundary=boundary, units=units, order=order),
     )
 
 
@@ -197,7 +206,7 @@ def affine(
     parameters: tuple[str, ...] = ("rotation", "dy", "dx"),
     boundary: Boundary = "edge",
 ) -> Perturbation:
-    """Moves all pixels of an image by one affine map about its centre.
+    """Moves all pixels of an image by one affine map about its centre. It does not take signals or volumes.
 
     Args:
         parameters: the free ones of `deformreg.fields.AFFINE_PARAMETERS`, in this order; the others stay zero.
@@ -221,17 +230,22 @@ def affine(
         _checks.choice("parameters", name, fields.AFFINE_PARAMETERS)
     if not parameters or len(set(parameters)) != len(parameters):
         raise ValueError(f"parameters must be one or more different names, got {parameters}")
-    columns = [fields.AFFINE_PARAMETERS.index(name) for name in parameters]
+
+    def init(images: Array) -> Array:
+        if images.ndim != 4:
+            raise ValueError(f"affine() moves images [n, h, w, c] only, got shape {images.shape}")
+        return _zeros((images.shape[0], len(parameters)), images)
 
     def field(params: Array, images: Array) -> Array:
         # Positions are computed in float32 at least: a 16-bit type cannot hold them.
         params = params.astype(jnp.promote_types(params.dtype, jnp.float32))
-        full = jnp.zeros((images.shape[0], len(fields.AFFINE_PARAMETERS)), params.dtype)
-        full = full.at[:, jnp.array(columns)].set(params)
+        given = {name: params[:, column] for column, name in enumerate(parameters)}
+        zeros = jnp.zeros_like(params[:, 0])
+        full = jnp.stack([given.get(name, zeros) for name in fields.AFFINE_PARAMETERS], axis=1)
         return fields.affine_flow(full, images.shape[1], images.shape[2])
 
     return Perturbation(
-        init=lambda images: _zeros((images.shape[0], len(columns)), images),
+        init=init,
         apply=lambda params, images: warp(images, field(params, images), boundary=boundary),
         field=field,
         unit="pixels" if set(parameters) <= {"dy", "dx"} else "parameters",
@@ -248,8 +262,8 @@ def lowres_flow(stride: int, *, sigma: float = 0.0, boundary: Boundary = "edge")
         boundary: what lies outside the image, see `deformreg.warp`.
 
     Returns:
-        The family; parameters float[n, ceil(h / stride), ceil(w / stride), 2] in pixels. No component of the full
-        field exceeds the coarse field's maximum.
+        The family; parameters float[n, ceil(h / stride), ceil(w / stride), 2] in pixels, for signals and volumes
+        likewise. No component of the full field exceeds the coarse field's maximum.
 
     Raises:
         TypeError: `stride` is not an integer.
@@ -268,11 +282,11 @@ def lowres_flow(stride: int, *, sigma: float = 0.0, boundary: Boundary = "edge")
     _checks.choice("boundary", boundary, get_args(Boundary))
 
     def init(images: Array) -> Array:
-        count, height, width, _ = images.shape
-        return _zeros((count, -(-height // stride), -(-width // stride), 2), images)
+        coarse = [-(-size // stride) for size in images.shape[1:-1]]
+        return _zeros((images.shape[0], *coarse, len(coarse)), images)
 
     def field(params: Array, images: Array) -> Array:
-        return fields.smooth(fields.upsample(params, images.shape[1], images.shape[2]), sigma)
+        return fields.smooth(fields.upsample(params, *images.shape[1:-1]), sigma)
 
     return Perturbation(
         init=init,

@@ -13,7 +13,7 @@ import tyro
 from annotated_types import Interval
 from pydantic import Field
 
-from train.data import Augmentation
+from train.data import Augmentation, Labels
 from train.methods import AnyMethod
 from train.methods.standard import Standard
 from train.models import MODELS
@@ -102,6 +102,7 @@ class Config:
 
     data: Data = field(default_factory=Data)
     augmentation: Augmentation = field(default_factory=Augmentation)
+    labels: Labels = field(default_factory=Labels)
     model: Model = field(default_factory=Model)
     method: Annotated[AnyMethod, _KIND] = field(default_factory=Standard)
     optimizer: Annotated[AnyOptimizer, _KIND] = field(default_factory=Sgd)
@@ -117,6 +118,10 @@ class Config:
     accumulate: Count = 1
     """Parts into which a step divides its batch, one after the other, to save memory.
     Loss, penalty and gradient stay the same, but batch normalization takes its statistics over one part."""
+    average: Fraction = 0.0
+    """Decay per step, in [0, 1), of a moving average of weights and batch statistics, for example 0.999; 0 for none.
+    The average is validated and evaluated instead of the weights; checkpoints hold both.
+    In the first steps the decay is smaller, at most (1 + step) / (10 + step)."""
     seed: Seed = 0
     """Seed of the parameters, the order of examples, augmentation and noise."""
     parallel: Annotated[Literal["pmap", "jit"], FREE] = "pmap"

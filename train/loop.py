@@ -19,7 +19,7 @@ import numpy as np
 from jax import Array
 from tqdm import tqdm
 
-from train import checkpoints, overfitting, own, parallel, processes, runs
+from train import checkpoints, optimizers, overfitting, own, parallel, processes, runs
 from train.config import Config
 from train.data import Augmentation, Source, center_view, device_prefetch, eval_batches, places, train_batches
 from train.data.kind import user_path
@@ -27,6 +27,7 @@ from train.errors import ConfigError, NonFiniteLoss, Preempted, say
 from train.methods import Method
 from train.methods.given import Given
 from train.metrics import MetricLog
+from train.optimizers import Make
 from train.options import check
 from train.state import State, predict
 from train.step import Batch, Metrics
@@ -41,6 +42,7 @@ def fit(
     method: Method | None = None,
     model: nn.Module | own.Factory | None = None,
     data: Splits | None = None,
+    optimizer: Make | None = None,
     resume: bool = False,
     evaluated: bool = False,
     stop_requested: Callable[[], bool] = lambda: False,
@@ -56,6 +58,8 @@ def fit(
             ``model.apply(variables, images, train=...)`` with images in [0, 1]; or a function that makes it, called
             with ``num_classes=...``. It returns logits and may have a ``batch_stats`` collection.
         data: training and validation images, used instead of the config's.
+        optimizer: a function from the learning rate, a schedule, to an Optax transformation, for example
+            ``optax.lion``; used instead of the config's optimizer, with the config's learning rate and schedule.
         resume: continue the run in that folder, or start it if there is none.
         evaluated: whether the run will be evaluated afterwards. If so, unusable test images raise an error before
             training.
@@ -74,7 +78,7 @@ def fit(
         StorageError: the run folder can no longer be written; earlier checkpoints remain.
     """
     folder = Path(folder)
-    config = check(_recorded(config, method, model, data))
+    config = check(_recorded(config, method, model, data, optimizer))
     config = _located(config, folder, resume) if data is None else config
     runs.claim(folder, config, resume=resume)  # raises before the data are read if the folder cannot be used
     engine = parallel.make_engine(config.parallel, devices=config.devices, batch_size=config.batch_size)
@@ -83,7 +87,14 @@ def fit(
             f"--batch-size must be a multiple of {engine.devices} devices times --accumulate {config.accumulate}, "
             f"got {config.batch_size}"
         )
-    task = prepare(config, evaluated=evaluated, method=method, model=model, data=data, write_data=write_data)
+    if config.labels.mixes and config.batch_size // engine.devices % 2:
+        raise ConfigError(
+            "--labels.mixup and --labels.cutmix mix pairs of images: --batch-size must be an even number per device, "
+            f"got {config.batch_size} on {engine.devices}"
+        )
+    task = prepare(
+        config, evaluated=evaluated, method=method, model=model, data=data, optimizer=optimizer, write_data=write_data
+    )
     run, changes = runs.hold(folder, config, resume=resume)
     images = task.splits.train
     contents = images.fingerprint
@@ -102,7 +113,11 @@ def fit(
 
 
 def _recorded(
-    config: Config, method: Method | None, model: nn.Module | own.Factory | None, data: Splits | None
+    config: Config,
+    method: Method | None,
+    model: nn.Module | own.Factory | None,
+    data: Splits | None,
+    optimizer: Make | None,
 ) -> Config:
     """The config, which names the values that were passed to `fit` in place of its own parts."""
     if config.init is not None:
@@ -114,6 +129,10 @@ def _recorded(
         config = replace(config, model=replace(config.model, given=given))
     if data is not None:
         config = replace(config, data=replace(config.data, given=data.train.name))
+    if optimizer is not None:
+        title = getattr(optimizer, "__name__", type(optimizer).__name__)
+        rate = config.optimizer.learning_rate
+        config = replace(config, optimizer=optimizers.Given(title=title, learning_rate=rate))
     return config
 
 
@@ -336,7 +355,7 @@ def device_batches(
 
 def count_right(model: nn.Module, state: State, batch: Batch, options: Augmentation) -> Array:
     """The numbers of correctly classified and of all valid examples of a batch, without an attack: ``int[2]``."""
-    logits = predict(model, state.params, state.batch_stats, center_view(batch["image"], options))
+    logits = predict(model, *state.evaluated, center_view(batch["image"], options))
     right = (jnp.argmax(logits, axis=-1) == batch["label"]) & batch["valid"]
     return jnp.stack([jnp.sum(right), jnp.sum(batch["valid"])])
 

@@ -141,7 +141,8 @@ def open_network(
     step, state, skipped = checkpoints.restore(stored, network.shapes, config=config, select=config.select)
     for other, reason in skipped.items():
         say(f"skipped the damaged checkpoint of step {other}: {reason}")
-    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    params, batch_stats = state.evaluated
+    variables = {"params": params, "batch_stats": batch_stats}
     return Opened(config, test, network.model, variables, step, place)
 
 

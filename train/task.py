@@ -19,6 +19,7 @@ from train.data.places import find_moved, path_of
 from train.errors import ConfigError, one_line
 from train.methods import Method
 from train.models import create_model
+from train.optimizers import Make
 from train.parallel import AXIS
 from train.state import State, init_state, predict
 from train.step import Step, make_step
@@ -74,6 +75,7 @@ def prepare(
     method: Method | None = None,
     model: nn.Module | own.Factory | None = None,
     data: Splits | None = None,
+    optimizer: Make | None = None,
     write_data: bool = True,
 ) -> Task:
     """Opens the data and builds the network.
@@ -81,7 +83,7 @@ def prepare(
     Args:
         config: what to train.
         evaluated: whether the test images will be wanted; then they are looked at now, not after the training.
-        method, model, data: values in place of those that the config describes.
+        method, model, data, optimizer: values in place of those that the config describes.
         write_data: whether something may be written into the config's `data_dir`.
 
     Raises:
@@ -92,10 +94,13 @@ def prepare(
     train, validation = splits
     if config.batch_size > len(train):
         raise ConfigError(f"--batch-size must be at most {len(train)}, the training images, got {config.batch_size}")
+    weights = len(config.labels.weights)
+    if weights not in (0, train.num_classes):
+        raise ConfigError(f"--labels.weights must be {train.num_classes} numbers, one per class, got {weights}")
     steps_per_epoch = len(train) // config.batch_size
     if config.epochs * steps_per_epoch >= 2**31:
         raise ConfigError(f"--epochs must be at most {2**31 // steps_per_epoch}: steps are counted in 32 bits")
-    network = build(config, train, steps_per_epoch, model=model)
+    network = build(config, train, steps_per_epoch, model=model, optimizer=optimizer)
     _check_agreement(config, train, validation)
     method = config.method.make() if method is None else method
     step = make_step(
@@ -104,7 +109,10 @@ def prepare(
         network.optimizer,
         rate=network.rate,
         augmentation=config.augmentation,
+        labels=config.labels,
+        num_classes=train.num_classes,
         accumulate=config.accumulate,
+        average=config.average,
     )
     return Task(splits, network, method, step, steps_per_epoch)
 
@@ -173,6 +181,7 @@ def build(
     steps_per_epoch: int = 1,
     *,
     model: nn.Module | own.Factory | None = None,
+    optimizer: Make | None = None,
 ) -> Network:
     """The network of a config for the images of a source.
 
@@ -181,6 +190,7 @@ def build(
         source: any split: its image shape and classes count.
         steps_per_epoch: for the schedule of the learning rate.
         model: the network in place of the one that the config describes, or a factory of it.
+        optimizer: makes the optimizer in place of the config's.
 
     Raises:
         ConfigError: network, augmentation and images do not fit together.
@@ -188,10 +198,10 @@ def build(
     classes = source.num_classes
     network = make_model(config, classes) if model is None else own.make(model, classes)
     rate = config.schedule.make(config.optimizer.learning_rate, config.epochs, steps_per_epoch)
-    optimizer = config.optimizer.make(rate)
+    transformation = config.optimizer.make(rate) if optimizer is None else optimizer(rate)
     try:
         shape = output_shape(config.augmentation, source.image_shape)
-        init = partial(init_state, network, optimizer, shape, config.seed)
+        init = partial(init_state, network, transformation, shape, config.seed, average=config.average > 0)
         shapes = jax.eval_shape(init)
         images = jax.ShapeDtypeStruct((2, *shape), jnp.float32)
         logits = jax.eval_shape(partial(predict, network), shapes.params, shapes.batch_stats, images)
@@ -205,7 +215,7 @@ def build(
         raise ConfigError(f"{config.model.given or config.model.name} has no parameters to train")
     # It runs once: on a CPU, optimizing it takes longer than all the rest.
     options = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else {}
-    return Network(network, shapes, jax.jit(init, compiler_options=options), optimizer, rate)
+    return Network(network, shapes, jax.jit(init, compiler_options=options), transformation, rate)
 
 
 def make_model(config: Config, num_classes: int) -> nn.Module:

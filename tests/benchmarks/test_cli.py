@@ -14,7 +14,7 @@ OWNERS = {
     "--comparison": ("robustness",),
     "--results": ("report",),
     "--torch-python": ("kernels", "attacks", "peers"),
-    "--rounds": ("cost", "kernels", "attacks", "input", "storage", "peers"),
+    "--rounds": ("cost", "kernels", "attacks", "input", "storage", "peers", "interop"),
 }
 
 

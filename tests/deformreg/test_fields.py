@@ -44,7 +44,7 @@ def test_a_normalized_unit_is_half_the_distance_of_the_outer_pixel_centres():
 
 def test_an_image_one_pixel_wide_has_no_normalized_unit():
     assert fields.pixels_from_normalized(np.ones((1, 3, 1, 2), np.float32))[0, 0, 0].tolist() == [1.0, 0.0]
-    with pytest.raises(ValueError, match=r"flow must be at least 2 pixels high and wide, got \(1, 3, 1, 2\)"):
+    with pytest.raises(ValueError, match=r"flow must be at least 2 pixels long along every axis, got \(1, 3, 1, 2\)"):
         fields.normalized_from_pixels(np.ones((1, 3, 1, 2), np.float32))
 
 
@@ -168,8 +168,9 @@ FLOW = np.zeros((1, 4, 5, 2), np.float32)
         (lambda: fields.affine_flow(np.zeros((1, 6), "f4"), 0, 4), ValueError, ["height", "at least 1", "0"]),
         (lambda: fields.affine_flow(np.zeros((1, 6), "f4"), 4, 2.5), TypeError, ["width", "integer", "2.5"]),
         (lambda: fields.affine_flow(np.zeros((1, 6), int), 4, 4), TypeError, ["params", "floating", "int"]),
-        (lambda: fields.upsample(FLOW, 8, 0), ValueError, ["width", "at least 1", "0"]),
-        (lambda: fields.upsample(FLOW, True, 8), TypeError, ["height", "integer", "True"]),
+        (lambda: fields.upsample(FLOW, 8, 0), ValueError, ["sizes", "at least 1", "0"]),
+        (lambda: fields.upsample(FLOW, True, 8), TypeError, ["sizes", "integer", "True"]),
+        (lambda: fields.upsample(FLOW, 8), ValueError, ["sizes", "one per axis", "(8,)"]),
         (lambda: fields.smooth(FLOW, -1.0), ValueError, ["sigma", "at least 0", "-1.0"]),
         (lambda: fields.smooth(FLOW, float("nan")), ValueError, ["sigma", "nan"]),
         (lambda: fields.total_variation(FLOW, epsilon=-1.0), ValueError, ["epsilon", "at least 0", "-1.0"]),

@@ -69,7 +69,7 @@ def test_a_killed_command_continues_to_the_same_report(trainer, whole, tmp_path,
     for (place, pattern, number), kept in kills:
         arguments = [place, pattern, str(number), str(folder), name, str(whole()), *options]
         process = trainer.start(arguments, program=("-c", PROGRAM))
-        _, err = process.communicate(timeout=240)
+        _, err = process.communicate(timeout=900)
         assert process.returncode == (0 if pattern == "nothing" else -signal.SIGKILL), err
         unit = "attacks" if name == "evaluate" else "images"
         assert err.count(f"continuing after {kept} {unit} of an earlier start") == bool(kept), err

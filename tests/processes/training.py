@@ -60,12 +60,12 @@ class Trainer(NamedTuple):
     def run(self, arguments: list[str], *, devices: int = 1, code: int = 0) -> tuple[str, str]:
         """Runs a command to its end, which must have the given exit code; returns both outputs."""
         process = self.start(arguments, devices=devices)
-        out, err = process.communicate(timeout=240)
+        out, err = process.communicate(timeout=900)
         assert process.returncode == code, f"exit code {process.returncode}\n{out}\n{err}"
         return out, err
 
 
-def wait_for(condition, process, seconds: float = 120.0) -> bool:
+def wait_for(condition, process, seconds: float = 900.0) -> bool:
     """Whether the condition came true while the process ran."""
     deadline = time.monotonic() + seconds
     while process.poll() is None and time.monotonic() < deadline:

@@ -36,6 +36,12 @@ Exit codes:
   143  stopped by SIGTERM; training saved its last step, and --resume continues from there
 """
 
+_LESS_MEMORY = {
+    "fit": "--accumulate, --model.remat or a smaller --batch-size take less, in the evaluation --evaluation.batch-size",
+    "evaluate": "`fit --resume RUN --no-evaluate --evaluation.batch-size N` stores a smaller batch for the attacks",
+    "certify": "a smaller --batch-size takes less",
+}
+
 UNUSABLE, FAILED, INTERRUPTED, CLOSED = 2, 4, 130, 141
 
 
@@ -50,6 +56,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if name not in COMMANDS:
         near = difflib.get_close_matches(name, COMMANDS, 1)
         return _fail(f"there is no command {name!r}: " + (f"did you mean {near[0]}?" if near else "see --help"))
+    try:
+        _prepare_jax()
+    except ValueError as error:
+        return _fail(f"JAX does not accept a variable of the environment: {error}: correct or unset it")
     from train import processes
     from train.errors import NonFiniteLoss, Preempted
 
@@ -75,7 +85,11 @@ def _open_streams() -> None:
 
 
 def _prepare_jax() -> None:
-    """Undoes settings of JAX that are meant for a user's own code; Flax and this program do not keep to them."""
+    """Undoes settings of JAX that are meant for a user's own code; Flax and this program do not keep to them.
+
+    Raises:
+        ValueError: JAX cannot be imported, because a variable of the environment has a value that it does not know.
+    """
     import jax
 
     jax.config.update("jax_numpy_dtype_promotion", "standard")
@@ -93,7 +107,6 @@ def _run(name: str, arguments: list[str]) -> int:
         os.getcwd()
     except FileNotFoundError:
         return _fail("the current directory has been deleted: change to another one")
-    _prepare_jax()
     try:
         code: int = importlib.import_module(f"train.commands.{name}").run(arguments)
         return code
@@ -114,7 +127,7 @@ def _run(name: str, arguments: list[str]) -> int:
     except jax.errors.JaxRuntimeError as error:
         line = one_line(error)
         if "RESOURCE_EXHAUSTED" in line:
-            return _fail(f"out of memory ({line}): --accumulate, --model.remat or a smaller --batch-size take less")
+            return _fail(f"out of memory ({line}): {_LESS_MEMORY.get(name, _LESS_MEMORY['fit'])}")
         if jax.process_count() > 1:
             return _fail(f"another process is gone or cannot be reached ({line}); --resume continues", FAILED)
         raise

@@ -48,6 +48,18 @@ def read(place: Path) -> Arrays:
         raise ConfigError(f"--init {place}: not a run folder or a safetensors file ({one_line(error)})") from error
 
 
+def _evaluated(leaves: Arrays) -> Arrays:
+    """The parameters and running statistics of a state that are evaluated: the averages if they are kept."""
+    kept = {"average/0/": "params/", "average/1/": "batch_stats/"}
+    averages = {
+        path.replace(start, name, 1): leaf
+        for start, name in kept.items()
+        for path, leaf in leaves.items()
+        if path.startswith(start)
+    }
+    return averages or {path: leaf for path, leaf in leaves.items() if path.startswith(OWN)}
+
+
 def _of_run(folder: Path) -> Arrays:
     config, stored = runs.load_config(folder), runs.Run(folder).checkpoints
     opened = checkpoints.open_all(stored)
@@ -60,7 +72,7 @@ def _of_run(folder: Path) -> Arrays:
             leaves = one.read()
         except manifests.Damaged:
             continue
-        return {path: leaf for path, leaf in leaves.items() if path.startswith(OWN)}
+        return _evaluated(leaves)
     raise CheckpointError(
         f"--init {folder}: no intact checkpoint; `python -m train verify {folder}` says what is wrong"
     )

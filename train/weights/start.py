@@ -37,4 +37,6 @@ def start(state: State, optimizer: optax.GradientTransformation, place: Path, na
         raise ConfigError(f"--init {place}: none of its {len(stored)} arrays fits {name} by name and shape")
     new = [matched.arrays.get(path, leaf) for path, leaf in leaves.items()]
     state = jax.tree.unflatten(jax.tree.structure(state), map(jax.numpy.asarray, new))
+    if state.average is not None:  # copies: a step donates the buffers of the state, and none may be donated twice
+        state = state._replace(average=jax.tree.map(jax.numpy.copy, (state.params, state.batch_stats)))
     return state._replace(opt_state=optimizer.init(state.params)), matched

@@ -263,3 +263,14 @@ def test_label_maps_move_with_the_images():
     np.testing.assert_array_equal(far_away, 9)
     with pytest.raises(ValueError, match=r"flow must have shape \(3, 6, 7, 2\) for label maps of \(3, 6, 7\)"):
         warp_label_maps(labels, jnp.zeros((3, 6, 6, 2)))
+
+
+@cases
+def test_known_labels_are_checked_inside_a_trace_of_something_else(name):
+    criterion, outputs, labels = drawn(name, 4)
+    labels = jnp.asarray(labels)
+
+    def loss(images):
+        return criterion.check_labels(labels, images.shape, outputs.shape).sum() + images.sum()
+
+    assert jax.eval_shape(jax.grad(loss), jnp.zeros((4, 4, 5, 1))).shape == (4, 4, 5, 1)

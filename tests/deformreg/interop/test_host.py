@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from closed_forms import perceptron
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from deformreg import attacks, cross_entropy, gradient_penalty, linf
 from deformreg.certification import certify, gaussian
@@ -108,6 +110,24 @@ def test_a_model_of_one_batch_size_is_evaluated_and_certified():
     assert logits_fn(IMAGES[:0]).shape == (0, 5)
 
 
+@pytest.mark.slow
+def test_every_device_may_call_the_model(cpus):
+    model, calls = recorder()
+    logits_fn, images = from_numpy(model, 5), np.concatenate([IMAGES, IMAGES[:2]])
+    expected = IN_JAX(images)
+    np.testing.assert_allclose(
+        jax.pmap(logits_fn, devices=cpus[:4])(images.reshape(4, 2, 5, 6, 1)).reshape(8, 5), expected, atol=1e-5
+    )
+    mesh = jax.make_mesh((4,), ("data",), devices=cpus[:4], axis_types=(AxisType.Auto,))
+    sharded = jax.shard_map(logits_fn, mesh=mesh, in_specs=P("data"), out_specs=P("data"))
+    np.testing.assert_allclose(jax.jit(sharded)(images), expected, atol=1e-5)
+    assert calls == [2] * 8
+    together = jax.jit(lambda images: 2 * logits_fn(images))
+    spread = jax.device_put(images, NamedSharding(mesh, P("data")))
+    np.testing.assert_allclose(together(spread), 2 * expected, atol=1e-5)
+    assert calls[8:] == [8]
+
+
 def hard(images):
     return 5.0 * np.eye(5)[in_numpy(images).argmax(axis=1)]
 
@@ -146,10 +166,10 @@ def test_failures_are_one_line(function, message):
 
 
 def test_a_model_that_fails_later_ends_the_evaluation_with_its_line():
-    model, calls = recorder(lambda images: in_numpy(images) if len(calls) < 20 else failing(images))
+    model, calls = recorder(lambda images: in_numpy(images) if len(calls) < 9 else failing(images))
     with pytest.raises(ModelError, match=r"the service is gone$"):
         evaluate(from_numpy(model, 5), IMAGES, LABELS, [SQUARE], key=KEY)
-    assert len(calls) == 20
+    assert len(calls) == 9
 
 
 def test_arguments_are_checked():
