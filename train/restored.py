@@ -43,6 +43,7 @@ class Trained(NamedTuple):
         logits_fn: ``float[n, h, w, c] -> logits[n, classes]`` on running statistics.
         images: float[n, h, w, c], the test images as the network sees them.
         labels: int32[n].
+        source: names the data set and split that they are from.
         class_names: one per label.
         step: of the checkpoint.
         train_seconds: time spent training, compilation included.
@@ -53,6 +54,7 @@ class Trained(NamedTuple):
     logits_fn: LogitsFn
     images: np.ndarray
     labels: np.ndarray
+    source: str
     class_names: tuple[str, ...]
     step: int
     train_seconds: float
@@ -179,9 +181,8 @@ def open_run(
     view = jax.jit(partial(center_view, options=config.augmentation))
     views = [np.asarray(view(images[start : start + 1000])) for start in range(0, len(images), 1000)]
     seconds = metrics.train_seconds(metrics.read_metrics(runs.Run(folder)))
-    return Trained(
-        config, opened.logits_fn, np.concatenate(views), labels, test.class_names, opened.step, seconds, opened.place
-    )
+    logits_fn, step, place = opened.logits_fn, opened.step, opened.place
+    return Trained(config, logits_fn, np.concatenate(views), labels, test.name, test.class_names, step, seconds, place)
 
 
 def open_runs(

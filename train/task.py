@@ -15,10 +15,13 @@ from flax.errors import FlaxError
 from train import own
 from train.config import Config
 from train.data import NoSplit, Source, load, output_shape
+from train.data.kind import say_once
+from train.data.parts import parse
 from train.data.places import find_moved, path_of
 from train.errors import ConfigError, one_line
 from train.methods import Method
 from train.models import create_model
+from train.models.standardized import Standardized
 from train.optimizers import Make
 from train.parallel import AXIS
 from train.state import State, init_state, predict
@@ -120,6 +123,7 @@ def prepare(
 def _open_splits(config: Config, evaluated: bool, write: bool) -> Splits:
     """Training images, and for validation those held out, else the set's own validation split, else the test images."""
     train = open_split(config, "train", write=write)
+    _check_apart(config, train)
     test = open_split(config, "test", write=write) if evaluated else None
     if test is not None:
         _check_agreement(config, train, test)
@@ -128,6 +132,23 @@ def _open_splits(config: Config, evaluated: bool, write: bool) -> Splits:
     except NoSplit:
         validation = test or open_split(config, "test", write=write)
     return Splits(train, validation)
+
+
+def _check_apart(config: Config, train: Source) -> None:
+    """Raises `ConfigError` if a network would be validated or evaluated on images that it is trained on."""
+    trained = parse(config.data.train_split)
+    for split in ("validation", "test"):
+        text = getattr(config.data, f"{split}_split")
+        part = parse(text) if text else None
+        if part is None or part.name != trained.name:
+            continue
+        shared = set(part.rows(train.whole)) & set(trained.rows(train.whole))
+        if shared:
+            raise ConfigError(
+                f"--data.{split}-split {text} and --data.train-split {config.data.train_split} share {len(shared)} "
+                f"images: leave them out of one, for example by --data.train-split {trained.name}[:90%] and "
+                f"--data.{split}-split {trained.name}[90%:]"
+            )
 
 
 def _check_agreement(config: Config, train: Source, other: Source) -> None:
@@ -164,15 +185,33 @@ def open_split(config: Config, split: str, data_dir: str | None = None, *, write
         name, place = find_moved(name, data_dir), None
     elif data_dir is not None:
         place = data_dir
-    return load(
-        name,
-        split=split,
-        data_dir=place,
-        image_size=data.image_size,
-        holdout=data.holdout,
-        max_unreadable=data.max_unreadable,
-        write=write or place != data.data_dir or place is None,
-    )
+    named = {"validation": data.validation_split, "test": data.test_split}.get(split)
+    if split == "validation" and named and data.holdout:
+        raise ConfigError("--data.validation-split and --data.holdout both choose the validation images: give one")
+
+    def opened(split: str, holdout: float = data.holdout) -> Source:
+        return load(
+            name,
+            split=split,
+            train_split=data.train_split,
+            data_dir=place,
+            image_size=data.image_size,
+            holdout=holdout,
+            max_unreadable=data.max_unreadable,
+            write=write or place != data.data_dir or place is None,
+        )
+
+    try:
+        return opened(named or split)
+    except NoSplit as error:
+        if split != "test" or named:
+            raise
+        try:
+            validation = opened("validation", holdout=0.0)
+        except NoSplit:
+            raise error from None
+        say_once(f"{error}; the validation split is evaluated instead")
+        return validation
 
 
 def build(
@@ -232,7 +271,7 @@ def make_model(config: Config, num_classes: int) -> nn.Module:
             f"the network {options.name} of this run is not part of this program, and a run folder may name anything: "
             "to import it, say --model.name again (from Python: model=...)"
         )
-    return create_model(
+    network = create_model(
         options.name,
         num_classes=num_classes,
         width=options.width,
@@ -244,3 +283,4 @@ def make_model(config: Config, num_classes: int) -> nn.Module:
         axis_name=AXIS if options.norm != "device-batch" and config.parallel == "pmap" else None,
         remat=options.remat,
     )
+    return Standardized(network, options.mean, options.std) if options.mean or options.std else network
