@@ -25,6 +25,7 @@ from deformreg import (
     perturbations,
     released,
     statistics,
+    testing,
 )
 from deformreg.attacks import Attack, multi_step, one_step
 from deformreg.balls import Ball, l2, linf, pixelwise_l2
@@ -40,7 +41,16 @@ from deformreg.penalties import (
     image_gradients,
     regularized,
 )
-from deformreg.perturbations import Perturbation, additive, affine, flow, lowres_flow
+from deformreg.perturbations import (
+    Perturbation,
+    additive,
+    affine,
+    diffeomorphic,
+    flow,
+    lowres_flow,
+    perspective,
+    thin_plate_spline,
+)
 from deformreg.warping import warp
 
 __version__ = "0.1.0"
@@ -60,6 +70,7 @@ __all__ = [
     "certify",
     "criteria",
     "cross_entropy",
+    "diffeomorphic",
     "evaluate",
     "evaluation",
     "evaluator",
@@ -80,11 +91,14 @@ __all__ = [
     "noise",
     "one_step",
     "penalties",
+    "perspective",
     "perturbations",
     "pixelwise_l2",
     "random_start",
     "regularized",
     "released",
     "statistics",
+    "testing",
+    "thin_plate_spline",
     "warp",
 ]
