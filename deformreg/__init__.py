@@ -25,6 +25,7 @@ from deformreg import (
     perturbations,
     released,
     statistics,
+    testing,
 )
 from deformreg.attacks import Attack, multi_step, one_step
 from deformreg.balls import Ball, l2, linf, pixelwise_l2
@@ -86,5 +87,6 @@ __all__ = [
     "regularized",
     "released",
     "statistics",
+    "testing",
     "warp",
 ]

@@ -24,7 +24,7 @@ from jaxtyping import Array, Float
 
 from deformreg import _checks, fields
 from deformreg._arrays import aligned
-from deformreg.warping import Boundary, forward_differences, warp
+from deformreg.warping import Boundary, Order, central_differences, forward_differences, interpolation_of, warp
 
 Params = Any
 """A pytree of arrays whose first axis is the example; one array for every family of this module."""
@@ -144,11 +144,13 @@ def additive(*, image_range: tuple[float, float] | None = None) -> Perturbation:
     )
 
 
-def flow(*, boundary: Boundary = "edge", units: Units = "pixels", within: float | None = None) -> Perturbation:
+def flow(
+    *, boundary: Boundary = "edge", units: Units = "pixels", within: float | None = None, order: Order = 1
+) -> Perturbation:
     """Moves every pixel independently: the paper's adversarial deformation.
 
-    The gradient at the zero flow has a closed form: the image gradient times the images' forward differences, summed
-    over the channels. It needs no warp, no gather and no scatter.
+    The gradient at the zero flow has a closed form: the image gradient times the images' forward differences (with
+    ``order=3`` their central differences), summed over the channels. It needs no warp, no gather and no scatter.
 
     Args:
         boundary: what lies outside the image, see `deformreg.warp`.
@@ -156,6 +158,7 @@ def flow(*, boundary: Boundary = "edge", units: Units = "pixels", within: float 
             last axis (x, y) or (x, y, z).
         within: an upper bound on every component, in pixels for either `units`, such as the radius of an attack's
             ball. Below two pixels the warp is faster, see `deformreg.warp`.
+        order: of the interpolation: 1 for linear, 3 for cubic, which is smooth, see `deformreg.warp`.
 
     Returns:
         The family; parameters float[n, h, w, 2] in `units`, for signals float[n, t, 1], for volumes
@@ -163,7 +166,7 @@ def flow(*, boundary: Boundary = "edge", units: Units = "pixels", within: float 
 
     Raises:
         TypeError: `within` is not a number.
-        ValueError: unknown `boundary` or `units`, or `within` is negative.
+        ValueError: unknown `boundary`, `units` or `order`, or `within` is negative.
 
     Example:
         >>> import jax.numpy as jnp
@@ -174,12 +177,13 @@ def flow(*, boundary: Boundary = "edge", units: Units = "pixels", within: float 
     """
     _checks.choice("boundary", boundary, get_args(Boundary))
     _checks.choice("units", units, get_args(Units))
+    interpolation_of(order)
 
     def in_pixels(params: Array) -> Array:
         return params if units == "pixels" else fields.pixels_from_normalized(params)
 
     def pullback(image_gradients: Array, images: Array) -> Array:
-        slopes = forward_differences(images, boundary=boundary)
+        slopes = (forward_differences if order == 1 else central_differences)(images, boundary=boundary)
         gradient = jnp.stack([jnp.sum(image_gradients * slope, axis=-1) for slope in slopes], axis=-1)
         if units == "pixels":
             return gradient
@@ -189,11 +193,11 @@ def flow(*, boundary: Boundary = "edge", units: Units = "pixels", within: float 
 
     return Perturbation(
         init=lambda images: _zeros(_checks.flow_shape(images.shape), images),
-        apply=lambda params, images: warp(images, in_pixels(params), boundary=boundary, within=within),
+        apply=lambda params, images: warp(images, in_pixels(params), boundary=boundary, within=within, order=order),
         pullback=pullback,
         field=lambda params, images: in_pixels(params),
         unit=units,
-        unbounded=None if within is None else flow(boundary=boundary, units=units),
+        unbounded=None if within is None else flow(boundary=boundary, units=units, order=order),
     )
 
 

@@ -1,4 +1,4 @@
-"""The linear backward warp, with a derivative rule that needs no scatter for the flow's gradient.
+"""The backward warp, with a derivative rule that needs no scatter for the flow's gradient.
 
 `warp` reads every output pixel from a displaced position of the input. The automatic derivative of that gather would
 scatter in its reverse pass even where only the flow's gradient is needed, although that gradient is a product of
@@ -18,8 +18,8 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from functools import cache, partial, reduce
-from typing import Literal, get_args
+from functools import partial, reduce
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -29,8 +29,14 @@ from jaxtyping import Array, Float
 
 from deformreg import _checks
 from deformreg._arrays import aligned, pad_examples
+from deformreg._interpolation import CUBIC, LINEAR, Interpolation
 
 Boundary = Literal["zeros", "edge", "reflect"]
+
+Order = Literal[1, 3]
+"""Of interpolation: linear, or cubic and smooth."""
+
+_INTERPOLATIONS = {1: LINEAR, 3: CUBIC}
 
 _PADDING = {"zeros": "constant", "edge": "edge", "reflect": "reflect"}
 
@@ -41,8 +47,9 @@ def warp(
     *,
     boundary: Boundary = "edge",
     within: float | None = None,
+    order: Order = 1,
 ) -> Float[Array, "n *space c"]:
-    """Moves the pixels of images along a flow: ``out[p] = images(p + flow[p])``, bilinear.
+    """Moves the pixels of images along a flow: ``out[p] = images(p + flow[p])``, bilinear or cubic.
 
     Signals and volumes are warped in the same way, linearly and trilinearly.
 
@@ -51,6 +58,11 @@ def warp(
     derivative from above, whatever the sign of a later step. In the last row and column `boundary` defines the
     forward neighbour: the edge pixel itself for ``"edge"``, so that the derivative is zero; zero for ``"zeros"``; the
     previous pixel for ``"reflect"``.
+
+    ``order=3`` is cubic convolution: smooth, without kinks; at a grid point the derivative is the central difference,
+    half of ``image[p + 1] - image[p - 1]``. It reads four pixels per axis instead of two, and it overshoots: next to an
+    edge, values leave the range of the images by up to an eighth of the step per axis, and `deformreg.evaluate` counts
+    an image outside its `image_range` as no success.
 
     All first and second derivatives, in forward and reverse mode, are finite for finite images and any flow without
     NaN, also far outside the image. The reverse pass to the flow needs neither gather nor scatter.
@@ -66,13 +78,14 @@ def warp(
             flow's gradient are faster, with the same values and derivatives; gradients of the images and second
             derivatives are not faster. A longer component may be shortened to the next whole pixel. None for no
             bound.
+        order: 1 for linear, 3 for cubic interpolation.
 
     Returns:
         The warped images, of the shape and type of `images`.
 
     Raises:
         TypeError: `images` or `flow` is not floating point, or `within` is not a number.
-        ValueError: the shapes do not fit, `boundary` is unknown, or `within` is negative.
+        ValueError: the shapes do not fit, `boundary` or `order` is unknown, or `within` is negative.
 
     Example:
         >>> import jax.numpy as jnp
@@ -83,18 +96,22 @@ def warp(
         >>> signal, later = jnp.array([[[0.0], [1.0], [4.0]]]), jnp.full((1, 3, 1), 0.5)
         >>> warp(signal, later).ravel().tolist()
         [0.5, 2.5, 4.0]
+
+    References:
+        Keys, "Cubic Convolution Interpolation for Digital Image Processing", 1981 (``order=3``).
     """
     images = _checks.images(images)
     flow = _checks.flow_for(flow, images.shape)
     _checks.choice("boundary", boundary, get_args(Boundary))
+    interpolation, reach = interpolation_of(order), _reach(within)
     images = aligned(images, flow)
     flow = aligned(flow, images)
-    reach = _reach(within)
     if reach is None:
-        return _warp(boundary, None, images, flow)
+        return _warp(interpolation, boundary, None, images, flow)
     # One channel at a time: XLA does not vectorize a last axis of three on CPUs.
-    planes = jnp.moveaxis(_pad(boundary, images, reach), -1, 0)
-    return jnp.moveaxis(jnp.stack([_warp(boundary, reach, plane[..., None], flow)[..., 0] for plane in planes]), 0, -1)
+    planes = jnp.moveaxis(_pad(boundary, images, reach - interpolation.taps[0]), -1, 0)
+    warped = [_warp(interpolation, boundary, reach, plane[..., None], flow)[..., 0] for plane in planes]
+    return jnp.moveaxis(jnp.stack(warped), 0, -1)
 
 
 def forward_differences(
@@ -120,6 +137,41 @@ def forward_differences(
     return tuple(_difference(images, axis, boundary) for axis in range(1, images.ndim - 1))
 
 
+def central_differences(
+    images: Float[Array, "n *space c"], *, boundary: Boundary = "edge"
+) -> tuple[Float[Array, "n *space c"], ...]:
+    """The derivatives of ``warp(images, flow, boundary=boundary, order=3)`` along each spatial axis at the zero flow.
+
+    Args:
+        images: images, signals or volumes, see `warp`; any range.
+        boundary: see `warp`; it matters in the first and last row and column only.
+
+    Returns:
+        One array per axis: half of ``images[p + 1] - images[p - 1]``.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> dy, dx = central_differences(jnp.arange(4.0).reshape(1, 1, 4, 1))
+        >>> dx.ravel().tolist()
+        [0.5, 1.0, 1.0, 0.5]
+    """
+    images = _checks.images(images)
+    _checks.choice("boundary", boundary, get_args(Boundary))
+
+    def along(axis: int) -> Array:
+        backward = jnp.flip(_difference(jnp.flip(images, axis), axis, boundary), axis)
+        return 0.5 * (_difference(images, axis, boundary) - backward)
+
+    return tuple(along(axis) for axis in range(1, images.ndim - 1))
+
+
+def interpolation_of(order: Any) -> Interpolation:
+    """Returns the interpolation of an order, or raises."""
+    if order not in _INTERPOLATIONS:
+        raise ValueError(f"order must be 1 (linear) or 3 (cubic), got {_checks.described(order)}")
+    return _INTERPOLATIONS[order]
+
+
 def _reach(within: float | None) -> int | None:
     """The largest shift that components of up to `within` pixels need; None if a gather is faster."""
     if within is None:
@@ -142,12 +194,13 @@ def _difference(images: Array, axis: int, boundary: Boundary) -> Array:
 
 
 def _cell(
-    boundary: Boundary, reach: int | None, images: Array, flow: Array, *, reused: bool = False
-) -> tuple[list[Array], list[Array]]:
-    """The pixels at the corners of every sampling position's cell, and the position inside it along each axis, in
-    [0, 1).
+    interpolation: Interpolation, boundary: Boundary, reach: int | None, images: Array, flow: Array, *,
+    reused: bool = False,
+) -> tuple[list[Array], list[Array]]:  # fmt: skip
+    """The pixels around every sampling position that an interpolation reads, in the order of its offsets, and the
+    position inside the cell along each axis, in [0, 1).
 
-    The corners come in the order of `_corners`. `reused`: whether more than one result is computed from them.
+    `reused`: whether more than one result is computed from them.
     """
     # Splitting the displacement instead of the position keeps the weights exact for images of any size. The limit
     # keeps the index arithmetic inside int32; a displacement beyond it leads outside of any image.
@@ -162,25 +215,20 @@ def _cell(
     axes = range(flow.shape[-1])
     shifts = [whole[..., axis] for axis in axes]
     if reach is not None:
-        corners = _chosen(reach, images, shifts)
-    elif reused and _packable(boundary, images):
-        corners = _packed(boundary, images, shifts)
+        pixels = _chosen(interpolation, reach, images, shifts)
+    elif reused and interpolation is LINEAR and _packable(boundary, images):
+        pixels = _packed(boundary, images, shifts)
     else:
-        corners = _gathered(boundary, images, shifts)
-    return corners, [weights[..., axis : axis + 1] for axis in axes]
+        pixels = _gathered(interpolation, boundary, images, shifts)
+    return pixels, [weights[..., axis : axis + 1] for axis in axes]
 
 
-def _corners(axes: int) -> list[tuple[int, ...]]:
-    """The corners of a cell as offsets along each axis, the last axis fastest: (0, 0), (0, 1), (1, 0), (1, 1)."""
-    return list(itertools.product((0, 1), repeat=axes))
-
-
-def _gathered(boundary: Boundary, images: Array, shifts: list[Array]) -> list[Array]:
-    """The pixels at ``p + shifts`` and at the other corners of their cells, each [n, ..., c]."""
+def _gathered(interpolation: Interpolation, boundary: Boundary, images: Array, shifts: list[Array]) -> list[Array]:
+    """The pixels around ``p + shifts`` at an interpolation's offsets, each [n, ..., c]."""
     positions = _positions(shifts)
     return [
-        _read(boundary, images, [position + offset for position, offset in zip(positions, corner, strict=True)])
-        for corner in _corners(len(shifts))
+        _read(boundary, images, [position + offset for position, offset in zip(positions, offsets, strict=True)])
+        for offsets in interpolation.offsets(len(shifts))
     ]
 
 
@@ -229,7 +277,7 @@ def _packable(boundary: Boundary, images: Array) -> bool:
 
 
 def _packed(boundary: Boundary, images: Array, shifts: list[Array]) -> list[Array]:
-    """The same as `_gathered`, by one gather from copies of the images: each pixel beside the corners of its cell.
+    """The same as `_gathered` if linear, by one gather from copies of the images: each pixel beside those of its cell.
 
     XLA for CPUs fuses four gathers into a single result. With two results (outputs and slopes) it computes each in a
     pass of its own, with its own index arithmetic; one gather of whole cells is then faster for few channels.
@@ -238,7 +286,7 @@ def _packed(boundary: Boundary, images: Array, shifts: list[Array]) -> list[Arra
     margin = 2 if boundary == "zeros" else 1  # the outermost cells then equal every cell further out
     padded = _pad(boundary, images, margin)
     sizes = [size - 1 for size in padded.shape[1:-1]]
-    every = _corners(axes)
+    every = LINEAR.offsets(axes)
     cells = jnp.concatenate([_window(padded, corner, sizes) for corner in every], axis=-1)
     positions = [
         jnp.clip(position + margin, 0, size - 1) for position, size in zip(_positions(shifts), sizes, strict=True)
@@ -258,9 +306,10 @@ def _mirror(index: Array, size: int) -> Array:
     return jnp.minimum(index, period - index)
 
 
-def _chosen(reach: int, images: Array, shifts: list[Array]) -> list[Array]:
-    """The same as `_gathered`, from shifted copies of images padded by `reach`; shifts in [-reach, reach - 1]."""
-    sizes, numbers = shifts[0].shape[1:], range(-reach, reach)
+def _chosen(interpolation: Interpolation, reach: int, images: Array, shifts: list[Array]) -> list[Array]:
+    """The same as `_gathered`, from shifted copies of padded images; shifts in [-reach, reach - 1]."""
+    sizes, numbers, taps = shifts[0].shape[1:], range(-reach, reach), interpolation.taps
+    margin = reach - taps[0]
 
     def choose(options: list[Array], whole: Array) -> Array:
         chosen = options[-1]
@@ -269,17 +318,17 @@ def _chosen(reach: int, images: Array, shifts: list[Array]) -> list[Array]:
         return chosen
 
     def shifted(offsets: tuple[int, ...]) -> Array:
-        return _window(images, [reach + offset for offset in offsets], sizes)
+        return _window(images, [margin + offset for offset in offsets], sizes)
 
     # Offsets are relative to the shift along the axes that are done, and absolute along the others.
     pixels: Callable[[tuple[int, ...]], Array] = shifted
     for axis, whole in enumerate(shifts):
-        offsets = [(0, 1)] * (axis + 1) + [range(-reach, reach + 1)] * (len(shifts) - axis - 1)
+        offsets = [taps] * (axis + 1) + [range(-margin, margin + 1)] * (len(shifts) - axis - 1)
         pixels = {
             each: choose([pixels((*each[:axis], number + each[axis], *each[axis + 1 :])) for number in numbers], whole)
             for each in itertools.product(*offsets)
         }.__getitem__
-    return [pixels(corner) for corner in _corners(len(shifts))]
+    return [pixels(offsets) for offsets in interpolation.offsets(len(shifts))]
 
 
 def _pad(boundary: Boundary, images: Array, width: int) -> Array:
@@ -291,52 +340,20 @@ def _pad(boundary: Boundary, images: Array, width: int) -> Array:
     return images
 
 
-def _interpolate(corners: list[Array], weights: list[Array]) -> Array:
-    """The multilinear interpolation between the corners of a cell."""
-    for weight in reversed(weights):
-        corners = [low + weight * (high - low) for low, high in zip(corners[::2], corners[1::2], strict=True)]
-    return corners[0]
-
-
-def _slopes(corners: list[Array], weights: list[Array]) -> list[Array]:
-    """The derivatives of `_interpolate` with respect to the position inside the cell, along each axis."""
-    axes = range(len(weights))
-    pixels = dict(zip(_corners(len(axes)), corners, strict=True))
-
-    @cache
-    def difference(corner: tuple[int, ...], along: tuple[int, ...]) -> Array:
-        if not along:
-            return pixels[corner]
-        first, *others = along
-        beyond = *corner[:first], 1, *corner[first + 1 :]
-        return difference(beyond, tuple(others)) - difference(corner, tuple(others))
-
-    # The interpolation is a polynomial in the weights; its coefficients are mixed differences at the first corner.
-    subsets = [along for count in axes for along in itertools.combinations(axes, count + 1)]
-    coefficients = {along: difference((0,) * len(axes), along) for along in subsets}
-
-    def slope(axis: int) -> Array:
-        left = [coefficients[tuple(each for each in axes if corner[each])] for corner in pixels if corner[axis]]
-        for weight in reversed(weights[:axis] + weights[axis + 1 :]):
-            left = [low + weight * high for low, high in zip(left[::2], left[1::2], strict=True)]
-        return left[0]
-
-    return [slope(axis) for axis in axes]
-
-
 def _over_channels(values: Array, channels: int) -> Array:
     """Repeats [n, ..., 1] over the channels."""
     # The transpose of a broadcast reduces a short last axis, slow on CPUs; that of a concatenation sums slices.
     return jnp.concatenate([values] * channels, axis=-1) if channels <= 4 else values
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def _warp(boundary: Boundary, reach: int | None, images: Array, flow: Array) -> Array:
-    return _interpolate(*_cell(boundary, reach, images, flow)).astype(images.dtype)
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
+def _warp(interpolation: Interpolation, boundary: Boundary, reach: int | None, images: Array, flow: Array) -> Array:
+    return interpolation.values(*_cell(interpolation, boundary, reach, images, flow)).astype(images.dtype)
 
 
 @partial(_warp.defjvp, symbolic_zeros=True)
 def _warp_jvp(
+    interpolation: Interpolation,
     boundary: Boundary,
     reach: int | None,
     primals: tuple[Array, Array],
@@ -345,12 +362,12 @@ def _warp_jvp(
     images, flow = primals
     images_dot, flow_dot = tangents
     moving = not isinstance(flow_dot, SymbolicZero)
-    cell = _cell(boundary, reach, images, flow, reused=moving)
-    outputs, parts = _interpolate(*cell), []
+    cell = _cell(interpolation, boundary, reach, images, flow, reused=moving)
+    outputs, parts = interpolation.values(*cell), []
     if not isinstance(images_dot, SymbolicZero):
-        parts.append(_interpolate(*_cell(boundary, reach, images_dot, flow)))
+        parts.append(interpolation.values(*_cell(interpolation, boundary, reach, images_dot, flow)))
     if moving:
-        slopes, flow_dot = _slopes(*cell), flow_dot.astype(outputs.dtype)
+        slopes, flow_dot = interpolation.slopes(*cell), flow_dot.astype(outputs.dtype)
         steps = [_over_channels(flow_dot[..., axis : axis + 1], images.shape[-1]) for axis in range(len(slopes))]
         along = [slope * step for slope, step in zip(slopes, steps, strict=True)]
         parts.append(sum(along[1:], along[0]))

@@ -42,6 +42,14 @@ class Data:
     max_unreadable: Annotated[CountOrNone, FREE] = 0
     """How many unreadable examples of a split to tolerate, per process and start.
     Each is named. In training another one takes its place; evaluation leaves it out."""
+    train_split: str = "train"
+    """The split to train on, or a part of it: train[:98%], train[:-5000]."""
+    validation_split: str | None = None
+    """The split to validate on, or a part of one such as train[98%:].
+    By default the images of `--data.holdout`, else the set's own validation split, else the test images."""
+    test_split: Annotated[str | None, FREE] = None
+    """The split to evaluate on, or a part of one.
+    By default the set's test split; if there is none, or it has no labels, its validation split."""
     holdout: Fraction = 0.0
     """Fraction of the training images, in [0, 1), that becomes the validation set."""
     image_size: Annotated[int, Interval(ge=1, le=4096)] | None = None
@@ -60,6 +68,10 @@ class Model:
     """The class of a network that was passed to `fit`; it takes the place of `name`."""
     width: Annotated[float, Interval(gt=0, le=16)] = 1.0
     """Multiplier of every channel count."""
+    mean: tuple[Annotated[float, Interval(ge=-1e6, le=1e6)], ...] = ()
+    """Mean of every channel, which the network subtracts from images in [0, 1]; none for 0."""
+    std: tuple[Positive, ...] = ()
+    """Standard deviation of every channel, by which the network divides; none for 1."""
     norm: Literal["batch", "device-batch", "group"] | None = None
     """Normalization: batch normalization with statistics over the whole batch,
     or over each device's part of it (pmap only), or group normalization.

@@ -19,7 +19,7 @@ import numpy as np
 from jax import Array
 from tqdm import tqdm
 
-from train import checkpoints, overfitting, parallel, processes, runs
+from train import checkpoints, optimizers, overfitting, parallel, processes, runs
 from train.config import Config
 from train.data import Augmentation, Source, center_view, device_prefetch, eval_batches, places, train_batches
 from train.data.kind import user_path
@@ -27,6 +27,7 @@ from train.errors import ConfigError, NonFiniteLoss, Preempted, say
 from train.methods import Method
 from train.methods.given import Given
 from train.metrics import MetricLog
+from train.optimizers import Make
 from train.options import check
 from train.state import State, predict
 from train.step import Batch, Metrics
@@ -40,6 +41,7 @@ def fit(
     method: Method | None = None,
     model: nn.Module | None = None,
     data: Splits | None = None,
+    optimizer: Make | None = None,
     resume: bool = False,
     evaluated: bool = False,
     stop_requested: Callable[[], bool] = lambda: False,
@@ -55,6 +57,8 @@ def fit(
             ``model.apply(variables, images, train=...)`` with images in [0, 1]. It returns logits and may have a
             ``batch_stats`` collection.
         data: training and validation images, used instead of the config's.
+        optimizer: a function from the learning rate, a schedule, to an Optax transformation, for example
+            ``optax.lion``; used instead of the config's optimizer, with the config's learning rate and schedule.
         resume: continue the run in that folder, or start it if there is none.
         evaluated: whether the run will be evaluated afterwards. If so, unusable test images raise an error before
             training.
@@ -73,7 +77,7 @@ def fit(
         StorageError: the run folder can no longer be written; earlier checkpoints remain.
     """
     folder = Path(folder)
-    config = check(_recorded(config, method, model, data))
+    config = check(_recorded(config, method, model, data, optimizer))
     config = _located(config, folder, resume) if data is None else config
     runs.claim(folder, config, resume=resume)  # raises before the data are read if the folder cannot be used
     engine = parallel.make_engine(config.parallel, devices=config.devices, batch_size=config.batch_size)
@@ -87,7 +91,9 @@ def fit(
             "--labels.mixup and --labels.cutmix mix pairs of images: --batch-size must be an even number per device, "
             f"got {config.batch_size} on {engine.devices}"
         )
-    task = prepare(config, evaluated=evaluated, method=method, model=model, data=data, write_data=write_data)
+    task = prepare(
+        config, evaluated=evaluated, method=method, model=model, data=data, optimizer=optimizer, write_data=write_data
+    )
     run, changes = runs.hold(folder, config, resume=resume)
     images = task.splits.train
     contents = images.fingerprint
@@ -105,7 +111,9 @@ def fit(
         log.close()
 
 
-def _recorded(config: Config, method: Method | None, model: nn.Module | None, data: Splits | None) -> Config:
+def _recorded(
+    config: Config, method: Method | None, model: nn.Module | None, data: Splits | None, optimizer: Make | None
+) -> Config:
     """The config, which names the values that were passed to `fit` in place of its own parts."""
     if method is not None:
         config = replace(config, method=Given(title=method.name))
@@ -113,6 +121,10 @@ def _recorded(config: Config, method: Method | None, model: nn.Module | None, da
         config = replace(config, model=replace(config.model, given=type(model).__name__))
     if data is not None:
         config = replace(config, data=replace(config.data, given=data.train.name))
+    if optimizer is not None:
+        title = getattr(optimizer, "__name__", type(optimizer).__name__)
+        rate = config.optimizer.learning_rate
+        config = replace(config, optimizer=optimizers.Given(title=title, learning_rate=rate))
     return config
 
 

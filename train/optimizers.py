@@ -16,6 +16,7 @@ import jax
 import optax
 import optax.contrib
 
+from train.errors import ConfigError
 from train.ranges import HIDDEN, Fraction, NonNegative, Positive
 
 
@@ -131,11 +132,32 @@ def _as_matrix(leaf: Any) -> optax.contrib.MuonDimensionNumbers | None:
     return optax.contrib.MuonDimensionNumbers(tuple(range(leaf.ndim - 1)), leaf.ndim - 1)
 
 
+Make = Callable[[optax.Schedule], optax.GradientTransformation]
+"""An optimizer of your own: a function from the learning rate, itself a function of the step, to a transformation."""
+
+
+@dataclass(frozen=True)
+class Given:
+    """The place that an optimizer takes in a config when `fit` was given it: `fit(config, folder, optimizer=...)`."""
+
+    title: str = ""
+    """The name of the function."""
+    learning_rate: Positive = 0.01
+    """Peak learning rate."""
+    name: Annotated[Literal["given"], HIDDEN] = "given"
+
+    def make(self, rate: optax.ScalarOrSchedule) -> optax.GradientTransformation:
+        raise ConfigError(
+            f"the optimizer {self.title!r} of this run comes from a script: pass it there, as optimizer=..."
+        )
+
+
 AnyOptimizer = (
     Sgd  #
     | AdamW
     | Lamb
     | Muon
+    | Given
 )
 
 OPTIMIZERS = {kind.name: kind for kind in get_args(AnyOptimizer)}

@@ -40,6 +40,7 @@ class Trained(NamedTuple):
         logits_fn: ``float[n, h, w, c] -> logits[n, classes]`` on running statistics.
         images: float[n, h, w, c], the test images as the network sees them.
         labels: int32[n].
+        source: names the data set and split that they are from.
         class_names: one per label.
         step: of the checkpoint.
         train_seconds: time spent training, compilation included.
@@ -50,6 +51,7 @@ class Trained(NamedTuple):
     logits_fn: LogitsFn
     images: np.ndarray
     labels: np.ndarray
+    source: str
     class_names: tuple[str, ...]
     step: int
     train_seconds: float
@@ -148,7 +150,7 @@ def open_run(
     view = jax.jit(partial(center_view, options=config.augmentation))
     views = [np.asarray(view(images[start : start + 1000])) for start in range(0, len(images), 1000)]
     seconds = metrics.train_seconds(metrics.read_metrics(runs.Run(folder)))
-    return Trained(config, logits_fn, np.concatenate(views), labels, test.class_names, step, seconds, place)
+    return Trained(config, logits_fn, np.concatenate(views), labels, test.name, test.class_names, step, seconds, place)
 
 
 def open_runs(folders: Sequence[Path], *, data_dir: str | None = None, examples: int = 0) -> list[Trained]:

@@ -9,7 +9,7 @@ import pytest
 from scipy import ndimage
 
 from deformreg import warp, warping
-from deformreg.warping import forward_differences
+from deformreg.warping import central_differences, forward_differences
 
 pytestmark = pytest.mark.usefixtures("strict_promotion")
 
@@ -23,7 +23,7 @@ def of_all_ranks(images, signals, volumes):
     return pytest.mark.parametrize("shape", [images, *slow], ids=["images", "signals", "volumes"])
 
 
-compiled_warp = jax.jit(warp, static_argnames=("boundary", "within"))
+compiled_warp = jax.jit(warp, static_argnames=("boundary", "within", "order"))
 
 
 def random_images(shape, seed=0, dtype=np.float32):
@@ -102,6 +102,70 @@ def test_the_warp_matches_scipy(boundary, shape, float64):
         np.testing.assert_allclose(warped[n, ..., c], expected, atol=1e-12)
 
 
+def keys(distance):
+    """Keys's kernel with a = -1/2, from its two pieces."""
+    distance = np.abs(distance)
+    near = 1.5 * distance**3 - 2.5 * distance**2 + 1
+    far = -0.5 * distance**3 + 2.5 * distance**2 - 4 * distance + 2
+    return np.where(distance <= 1, near, np.where(distance < 2, far, 0))
+
+
+def loop_cubic_warp(images, flow, boundary):
+    images, flow = images.astype(np.float64), flow.astype(np.float64)
+    out = np.zeros_like(images)
+    for n, *pixel in itertools.product(*map(range, images.shape[:-1])):
+        position = pixel + flow[(n, *pixel)]
+        first = np.floor(position).astype(int) - 1
+        for offset in itertools.product(range(4), repeat=len(pixel)):
+            share = np.prod(keys(position - (first + offset)))
+            out[(n, *pixel)] += share * read(images[n], *(first + offset), boundary=boundary)
+    return out
+
+
+@pytest.mark.parametrize("shape", [SHAPES[0], SHAPES[1], SIGNALS, pytest.param(VOLUMES, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("boundary", BOUNDARIES)
+def test_the_cubic_warp_matches_a_loop_in_float64(boundary, shape):
+    images, flow = random_images(shape), random_flow(shape)
+    warped = compiled_warp(images, flow, boundary=boundary, order=3)
+    np.testing.assert_allclose(warped, loop_cubic_warp(images, flow, boundary), atol=1e-5)
+    zero = compiled_warp(images * 100, 0 * flow, boundary=boundary, order=3)
+    np.testing.assert_array_equal(zero, images * 100)
+
+
+def test_the_cubic_warp_is_exact_on_quadratic_images(float64):
+    y, x = np.mgrid[:8, :9].astype(float)
+    flow = np.random.default_rng(0).uniform(-1, 1, (1, 8, 9, 2))
+
+    def image(y, x):
+        return (0.3 * y**2 - 0.7 * x * y + 0.2 * x**2 + y - 2)[None, ..., None]
+
+    warped = compiled_warp(image(y, x), flow, order=3)
+    expected = image(y + flow[0, ..., 0], x + flow[0, ..., 1])
+    inside = (slice(None), slice(2, -2), slice(2, -2))
+    np.testing.assert_allclose(warped[inside], expected[inside], atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(1, 6, 1), pytest.param((1, 4, 5, 1), marks=pytest.mark.slow)])
+@pytest.mark.parametrize("boundary", BOUNDARIES)
+def test_the_cubic_warp_has_no_kink_at_grid_points(boundary, shape, float64):
+    images, step = random_images(shape, dtype=np.float64), 2.0**-20
+
+    @jax.jit
+    def derivative(direction):
+        def function(flow):
+            return warp(images, flow, boundary=boundary, order=3)
+
+        return jax.jvp(function, (jnp.zeros_like(direction),), (direction,))[1]
+
+    for axis, differences in enumerate(central_differences(images, boundary=boundary)):
+        direction = np.zeros(flow_shape(shape))
+        direction[..., axis] = 1
+        np.testing.assert_allclose(derivative(direction), differences, atol=1e-12)
+        for sign in (1, -1):
+            moved = np.asarray(compiled_warp(images, sign * step * direction, boundary=boundary, order=3))
+            np.testing.assert_allclose(sign * (moved - images) / step, differences, atol=1e-4)
+
+
 @pytest.mark.parametrize(("dy", "dx"), [(0, 1), (1, 0), (-2, 3), (2, -1)])
 def test_integer_flows_are_exact_shifts(dy, dx):
     images = random_images((1, 6, 8, 2))
@@ -174,16 +238,17 @@ def test_the_flow_gradient_needs_no_scatter(boundary):
     assert "scatter" in program(0)  # the search itself finds the word
 
 
+@pytest.mark.parametrize("order", [1, pytest.param(3, marks=pytest.mark.slow)])
 @of_all_ranks((2, 3, 4, 2), (2, 5, 2), (1, 2, 3, 2, 2))
 @pytest.mark.parametrize("boundary", BOUNDARIES)
-def test_first_and_second_derivatives_between_the_grid_points(boundary, shape, float64):
+def test_first_and_second_derivatives_between_the_grid_points(boundary, shape, order, float64):
     """Along random lines through (images, flow), in every mix of forward and reverse mode."""
     images, flow = random_images(shape, dtype=np.float64), away_from_kinks(shape)
     images_line, flow_line = random_images(shape, 3, np.float64), 0.1 * random_flow(shape, dtype=np.float64)
     weights = random_images(shape, 4, np.float64)
 
     def total(images, flow):
-        return jnp.sum(weights * jnp.sin(warp(images, flow, boundary=boundary)))
+        return jnp.sum(weights * jnp.sin(warp(images, flow, boundary=boundary, order=order)))
 
     def forward(function):
         lines = images_line, flow_line
@@ -359,18 +424,21 @@ def test_a_nan_in_the_flow_stays_in_its_pixel(boundary):
 
 
 @pytest.mark.parametrize("boundary", BOUNDARIES)
-@pytest.mark.parametrize("within", [0.9, pytest.param(1.9, marks=pytest.mark.slow)])
-def test_a_promise_about_the_flow_changes_no_value_and_no_derivative(boundary, within, float64):
+@pytest.mark.parametrize(
+    ("within", "order"),
+    [(0.9, 1), *(pytest.param(within, order, marks=pytest.mark.slow) for within, order in [(1.9, 1), (0.9, 3)])],
+)
+def test_a_promise_about_the_flow_changes_no_value_and_no_derivative(boundary, within, order, float64):
     """At the grid points too, on both sides of them, and where the image has one row or column."""
 
     def everything(images, flow, weights, promised):
         def total(images, flow):
-            return jnp.sum(weights * warp(images, flow, boundary=boundary, within=promised) ** 3)
+            return jnp.sum(weights * warp(images, flow, boundary=boundary, within=promised, order=order) ** 3)
 
         def slopes(*arguments):
             return sum(jnp.sum(jnp.sin(gradient)) for gradient in jax.grad(total, (0, 1))(*arguments))
 
-        warped = warp(images, flow, boundary=boundary, within=promised)
+        warped = warp(images, flow, boundary=boundary, within=promised, order=order)
         return warped, jax.grad(total, (0, 1))(images, flow), jax.grad(slopes, (0, 1))(images, flow)
 
     compiled = jax.jit(everything, static_argnums=3)
@@ -442,6 +510,11 @@ def test_what_does_not_fit_is_named(arguments, error, words):
     with pytest.raises(error) as caught:
         warp(*arguments)
     assert all(word in str(caught.value) for word in words)
+
+
+def test_an_unknown_order_is_named():
+    with pytest.raises(ValueError, match=r"order must be 1 \(linear\) or 3 \(cubic\), got 2"):
+        warp(IMAGES, FLOW, order=2)
 
 
 def test_an_unknown_boundary_is_named_with_the_known_ones():

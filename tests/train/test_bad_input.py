@@ -53,6 +53,8 @@ OUT_OF_RANGE = {
     "augmentation.resize": (-1, 10**6),
     "augmentation.crop": (-1, 10**6),
     "augmentation.shift": (-1, 10**6),
+    "augmentation.min_area": (0.0, 1.5),
+    "augmentation.erase": (-0.1, 1.5),
     "model.width": (0.0, -1.0, 16.5, 1e300),
     "method.weight": (0.0, -1.0, 1e10, 1e300),
     "method.rule.step_size": (0.0, -1.0),

@@ -11,12 +11,17 @@ import optax
 import pytest
 from settings import TINY, batches, network
 
-from train.config import Model
-from train.optimizers import OPTIMIZERS, AdamW, Sgd
+from train.config import Data, Model
+from train.errors import ConfigError
+from train.loop import fit
+from train.optimizers import OPTIMIZERS, AdamW, Given, Sgd
+from train.restored import open_run
+from train.runs import Run, load_config
 from train.state import averaged, init_state
 from train.step import make_step
 
 PARAMS = {"bias": np.ones(3, np.float32), "kernel": np.full((4, 3), 2, np.float32), "conv": np.ones((2, 2, 4, 3), "f")}
+kinds = pytest.mark.parametrize("kind", [kind for kind in OPTIMIZERS.values() if kind is not Given])
 NO_GRADIENT = jax.tree.map(np.zeros_like, PARAMS)
 
 
@@ -27,7 +32,7 @@ def moved(kind, gradients, rate=0.1):
     return optax.apply_updates(PARAMS, updates)
 
 
-@pytest.mark.parametrize("kind", OPTIMIZERS.values(), ids=OPTIMIZERS)
+@kinds
 def test_weight_decay_can_leave_out_all_but_kernels(kind):
     every, kernels = (moved(kind(weight_decay=0.5, decay_all=decay_all), NO_GRADIENT) for decay_all in (True, False))
     for name, leaf in PARAMS.items():
@@ -35,7 +40,7 @@ def test_weight_decay_can_leave_out_all_but_kernels(kind):
         assert np.all(kernels[name] == every[name]) if leaf.ndim > 1 else np.all(kernels[name] == leaf)
 
 
-@pytest.mark.parametrize("kind", OPTIMIZERS.values(), ids=OPTIMIZERS)
+@kinds
 def test_every_optimizer_descends(kind):
     after = moved(kind(weight_decay=0.0), PARAMS, rate=0.01)  # of half the squared norm
     assert all(np.all(after[name] < leaf) for name, leaf in PARAMS.items())
@@ -84,3 +89,16 @@ def test_an_average_is_kept_beside_the_weights_and_skips_what_is_not_finite():
     broken = state._replace(params=jax.tree.map(lambda leaf: leaf * np.nan, state.params))
     after, _ = make(broken, batch)
     jax.tree.map(np.testing.assert_array_equal, after.average, state.average)
+
+
+@pytest.mark.slow
+def test_any_optax_transformation_trains_from_python(tmp_path):
+    """With the config's learning rate and schedule; the run records that it came from a script."""
+    config = replace(TINY, data=Data(name="digits"), batch_size=256)
+    state = fit(config, tmp_path / "run", optimizer=optax.lion)
+    assert int(state.step) > 0
+    assert load_config(Run(tmp_path / "run").folder).optimizer == Given("lion", config.optimizer.learning_rate)
+    with pytest.raises(ConfigError, match=r"optimizer 'lion' of this run comes from a script: .* optimizer="):
+        open_run(tmp_path / "run")
+    again = fit(replace(config, epochs=2), tmp_path / "run", optimizer=optax.lion, resume=True)
+    assert int(again.step) == 2 * int(state.step)
