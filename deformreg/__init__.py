@@ -41,7 +41,16 @@ from deformreg.penalties import (
     image_gradients,
     regularized,
 )
-from deformreg.perturbations import Perturbation, additive, affine, flow, lowres_flow
+from deformreg.perturbations import (
+    Perturbation,
+    additive,
+    affine,
+    diffeomorphic,
+    flow,
+    lowres_flow,
+    perspective,
+    thin_plate_spline,
+)
 from deformreg.warping import warp
 
 __version__ = "0.1.0"
@@ -61,6 +70,7 @@ __all__ = [
     "certify",
     "criteria",
     "cross_entropy",
+    "diffeomorphic",
     "evaluate",
     "evaluation",
     "evaluator",
@@ -81,6 +91,7 @@ __all__ = [
     "noise",
     "one_step",
     "penalties",
+    "perspective",
     "perturbations",
     "pixelwise_l2",
     "random_start",
@@ -88,5 +99,6 @@ __all__ = [
     "released",
     "statistics",
     "testing",
+    "thin_plate_spline",
     "warp",
 ]

@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from deformreg import _checks
 from deformreg._arrays import pad_examples, safe_root
@@ -319,3 +319,58 @@ def mean_displacement(flow: Float[Array, "n *space axes"]) -> Float[Array, " n"]
     """
     flow = _flow(flow)
     return jnp.mean(_lengths(flow), axis=tuple(range(1, flow.ndim - 1)))
+
+
+def folds(flow: Float[Array, "n *space axes"]) -> Int[Array, " n"]:
+    """The number of places where a flow folds: cells between neighbouring pixels that it turns over or flattens.
+
+    A cell folds if the map ``p + flow[p]``, interpolated linearly, has a Jacobian determinant of zero or less at one of
+    its corners. In images and signals a cell without such a corner does not fold anywhere; in volumes it may still fold
+    between its corners.
+
+    Args:
+        flow: in pixels.
+
+    Returns:
+        One count per example, at most the number of cells: (h - 1)(w - 1) for images.
+
+    Raises:
+        ValueError: the shape is not that of a flow.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> swapped = jnp.zeros((1, 4, 2, 2)).at[0, :, 0, 1].set(1.5)  # the left column reads beyond the right one
+        >>> folds(swapped).tolist(), folds(jnp.zeros((1, 4, 2, 2))).tolist()
+        ([3], [0])
+    """
+    flow = _flow(flow)
+    axes = range(flow.shape[-1])
+    corners = list(itertools.product((0, 1), repeat=len(axes)))
+    # The flow at every corner of every cell.
+    at = {
+        corner: flow[
+            :, *(slice(offset, size - 1 + offset) for offset, size in zip(corner, flow.shape[1:-1], strict=True))
+        ]
+        for corner in corners
+    }
+
+    def jacobian(corner: tuple[int, ...]) -> list[list[Array]]:
+        def along(axis: int) -> Array:
+            low, high = (at[*corner[:axis], end, *corner[axis + 1 :]] for end in (0, 1))
+            return high - low
+
+        return [[along(axis)[..., other] + (axis == other) for other in axes] for axis in axes]
+
+    folded = [_determinant(jacobian(corner)) <= 0 for corner in corners]
+    return jnp.any(jnp.stack(folded), axis=0).reshape(flow.shape[0], -1).sum(axis=1, dtype=jnp.int32)
+
+
+def _determinant(rows: list[list[Array]]) -> Array:
+    """The determinant of a small matrix of arrays, by its first row."""
+    if len(rows) == 1:
+        return rows[0][0]
+    terms = []
+    for column, entry in enumerate(rows[0]):
+        minor = _determinant([[*row[:column], *row[column + 1 :]] for row in rows[1:]])
+        terms.append(entry * minor if column % 2 == 0 else -entry * minor)
+    return sum(terms[1:], terms[0])

@@ -47,11 +47,19 @@ class Budget(NamedTuple):
 
 
 class FlowNorms(NamedTuple):
-    """Sizes of final flow fields, in pixels, float[n] each: see the functions of these names in `deformreg.fields`."""
+    """Sizes of final flow fields and their folds: see the functions of these names in `deformreg.fields`.
+
+    Attributes:
+        max_component: float[n], in pixels.
+        max_displacement: float[n], in pixels.
+        mean_displacement: float[n], in pixels.
+        folds: int[n], the number of cells of the pixel grid that the field turns over.
+    """
 
     max_component: Float[Array, " n"]
     max_displacement: Float[Array, " n"]
     mean_displacement: Float[Array, " n"]
+    folds: Int[Array, " n"]
 
 
 class DifferenceNorms(NamedTuple):
@@ -306,6 +314,9 @@ def measure(
     """
     if perturbation.field is not None:
         field = perturbation.field(params, images)
-        return FlowNorms(fields.max_component(field), fields.max_displacement(field), fields.mean_displacement(field))
+        return FlowNorms(
+            fields.max_component(field), fields.max_displacement(field), fields.mean_displacement(field),
+            fields.folds(field),
+        )  # fmt: skip
     difference = perturbation.apply(params, images) - images
     return DifferenceNorms(linf(1.0).norm(difference), l2(1.0).norm(difference))

@@ -48,7 +48,7 @@ def test_the_public_functions_are_found():
     assert {"deformreg.warping.warp", "deformreg.losses.margin", "deformreg.attacks.gradient.multi_step"} <= set(
         FUNCTIONS
     )
-    assert {"deformreg.balls.Ball", "deformreg.perturbations.Perturbation"} <= set(CLASSES)
+    assert {"deformreg.balls.Ball", "deformreg.perturbations.perturbation.Perturbation"} <= set(CLASSES)
 
 
 @functions

@@ -156,6 +156,28 @@ def test_the_displacement_norms_have_finite_gradients_at_zero():
         assert np.isfinite(jax.grad(lambda f, norm=norm: norm(f).sum())(np.zeros((1, 2, 2, 2), np.float32))).all()
 
 
+@pytest.mark.parametrize("shape", [(7,), (4, 5), (3, 4, 3)])
+def test_folds_are_cells_with_a_corner_that_is_turned_over(shape):
+    axes = len(shape)
+    flow = np.random.default_rng(0).normal(scale=2.0 / 2**axes, size=(2, *shape, axes)).astype(np.float32)
+    expected = []
+    for each in flow.astype(np.float64):
+        count = 0
+        for cell in itertools.product(*(range(size - 1) for size in shape)):
+            corners = itertools.product((0, 1), repeat=axes)
+            determinants = []
+            for corner in corners:
+                ends = [[np.array(corner), np.array(corner)] for _ in range(axes)]
+                for axis in range(axes):
+                    ends[axis][0][axis], ends[axis][1][axis] = 0, 1
+                rows = [each[tuple(cell + high)] - each[tuple(cell + low)] for low, high in ends]
+                determinants.append(np.linalg.det(np.array(rows) + np.eye(axes)))
+            count += min(determinants) <= 0
+        expected.append(count)
+    assert 0 < max(expected) < np.prod(np.subtract(shape, 1))
+    assert fields.folds(flow).tolist() == expected
+
+
 FLOW = np.zeros((1, 4, 5, 2), np.float32)
 
 

@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.slow
+
 TEXT = (Path(__file__).parents[2] / "docs" / "library.md").read_text(encoding="utf-8")
 
 
@@ -28,3 +30,8 @@ def test_a_regularized_loss_has_its_parts(names):
     expected = metrics.losses + metrics.penalties["flow"] + 0.1 * metrics.penalties["values"]
     np.testing.assert_allclose(names["regularized_losses"], expected, rtol=1e-5)
     np.testing.assert_allclose(names["both"]["flow"], names["penalties"], rtol=1e-5)
+
+
+def test_a_diffeomorphic_attack_counts_its_folds(names):
+    assert names["result"].norms.folds.tolist() == [0, 0, 0, 0]
+    assert (np.asarray(names["result"].norms.max_displacement) > 0.5).all()

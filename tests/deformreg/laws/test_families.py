@@ -10,11 +10,14 @@ from deformreg import (
     Perturbation,
     additive,
     affine,
+    diffeomorphic,
     finite_difference_penalty,
     flow,
     forward_over_reverse_penalty,
     gradient_penalty,
     lowres_flow,
+    perspective,
+    thin_plate_spline,
     warp,
 )
 from deformreg.fields import AFFINE_PARAMETERS
@@ -56,10 +59,15 @@ FAMILIES = {
     "affine full zeros": affine(parameters=AFFINE_PARAMETERS, boundary="zeros"),
     "low resolution": lowres_flow(2, boundary="reflect"),
     "elastic": lowres_flow(1, sigma=0.5),
+    "perspective": perspective(),
+    "thin-plate spline": thin_plate_spline(2),
+    "diffeomorphic": diffeomorphic(2, num_squarings=3, boundary="zeros"),
     "brightness": brightness,
     "shift and contrast": shift_and_contrast,
 }
-OF_ANY_RANK = ("additive", "flow", "flow zeros", "flow reflect normalized", "cubic flow", "low resolution", "elastic")
+SLOW = ("cubic flow", "perspective", "thin-plate spline", "diffeomorphic")
+OF_ANY_RANK = ("additive", "flow", "flow zeros", "flow reflect normalized", "cubic flow", "low resolution", "elastic",
+               "thin-plate spline", "diffeomorphic")  # fmt: skip
 
 
 def random_images(*shape):
@@ -72,7 +80,10 @@ SHAPE = IMAGES.shape
 families = pytest.mark.parametrize(
     ("family", "images"),
     [
-        *(pytest.param(family, IMAGES, id=name) for name, family in FAMILIES.items()),
+        *(
+            pytest.param(family, IMAGES, id=name, marks=[pytest.mark.slow] * (name in SLOW))
+            for name, family in FAMILIES.items()
+        ),
         pytest.param(flow(), SIGNALS, id="flow of signals"),
         *(
             pytest.param(FAMILIES[name], images, marks=pytest.mark.slow, id=f"{name} of {kind}")
