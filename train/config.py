@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 else:
     ModelName = Literal[tuple(MODELS)]
 
+_NAMES = "{" + ",".join(MODELS) + ",package.module:factory}"
 _KIND = Field(discriminator="name")
 
 
@@ -62,8 +63,9 @@ class Data:
 class Model:
     """Which network."""
 
-    name: ModelName = "small-cnn"
-    """Architecture. VGG and residual networks are in their CIFAR form."""
+    name: Annotated[str, tyro.conf.arg(metavar=_NAMES)] = "small-cnn"
+    """Architecture. VGG and residual networks are in their CIFAR form, those for ImageNet say so.
+    `package.module:factory` is a network of your own: factory(num_classes=...) returns a Flax Linen module."""
     given: Annotated[str, HIDDEN] = ""
     """The class of a network that was passed to `fit`; it takes the place of `name`."""
     width: Annotated[float, Interval(gt=0, le=16)] = 1.0
@@ -118,6 +120,9 @@ class Config:
     optimizer: Annotated[AnyOptimizer, _KIND] = field(default_factory=Sgd)
     schedule: Annotated[AnySchedule, _KIND] = field(default_factory=Cosine)
     evaluation: Annotated[Evaluation, FREE] = field(default_factory=Evaluation)
+    init: str | None = None
+    """Start from the weights of a run folder, or of a .safetensors file in this program's or PyTorch's layout.
+    A head for other classes is left out, and what does not fit is listed."""
     epochs: Annotated[int, Interval(ge=1, le=10**6)] = 10
     """Passes over the training images."""
     batch_size: Annotated[int, Interval(ge=1, le=10**6)] = 128

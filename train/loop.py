@@ -19,7 +19,7 @@ import numpy as np
 from jax import Array
 from tqdm import tqdm
 
-from train import checkpoints, optimizers, overfitting, parallel, processes, runs
+from train import checkpoints, optimizers, overfitting, own, parallel, processes, runs
 from train.config import Config
 from train.data import Augmentation, Source, center_view, device_prefetch, eval_batches, places, train_batches
 from train.data.kind import user_path
@@ -32,6 +32,7 @@ from train.options import check
 from train.state import State, predict
 from train.step import Batch, Metrics
 from train.task import Splits, Task, prepare
+from train.weights.start import start
 
 
 def fit(
@@ -39,7 +40,7 @@ def fit(
     folder: Path | str,
     *,
     method: Method | None = None,
-    model: nn.Module | None = None,
+    model: nn.Module | own.Factory | None = None,
     data: Splits | None = None,
     optimizer: Make | None = None,
     resume: bool = False,
@@ -54,8 +55,8 @@ def fit(
         folder: the run folder; it is created if need be.
         method: a training method of your own, used instead of the config's.
         model: a Flax Linen module, used instead of the config's and called as
-            ``model.apply(variables, images, train=...)`` with images in [0, 1]. It returns logits and may have a
-            ``batch_stats`` collection.
+            ``model.apply(variables, images, train=...)`` with images in [0, 1]; or a function that makes it, called
+            with ``num_classes=...``. It returns logits and may have a ``batch_stats`` collection.
         data: training and validation images, used instead of the config's.
         optimizer: a function from the learning rate, a schedule, to an Optax transformation, for example
             ``optax.lion``; used instead of the config's optimizer, with the config's learning rate and schedule.
@@ -99,10 +100,10 @@ def fit(
     contents = images.fingerprint
     runs.check_data(run, len(images), contents)
     restored = checkpoints.resume(run, task.network.shapes, config=config) if resume else None
+    state = restored.state if restored else _initial(config, task)
     runs.create(run, config, len(images), contents)
     if processes.is_lead():
         announce(config, engine, task.splits.validation, restored, changes)
-    state = restored.state if restored else task.network.init()
     log = MetricLog(run, after_step=int(state.step))
     try:
         with checkpoints.open_writer(run, config) as writer:
@@ -112,13 +113,20 @@ def fit(
 
 
 def _recorded(
-    config: Config, method: Method | None, model: nn.Module | None, data: Splits | None, optimizer: Make | None
+    config: Config,
+    method: Method | None,
+    model: nn.Module | own.Factory | None,
+    data: Splits | None,
+    optimizer: Make | None,
 ) -> Config:
     """The config, which names the values that were passed to `fit` in place of its own parts."""
+    if config.init is not None:
+        config = replace(config, init=os.path.abspath(user_path(config.init)))
     if method is not None:
         config = replace(config, method=Given(title=method.name))
-    if model is not None:
-        config = replace(config, model=replace(config.model, given=type(model).__name__))
+    if model is not None and not own.is_own(config.model.name):
+        given = type(model).__name__ if isinstance(model, nn.Module) else getattr(model, "__name__", "a network")
+        config = replace(config, model=replace(config.model, given=given))
     if data is not None:
         config = replace(config, data=replace(config.data, given=data.train.name))
     if optimizer is not None:
@@ -136,6 +144,19 @@ def _located(config: Config, folder: Path, resume: bool) -> Config:
     if resume and data_dir is not None and runs.Run(folder).config.exists():
         name = places.moved(name, data_dir) or name
     return replace(config, data=replace(data, name=name, data_dir=data_dir))
+
+
+def _initial(config: Config, task: Task) -> State:
+    """The state before the first step."""
+    state = task.network.init()
+    if config.init is None:
+        return state
+    state, matched = start(state, task.network.optimizer, Path(config.init), config.model.name)
+    if processes.is_lead():
+        print(f"started from {config.init}: {len(matched.arrays)} arrays")
+        for line in matched.lines():
+            say(f"  {line}")
+    return state
 
 
 def announce(

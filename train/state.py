@@ -69,7 +69,7 @@ def init_state(
     """
     init_key, run_key = jax.random.split(jax.random.key(seed))
     variables = jax.jit(lambda key: model.init(key, jnp.zeros((1, *image_shape)), train=False))(init_key)
-    params, batch_stats = variables["params"], variables.get("batch_stats", {})
+    params, batch_stats = variables.get("params", {}), variables.get("batch_stats", {})
     return State(
         step=jnp.zeros((), jnp.int32),
         skipped=jnp.zeros((), jnp.int32),

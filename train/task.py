@@ -10,19 +10,21 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from flax.errors import FlaxError
 
+from train import own
 from train.config import Config
 from train.data import NoSplit, Source, load, output_shape
 from train.data.kind import say_once
 from train.data.parts import parse
 from train.data.places import find_moved, path_of
-from train.errors import ConfigError
+from train.errors import ConfigError, one_line
 from train.methods import Method
 from train.models import create_model
 from train.models.standardized import Standardized
 from train.optimizers import Make
 from train.parallel import AXIS
-from train.state import State, init_state
+from train.state import State, init_state, predict
 from train.step import Step, make_step
 
 
@@ -74,7 +76,7 @@ def prepare(
     *,
     evaluated: bool = False,
     method: Method | None = None,
-    model: nn.Module | None = None,
+    model: nn.Module | own.Factory | None = None,
     data: Splits | None = None,
     optimizer: Make | None = None,
     write_data: bool = True,
@@ -217,7 +219,7 @@ def build(
     source: Source,
     steps_per_epoch: int = 1,
     *,
-    model: nn.Module | None = None,
+    model: nn.Module | own.Factory | None = None,
     optimizer: Make | None = None,
 ) -> Network:
     """The network of a config for the images of a source.
@@ -226,35 +228,49 @@ def build(
         config: what to train.
         source: any split: its image shape and classes count.
         steps_per_epoch: for the schedule of the learning rate.
-        model: the network in place of the one that the config describes.
+        model: the network in place of the one that the config describes, or a factory of it.
         optimizer: makes the optimizer in place of the config's.
 
     Raises:
         ConfigError: network, augmentation and images do not fit together.
     """
-    model = make_model(config, source.num_classes) if model is None else model
+    classes = source.num_classes
+    network = make_model(config, classes) if model is None else own.make(model, classes)
     rate = config.schedule.make(config.optimizer.learning_rate, config.epochs, steps_per_epoch)
     transformation = config.optimizer.make(rate) if optimizer is None else optimizer(rate)
     try:
         shape = output_shape(config.augmentation, source.image_shape)
-        init = partial(init_state, model, transformation, shape, config.seed, average=config.average > 0)
+        init = partial(init_state, network, transformation, shape, config.seed, average=config.average > 0)
         shapes = jax.eval_shape(init)
-    except ValueError as error:
-        raise ConfigError(f"{config.model.name} on {source.name}: {error}") from error
+        images = jax.ShapeDtypeStruct((2, *shape), jnp.float32)
+        logits = jax.eval_shape(partial(predict, network), shapes.params, shapes.batch_stats, images)
+    except (ValueError, TypeError, FlaxError) as error:
+        name = config.model.given or config.model.name
+        raise ConfigError(f"{name} on {source.name}: {one_line(error)}") from error
+    if logits.shape != (2, classes):
+        name = config.model.given or config.model.name
+        raise ConfigError(f"{name} must return logits [n, {classes}] of images [n, ...], got {list(logits.shape)}")
+    if not jax.tree.leaves(shapes.params):
+        raise ConfigError(f"{config.model.given or config.model.name} has no parameters to train")
     # It runs once: on a CPU, optimizing it takes longer than all the rest.
     options = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else {}
-    return Network(model, shapes, jax.jit(init, compiler_options=options), transformation, rate)
+    return Network(network, shapes, jax.jit(init, compiler_options=options), transformation, rate)
 
 
 def make_model(config: Config, num_classes: int) -> nn.Module:
     """The network of a config.
 
     Raises:
-        ConfigError: the network was passed to `fit` and is not known here.
+        ConfigError: the network is not part of this program.
     """
     options = config.model
     if options.given:
         raise ConfigError(f"the network {options.given} of this run comes from a script: pass it there, as model=...")
+    if own.is_own(options.name):
+        raise ConfigError(
+            f"the network {options.name} of this run is not part of this program, and a run folder may name anything: "
+            "to import it, say --model.name again (from Python: model=...)"
+        )
     network = create_model(
         options.name,
         num_classes=num_classes,

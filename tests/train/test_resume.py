@@ -78,6 +78,19 @@ def test_a_run_continues_by_its_folder_alone_for_more_epochs(folder, capsys):
 
 
 @pytest.mark.slow
+def test_a_network_with_dropout_continues_to_the_bit(trained, tmp_path):
+    config = small(trained / "set.npz")
+    options = Model(name="resnet-20", width=0.1, norm="group", activation="gelu", dropout=0.3, stochastic_depth=0.3)
+    config = replace(config, model=options, epochs=2)
+    loop.fit(config, tmp_path / "whole")
+    loop.fit(replace(config, epochs=1), tmp_path / "run")
+    loop.fit(config, tmp_path / "run", resume=True)
+    ours, theirs = last_leaves(tmp_path / "run"), last_leaves(tmp_path / "whole")
+    assert int(ours["step"]) == 4
+    assert all(leaf.tobytes() == theirs[path].tobytes() for path, leaf in ours.items())
+
+
+@pytest.mark.slow
 def test_an_average_and_the_state_of_muon_are_resumed_to_the_bit(tmp_path):
     optimizer = Muon(clip_norm=1.0, decay_all=False)
     config = small(write_npz(tmp_path / "set.npz"), optimizer=optimizer, average=0.9, epochs=2)
