@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from itertools import pairwise
 from typing import Any, TypeVar
 
@@ -202,6 +201,29 @@ def function(name: str, value: Any) -> None:
         raise TypeError(f"{name} must be a function, got {described(value)}")
 
 
+def called(name: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Calls a user's function; raises with a remedy if JAX cannot trace it, or a Flax NNX model changes its state."""
+    try:
+        return function(*arguments)
+    except jax.errors.TracerArrayConversionError as error:
+        raise TypeError(
+            f"{name} must compute with jax.numpy, got one that asks for NumPy arrays: for a model of NumPy or PyTorch "
+            "use deformreg.interop.from_numpy or from_torch"
+        ) from error
+    except jax.errors.ConcretizationTypeError as error:
+        raise TypeError(
+            f"{name} must be a function that jax.jit can trace, got one that needs the values of an array for float(), "
+            "int() or if: use jax.numpy.where, or jax.lax.cond"
+        ) from error
+    except Exception as error:
+        if type(error).__name__ != "TraceContextError":  # by name, because the library does not import Flax
+            raise
+        raise ValueError(
+            f"{name} must not change the model's state: call model.eval() first; to train batch statistics, nnx.split "
+            "the model outside, nnx.merge it inside with copy=True, and return its new state with has_aux=True"
+        ) from error
+
+
 def key(value: Any, *, count: int | None = None) -> jax.Array:
     """Returns a JAX random key, of the new kind or of the old one (uint32[2]), or raises.
 
@@ -216,23 +238,6 @@ def key(value: Any, *, count: int | None = None) -> jax.Array:
         return jnp.asarray(value)
     several = "" if count is None else f" (or {count} of them)"
     raise TypeError(f"key must be a JAX random key{several}, for example jax.random.key(0), got {described(value)}")
-
-
-@contextmanager
-def traceable(name: str) -> Iterator[None]:
-    """Turns the errors of a user's function that JAX cannot trace into one line that says what to do."""
-    try:
-        yield
-    except jax.errors.TracerArrayConversionError as error:
-        raise TypeError(
-            f"{name} must compute with jax.numpy, got one that asks for NumPy arrays: for a model of NumPy or PyTorch "
-            "use deformreg.interop.from_numpy or from_torch"
-        ) from error
-    except jax.errors.ConcretizationTypeError as error:
-        raise TypeError(
-            f"{name} must be a function that jax.jit can trace, got one that needs the values of an array for float(), "
-            "int() or if: use jax.numpy.where, or jax.lax.cond"
-        ) from error
 
 
 def image_range(value: Any) -> tuple[float, float]:

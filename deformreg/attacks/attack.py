@@ -211,9 +211,7 @@ class Attack(NamedTuple):
         )
 
         def checked(images: Array) -> Array:
-            with _checks.traceable("logits_fn"):
-                returned = logits_fn(images)
-            outputs = criterion.check_outputs(returned, count, "logits_fn")
+            outputs = criterion.check_outputs(_checks.called("logits_fn", logits_fn, images), count, "logits_fn")
             criterion.check_labels(labels, images.shape, outputs.shape)
             if targets is not None:
                 _checks.class_indices("targets", targets, count, classes=outputs.shape[1])

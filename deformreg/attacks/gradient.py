@@ -99,8 +99,7 @@ def multi_step(
         return perturbation.constrain(params, images)
 
     def objective(params: Any) -> Array:
-        with _checks.traceable("loss_fn"):
-            losses = loss_fn(perturbation.apply(params, images))
+        losses = _checks.called("loss_fn", loss_fn, perturbation.apply(params, images))
         return _checks.per_example(losses, images.shape[0])
 
     params = constrain(_begin(start, key, ball, identity(perturbation, images)))

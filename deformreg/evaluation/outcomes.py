@@ -157,8 +157,7 @@ def compile_forward(criterion: Criterion) -> Callable[[Partial, Data], Judged]:
 
     @jax.jit
     def forward(logits_fn: Partial, data: Any) -> Judged:
-        with _checks.traceable("logits_fn"):
-            returned = logits_fn(data.images)
+        returned = _checks.called("logits_fn", logits_fn, data.images)
         outputs = criterion.check_outputs(returned, len(data.images), "logits_fn")
         criterion.check_labels(data.labels, data.images.shape, outputs.shape)
         reached = data.targets is not None and predicted_classes(outputs) == data.targets

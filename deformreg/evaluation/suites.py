@@ -158,7 +158,7 @@ def _baseline(radius: Any, num_fields: int) -> Attack:
     return random_fields(ball=linf(radius), num_fields=num_fields)._replace(sample=SAMPLE)
 
 
-SAMPLE = 64
+SAMPLE = 32
 """Examples that the baseline of random fields tries: it is to show that the other attacks work, and breaks few."""
 
 quick = Suite(
@@ -167,14 +167,14 @@ quick = Suite(
         "random": partial(_baseline, num_fields=10),
     }
 )
-"""Takes seconds on small models: 20 gradient steps, then ten random fields as a baseline on up to 64 images. For a look
+"""Takes seconds on small models: 20 gradient steps, then ten random fields as a baseline on up to 32 images. For a look
 during training."""
 
 standard = Suite(
     {
         "pgd": lambda radius: pgd(ball=linf(radius), num_steps=50, restarts=2, keep="any"),
         "apgd-ce": lambda radius: apgd(ball=linf(radius), num_steps=100),
-        "apgd-targeted": lambda radius: apgd(ball=linf(radius), num_steps=50, loss="dlr", num_targets=4),
+        "apgd-targeted": lambda radius: apgd(ball=linf(radius), num_steps=30, loss="dlr", num_targets=4),
         "square": lambda radius: square(ball=linf(radius), num_queries=600),
         "rotation-translation": lambda radius: _small_rotations(radius, (5, 5, 5))._replace(sample=SAMPLE),
         "random": partial(_baseline, num_fields=50),
@@ -182,7 +182,7 @@ standard = Suite(
 )
 """The least that a published robust accuracy should rest on: multi-step from zero and from a random start, APGD on the
 cross-entropy and towards the four likeliest other classes, and Square; small rotations with translations and random
-fields as baselines on up to 64 images."""
+fields as baselines on up to 32 images."""
 
 full = Suite(
     {
