@@ -3,8 +3,8 @@
 Conventions: images are ``float[n, h, w, c]``; a flow is ``float[n, h, w, 2]`` in pixels, last axis (dy, dx), and says
 where to read (``out[p] = images(p + flow[p])``); a ``loss_fn`` maps images to *unreduced* losses ``[n]``.
 
-The names to start with are here, the rest is in the modules. The library needs JAX, NumPy, SciPy and jaxtyping. Optax
-is optional: only `deformreg.attacks.stadv` uses it.
+The names to start with are here, the rest is in the modules. The library needs JAX, NumPy, SciPy and jaxtyping. Two
+packages are optional: Optax for `deformreg.attacks.stadv`, PyTorch for `deformreg.interop.from_torch`.
 """
 
 from deformreg import (
