@@ -40,7 +40,7 @@ def test_the_port_has_the_logits_and_gradients_of_pytorch(example):
     np.testing.assert_allclose(ported_gradients, gradients, atol=1e-4 * float(jnp.abs(gradients).max()))
 
 
-def test_a_twentieth_of_a_pixel_breaks_every_picture(example):
+def test_a_twentieth_of_a_pixel_breaks_the_pictures(example):
     found, _, logits_fn, images, labels = example
     right = np.flatnonzero(np.asarray(logits_fn(jnp.asarray(images))).argmax(axis=1) == labels)
     assert len(right) == 17
