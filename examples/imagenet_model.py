@@ -149,7 +149,7 @@ def draw(path: str, curves: dict[str, Curve], logits_fn: Any, images: np.ndarray
     axes.legend(frameon=False, loc="center right", bbox_to_anchor=(1, 0.6))
     axes.set_title(f"EfficientNet-Lite0, {each.examples} ImageNet pictures", fontsize=10)
     _draw_examples(right, logits_fn, images, labels, 0.05)
-    figure.savefig(path, dpi=130)
+    figure.savefig(path, dpi=100)
 
 
 def _draw_examples(figure: Any, logits_fn: Any, images: np.ndarray, labels: np.ndarray, radius: float) -> None:
