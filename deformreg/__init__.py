@@ -1,7 +1,9 @@
 """Resistance to adversarial deformations: warps, flow gradient penalties and attacks as pure JAX functions.
 
 Conventions: images are ``float[n, h, w, c]``; a flow is ``float[n, h, w, 2]`` in pixels, last axis (dy, dx), and says
-where to read (``out[p] = images(p + flow[p])``); a ``loss_fn`` maps images to *unreduced* losses ``[n]``.
+where to read (``out[p] = images(p + flow[p])``); a ``loss_fn`` maps images to *unreduced* losses ``[n]``. Signals
+``[n, t, c]`` and volumes ``[n, d, h, w, c]`` may take the place of images; their flows are ``[n, t, 1]`` and
+``[n, d, h, w, 3]``.
 
 The names to start with are here, the rest is in the modules. The library needs JAX, NumPy, SciPy and jaxtyping. Two
 packages are optional: Optax for `deformreg.attacks.stadv`, PyTorch for `deformreg.interop.from_torch`.
@@ -23,6 +25,7 @@ from deformreg import (
     perturbations,
     released,
     statistics,
+    testing,
 )
 from deformreg.attacks import Attack, multi_step, one_step
 from deformreg.balls import Ball, l2, linf, pixelwise_l2
@@ -33,10 +36,21 @@ from deformreg.noise import random_start
 from deformreg.penalties import (
     finite_difference_penalty,
     forward_over_reverse_penalty,
+    gradient_penalties,
     gradient_penalty,
     image_gradients,
+    regularized,
 )
-from deformreg.perturbations import Perturbation, additive, affine, flow, lowres_flow
+from deformreg.perturbations import (
+    Perturbation,
+    additive,
+    affine,
+    diffeomorphic,
+    flow,
+    lowres_flow,
+    perspective,
+    thin_plate_spline,
+)
 from deformreg.warping import warp
 
 __version__ = "0.1.0"
@@ -56,6 +70,7 @@ __all__ = [
     "certify",
     "criteria",
     "cross_entropy",
+    "diffeomorphic",
     "evaluate",
     "evaluation",
     "evaluator",
@@ -63,6 +78,7 @@ __all__ = [
     "finite_difference_penalty",
     "flow",
     "forward_over_reverse_penalty",
+    "gradient_penalties",
     "gradient_penalty",
     "image_gradients",
     "interop",
@@ -75,10 +91,14 @@ __all__ = [
     "noise",
     "one_step",
     "penalties",
+    "perspective",
     "perturbations",
     "pixelwise_l2",
     "random_start",
+    "regularized",
     "released",
     "statistics",
+    "testing",
+    "thin_plate_spline",
     "warp",
 ]

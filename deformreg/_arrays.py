@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.sharding import NamedSharding, PartitionSpec
 
 Tree = TypeVar("Tree")
 
@@ -15,6 +17,56 @@ Tree = TypeVar("Tree")
 def spread(values: Array, leaf: Array | jax.ShapeDtypeStruct) -> Array:
     """Gives per-example values trailing axes, so that they broadcast against a leaf."""
     return values.reshape(values.shape + (1,) * (leaf.ndim - values.ndim))
+
+
+def aligned(tree: Tree, batch: Any) -> Tree:
+    """Gives every leaf the batch's type along the first axis; the values stay the same.
+
+    JAX's types say how values are spread over devices. Inside `jax.shard_map`, the leaves vary over the same mesh axes
+    as the batch; with explicit mesh axes, they are sharded in the same way. Otherwise nothing changes.
+    """
+    kind = jax.typeof(batch)
+    is_concrete = isinstance(batch, jax.Array) and not isinstance(batch, jax.core.Tracer)
+    varying, over = kind.manual_axis_type.varying, kind.sharding.spec[0]
+
+    def one(leaf: Array) -> Array:
+        given = jax.typeof(leaf)
+        # Without this cast, a gradient with respect to the leaf would be summed over the devices.
+        if missing := varying - given.manual_axis_type.varying:
+            leaf = jax.lax.pcast(leaf, tuple(missing), to="varying")
+        if over is not None and given.sharding.spec[0] != over:
+            # Outside `jit`, JAX also needs the devices, which types do not hold.
+            mesh = (batch if is_concrete else kind).sharding.mesh
+            leaf = jax.sharding.reshard(leaf, NamedSharding(mesh, PartitionSpec(over, *given.sharding.spec[1:])))
+        return leaf
+
+    result: Tree = jax.tree.map(one, tree)
+    return result
+
+
+def pad_examples(array: Array, widths: Sequence[tuple[int, int]], mode: str) -> Array:
+    """Pads all axes but the first, as `jax.numpy.pad` does."""
+    # `jax.numpy.pad` slices every axis, which JAX refuses for one that is sharded over explicit mesh axes.
+    return jax.vmap(lambda example: jnp.pad(example, widths, mode=mode))(array)
+
+
+def num_shards(batch: Array) -> int:
+    """The number of parts in which explicit mesh axes divide a batch."""
+    sharding = jax.typeof(batch).sharding
+    over = sharding.spec[0]
+    return math.prod(sharding.mesh.shape[axis] for axis in (over if isinstance(over, tuple) else (over,)) if axis)
+
+
+def entries(tables: Array, indices: Array) -> Array:
+    """Looks up one entry for each example, in a row of its own."""
+    found: Array = jax.vmap(lambda table, index: table[index])(tables, indices)
+    return found
+
+
+def entries_of(table: Array, indices: Array) -> Array:
+    """``table[indices]``: for each example the entry at its index."""
+    # A row for each example: JAX refuses to index by what is sharded over explicit mesh axes.
+    return entries(aligned(jnp.broadcast_to(table, (*indices.shape, *table.shape)), indices), indices)
 
 
 def scaled(tree: Tree, factors: Array) -> Tree:

@@ -55,8 +55,15 @@ def floating(name: str, value: Any, *, rank: int | None = None, axes: str = "") 
 
 
 def images(value: Any, name: str = "images") -> jax.Array:
-    """Returns `value` as float[n, h, w, c] with at least one pixel, or raises."""
-    checked = floating(name, value, rank=4, axes="[n, h, w, c]")
+    """Returns `value` as float[n, h, w, c], signals [n, t, c] or volumes [n, d, h, w, c], or raises.
+
+    There must be at least one pixel.
+    """
+    checked = floating(name, value)
+    if not 3 <= checked.ndim <= 5:
+        raise ValueError(
+            f"{name} must have shape [n, h, w, c] (signals [n, t, c], volumes [n, d, h, w, c]), got {checked.shape}"
+        )
     if 0 in checked.shape[1:]:
         raise ValueError(f"{name} must have at least one pixel and channel, got {checked.shape}")
     return checked
@@ -74,14 +81,22 @@ def images_on_host(value: Any) -> np.ndarray[Any, Any]:
 
 
 def flow_for(flow: Any, shape: tuple[int, ...], name: str = "flow") -> jax.Array:
-    """Returns `flow` as float[n, h, w, 2] matching images of `shape`, or raises."""
+    """Returns `flow` as a flow for images of `shape`, one component per spatial axis, or raises."""
     checked = floating(name, flow)
-    expected = (*shape[:3], 2)
+    expected = flow_shape(shape)
     if checked.shape != expected:
+        components = {1: "displacements", 2: "(dy, dx)", 3: "(dz, dy, dx)"}[expected[-1]]
+        one = ": for one image give images[None]" if checked.shape == (*shape[:-1], 2) and len(shape) == 3 else ""
         raise ValueError(
-            f"{name} must have shape {expected}, (dy, dx) in pixels for images of shape {shape}, got {checked.shape}"
+            f"{name} must have shape {expected}, {components} in pixels for images of shape {shape}, "
+            f"got {checked.shape}{one}"
         )
     return checked
+
+
+def flow_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Returns the shape of a flow for images of `shape`: one component per spatial axis."""
+    return (*shape[:-1], len(shape) - 2)
 
 
 def per_example(value: Any, count: int, name: str = "loss_fn") -> jax.Array:
@@ -133,6 +148,22 @@ def class_indices(name: str, value: Any, count: int, *, classes: int | None = No
     if known:
         _in_classes(name, given, 2**31 if classes is None else classes)
     return jnp.asarray(given)
+
+
+def probabilities(name: str, value: Any, shape: tuple[int, ...]) -> jax.Array:
+    """Returns `value` as probabilities float[n, classes], or raises; of traced values only the shape is checked."""
+    checked = floating(name, value)
+    if checked.shape != shape:
+        raise ValueError(f"{name} must have the logits' shape {shape}, one probability per class, got {checked.shape}")
+    if isinstance(value, jax.core.Tracer) or not getattr(value, "is_fully_addressable", True):
+        return checked
+    rows = np.asarray(value, np.float64)
+    (bad,) = np.nonzero(~((rows >= 0).all(axis=1) & (np.abs(rows.sum(axis=1) - 1) < 0.01)))
+    if bad.size:
+        row = rows[bad[0]]
+        got = f"{row.min():.6g}" if row.min() < 0 else f"the sum {row.sum():.6g}"
+        raise ValueError(f"{name} must be probabilities of at least 0 that sum to 1, got {got} at index {bad[0]}")
+    return checked
 
 
 def _in_classes(name: str, given: np.ndarray[Any, Any], classes: int) -> None:

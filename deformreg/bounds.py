@@ -30,8 +30,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from deformreg import _checks
-from deformreg._arrays import draw_leaves, scaled
-from deformreg._families import check_layout, family_or_flow
+from deformreg._arrays import aligned, draw_leaves, scaled
+from deformreg._families import check_layout, family_or_flow, identity
 from deformreg.balls import Ball
 from deformreg.penalties import LossFn, image_gradients, squared_norm
 from deformreg.perturbations import Params, Perturbation, flow, pull_back
@@ -62,8 +62,8 @@ class FlowBounds(NamedTuple):
 
 
 def reachable_change(
-    images: Float[Array, "n h w c"], radius: float, *, boundary: Boundary = "edge"
-) -> Float[Array, "n h w c"]:
+    images: Float[Array, "n *space c"], radius: float, *, boundary: Boundary = "edge"
+) -> Float[Array, "n *space c"]:
     """The most that a displacement of at most `radius` per component changes each pixel value, exactly.
 
     Bilinear interpolation attains its extremes over a box at the corners of the cells that it cuts out of the grid, so
@@ -111,7 +111,7 @@ def _extremes(images: Array, gradients: Array, radius: float, boundary: Boundary
 
 
 def flow_bounds(
-    loss_fn: LossFn, images: Float[Array, "n h w c"], ball: Ball, *, boundary: Boundary = "edge"
+    loss_fn: LossFn, images: Float[Array, "n *space c"], ball: Ball, *, boundary: Boundary = "edge"
 ) -> FlowBounds:
     """Bounds by the flow gradient and by the input gradient, for the same flows.
 
@@ -160,7 +160,7 @@ def flow_bounds(
 
 
 def second_order_increase(
-    loss_fn: LossFn, images: Float[Array, "n h w c"], attacked: Float[Array, "n h w c"]
+    loss_fn: LossFn, images: Float[Array, "n *space c"], attacked: Float[Array, "n *space c"]
 ) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
     """Estimates of the loss's increase from images to attacked images, by the first and by the first two derivatives.
 
@@ -199,7 +199,7 @@ def second_order_increase(
 
 def largest_curvature(
     loss_fn: LossFn,
-    images: Float[Array, "n h w c"],
+    images: Float[Array, "n *space c"],
     perturbation: Perturbation | None = None,
     *,
     num_steps: int = 20,
@@ -237,8 +237,8 @@ def largest_curvature(
     perturbation, images = family_or_flow(perturbation), _checks.images(images)
     check_layout(perturbation, images.shape)
     num_steps = _checks.count("num_steps", num_steps)
-    identity = perturbation.init(images)
-    _, push = jax.linearize(lambda params: perturbation.apply(params, images), identity)
+    zeros = identity(perturbation, images)
+    _, push = jax.linearize(lambda params: perturbation.apply(params, images), zeros)
 
     def product(direction: Params) -> Params:
         _, curved = jax.jvp(lambda at: image_gradients(loss_fn, at)[0], (images,), (push(direction),))
@@ -250,7 +250,7 @@ def largest_curvature(
     def draw(key: Array, leaf: Array) -> Array:
         return jax.random.normal(key, leaf.shape, leaf.dtype)
 
-    start = draw_leaves(draw, _checks.key(key), identity)
+    start = aligned(draw_leaves(draw, _checks.key(key), zeros), images)
     direction = jax.lax.fori_loop(0, num_steps, step, _normalized(start))
     return _inner(direction, product(direction))
 

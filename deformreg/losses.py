@@ -1,6 +1,7 @@
 """Classification losses, one value per example, unreduced: higher is worse for the model.
 
-Attacks ascend them and penalties differentiate them. Labels are integers in [0, classes).
+Attacks ascend them and penalties differentiate them. Labels are integers in [0, classes); the cross-entropy also takes
+soft labels, one probability per class.
 """
 
 from __future__ import annotations
@@ -29,29 +30,46 @@ def _picked(logits: Array, labels: Array) -> Array:
     return jnp.sum(jnp.where(_hot(logits, labels), logits, 0), axis=1)
 
 
+def _largest(logits: Array, ranks: tuple[int, ...]) -> list[Array]:
+    """The logits at these ranks, 1 for the largest."""
+    # JAX cannot differentiate a sort of what is sharded over explicit mesh axes.
+    order = jnp.argsort(jax.lax.stop_gradient(logits), axis=1)
+    return [_picked(logits, order[:, -rank]) for rank in ranks]
+
+
 def _others(logits: Array, labels: Array) -> Array:
     return jnp.where(_hot(logits, labels), -jnp.inf, logits)
 
 
-def cross_entropy(logits: Float[Array, "n classes"], labels: Int[Array, " n"]) -> Float[Array, " n"]:
-    """The negative log-likelihood of the labels.
+def cross_entropy(
+    logits: Float[Array, "n classes"], labels: Int[Array, " n"] | Float[Array, "n classes"]
+) -> Float[Array, " n"]:
+    """The negative log-likelihood of the labels, or its mean over soft labels.
 
     Args:
         logits: unnormalized log-probabilities.
-        labels: the right classes.
+        labels: the right classes, or one probability per class: soft labels, of mixed images or smoothed.
 
     Returns:
         One loss per example, at least 0, in nats; float32 or wider.
 
     Raises:
         TypeError: floating labels or integer logits.
-        ValueError: shapes that do not fit, or labels outside the classes.
+        ValueError: shapes that do not fit, labels outside the classes, or probabilities that do not sum to 1.
 
     Example:
         >>> import jax.numpy as jnp
         >>> round(cross_entropy(jnp.zeros((1, 10)), jnp.array([3])).item(), 4)
         2.3026
+        >>> round(cross_entropy(jnp.array([[0.0, 2.0]]), jnp.array([[0.5, 0.5]])).item(), 4)
+        1.1269
     """
+    if getattr(labels, "ndim", 0) == 2 and jnp.issubdtype(labels.dtype, jnp.floating):
+        logits = _checks.floating("logits", logits, rank=2, axes="[n, classes]")
+        logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+        shares = _checks.probabilities("labels", labels, logits.shape).astype(logits.dtype)
+        # A class of probability zero may have a logit of minus infinity.
+        return jax.nn.logsumexp(logits, axis=1) - jnp.sum(jnp.where(shares > 0, shares * logits, 0), axis=1)
     logits, labels = _arguments(logits, labels, classes=1)
     return jax.nn.logsumexp(logits, axis=1) - _picked(logits, labels)
 
@@ -111,8 +129,8 @@ def difference_of_logits_ratio(logits: Float[Array, "n classes"], labels: Int[Ar
         Attacks", ICML 2020, equation 6.
     """
     logits, labels = _arguments(logits, labels, classes=3)
-    ordered = jnp.sort(logits, axis=1)
-    return margin(logits, labels) / (ordered[:, -1] - ordered[:, -3] + 1e-12)
+    first, third = _largest(logits, (1, 3))
+    return margin(logits, labels) / (first - third + 1e-12)
 
 
 def targeted_difference_of_logits_ratio(
@@ -145,5 +163,5 @@ def targeted_difference_of_logits_ratio(
     logits, labels = _arguments(logits, labels, classes=4)
     targets = _checks.class_indices("targets", targets, logits.shape[0], classes=logits.shape[1])
     gap = _picked(logits, targets) - _picked(logits, labels)
-    ordered = jnp.sort(logits, axis=1)
-    return gap / (ordered[:, -1] - (ordered[:, -3] + ordered[:, -4]) / 2 + 1e-12)
+    first, third, fourth = _largest(logits, (1, 3, 4))
+    return gap / (first - (third + fourth) / 2 + 1e-12)

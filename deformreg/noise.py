@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from deformreg import _checks
-from deformreg._arrays import draw_leaves
-from deformreg._families import family_or_flow
+from deformreg._arrays import aligned, draw_leaves
+from deformreg._families import family_or_flow, identity
 from deformreg.perturbations import Params, Perturbation, flow
 
 Noise = Callable[[Array, Params], Params]
@@ -63,12 +63,12 @@ def uniform(radius: float) -> Noise:
 
 def random_start(
     key: Array,
-    images: Float[Array, "n h w c"],
+    images: Float[Array, "n *space c"],
     perturbation: Perturbation | None = None,
     noise: Noise | float = 0.1,
     *,
     image_range: tuple[float, float] | None = (0.0, 1.0),
-) -> Float[Array, "n h w c"]:
+) -> Float[Array, "n *space c"]:
     """Perturbs images at random, so that a penalty taken there flattens a neighbourhood instead of one point.
 
     Args:
@@ -84,7 +84,7 @@ def random_start(
 
     Raises:
         TypeError: integer images.
-        ValueError: images not of rank 4, or a negative `noise`.
+        ValueError: images of another shape, or a negative `noise`.
 
     Example:
         >>> import jax
@@ -101,5 +101,5 @@ def random_start(
     if image_range is not None:
         image_range = _checks.image_range(image_range)
     law = noise if callable(noise) else gaussian(noise)
-    moved = perturbation.apply(law(key, perturbation.init(images)), images)
+    moved = perturbation.apply(aligned(law(key, identity(perturbation, images)), images), images)
     return moved if image_range is None else jnp.clip(moved, *image_range)

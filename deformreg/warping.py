@@ -1,4 +1,4 @@
-"""The bilinear backward warp, with a derivative rule that needs no scatter for the flow's gradient.
+"""The backward warp, with a derivative rule that needs no scatter for the flow's gradient.
 
 `warp` reads every output pixel from a displaced position of the input. The automatic derivative of that gather would
 scatter in its reverse pass even where only the flow's gradient is needed, although that gradient is a product of
@@ -15,8 +15,11 @@ References:
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Literal, get_args
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from functools import partial, reduce
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -25,20 +28,30 @@ from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float
 
 from deformreg import _checks
+from deformreg._arrays import aligned, pad_examples
+from deformreg._interpolation import CUBIC, LINEAR, Interpolation
 
 Boundary = Literal["zeros", "edge", "reflect"]
+
+Order = Literal[1, 3]
+"""Of interpolation: linear, or cubic and smooth."""
+
+_INTERPOLATIONS = {1: LINEAR, 3: CUBIC}
 
 _PADDING = {"zeros": "constant", "edge": "edge", "reflect": "reflect"}
 
 
 def warp(
-    images: Float[Array, "n h w c"],
-    flow: Float[Array, "n h w 2"],
+    images: Float[Array, "n *space c"],
+    flow: Float[Array, "n *space axes"],
     *,
     boundary: Boundary = "edge",
     within: float | None = None,
-) -> Float[Array, "n h w c"]:
-    """Moves the pixels of images along a flow: ``out[p] = images(p + flow[p])``, bilinear.
+    order: Order = 1,
+) -> Float[Array, "n *space c"]:
+    """Moves the pixels of images along a flow: ``out[p] = images(p + flow[p])``, bilinear or cubic.
+
+    Signals and volumes are warped in the same way, linearly and trilinearly.
 
     The zero flow returns the images exactly. Bilinear interpolation has kinks at the grid points; there the
     derivative with respect to the flow is always the *forward* difference, ``image[p + 1] - image[p]``: the
@@ -46,25 +59,33 @@ def warp(
     forward neighbour: the edge pixel itself for ``"edge"``, so that the derivative is zero; zero for ``"zeros"``; the
     previous pixel for ``"reflect"``.
 
+    ``order=3`` is cubic convolution: smooth, without kinks; at a grid point the derivative is the central difference,
+    half of ``image[p + 1] - image[p - 1]``. It reads four pixels per axis instead of two, and it overshoots: next to an
+    edge, values leave the range of the images by up to an eighth of the step per axis, and `deformreg.evaluate` counts
+    an image outside its `image_range` as no success.
+
     All first and second derivatives, in forward and reverse mode, are finite for finite images and any flow without
     NaN, also far outside the image. The reverse pass to the flow needs neither gather nor scatter.
 
     Args:
-        images: any range; float16, bfloat16, float32 or float64. The 16-bit types are interpolated in float32.
-        flow: displacements in pixels, last axis (dy, dx), of any floating type.
+        images: images ``[n, h, w, c]``, signals ``[n, t, c]`` or volumes ``[n, d, h, w, c]``; any range; float16,
+            bfloat16, float32 or float64. The 16-bit types are interpolated in float32.
+        flow: displacements in pixels (samples of a signal, voxels of a volume), of any floating type. The last axis has
+            one component per spatial axis, in the order of the axes: (dy, dx) for images.
         boundary: the values outside the image: the nearest edge pixel (``"edge"``), ``"zeros"``, or the image
             mirrored about the centres of its border pixels (``"reflect"``: ... 2 1 | 0 1 2).
         within: an upper bound on the size of every component of the flow, in pixels. Below two pixels the warp and the
             flow's gradient are faster, with the same values and derivatives; gradients of the images and second
             derivatives are not faster. A longer component may be shortened to the next whole pixel. None for no
             bound.
+        order: 1 for linear, 3 for cubic interpolation.
 
     Returns:
         The warped images, of the shape and type of `images`.
 
     Raises:
         TypeError: `images` or `flow` is not floating point, or `within` is not a number.
-        ValueError: the shapes do not fit, `boundary` is unknown, or `within` is negative.
+        ValueError: the shapes do not fit, `boundary` or `order` is unknown, or `within` is negative.
 
     Example:
         >>> import jax.numpy as jnp
@@ -72,29 +93,38 @@ def warp(
         >>> half_a_pixel_right = jnp.zeros((1, 1, 4, 2)).at[..., 1].set(0.5)
         >>> warp(image, half_a_pixel_right).ravel().tolist()
         [0.5, 1.5, 2.5, 3.0]
+        >>> signal, later = jnp.array([[[0.0], [1.0], [4.0]]]), jnp.full((1, 3, 1), 0.5)
+        >>> warp(signal, later).ravel().tolist()
+        [0.5, 2.5, 4.0]
+
+    References:
+        Keys, "Cubic Convolution Interpolation for Digital Image Processing", 1981 (``order=3``).
     """
     images = _checks.images(images)
     flow = _checks.flow_for(flow, images.shape)
     _checks.choice("boundary", boundary, get_args(Boundary))
-    reach = _reach(within)
+    interpolation, reach = interpolation_of(order), _reach(within)
+    images = aligned(images, flow)
+    flow = aligned(flow, images)
     if reach is None:
-        return _warp(boundary, None, images, flow)
+        return _warp(interpolation, boundary, None, images, flow)
     # One channel at a time: XLA does not vectorize a last axis of three on CPUs.
-    planes = _pad(boundary, jnp.moveaxis(images, -1, 0), reach, axes=(2, 3))
-    return jnp.moveaxis(jnp.stack([_warp(boundary, reach, plane[..., None], flow)[..., 0] for plane in planes]), 0, -1)
+    planes = jnp.moveaxis(_pad(boundary, images, reach - interpolation.taps[0]), -1, 0)
+    warped = [_warp(interpolation, boundary, reach, plane[..., None], flow)[..., 0] for plane in planes]
+    return jnp.moveaxis(jnp.stack(warped), 0, -1)
 
 
 def forward_differences(
-    images: Float[Array, "n h w c"], *, boundary: Boundary = "edge"
-) -> tuple[Float[Array, "n h w c"], Float[Array, "n h w c"]]:
-    """The derivatives of ``warp(images, flow, boundary=boundary)`` with respect to dy and dx at the zero flow.
+    images: Float[Array, "n *space c"], *, boundary: Boundary = "edge"
+) -> tuple[Float[Array, "n *space c"], ...]:
+    """The derivatives of ``warp(images, flow, boundary=boundary)`` along each spatial axis at the zero flow.
 
     Args:
-        images: any range.
+        images: images, signals or volumes, see `warp`; any range.
         boundary: see `warp`; it matters in the last row and column only.
 
     Returns:
-        ``(images[p + 1 row] - images[p], images[p + 1 column] - images[p])``.
+        One array per axis; for images ``(images[p + 1 row] - images[p], images[p + 1 column] - images[p])``.
 
     Example:
         >>> import jax.numpy as jnp
@@ -104,7 +134,42 @@ def forward_differences(
     """
     images = _checks.images(images)
     _checks.choice("boundary", boundary, get_args(Boundary))
-    return _difference(images, 1, boundary), _difference(images, 2, boundary)
+    return tuple(_difference(images, axis, boundary) for axis in range(1, images.ndim - 1))
+
+
+def central_differences(
+    images: Float[Array, "n *space c"], *, boundary: Boundary = "edge"
+) -> tuple[Float[Array, "n *space c"], ...]:
+    """The derivatives of ``warp(images, flow, boundary=boundary, order=3)`` along each spatial axis at the zero flow.
+
+    Args:
+        images: images, signals or volumes, see `warp`; any range.
+        boundary: see `warp`; it matters in the first and last row and column only.
+
+    Returns:
+        One array per axis: half of ``images[p + 1] - images[p - 1]``.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> dy, dx = central_differences(jnp.arange(4.0).reshape(1, 1, 4, 1))
+        >>> dx.ravel().tolist()
+        [0.5, 1.0, 1.0, 0.5]
+    """
+    images = _checks.images(images)
+    _checks.choice("boundary", boundary, get_args(Boundary))
+
+    def along(axis: int) -> Array:
+        backward = jnp.flip(_difference(jnp.flip(images, axis), axis, boundary), axis)
+        return 0.5 * (_difference(images, axis, boundary) - backward)
+
+    return tuple(along(axis) for axis in range(1, images.ndim - 1))
+
+
+def interpolation_of(order: Any) -> Interpolation:
+    """Returns the interpolation of an order, or raises."""
+    if order not in _INTERPOLATIONS:
+        raise ValueError(f"order must be 1 (linear) or 3 (cubic), got {_checks.described(order)}")
+    return _INTERPOLATIONS[order]
 
 
 def _reach(within: float | None) -> int | None:
@@ -129,9 +194,11 @@ def _difference(images: Array, axis: int, boundary: Boundary) -> Array:
 
 
 def _cell(
-    boundary: Boundary, reach: int | None, images: Array, flow: Array, *, reused: bool = False
-) -> tuple[Array, ...]:
-    """The four pixels around every sampling position, and the position inside their cell, in [0, 1).
+    interpolation: Interpolation, boundary: Boundary, reach: int | None, images: Array, flow: Array, *,
+    reused: bool = False,
+) -> tuple[list[Array], list[Array]]:  # fmt: skip
+    """The pixels around every sampling position that an interpolation reads, in the order of its offsets, and the
+    position inside the cell along each axis, in [0, 1).
 
     `reused`: whether more than one result is computed from them.
     """
@@ -145,49 +212,59 @@ def _cell(
         whole = jnp.minimum(whole, reach - 1)
     weights = (flow - whole).astype(jnp.promote_types(images.dtype, dtype))
     images = images.astype(weights.dtype)
-    down, right = whole[..., 0], whole[..., 1]
+    axes = range(flow.shape[-1])
+    shifts = [whole[..., axis] for axis in axes]
     if reach is not None:
-        corners = _chosen(reach, images, down, right)
-    elif reused and _packable(boundary, images):
-        corners = _packed(boundary, images, down, right)
+        pixels = _chosen(interpolation, reach, images, shifts)
+    elif reused and interpolation is LINEAR and _packable(boundary, images):
+        pixels = _packed(boundary, images, shifts)
     else:
-        corners = _gathered(boundary, images, down, right)
-    return (*corners, weights[..., :1], weights[..., 1:])
+        pixels = _gathered(interpolation, boundary, images, shifts)
+    return pixels, [weights[..., axis : axis + 1] for axis in axes]
 
 
-def _gathered(boundary: Boundary, images: Array, down: Array, right: Array) -> list[Array]:
-    """The pixels at ``p + (down, right)`` and their neighbours below and to the right, each [n, h, w, c]."""
-    rows, columns = _positions(down, right)
-    return [_read(boundary, images, rows + i, columns + j) for i in (0, 1) for j in (0, 1)]
+def _gathered(interpolation: Interpolation, boundary: Boundary, images: Array, shifts: list[Array]) -> list[Array]:
+    """The pixels around ``p + shifts`` at an interpolation's offsets, each [n, ..., c]."""
+    positions = _positions(shifts)
+    return [
+        _read(boundary, images, [position + offset for position, offset in zip(positions, offsets, strict=True)])
+        for offsets in interpolation.offsets(len(shifts))
+    ]
 
 
-def _positions(down: Array, right: Array) -> tuple[Array, Array]:
-    """The rows and columns ``p + (down, right)``, int32[n, h, w] each, which may lie outside the image."""
-    height, width = down.shape[1:]
-    rows = jnp.arange(height)[None, :, None] + down.astype(jnp.int32)
-    columns = jnp.arange(width)[None, None, :] + right.astype(jnp.int32)
-    return rows, columns
+def _positions(shifts: list[Array]) -> list[Array]:
+    """The positions ``p + shifts`` along each axis, int32[n, ...] each, which may lie outside the image."""
+
+    def along(axis: int, shift: Array) -> Array:
+        places = [-1 if each == axis else 1 for each in range(len(shifts))]
+        return jnp.arange(shift.shape[1 + axis]).reshape(1, *places) + shift.astype(jnp.int32)
+
+    return [along(axis, shift) for axis, shift in enumerate(shifts)]
 
 
-def _read(boundary: Boundary, images: Array, rows: Array, columns: Array) -> Array:
-    """The pixels at integer positions [n, h, w], which may lie outside the image."""
-    height, width = images.shape[1:3]
-    inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
+def _read(boundary: Boundary, images: Array, positions: list[Array]) -> Array:
+    """The pixels at integer positions, [n, ...] along each axis, which may lie outside the image."""
+    sizes = images.shape[1:-1]
+    bounds = [(each >= 0) & (each < size) for each, size in zip(positions, sizes, strict=True)]
     if boundary == "reflect":
-        rows, columns = _mirror(rows, height), _mirror(columns, width)
-    pixels = _take(images, jnp.clip(rows, 0, height - 1) * width + jnp.clip(columns, 0, width - 1))
+        positions = [_mirror(each, size) for each, size in zip(positions, sizes, strict=True)]
+    pixels = _take(images, [jnp.clip(each, 0, size - 1) for each, size in zip(positions, sizes, strict=True)])
+    inside = reduce(jnp.logical_and, bounds)
     return jnp.where(inside[..., None], pixels, 0) if boundary == "zeros" else pixels
 
 
-def _take(images: Array, indices: Array) -> Array:
-    """The pixels with the numbers int[n, h, w], counted row by row inside of each image; all must exist."""
-    count, height, width, channels = images.shape
+def _take(images: Array, positions: list[Array]) -> Array:
+    """The pixels at integer positions, [n, ...] along each axis; all must exist."""
+    count, *sizes, channels = images.shape
 
     def take(pixels: Array, index: Array) -> Array:
         return pixels.at[index].get(mode="promise_in_bounds")
 
     # One index into a list of pixels: for one channel, CPUs read a third faster than by row and column.
-    return jax.vmap(take)(images.reshape(count, height * width, channels), indices)
+    indices = positions[0]
+    for position, size in zip(positions[1:], sizes[1:], strict=True):
+        indices = indices * size + position
+    return jax.vmap(take)(images.reshape(count, math.prod(sizes), channels), indices)
 
 
 def _packable(boundary: Boundary, images: Array) -> bool:
@@ -199,21 +276,28 @@ def _packable(boundary: Boundary, images: Array) -> bool:
     return boundary != "reflect" and images.shape[-1] <= 4 and jax.default_backend() == "cpu"
 
 
-def _packed(boundary: Boundary, images: Array, down: Array, right: Array) -> list[Array]:
-    """The same as `_gathered`, by one gather from four copies of the images: each pixel beside its three neighbours.
+def _packed(boundary: Boundary, images: Array, shifts: list[Array]) -> list[Array]:
+    """The same as `_gathered` if linear, by one gather from copies of the images: each pixel beside those of its cell.
 
     XLA for CPUs fuses four gathers into a single result. With two results (outputs and slopes) it computes each in a
     pass of its own, with its own index arithmetic; one gather of whole cells is then faster for few channels.
     """
-    channels = images.shape[-1]
+    channels, axes = images.shape[-1], len(shifts)
     margin = 2 if boundary == "zeros" else 1  # the outermost cells then equal every cell further out
-    padded = _pad(boundary, images, margin, axes=(1, 2))
-    height, width = padded.shape[1] - 1, padded.shape[2] - 1
-    cells = jnp.concatenate([padded[:, i : i + height, j : j + width] for i in (0, 1) for j in (0, 1)], axis=-1)
-    rows, columns = _positions(down, right)
-    rows, columns = jnp.clip(rows + margin, 0, height - 1), jnp.clip(columns + margin, 0, width - 1)
-    pixels = _take(cells, rows * width + columns)
-    return [pixels[..., corner * channels : (corner + 1) * channels] for corner in range(4)]
+    padded = _pad(boundary, images, margin)
+    sizes = [size - 1 for size in padded.shape[1:-1]]
+    every = LINEAR.offsets(axes)
+    cells = jnp.concatenate([_window(padded, corner, sizes) for corner in every], axis=-1)
+    positions = [
+        jnp.clip(position + margin, 0, size - 1) for position, size in zip(_positions(shifts), sizes, strict=True)
+    ]
+    pixels = _take(cells, positions)
+    return [pixels[..., number * channels : (number + 1) * channels] for number in range(len(every))]
+
+
+def _window(images: Array, start: Sequence[int], sizes: Sequence[int]) -> Array:
+    """The part of images of these sizes that begins at `start`."""
+    return images[:, *(slice(at, at + size) for at, size in zip(start, sizes, strict=True))]
 
 
 def _mirror(index: Array, size: int) -> Array:
@@ -222,64 +306,54 @@ def _mirror(index: Array, size: int) -> Array:
     return jnp.minimum(index, period - index)
 
 
-def _chosen(reach: int, images: Array, down: Array, right: Array) -> list[Array]:
-    """The same as `_gathered`, from shifted copies of images padded by `reach`; shifts in [-reach, reach - 1]."""
-    height, width = down.shape[1:]
-
-    def shifted(i: int, j: int) -> Array:
-        return images[:, reach + i : reach + i + height, reach + j : reach + j + width]
+def _chosen(interpolation: Interpolation, reach: int, images: Array, shifts: list[Array]) -> list[Array]:
+    """The same as `_gathered`, from shifted copies of padded images; shifts in [-reach, reach - 1]."""
+    sizes, numbers, taps = shifts[0].shape[1:], range(-reach, reach), interpolation.taps
+    margin = reach - taps[0]
 
     def choose(options: list[Array], whole: Array) -> Array:
         chosen = options[-1]
-        for number, option in zip(range(-reach, reach - 1), options, strict=False):
+        for number, option in zip(numbers[:-1], options, strict=False):
             chosen = jnp.where((whole == number)[..., None], option, chosen)
         return chosen
 
-    def row(i: int) -> list[Array]:
-        return [
-            choose([shifted(number + i, j) for number in range(-reach, reach)], down) for j in range(-reach, reach + 1)
-        ]
+    def shifted(offsets: tuple[int, ...]) -> Array:
+        return _window(images, [margin + offset for offset in offsets], sizes)
 
-    return [choose(options[j : 2 * reach + j], right) for options in (row(0), row(1)) for j in (0, 1)]
+    # Offsets are relative to the shift along the axes that are done, and absolute along the others.
+    pixels: Callable[[tuple[int, ...]], Array] = shifted
+    for axis, whole in enumerate(shifts):
+        offsets = [taps] * (axis + 1) + [range(-margin, margin + 1)] * (len(shifts) - axis - 1)
+        pixels = {
+            each: choose([pixels((*each[:axis], number + each[axis], *each[axis + 1 :])) for number in numbers], whole)
+            for each in itertools.product(*offsets)
+        }.__getitem__
+    return [pixels(offsets) for offsets in interpolation.offsets(len(shifts))]
 
 
-def _pad(boundary: Boundary, images: Array, width: int, axes: tuple[int, int]) -> Array:
-    """Pads two of the four axes, those of rows and columns, by `width` on both sides."""
-    for axis in axes:
-        widths = [(width, width) if index == axis else (0, 0) for index in range(4)]
+def _pad(boundary: Boundary, images: Array, width: int) -> Array:
+    """Pads the spatial axes by `width` on both sides."""
+    for axis in range(1, images.ndim - 1):
+        widths = [(width, width) if index == axis else (0, 0) for index in range(1, images.ndim)]
         mode = "edge" if boundary == "reflect" and images.shape[axis] == 1 else _PADDING[boundary]
-        images = jnp.pad(images, widths, mode=mode)
+        images = pad_examples(images, widths, mode)
     return images
 
 
-def _interpolate(cell: tuple[Array, ...]) -> Array:
-    upper_left, upper_right, lower_left, lower_right, down, right = cell
-    upper = upper_left + right * (upper_right - upper_left)
-    lower = lower_left + right * (lower_right - lower_left)
-    return upper + down * (lower - upper)
-
-
-def _slopes(cell: tuple[Array, ...]) -> tuple[Array, Array]:
-    """The derivatives of `_interpolate` with respect to the position inside the cell."""
-    upper_left, upper_right, lower_left, lower_right, down, right = cell
-    left, rightward = lower_left - upper_left, upper_right - upper_left
-    twist = lower_right - lower_left - rightward
-    return left + right * twist, rightward + down * twist
-
-
 def _over_channels(values: Array, channels: int) -> Array:
-    """Repeats [n, h, w, 1] over the channels."""
+    """Repeats [n, ..., 1] over the channels."""
     # The transpose of a broadcast reduces a short last axis, slow on CPUs; that of a concatenation sums slices.
     return jnp.concatenate([values] * channels, axis=-1) if channels <= 4 else values
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def _warp(boundary: Boundary, reach: int | None, images: Array, flow: Array) -> Array:
-    return _interpolate(_cell(boundary, reach, images, flow)).astype(images.dtype)
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
+def _warp(interpolation: Interpolation, boundary: Boundary, reach: int | None, images: Array, flow: Array) -> Array:
+    return interpolation.values(*_cell(interpolation, boundary, reach, images, flow)).astype(images.dtype)
 
 
 @partial(_warp.defjvp, symbolic_zeros=True)
 def _warp_jvp(
+    interpolation: Interpolation,
     boundary: Boundary,
     reach: int | None,
     primals: tuple[Array, Array],
@@ -288,14 +362,14 @@ def _warp_jvp(
     images, flow = primals
     images_dot, flow_dot = tangents
     moving = not isinstance(flow_dot, SymbolicZero)
-    cell = _cell(boundary, reach, images, flow, reused=moving)
-    outputs, parts = _interpolate(cell), []
+    cell = _cell(interpolation, boundary, reach, images, flow, reused=moving)
+    outputs, parts = interpolation.values(*cell), []
     if not isinstance(images_dot, SymbolicZero):
-        parts.append(_interpolate(_cell(boundary, reach, images_dot, flow)))
+        parts.append(interpolation.values(*_cell(interpolation, boundary, reach, images_dot, flow)))
     if moving:
-        slope_y, slope_x = _slopes(cell)
-        flow_dot = flow_dot.astype(outputs.dtype)
-        down, right = (_over_channels(flow_dot[..., axis : axis + 1], images.shape[-1]) for axis in (0, 1))
-        parts.append(slope_y * down + slope_x * right)
+        slopes, flow_dot = interpolation.slopes(*cell), flow_dot.astype(outputs.dtype)
+        steps = [_over_channels(flow_dot[..., axis : axis + 1], images.shape[-1]) for axis in range(len(slopes))]
+        along = [slope * step for slope, step in zip(slopes, steps, strict=True)]
+        parts.append(sum(along[1:], along[0]))
     tangent = sum(parts[1:], parts[0]) if parts else jnp.zeros_like(outputs)
     return outputs.astype(images.dtype), tangent.astype(images.dtype)

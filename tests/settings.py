@@ -12,7 +12,7 @@ from train.config import Config, Data, Model
 from train.methods.adversarial import Adversarial, Deformation
 from train.methods.cure import Cure
 from train.methods.elle import Elle
-from train.methods.fast import Fast, NFgsm
+from train.methods.fast import NFgsm
 from train.methods.gradient import FlowGradient, FlowGradientDeformation, InputGradient
 from train.methods.llr import Llr
 from train.methods.mart import Mart
@@ -44,8 +44,7 @@ METHODS = {
     "spatial": Spatial(radius=1.0, degrees=10.0, draws=3),
     "random flows": RandomFlows(),
     "trades": Trades(radius=0.2, steps=2),
-    "mart": Mart(radius=0.2, steps=2),
-    "fast": Fast(radius=0.2),
+    "mart": Mart(radius=0.4, steps=2),
     "n-fgsm": NFgsm(radius=0.2, radius_ramp_steps=4),
     "elle": Elle(radius=0.2, weight=10.0),
     "cure": Cure(radius=0.2, weight=0.1),

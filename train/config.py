@@ -13,7 +13,7 @@ import tyro
 from annotated_types import Interval
 from pydantic import Field
 
-from train.data import Augmentation
+from train.data import Augmentation, Labels
 from train.methods import AnyMethod
 from train.methods.standard import Standard
 from train.models import MODELS
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 else:
     ModelName = Literal[tuple(MODELS)]
 
+_NAMES = "{" + ",".join(MODELS) + ",package.module:factory}"
 _KIND = Field(discriminator="name")
 
 
@@ -42,6 +43,14 @@ class Data:
     max_unreadable: Annotated[CountOrNone, FREE] = 0
     """How many unreadable examples of a split to tolerate, per process and start.
     Each is named. In training another one takes its place; evaluation leaves it out."""
+    train_split: str = "train"
+    """The split to train on, or a part of it: train[:98%], train[:-5000]."""
+    validation_split: str | None = None
+    """The split to validate on, or a part of one such as train[98%:].
+    By default the images of `--data.holdout`, else the set's own validation split, else the test images."""
+    test_split: Annotated[str | None, FREE] = None
+    """The split to evaluate on, or a part of one.
+    By default the set's test split; if there is none, or it has no labels, its validation split."""
     holdout: Fraction = 0.0
     """Fraction of the training images, in [0, 1), that becomes the validation set."""
     image_size: Annotated[int, Interval(ge=1, le=4096)] | None = None
@@ -54,12 +63,17 @@ class Data:
 class Model:
     """Which network."""
 
-    name: ModelName = "small-cnn"
-    """Architecture. VGG and residual networks are in their CIFAR form."""
+    name: Annotated[str, tyro.conf.arg(metavar=_NAMES)] = "small-cnn"
+    """Architecture. VGG and residual networks are in their CIFAR form, those for ImageNet say so.
+    `package.module:factory` is a network of your own: factory(num_classes=...) returns a Flax Linen module."""
     given: Annotated[str, HIDDEN] = ""
     """The class of a network that was passed to `fit`; it takes the place of `name`."""
     width: Annotated[float, Interval(gt=0, le=16)] = 1.0
     """Multiplier of every channel count."""
+    mean: tuple[Annotated[float, Interval(ge=-1e6, le=1e6)], ...] = ()
+    """Mean of every channel, which the network subtracts from images in [0, 1]; none for 0."""
+    std: tuple[Positive, ...] = ()
+    """Standard deviation of every channel, by which the network divides; none for 1."""
     norm: Literal["batch", "device-batch", "group"] | None = None
     """Normalization: batch normalization with statistics over the whole batch,
     or over each device's part of it (pmap only), or group normalization.
@@ -100,11 +114,15 @@ class Config:
 
     data: Data = field(default_factory=Data)
     augmentation: Augmentation = field(default_factory=Augmentation)
+    labels: Labels = field(default_factory=Labels)
     model: Model = field(default_factory=Model)
     method: Annotated[AnyMethod, _KIND] = field(default_factory=Standard)
     optimizer: Annotated[AnyOptimizer, _KIND] = field(default_factory=Sgd)
     schedule: Annotated[AnySchedule, _KIND] = field(default_factory=Cosine)
     evaluation: Annotated[Evaluation, FREE] = field(default_factory=Evaluation)
+    init: str | None = None
+    """Start from the weights of a run folder, or of a .safetensors file in this program's or PyTorch's layout.
+    A head for other classes is left out, and what does not fit is listed."""
     epochs: Annotated[int, Interval(ge=1, le=10**6)] = 10
     """Passes over the training images."""
     batch_size: Annotated[int, Interval(ge=1, le=10**6)] = 128
@@ -112,6 +130,10 @@ class Config:
     accumulate: Count = 1
     """Parts into which a step divides its batch, one after the other, to save memory.
     Loss, penalty and gradient stay the same, but batch normalization takes its statistics over one part."""
+    average: Fraction = 0.0
+    """Decay per step, in [0, 1), of a moving average of weights and batch statistics, for example 0.999; 0 for none.
+    The average is validated and evaluated instead of the weights; checkpoints hold both.
+    In the first steps the decay is smaller, at most (1 + step) / (10 + step)."""
     seed: Seed = 0
     """Seed of the parameters, the order of examples, augmentation and noise."""
     parallel: Annotated[Literal["pmap", "jit"], FREE] = "pmap"

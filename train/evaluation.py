@@ -129,6 +129,7 @@ def evaluate_run(name: str, trained: Trained, protocol: Protocol, file: Partial 
         "method": trained.config.method.name,
         "suite": protocol.suite,
         "radius_pixels": protocol.radius,
+        "images": trained.source,
         "step": trained.step,
         "train_seconds": trained.train_seconds,
         **reports.to_dict(evaluation),

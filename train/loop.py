@@ -19,7 +19,7 @@ import numpy as np
 from jax import Array
 from tqdm import tqdm
 
-from train import checkpoints, overfitting, parallel, processes, runs
+from train import checkpoints, optimizers, overfitting, own, parallel, processes, runs
 from train.config import Config
 from train.data import Augmentation, Source, center_view, device_prefetch, eval_batches, places, train_batches
 from train.data.kind import user_path
@@ -27,10 +27,12 @@ from train.errors import ConfigError, NonFiniteLoss, Preempted, say
 from train.methods import Method
 from train.methods.given import Given
 from train.metrics import MetricLog
+from train.optimizers import Make
 from train.options import check
 from train.state import State, predict
 from train.step import Batch, Metrics
 from train.task import Splits, Task, prepare
+from train.weights.start import start
 
 
 def fit(
@@ -38,8 +40,9 @@ def fit(
     folder: Path | str,
     *,
     method: Method | None = None,
-    model: nn.Module | None = None,
+    model: nn.Module | own.Factory | None = None,
     data: Splits | None = None,
+    optimizer: Make | None = None,
     resume: bool = False,
     evaluated: bool = False,
     stop_requested: Callable[[], bool] = lambda: False,
@@ -52,9 +55,11 @@ def fit(
         folder: the run folder; it is created if need be.
         method: a training method of your own, used instead of the config's.
         model: a Flax Linen module, used instead of the config's and called as
-            ``model.apply(variables, images, train=...)`` with images in [0, 1]. It returns logits and may have a
-            ``batch_stats`` collection.
+            ``model.apply(variables, images, train=...)`` with images in [0, 1]; or a function that makes it, called
+            with ``num_classes=...``. It returns logits and may have a ``batch_stats`` collection.
         data: training and validation images, used instead of the config's.
+        optimizer: a function from the learning rate, a schedule, to an Optax transformation, for example
+            ``optax.lion``; used instead of the config's optimizer, with the config's learning rate and schedule.
         resume: continue the run in that folder, or start it if there is none.
         evaluated: whether the run will be evaluated afterwards. If so, unusable test images raise an error before
             training.
@@ -73,7 +78,7 @@ def fit(
         StorageError: the run folder can no longer be written; earlier checkpoints remain.
     """
     folder = Path(folder)
-    config = check(_recorded(config, method, model, data))
+    config = check(_recorded(config, method, model, data, optimizer))
     config = _located(config, folder, resume) if data is None else config
     runs.claim(folder, config, resume=resume)  # raises before the data are read if the folder cannot be used
     engine = parallel.make_engine(config.parallel, devices=config.devices, batch_size=config.batch_size)
@@ -82,16 +87,23 @@ def fit(
             f"--batch-size must be a multiple of {engine.devices} devices times --accumulate {config.accumulate}, "
             f"got {config.batch_size}"
         )
-    task = prepare(config, evaluated=evaluated, method=method, model=model, data=data, write_data=write_data)
+    if config.labels.mixes and config.batch_size // engine.devices % 2:
+        raise ConfigError(
+            "--labels.mixup and --labels.cutmix mix pairs of images: --batch-size must be an even number per device, "
+            f"got {config.batch_size} on {engine.devices}"
+        )
+    task = prepare(
+        config, evaluated=evaluated, method=method, model=model, data=data, optimizer=optimizer, write_data=write_data
+    )
     run, changes = runs.hold(folder, config, resume=resume)
     images = task.splits.train
     contents = images.fingerprint
     runs.check_data(run, len(images), contents)
     restored = checkpoints.resume(run, task.network.shapes, config=config) if resume else None
+    state = restored.state if restored else _initial(config, task)
     runs.create(run, config, len(images), contents)
     if processes.is_lead():
         announce(config, engine, task.splits.validation, restored, changes)
-    state = restored.state if restored else task.network.init()
     log = MetricLog(run, after_step=int(state.step))
     try:
         with checkpoints.open_writer(run, config) as writer:
@@ -100,14 +112,27 @@ def fit(
         log.close()
 
 
-def _recorded(config: Config, method: Method | None, model: nn.Module | None, data: Splits | None) -> Config:
+def _recorded(
+    config: Config,
+    method: Method | None,
+    model: nn.Module | own.Factory | None,
+    data: Splits | None,
+    optimizer: Make | None,
+) -> Config:
     """The config, which names the values that were passed to `fit` in place of its own parts."""
+    if config.init is not None:
+        config = replace(config, init=os.path.abspath(user_path(config.init)))
     if method is not None:
         config = replace(config, method=Given(title=method.name))
-    if model is not None:
-        config = replace(config, model=replace(config.model, given=type(model).__name__))
+    if model is not None and not own.is_own(config.model.name):
+        given = type(model).__name__ if isinstance(model, nn.Module) else getattr(model, "__name__", "a network")
+        config = replace(config, model=replace(config.model, given=given))
     if data is not None:
         config = replace(config, data=replace(config.data, given=data.train.name))
+    if optimizer is not None:
+        title = getattr(optimizer, "__name__", type(optimizer).__name__)
+        rate = config.optimizer.learning_rate
+        config = replace(config, optimizer=optimizers.Given(title=title, learning_rate=rate))
     return config
 
 
@@ -119,6 +144,19 @@ def _located(config: Config, folder: Path, resume: bool) -> Config:
     if resume and data_dir is not None and runs.Run(folder).config.exists():
         name = places.moved(name, data_dir) or name
     return replace(config, data=replace(data, name=name, data_dir=data_dir))
+
+
+def _initial(config: Config, task: Task) -> State:
+    """The state before the first step."""
+    state = task.network.init()
+    if config.init is None:
+        return state
+    state, matched = start(state, task.network.optimizer, Path(config.init), config.model.name)
+    if processes.is_lead():
+        print(f"started from {config.init}: {len(matched.arrays)} arrays")
+        for line in matched.lines():
+            say(f"  {line}")
+    return state
 
 
 def announce(
@@ -317,7 +355,7 @@ def device_batches(
 
 def count_right(model: nn.Module, state: State, batch: Batch, options: Augmentation) -> Array:
     """The numbers of correctly classified and of all valid examples of a batch, without an attack: ``int[2]``."""
-    logits = predict(model, state.params, state.batch_stats, center_view(batch["image"], options))
+    logits = predict(model, *state.evaluated, center_view(batch["image"], options))
     right = (jnp.argmax(logits, axis=-1) == batch["label"]) & batch["valid"]
     return jnp.stack([jnp.sum(right), jnp.sum(batch["valid"])])
 

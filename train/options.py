@@ -14,12 +14,14 @@ from typing import Any, NamedTuple, TypeVar
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 
 from train import files
-from train.config import Config
+from train.config import Config, Model
 from train.data.places import path_of
 from train.errors import ConfigError
 from train.methods import METHODS
 from train.methods.penalties import RULES, FiniteDifference
+from train.models import MODELS
 from train.optimizers import OPTIMIZERS, Sgd
+from train.own import is_own
 from train.ranges import FREE
 from train.schedules import SCHEDULES
 
@@ -59,6 +61,7 @@ def check(config: Config) -> Config:
     config = validate(config)
     if config.batch_size % config.accumulate:
         raise ConfigError(f"--accumulate must divide --batch-size {config.batch_size}, got {config.accumulate}")
+    _check_network(config.model)
     if config.schedule.warmup_epochs > config.epochs:
         raise ConfigError(
             f"--schedule.warmup-epochs must be at most --epochs {config.epochs}, got {config.schedule.warmup_epochs}"
@@ -72,6 +75,23 @@ def check(config: Config) -> Config:
         # between its gradient and the exact one is 0.28.
         raise ConfigError(f"--rule finite-difference needs --model.dtype float32, got {config.model.dtype}")
     return config
+
+
+def _check_network(model: Model) -> None:
+    if not is_own(model.name):
+        if model.name not in MODELS:
+            near = difflib.get_close_matches(model.name, MODELS, 1)
+            hint = f": did you mean {near[0]}?" if near else ""
+            raise ConfigError(
+                f"--model.name must be one of {', '.join(MODELS)} or package.module:factory, "
+                f"got {model.name!r:.40}{hint}"
+            )
+        return
+    plain = Model(name=model.name, given=model.given)
+    for field in dataclasses.fields(Model):
+        if getattr(model, field.name) != getattr(plain, field.name):
+            option = field.name.replace("_", "-")
+            raise ConfigError(f"--model.{option} has no effect on a network of your own: leave it out")
 
 
 def to_tree(config: Config) -> dict[str, Any]:

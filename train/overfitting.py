@@ -29,9 +29,9 @@ _FALL = 0.5
 def attacked_accuracy(watch: Inputs, network: Network, state: State, batch: Batch, options: Augmentation) -> Array:
     """The numbers of examples that are right under an attack, and of all valid ones: ``int[2]``."""
     keys = example_keys(jax.random.key(0), jnp.arange(len(batch["label"])))
-    forward = Forward(network.model, state.params, state.batch_stats, batch["label"], keys, state.step)
+    forward = Forward(network.model, *state.evaluated, batch["label"], keys, state.step)
     images = watch.make(forward, center_view(batch["image"], options), keys)
-    logits = predict(network.model, state.params, state.batch_stats, images)
+    logits = predict(network.model, *state.evaluated, images)
     right = (jnp.argmax(logits, axis=-1) == batch["label"]) & batch["valid"]
     return jnp.stack([jnp.sum(right), jnp.sum(batch["valid"])])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -85,7 +86,7 @@ def save_certified(path: Path, name: str, certified: Certified) -> None:
     figure = Figure(figsize=(5, 3.6), layout="constrained")
     axis = figure.add_subplot()
     accuracies, (low, high) = 100 * np.array(curve.accuracies), 100 * np.array(curve.intervals).T
-    axis.step(curve.radii, accuracies, where="post", color=COLORS[0], label=f"{name}, certified")
+    axis.step(curve.radii, accuracies, where="post", color=COLORS[0], label=f"{_label_of(name)}, certified")
     axis.fill_between(curve.radii, low, high, step="post", color=COLORS[0], alpha=0.15, linewidth=0)
     axis.axhline(100 * row["clean_accuracy"], color=COLORS[5], linestyle=":", label="the network itself, clean")
     size = f"{row['norm'][:2]} norm, {row['unit']}"
@@ -97,7 +98,9 @@ def save_certified(path: Path, name: str, certified: Certified) -> None:
 def _save(figure: Figure, path: Path) -> None:
     """Writes a picture, like every report, whole or not at all."""
     data = io.BytesIO()
-    figure.savefig(data, dpi=160)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # letters that the font lacks are drawn as boxes
+        figure.savefig(data, dpi=160)
     write_bytes(path, data.getvalue())
 
 
@@ -105,10 +108,17 @@ def _draw_curves(axis: Axes, rows: Mapping[str, Mapping[str, Any]]) -> None:
     for color, (name, row) in zip(COLORS * len(rows), rows.items(), strict=False):
         curve = row["curve"]
         radii = [point["radius_pixels"] for point in curve]
-        axis.plot(radii, [100 * point["accuracy"] for point in curve], "o-", color=color, label=name, markersize=4)
+        axis.plot(
+            radii, [100 * point["accuracy"] for point in curve], "o-", color=color, label=_label_of(name), markersize=4
+        )
         low, high = ([100 * point[end] for point in curve] for end in ("low", "high"))
         axis.fill_between(radii, low, high, color=color, alpha=0.15, linewidth=0)
     _style(axis, f"largest {budget(next(iter(rows.values()))['suite'])}, px", "accuracy, %")
+
+
+def _label_of(name: str) -> str:
+    """A run's name for a legend, which leaves out labels that begin with an underscore."""
+    return f" {name}" if name.startswith("_") else name
 
 
 def _style(axis: Axes, xlabel: str, ylabel: str) -> None:

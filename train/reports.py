@@ -13,7 +13,7 @@ from train import files, pictures, runs
 from train.certification import FAMILIES, Certified
 from train.errors import RunError, printable
 from train.evaluation import Study, budget
-from train.restored import Trained, check_same
+from train.restored import Opened, Trained, check_same
 
 Row = Mapping[str, Any]
 
@@ -45,7 +45,7 @@ def check_writable(folders: Sequence[Path], file: Path | None) -> None:
             raise RunError(f"{folder}: nothing can be written into {existing}; choose another --output or --json")
 
 
-def guard(folder: Path, run: Trained) -> Callable[[], None]:
+def guard(folder: Path, run: Trained | Opened) -> Callable[[], None]:
     """What to call before anything is written into a report's folder: inside the run folder, that must be the same."""
     inside = Path(os.path.abspath(folder)).is_relative_to(os.path.abspath(run.place.folder))
     return partial(check_same, run) if inside else lambda: None

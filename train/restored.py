@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jax import Array
 
-from train import checkpoints, metrics, options, processes, runs
+from train import checkpoints, metrics, options, own, processes, runs
 from train.config import Config
 from train.data import Source, center_view, output_shape
 from train.errors import DataError, RunError, UserError, say
@@ -21,6 +21,9 @@ from train.state import predict
 from train.task import build, open_split
 
 LogitsFn = Callable[[Array], Array]
+
+NONE: own.Networks = {}
+"""No networks of the user's own."""
 
 
 class Predictor(NamedTuple):
@@ -40,6 +43,7 @@ class Trained(NamedTuple):
         logits_fn: ``float[n, h, w, c] -> logits[n, classes]`` on running statistics.
         images: float[n, h, w, c], the test images as the network sees them.
         labels: int32[n].
+        source: names the data set and split that they are from.
         class_names: one per label.
         step: of the checkpoint.
         train_seconds: time spent training, compilation included.
@@ -50,6 +54,7 @@ class Trained(NamedTuple):
     logits_fn: LogitsFn
     images: np.ndarray
     labels: np.ndarray
+    source: str
     class_names: tuple[str, ...]
     step: int
     train_seconds: float
@@ -75,7 +80,7 @@ def _look_at(folder: Path) -> Place:
     return Place(folder, tuple((path, os.open(path, flags)) for path in paths if path.exists()))
 
 
-def check_same(run: Trained) -> None:
+def check_same(run: Trained | Opened) -> None:
     """Makes sure, before results are written into a run folder, that it still holds the run that was read.
 
     Raises:
@@ -93,17 +98,42 @@ def check_same(run: Trained) -> None:
         )
 
 
-class _Opened(NamedTuple):
-    """A run whose test images are not read yet."""
+class Opened(NamedTuple):
+    """A run whose test images are not read yet.
+
+    Attributes:
+        config: its config.
+        test: its test images.
+        model: its network.
+        variables: ``{"params": ..., "batch_stats": ...}``.
+        step: of the checkpoint.
+        place: the run folder that was read.
+    """
 
     config: Config
     test: Source
-    logits_fn: LogitsFn
+    model: nn.Module
+    variables: dict[str, Any]
     step: int
     place: Place
 
+    @property
+    def logits_fn(self) -> LogitsFn:
+        """``float[n, h, w, c] -> logits[n, classes]`` on running statistics."""
+        logits_fn: LogitsFn = jax.tree_util.Partial(
+            Predictor(self.model), self.variables["params"], self.variables["batch_stats"]
+        )
+        return logits_fn
 
-def _open(folder: Path, data_dir: str | None, model: nn.Module | None = None, test: Source | None = None) -> _Opened:
+
+def open_network(
+    folder: Path,
+    *,
+    data_dir: str | None = None,
+    model: nn.Module | own.Factory | None = None,
+    test: Source | None = None,
+) -> Opened:
+    """Restores a run's network; the arguments and errors are those of `open_run`."""
     processes.check_devices()
     config = runs.load_config(folder)
     place = _look_at(folder)
@@ -113,8 +143,9 @@ def _open(folder: Path, data_dir: str | None, model: nn.Module | None = None, te
     step, state, skipped = checkpoints.restore(stored, network.shapes, config=config, select=config.select)
     for other, reason in skipped.items():
         say(f"skipped the damaged checkpoint of step {other}: {reason}")
-    logits_fn = jax.tree_util.Partial(Predictor(network.model), state.params, state.batch_stats)
-    return _Opened(config, test, logits_fn, step, place)
+    params, batch_stats = state.evaluated
+    variables = {"params": params, "batch_stats": batch_stats}
+    return Opened(config, test, network.model, variables, step, place)
 
 
 def open_run(
@@ -122,7 +153,7 @@ def open_run(
     *,
     data_dir: str | None = None,
     examples: int = 0,
-    model: nn.Module | None = None,
+    model: nn.Module | own.Factory | None = None,
     test: Source | None = None,
 ) -> Trained:
     """Restores a run's network and opens its test images.
@@ -131,13 +162,15 @@ def open_run(
         folder: the run folder.
         data_dir: where the data is now; None for where it was in training.
         examples: number of test images, from the first; 0 for the config's choice.
-        model: the network in place of the config's, as it was given to `train.fit`.
+        model: the network in place of the config's, as it was given to `train.fit`. What the config of a run names is
+            never imported.
         test: test images in place of the config's.
 
     Raises:
         RunError, ConfigError, CheckpointError, DataError: something cannot be used.
     """
-    config, test, logits_fn, step, place = _open(folder, data_dir, model, test)
+    opened = open_network(folder, data_dir=data_dir, model=model, test=test)
+    config, test = opened.config, opened.test
     count = min(examples or config.evaluation.examples or len(test), len(test))
     indices = np.arange(count)
     images, labels = test.read(indices)
@@ -148,11 +181,19 @@ def open_run(
     view = jax.jit(partial(center_view, options=config.augmentation))
     views = [np.asarray(view(images[start : start + 1000])) for start in range(0, len(images), 1000)]
     seconds = metrics.train_seconds(metrics.read_metrics(runs.Run(folder)))
-    return Trained(config, logits_fn, np.concatenate(views), labels, test.class_names, step, seconds, place)
+    logits_fn, step, place = opened.logits_fn, opened.step, opened.place
+    return Trained(config, logits_fn, np.concatenate(views), labels, test.name, test.class_names, step, seconds, place)
 
 
-def open_runs(folders: Sequence[Path], *, data_dir: str | None = None, examples: int = 0) -> list[Trained]:
+def open_runs(
+    folders: Sequence[Path], *, data_dir: str | None = None, examples: int = 0, networks: own.Networks = NONE
+) -> list[Trained]:
     """Restores runs to be compared: each one once, on the same test images.
+
+    Args:
+        folders: the run folders.
+        data_dir, examples: as in `open_run`.
+        networks: of the user's own, by the names that the configs of the runs have for them.
 
     Raises:
         RunError: one is named twice, or sees other test images than the first.
@@ -161,7 +202,7 @@ def open_runs(folders: Sequence[Path], *, data_dir: str | None = None, examples:
     _check_each_once(folders)
     opened: list[Trained] = []
     for folder in folders:
-        run = open_run(folder, data_dir=data_dir, examples=examples)
+        run = open_run(folder, data_dir=data_dir, examples=examples, model=network_of(folder, networks))
         opened.append(run)
         if not _comparable(run, opened[0]):
             raise RunError(
@@ -172,7 +213,7 @@ def open_runs(folders: Sequence[Path], *, data_dir: str | None = None, examples:
 
 
 def open_sources(
-    folders: Sequence[Path], evaluated: Trained, *, data_dir: str | None = None
+    folders: Sequence[Path], evaluated: Trained, *, data_dir: str | None = None, networks: own.Networks = NONE
 ) -> tuple[tuple[str, LogitsFn], ...]:
     """Restores the networks that transferred images are made on, as names and logits functions.
 
@@ -180,6 +221,7 @@ def open_sources(
         folders: their run folders.
         evaluated: a run that the images will be shown to.
         data_dir: where the data is now; None for where it was in training.
+        networks: as in `open_runs`.
 
     Raises:
         RunError: one is named twice, or takes images of another shape or knows other classes than `evaluated`.
@@ -189,15 +231,20 @@ def open_sources(
     ours = evaluated.images.shape[1:], len(evaluated.class_names)
     sources = []
     for name, folder in zip(runs.short_names(folders), folders, strict=True):
-        config, test, logits_fn, *_ = _open(folder, data_dir)
-        theirs = output_shape(config.augmentation, test.image_shape), test.num_classes
+        opened = open_network(folder, data_dir=data_dir, model=network_of(folder, networks))
+        theirs = output_shape(opened.config.augmentation, opened.test.image_shape), opened.test.num_classes
         if ours != theirs:
             raise RunError(
                 f"nothing transfers from {folder}: its network takes images {theirs[0]} of {theirs[1]} classes, "
                 f"the evaluated one {ours[0]} of {ours[1]}"
             )
-        sources.append((name, logits_fn))
+        sources.append((name, opened.logits_fn))
     return tuple(sources)
+
+
+def network_of(folder: Path, networks: own.Networks) -> own.Factory | None:
+    """The user's own network that a run's config names, if it is among those given."""
+    return networks.get(runs.load_config(folder).model.name)
 
 
 def _check_each_once(folders: Sequence[Path]) -> None:

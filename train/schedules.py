@@ -58,6 +58,18 @@ class Cosine(_WarmedUp):
 
 
 @dataclass(frozen=True)
+class Linear(_WarmedUp):
+    """A straight line from the peak to zero at the last step; with a warm-up, the one-cycle schedule."""
+
+    ends: ClassVar[bool] = True
+    name: Annotated[Literal["linear"], HIDDEN] = "linear"
+
+    def make(self, peak: float, epochs: int, steps_per_epoch: int) -> optax.Schedule:
+        steps = max(epochs * steps_per_epoch - self._warmup_steps(steps_per_epoch), 1)
+        return self._after_warmup(optax.linear_schedule(peak, 0.0, steps), peak, steps_per_epoch)
+
+
+@dataclass(frozen=True)
 class Step(_WarmedUp):
     """The peak, multiplied by a factor after some epochs."""
 
@@ -75,6 +87,7 @@ class Step(_WarmedUp):
 
 AnySchedule = (
     Cosine  #
+    | Linear
     | Constant
     | Step
 )

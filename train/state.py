@@ -23,6 +23,7 @@ class State(NamedTuple):
         batch_stats: running statistics of batch normalization; empty with group normalization.
         opt_state: the optimizer's.
         key: uint32[2], the data of the run's random key, never changed.
+        average: moving averages of `params` and `batch_stats`; None if none are kept.
     """
 
     step: Array
@@ -31,6 +32,22 @@ class State(NamedTuple):
     batch_stats: Tree
     opt_state: Tree
     key: Array
+    average: tuple[Tree, Tree] | None = None
+
+    @property
+    def evaluated(self) -> tuple[Tree, Tree]:
+        """The parameters and running statistics to evaluate: the averages if they are kept."""
+        return (self.params, self.batch_stats) if self.average is None else self.average
+
+
+def averaged(average: tuple[Tree, Tree], new: tuple[Tree, Tree], step: Array, decay: float) -> tuple[Tree, Tree]:
+    """The exponential moving average after a step.
+
+    The decay is at most ``(1 + step) / (10 + step)``: the average forgets the random parameters of the start early.
+    """
+    share = jnp.minimum(decay, (1 + step) / (10 + step))
+    result: tuple[Tree, Tree] = jax.tree.map(lambda old, leaf: old + (1 - share) * (leaf - old), average, new)
+    return result
 
 
 def init_state(
@@ -38,6 +55,8 @@ def init_state(
     optimizer: optax.GradientTransformation,
     image_shape: tuple[int, int, int],
     seed: int,
+    *,
+    average: bool = False,
 ) -> State:
     """The state before the first step.
 
@@ -46,17 +65,20 @@ def init_state(
         optimizer: an Optax transformation.
         image_shape: ``(h, w, c)`` of the augmented images.
         seed: of the parameters and of every random number of the training.
+        average: whether moving averages of the weights are kept.
     """
     init_key, run_key = jax.random.split(jax.random.key(seed))
     variables = jax.jit(lambda key: model.init(key, jnp.zeros((1, *image_shape)), train=False))(init_key)
-    params = variables["params"]
+    params, batch_stats = variables.get("params", {}), variables.get("batch_stats", {})
     return State(
         step=jnp.zeros((), jnp.int32),
         skipped=jnp.zeros((), jnp.int32),
         params=params,
-        batch_stats=variables.get("batch_stats", {}),
+        batch_stats=batch_stats,
         opt_state=optimizer.init(params),
         key=jax.random.key_data(run_key),
+        # Copies: a step donates the buffers of the state, and none may be donated twice.
+        average=jax.tree.map(jnp.copy, (params, batch_stats)) if average else None,
     )
 
 

@@ -15,9 +15,10 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from train.data import Augmentation, augment, example_keys
+from train.data import Augmentation, Labels, augment, example_keys
+from train.data.labels import HARD, mix, neighbours, smooth
 from train.methods import NO_PENALTY, Forward, Method
-from train.state import State, Tree
+from train.state import State, Tree, averaged
 
 Batch = dict[str, Array]
 Metrics = dict[str, Array]
@@ -53,7 +54,10 @@ def make_step(
     *,
     rate: optax.Schedule,
     augmentation: Augmentation,
+    labels: Labels = HARD,
+    num_classes: int = 0,
     accumulate: int = 1,
+    average: float = 0.0,
 ) -> Step:
     """Builds the step of a method.
 
@@ -66,15 +70,24 @@ def make_step(
         optimizer: an Optax transformation.
         rate: the learning rate as a function of the step, for the metrics.
         augmentation: of the training images.
+        labels: how labels are softened and classes weighted.
+        num_classes: of soft labels.
         accumulate: parts into which a batch is divided, one after the other.
+        average: decay of the moving averages that a state may keep.
     """
 
     def step(state: State, batch: Batch, *, axis: str | None = None) -> tuple[State, Metrics]:
         batch = dict(batch)
         stop = jnp.sum(batch.pop("stop", jnp.zeros(())))
+        if labels.mixes:
+            batch |= {f"other_{name}": neighbours(leaf) for name, leaf in batch.items()}
 
         def gradient(of: Method) -> tuple[Outcome, Tree]:
-            return _mean_over_parts(lambda part: _gradient(of, model, augmentation, state, part), batch, accumulate)
+            def of_part(part: Batch) -> tuple[Outcome, Tree]:
+                forward, images, keys = _examples(model, state, part, augmentation, labels, num_classes)
+                return _gradient(of, forward, images, keys)
+
+            return _mean_over_parts(of_part, batch, accumulate)
 
         if method.every > 1:
             due = state.step % method.every == 0
@@ -99,7 +112,8 @@ def make_step(
         }
         # The parameters too: a step of finite loss can lead to some that are not.
         norms = jnp.stack([metrics[name] for name in ("loss", "gradient_norm", "parameter_norm")])
-        taken = State(state.step + 1, state.skipped, params, outcome.batch_stats, opt_state, state.key)
+        means = state.average and averaged(state.average, (params, outcome.batch_stats), state.step, average)
+        taken = State(state.step + 1, state.skipped, params, outcome.batch_stats, opt_state, state.key, means)
         left_out = state._replace(skipped=state.skipped + 1)
         finite = jnp.isfinite(norms).all()
         state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), taken, left_out)
@@ -108,28 +122,43 @@ def make_step(
     return step
 
 
-def _gradient(
-    method: Method, model: nn.Module, augmentation: Augmentation, state: State, batch: Batch
-) -> tuple[Outcome, Tree]:
-    """The outcome and the gradient of a method's objective on a batch."""
+def _examples(
+    model: nn.Module, state: State, batch: Batch, augmentation: Augmentation, options: Labels, num_classes: int
+) -> tuple[Forward, Array, Array]:
+    """The network with the labels of a batch, its images and its keys."""
     step_key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
     keys = example_keys(jax.random.fold_in(step_key, 1), batch["position"])
+
+    def others(number: int) -> Array:
+        """Other keys than the method's, which draws from the keys themselves."""
+        return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, number)
+
     images = augment(step_key, batch["image"], augmentation, positions=batch["position"])
     labels = batch["label"]
-    # The method draws from the keys themselves.
-    network_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, 1)
-    forward = Forward(model, state.params, state.batch_stats, labels, network_keys, state.step)
+    if options.soft:
+        labels = smooth(labels, num_classes, options.smoothing)
+    if options.mixes:
+        other_images = augment(step_key, batch["other_image"], augmentation, positions=batch["other_position"])
+        other_labels = smooth(batch["other_label"], num_classes, options.smoothing)
+        images, labels = mix(others(3), images, labels, other_images, other_labels, options)
+    weights = jnp.array(options.weights) if options.weights else None
+    forward = Forward(model, state.params, state.batch_stats, labels, others(1), state.step, weights)
+    return forward, images, keys
+
+
+def _gradient(method: Method, forward: Forward, images: Array, keys: Array) -> tuple[Outcome, Tree]:
+    """The outcome and the gradient of a method's objective on a batch."""
     images = method.inputs.make(forward, images, keys)
-    weight = method.weight(state.step) * method.every
+    weight = method.weight(forward.step) * method.every
 
     def objective(params: Tree) -> tuple[Array, Outcome]:
         terms = method.penalty.terms(forward._replace(params=params), images, keys)
-        right = jnp.argmax(terms.aux.logits, axis=-1) == labels
+        right = jnp.argmax(terms.aux.logits, axis=-1) == forward.classes
         loss, penalty = jnp.mean(terms.losses), jnp.mean(terms.penalties)
         accuracy = jnp.mean(right.astype(jnp.float32))
         return loss + weight * penalty, Outcome(loss, penalty, accuracy, terms.aux.batch_stats)
 
-    gradients, outcome = jax.grad(objective, has_aux=True)(state.params)
+    gradients, outcome = jax.grad(objective, has_aux=True)(forward.params)
     return outcome, gradients
 
 

@@ -10,15 +10,21 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from flax.errors import FlaxError
 
+from train import own
 from train.config import Config
 from train.data import NoSplit, Source, load, output_shape
+from train.data.kind import say_once
+from train.data.parts import parse
 from train.data.places import find_moved, path_of
-from train.errors import ConfigError
+from train.errors import ConfigError, one_line
 from train.methods import Method
 from train.models import create_model
+from train.models.standardized import Standardized
+from train.optimizers import Make
 from train.parallel import AXIS
-from train.state import State, init_state
+from train.state import State, init_state, predict
 from train.step import Step, make_step
 
 
@@ -70,8 +76,9 @@ def prepare(
     *,
     evaluated: bool = False,
     method: Method | None = None,
-    model: nn.Module | None = None,
+    model: nn.Module | own.Factory | None = None,
     data: Splits | None = None,
+    optimizer: Make | None = None,
     write_data: bool = True,
 ) -> Task:
     """Opens the data and builds the network.
@@ -79,7 +86,7 @@ def prepare(
     Args:
         config: what to train.
         evaluated: whether the test images will be wanted; then they are looked at now, not after the training.
-        method, model, data: values in place of those that the config describes.
+        method, model, data, optimizer: values in place of those that the config describes.
         write_data: whether something may be written into the config's `data_dir`.
 
     Raises:
@@ -90,10 +97,13 @@ def prepare(
     train, validation = splits
     if config.batch_size > len(train):
         raise ConfigError(f"--batch-size must be at most {len(train)}, the training images, got {config.batch_size}")
+    weights = len(config.labels.weights)
+    if weights not in (0, train.num_classes):
+        raise ConfigError(f"--labels.weights must be {train.num_classes} numbers, one per class, got {weights}")
     steps_per_epoch = len(train) // config.batch_size
     if config.epochs * steps_per_epoch >= 2**31:
         raise ConfigError(f"--epochs must be at most {2**31 // steps_per_epoch}: steps are counted in 32 bits")
-    network = build(config, train, steps_per_epoch, model=model)
+    network = build(config, train, steps_per_epoch, model=model, optimizer=optimizer)
     _check_agreement(config, train, validation)
     method = config.method.make() if method is None else method
     step = make_step(
@@ -102,7 +112,10 @@ def prepare(
         network.optimizer,
         rate=network.rate,
         augmentation=config.augmentation,
+        labels=config.labels,
+        num_classes=train.num_classes,
         accumulate=config.accumulate,
+        average=config.average,
     )
     return Task(splits, network, method, step, steps_per_epoch)
 
@@ -110,6 +123,7 @@ def prepare(
 def _open_splits(config: Config, evaluated: bool, write: bool) -> Splits:
     """Training images, and for validation those held out, else the set's own validation split, else the test images."""
     train = open_split(config, "train", write=write)
+    _check_apart(config, train)
     test = open_split(config, "test", write=write) if evaluated else None
     if test is not None:
         _check_agreement(config, train, test)
@@ -118,6 +132,23 @@ def _open_splits(config: Config, evaluated: bool, write: bool) -> Splits:
     except NoSplit:
         validation = test or open_split(config, "test", write=write)
     return Splits(train, validation)
+
+
+def _check_apart(config: Config, train: Source) -> None:
+    """Raises `ConfigError` if a network would be validated or evaluated on images that it is trained on."""
+    trained = parse(config.data.train_split)
+    for split in ("validation", "test"):
+        text = getattr(config.data, f"{split}_split")
+        part = parse(text) if text else None
+        if part is None or part.name != trained.name:
+            continue
+        shared = set(part.rows(train.whole)) & set(trained.rows(train.whole))
+        if shared:
+            raise ConfigError(
+                f"--data.{split}-split {text} and --data.train-split {config.data.train_split} share {len(shared)} "
+                f"images: leave them out of one, for example by --data.train-split {trained.name}[:90%] and "
+                f"--data.{split}-split {trained.name}[90%:]"
+            )
 
 
 def _check_agreement(config: Config, train: Source, other: Source) -> None:
@@ -154,15 +185,33 @@ def open_split(config: Config, split: str, data_dir: str | None = None, *, write
         name, place = find_moved(name, data_dir), None
     elif data_dir is not None:
         place = data_dir
-    return load(
-        name,
-        split=split,
-        data_dir=place,
-        image_size=data.image_size,
-        holdout=data.holdout,
-        max_unreadable=data.max_unreadable,
-        write=write or place != data.data_dir or place is None,
-    )
+    named = {"validation": data.validation_split, "test": data.test_split}.get(split)
+    if split == "validation" and named and data.holdout:
+        raise ConfigError("--data.validation-split and --data.holdout both choose the validation images: give one")
+
+    def opened(split: str, holdout: float = data.holdout) -> Source:
+        return load(
+            name,
+            split=split,
+            train_split=data.train_split,
+            data_dir=place,
+            image_size=data.image_size,
+            holdout=holdout,
+            max_unreadable=data.max_unreadable,
+            write=write or place != data.data_dir or place is None,
+        )
+
+    try:
+        return opened(named or split)
+    except NoSplit as error:
+        if split != "test" or named:
+            raise
+        try:
+            validation = opened("validation", holdout=0.0)
+        except NoSplit:
+            raise error from None
+        say_once(f"{error}; the validation split is evaluated instead")
+        return validation
 
 
 def build(
@@ -170,7 +219,8 @@ def build(
     source: Source,
     steps_per_epoch: int = 1,
     *,
-    model: nn.Module | None = None,
+    model: nn.Module | own.Factory | None = None,
+    optimizer: Make | None = None,
 ) -> Network:
     """The network of a config for the images of a source.
 
@@ -178,35 +228,50 @@ def build(
         config: what to train.
         source: any split: its image shape and classes count.
         steps_per_epoch: for the schedule of the learning rate.
-        model: the network in place of the one that the config describes.
+        model: the network in place of the one that the config describes, or a factory of it.
+        optimizer: makes the optimizer in place of the config's.
 
     Raises:
         ConfigError: network, augmentation and images do not fit together.
     """
-    model = make_model(config, source.num_classes) if model is None else model
+    classes = source.num_classes
+    network = make_model(config, classes) if model is None else own.make(model, classes)
     rate = config.schedule.make(config.optimizer.learning_rate, config.epochs, steps_per_epoch)
-    optimizer = config.optimizer.make(rate)
+    transformation = config.optimizer.make(rate) if optimizer is None else optimizer(rate)
     try:
         shape = output_shape(config.augmentation, source.image_shape)
-        init = partial(init_state, model, optimizer, shape, config.seed)
+        init = partial(init_state, network, transformation, shape, config.seed, average=config.average > 0)
         shapes = jax.eval_shape(init)
-    except ValueError as error:
-        raise ConfigError(f"{config.model.name} on {source.name}: {error}") from error
+        images = jax.ShapeDtypeStruct((2, *shape), jnp.float32)
+        logits = jax.eval_shape(partial(predict, network), shapes.params, shapes.batch_stats, images)
+    except (ValueError, TypeError, FlaxError) as error:
+        name = config.model.given or config.model.name
+        raise ConfigError(f"{name} on {source.name}: {one_line(error)}") from error
+    if logits.shape != (2, classes):
+        name = config.model.given or config.model.name
+        raise ConfigError(f"{name} must return logits [n, {classes}] of images [n, ...], got {list(logits.shape)}")
+    if not jax.tree.leaves(shapes.params):
+        raise ConfigError(f"{config.model.given or config.model.name} has no parameters to train")
     # It runs once: on a CPU, optimizing it takes longer than all the rest.
     options = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else {}
-    return Network(model, shapes, jax.jit(init, compiler_options=options), optimizer, rate)
+    return Network(network, shapes, jax.jit(init, compiler_options=options), transformation, rate)
 
 
 def make_model(config: Config, num_classes: int) -> nn.Module:
     """The network of a config.
 
     Raises:
-        ConfigError: the network was passed to `fit` and is not known here.
+        ConfigError: the network is not part of this program.
     """
     options = config.model
     if options.given:
         raise ConfigError(f"the network {options.given} of this run comes from a script: pass it there, as model=...")
-    return create_model(
+    if own.is_own(options.name):
+        raise ConfigError(
+            f"the network {options.name} of this run is not part of this program, and a run folder may name anything: "
+            "to import it, say --model.name again (from Python: model=...)"
+        )
+    network = create_model(
         options.name,
         num_classes=num_classes,
         width=options.width,
@@ -218,3 +283,4 @@ def make_model(config: Config, num_classes: int) -> nn.Module:
         axis_name=AXIS if options.norm != "device-batch" and config.parallel == "pmap" else None,
         remat=options.remat,
     )
+    return Standardized(network, options.mean, options.std) if options.mean or options.std else network

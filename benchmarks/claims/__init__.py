@@ -7,6 +7,7 @@ of docs/results.md from the lines.
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from tqdm import tqdm
 from benchmarks.claims import cell, grid, lines
 from benchmarks.rows import check_writable
 from train.errors import ConfigError
+from train.options import to_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +52,14 @@ def run(options: Options) -> str:
         return "\n".join(f"{'missing' if one in missing else 'done   '}  {one.name}" for one in chosen)
     check_writable(options.lines)
     for one in tqdm(missing, desc="cells", disable=not sys.stderr.isatty()):
-        line = cell.compute(one, options.runs / one.name, data_dir=options.data_dir, known=known[one.name])
+        line = cell.compute(
+            one, options.runs / one.name / _digest(one), data_dir=options.data_dir, known=known[one.name]
+        )
         lines.append(options.lines, line)
         tqdm.write(lines.summary(line))
     return f"{len(chosen)} cells are finished: {options.lines}"
+
+
+def _digest(one: grid.Cell) -> str:
+    """Names the run of a cell, so that another config under the same name is another run."""
+    return hashlib.sha256(to_json(one.config).encode()).hexdigest()[:8]

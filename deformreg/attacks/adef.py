@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from deformreg import _checks, fields
-from deformreg._arrays import choose, scaled
+from deformreg._arrays import choose, pad_examples, scaled
+from deformreg._families import identity
 from deformreg.attacks.attack import Attack, Budget, Examples, LogitsFn, Search
 from deformreg.attacks.search import finite_or_zero, fresh, is_broken, plain, record, runners_up, used_share
 from deformreg.balls import pixelwise_l2
@@ -84,7 +85,7 @@ def adef(
     family = flow(boundary=boundary)
 
     def begin(examples: Examples) -> Search:
-        search = fresh(examples, family.init(examples.images))
+        search = fresh(examples, identity(family, examples.images))
         count = len(examples.images)
         number = 1 if examples.targets is not None else candidates
         memory = Memory(jnp.zeros((count, number), jnp.int32), jnp.zeros(count, bool))
@@ -160,20 +161,20 @@ def _crossing(logits: Array, vjp: Any, images: Array, labels: Array, towards: Ar
     slopes = _central_differences(images)
     along = jnp.stack([jnp.sum(gradient * slope, axis=-1) for slope in slopes], axis=-1)
     smooth = _smooth(along, sigma)
-    squared = jnp.sum(smooth**2, axis=(1, 2, 3))
+    squared = jnp.sum(smooth**2, axis=tuple(range(1, smooth.ndim)))
     factor = jnp.where(squared > 0, -gap / jnp.where(squared > 0, squared, 1), 0)
     return scaled(_smooth(smooth, sigma), factor)
 
 
-def _central_differences(images: Array) -> tuple[Array, Array]:
-    """Slopes along rows and columns; one-sided at the ends."""
+def _central_differences(images: Array) -> list[Array]:
+    """Slopes along each spatial axis; one-sided at the ends."""
 
     def along(axis: int) -> Array:
         if images.shape[axis] < 2:
             return jnp.zeros_like(images)
         return jnp.asarray(jnp.gradient(images, axis=axis))
 
-    return along(1), along(2)
+    return [along(axis) for axis in range(1, images.ndim - 1)]
 
 
 def _smooth(field: Array, sigma: float) -> Array:
@@ -182,5 +183,6 @@ def _smooth(field: Array, sigma: float) -> Array:
     if sigma == 0:
         return field
     reach = math.ceil(4 * sigma) + 1
-    padded = jnp.pad(field, [(0, 0), (reach, reach), (reach, reach), (0, 0)])
-    return fields.smooth(padded, sigma)[:, reach:-reach, reach:-reach]
+    axes = field.shape[-1]
+    padded = pad_examples(field, [*[(reach, reach)] * axes, (0, 0)], "constant")
+    return fields.smooth(padded, sigma)[:, *[slice(reach, -reach)] * axes]

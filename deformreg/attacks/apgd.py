@@ -15,8 +15,8 @@ import numpy as np
 from jaxtyping import Array
 
 from deformreg import _checks
-from deformreg._arrays import choose, spread
-from deformreg._families import family_or_flow
+from deformreg._arrays import choose, entries, entries_of, pad_examples, spread
+from deformreg._families import family_or_flow, identity
 from deformreg.attacks.attack import Attack, Examples, LogitsFn, Search
 from deformreg.attacks.search import (
     Keep,
@@ -144,7 +144,7 @@ def apgd(
         return choose(run % restarts == 0, zeros, params) if start == "zero" else params
 
     def begin(examples: Examples) -> Search:
-        zeros = family.init(examples.images)
+        zeros = identity(family, examples.images)
         first = zeros if ranked else draw(examples, zeros, jnp.zeros(len(examples.images), jnp.int32))
         search = fresh(examples, first)
         return search._replace(memory=blank(zeros, search.losses, num_targets))
@@ -208,13 +208,13 @@ def rank(logits: Array, examples: Examples, loss: Loss, num_targets: int) -> Arr
     if callable(loss) or classes < 2:
         raise ValueError(f"num_targets needs a named loss and two classes or more, got loss={loss}, {classes} classes")
     found = runners_up(logits, examples.labels, min(num_targets, classes - 1))
-    return jnp.pad(found, ((0, 0), (0, num_targets - found.shape[1])), mode="edge")
+    return pad_examples(found, [(0, num_targets - found.shape[1])], "edge")
 
 
 def aim(ranking: Array, number: Array) -> Array:
     """int32[n]: for each example, one of its ranked classes as target."""
     at = jnp.clip(number, 0, ranking.shape[1] - 1)
-    return jnp.take_along_axis(ranking, at[:, None], axis=1)[:, 0]
+    return entries(ranking, at)
 
 
 def look_back(memory: Memory, params: Any, losses: Array, gradient: Any, iterate: Array, plan: Schedule) -> Memory:
@@ -222,9 +222,9 @@ def look_back(memory: Memory, params: Any, losses: Array, gradient: Any, iterate
     first = iterate == 0
     better = first | (losses > memory.best_loss)
     best_loss = jnp.where(better, losses, memory.best_loss)
-    rises = jnp.where(first, 0, memory.rises + (losses > memory.last_loss))
-    at = plan.checkpoint[iterate]
-    stalled = rises <= RISES * plan.window[iterate]
+    rises = jnp.where(first, 0, memory.rises + (losses > memory.last_loss).astype(memory.rises.dtype))
+    at = entries_of(plan.checkpoint, iterate)
+    stalled = rises <= RISES * entries_of(plan.window, iterate)
     stuck = ~memory.reduced & (memory.checkpoint_loss >= best_loss)
     reduce = at & (stalled | stuck)
     return memory._replace(
@@ -243,7 +243,7 @@ def move(
     memory: Memory, params: Any, gradient: Any, iterate: Array, plan: Schedule, ball: Ball, constrain: Any
 ) -> tuple[Any, Memory]:
     """The next iterate: a projected step plus momentum, from the best point if the step size was just halved."""
-    jump = plan.checkpoint[iterate] & memory.reduced
+    jump = entries_of(plan.checkpoint, iterate) & memory.reduced
     at, gradient = choose(jump, memory.best, params), choose(jump, memory.best_gradient, gradient)
     previous = choose(iterate == 0, params, memory.previous)
     share = jnp.where(iterate == 0, 1.0, MOMENTUM)

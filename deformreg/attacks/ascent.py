@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from deformreg import _checks
-from deformreg._arrays import choose
+from deformreg._arrays import aligned, choose
 from deformreg.balls import Ball, Radius, against
 from deformreg.perturbations import Params
 
@@ -100,7 +100,7 @@ def projected_ascent(
         return uphill(params, gradient, ball, step_size, constrain), best
 
     values = jax.eval_shape(objective, params)
-    worst = jnp.full(values.shape, -jnp.inf, values.dtype)
-    params, best = jax.lax.fori_loop(0, num_steps, step, (params, Ascent(params, worst)))
+    start = aligned(Ascent(params, jnp.full(values.shape, -jnp.inf, values.dtype)), values)
+    params, best = jax.lax.fori_loop(0, num_steps, step, (start.params, start))
     values = objective(params)
     return Ascent(params, values) if keep == "last" else better(best, params, values)

@@ -10,6 +10,7 @@ a finished example by a waiting one at any time without changing another row's r
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float, Int
 
 from deformreg import _checks, fields
-from deformreg._arrays import choose
+from deformreg._arrays import aligned, choose
 from deformreg._families import check_layout
 from deformreg.balls import l2, linf
 from deformreg.criteria import Criterion, classification
@@ -46,11 +47,19 @@ class Budget(NamedTuple):
 
 
 class FlowNorms(NamedTuple):
-    """Sizes of final flow fields, in pixels, float[n] each: see the functions of these names in `deformreg.fields`."""
+    """Sizes of final flow fields and their folds: see the functions of these names in `deformreg.fields`.
+
+    Attributes:
+        max_component: float[n], in pixels.
+        max_displacement: float[n], in pixels.
+        mean_displacement: float[n], in pixels.
+        folds: int[n], the number of cells of the pixel grid that the field turns over.
+    """
 
     max_component: Float[Array, " n"]
     max_displacement: Float[Array, " n"]
     mean_displacement: Float[Array, " n"]
+    folds: Int[Array, " n"]
 
 
 class DifferenceNorms(NamedTuple):
@@ -75,7 +84,7 @@ class AttackResult(NamedTuple):
         labels: what is right for `images`: the labels given, warped along where the criterion says so.
     """
 
-    images: Float[Array, "n h w c"]
+    images: Float[Array, "n *space c"]
     params: Params
     success: Bool[Array, " n"]
     losses: Float[Array, " n"]
@@ -95,7 +104,7 @@ class Examples(NamedTuple):
         criterion: says when an output is broken.
     """
 
-    images: Float[Array, "n h w c"]
+    images: Float[Array, "n *space c"]
     labels: Array
     keys: Array
     targets: Int[Array, " n"] | None = None
@@ -139,6 +148,7 @@ class Attack(NamedTuple):
         calls_per_step: model calls of one step on one row.
         settings: the factory's arguments, plain data for reports.
         one_class: whether it needs the logits of classes, one class per image, and so fits no other criterion.
+        sample: an evaluation runs the attack on at most this many examples, evenly spaced; None for all.
     """
 
     name: str
@@ -152,11 +162,12 @@ class Attack(NamedTuple):
     calls_per_step: int = 1
     settings: Mapping[str, Any] = {}
     one_class: bool = False
+    sample: int | None = None
 
     def run(
         self,
         logits_fn: LogitsFn,
-        images: Float[Array, "n h w c"],
+        images: Float[Array, "n *space c"],
         labels: Array,
         key: Array,
         targets: Int[Array, " n"] | None = None,
@@ -206,6 +217,7 @@ class Attack(NamedTuple):
                 _checks.class_indices("targets", targets, count, classes=outputs.shape[1])
             return outputs
 
+        examples = _together(checked, examples)
         search, _ = advance(self, checked, examples, self.begin(examples), count)
         return finish(self, examples, search)
 
@@ -217,6 +229,15 @@ def check_suits(attack: Attack, criterion: Criterion, *, targeted: bool = False)
     what = "targets" if targeted else f"attack {attack.name!r}"
     remedy = "leave them out" if targeted else "leave it out; suites have suited_to(criterion)"
     raise ValueError(f"{what} must have one class per image, got the criterion {criterion.name!r}: {remedy}")
+
+
+def _together(logits_fn: LogitsFn, examples: Examples) -> Examples:
+    """The examples with all their arrays spread over devices as the logits are."""
+    arrays = examples[:4]
+    images = functools.reduce(aligned, jax.tree.leaves(arrays), examples.images)
+    if jax.sharding.get_abstract_mesh().manual_axes:  # the model may differ between devices
+        images = aligned(images, jax.eval_shape(logits_fn, images))
+    return Examples(*aligned((images, *arrays[1:]), images), examples.criterion)
 
 
 def row_keys(key: Array, indices: Array) -> Array:
@@ -234,6 +255,7 @@ def advance(
     attack: Attack, logits_fn: LogitsFn, examples: Examples, search: Search, quota: int | Array
 ) -> tuple[Search, Array]:
     """Steps until at least `quota` rows are done; returns the state and the number of steps taken."""
+    search = aligned(search, examples.images)
 
     def unfinished(carry: tuple[Search, Array]) -> Array:
         return jnp.sum(carry[0].done) < quota
@@ -271,7 +293,9 @@ def labels_along(perturbation: Perturbation, examples: Examples, params: Params)
     return warp_labels(examples.labels, perturbation.field(params, examples.images))
 
 
-def measure(perturbation: Perturbation, params: Params, images: Float[Array, "n h w c"]) -> FlowNorms | DifferenceNorms:
+def measure(
+    perturbation: Perturbation, params: Params, images: Float[Array, "n *space c"]
+) -> FlowNorms | DifferenceNorms:
     """The sizes of perturbations: of their final fields in pixels, or of the image differences they make.
 
     Args:
@@ -290,6 +314,9 @@ def measure(perturbation: Perturbation, params: Params, images: Float[Array, "n 
     """
     if perturbation.field is not None:
         field = perturbation.field(params, images)
-        return FlowNorms(fields.max_component(field), fields.max_displacement(field), fields.mean_displacement(field))
+        return FlowNorms(
+            fields.max_component(field), fields.max_displacement(field), fields.mean_displacement(field),
+            fields.folds(field),
+        )  # fmt: skip
     difference = perturbation.apply(params, images) - images
     return DifferenceNorms(linf(1.0).norm(difference), l2(1.0).norm(difference))

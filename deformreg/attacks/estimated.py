@@ -17,7 +17,7 @@ from jaxtyping import Array
 
 from deformreg import _checks
 from deformreg._arrays import draw_leaves, scaled, spread
-from deformreg._families import family_or_flow
+from deformreg._families import family_or_flow, identity
 from deformreg.attacks.attack import Attack, Examples, LogitsFn, Search
 from deformreg.attacks.search import (
     Keep,
@@ -195,7 +195,7 @@ def _estimated(
         return jax.lax.fori_loop(0, num_samples, add, jax.tree.map(jnp.zeros_like, params))
 
     def begin(examples: Examples) -> Search:
-        zeros = family.init(examples.images)
+        zeros = identity(family, examples.images)
         return fresh(examples, zeros, rule.remember(zeros, len(examples.images)))
 
     def step(logits_fn: LogitsFn, examples: Examples, search: Search) -> Search:

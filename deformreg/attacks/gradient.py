@@ -20,7 +20,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from deformreg import _checks
-from deformreg._families import check_layout, family_or_flow
+from deformreg._arrays import aligned
+from deformreg._families import check_layout, family_or_flow, identity
 from deformreg.attacks.ascent import Iterate, projected_ascent
 from deformreg.attacks.search import Start
 from deformreg.balls import Ball, Radius
@@ -36,14 +37,14 @@ class Perturbed(NamedTuple):
         losses: float[n], the losses of the perturbed images.
     """
 
-    images: Float[Array, "n h w c"]
+    images: Float[Array, "n *space c"]
     params: Any
     losses: Float[Array, " n"]
 
 
 def multi_step(
     loss_fn: Callable[[Array], Array],
-    images: Float[Array, "n h w c"],
+    images: Float[Array, "n *space c"],
     *,
     ball: Ball,
     num_steps: int,
@@ -74,7 +75,7 @@ def multi_step(
 
     Raises:
         TypeError: integer images or a non-integer `num_steps`.
-        ValueError: images not of rank 4, a `loss_fn` that does not return one loss per example, an unknown `keep` or
+        ValueError: images of another shape, a `loss_fn` that does not return one loss per example, an unknown `keep` or
             `start`, or a random start without a key.
 
     Example:
@@ -100,7 +101,7 @@ def multi_step(
     def objective(params: Any) -> Array:
         return _checks.per_example(loss_fn(perturbation.apply(params, images)), images.shape[0])
 
-    params = constrain(_begin(start, key, ball, perturbation.init(images)))
+    params = constrain(_begin(start, key, ball, identity(perturbation, images)))
     found = projected_ascent(
         objective, params, ball=ball, step_size=step_size, num_steps=num_steps, keep=keep, constrain=constrain
     )
@@ -118,12 +119,12 @@ def _begin(start: Start, key: Array | None, ball: Ball, zeros: Any) -> Any:
         law = ball.sample
     if key is None:
         raise ValueError("key must be a JAX random key for a random start, got None")
-    return ball.project(law(_checks.key(key), zeros))
+    return ball.project(aligned(law(_checks.key(key), zeros), jax.tree.leaves(zeros)[0]))
 
 
 def one_step(
     loss_fn: Callable[[Array], Array],
-    images: Float[Array, "n h w c"],
+    images: Float[Array, "n *space c"],
     *,
     ball: Ball,
     perturbation: Perturbation | None = None,

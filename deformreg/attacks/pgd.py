@@ -15,7 +15,7 @@ from jaxtyping import Array
 
 from deformreg import _checks
 from deformreg._arrays import choose
-from deformreg._families import family_or_flow
+from deformreg._families import family_or_flow, identity
 from deformreg.attacks.ascent import uphill
 from deformreg.attacks.attack import Attack, Examples, LogitsFn, Search
 from deformreg.attacks.search import (
@@ -105,7 +105,7 @@ def pgd(
         return sample_start(family, ball, start if callable(start) else ball.sample, examples, zeros, restart)
 
     def begin(examples: Examples) -> Search:
-        zeros = family.init(examples.images)
+        zeros = identity(family, examples.images)
         return fresh(examples, draw(examples, zeros, jnp.zeros(len(examples.images), jnp.int32), True))
 
     def step(logits_fn: LogitsFn, examples: Examples, search: Search) -> Search:

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array
 
 from deformreg import _checks, fields
-from deformreg._arrays import choose, scaled
+from deformreg._arrays import aligned, choose, scaled
 from deformreg.attacks.attack import Budget, Examples, LogitsFn, Search, labels_along
 from deformreg.balls import Ball
 from deformreg.criteria.classification import predicted_classes
@@ -97,7 +97,7 @@ def fresh(examples: Examples, params: Params, memory: Any = ()) -> Search:
 
 def step_keys(examples: Examples, number: Array) -> Array:
     """Every row's key for its step or restart `number`, int[n]."""
-    return jax.vmap(jax.random.fold_in)(examples.keys, number)
+    return jax.vmap(jax.random.fold_in)(examples.keys, aligned(number, examples.keys))
 
 
 def sample_rows(draw: Callable[[Array, Params], Params], keys: Array, params: Params) -> Params:
@@ -106,7 +106,7 @@ def sample_rows(draw: Callable[[Array, Params], Params], keys: Array, params: Pa
     def one(key: Array, row: Params) -> Params:
         return jax.tree.map(lambda leaf: leaf[0], draw(key, jax.tree.map(lambda leaf: leaf[None], row)))
 
-    return jax.vmap(one)(keys, params)
+    return jax.vmap(one)(aligned(keys, jax.tree.leaves(params)[0]), params)
 
 
 def sample_start(

@@ -16,6 +16,8 @@ import numpy as np
 from jaxtyping import Array
 
 from deformreg import _checks
+from deformreg._arrays import entries_of
+from deformreg._families import identity
 from deformreg.attacks.attack import Attack, Budget, Examples, LogitsFn, Search
 from deformreg.attacks.search import (
     Keep,
@@ -96,7 +98,7 @@ def rotation_translation(
     candidates = num_draws if table is None else len(table)
 
     def begin(examples: Examples) -> Search:
-        return fresh(examples, family.init(examples.images))
+        return fresh(examples, identity(family, examples.images))
 
     def draw(key: Array) -> Array:
         return jax.random.uniform(key, (3,), minval=-1, maxval=1) * limits
@@ -105,7 +107,7 @@ def rotation_translation(
         if table is None:
             params = jax.vmap(draw)(step_keys(examples, search.calls))
         else:
-            params = limits[None, :] * jnp.asarray(table)[jnp.minimum(search.calls, candidates - 1)]
+            params = limits[None, :] * entries_of(jnp.asarray(table), jnp.minimum(search.calls, candidates - 1))
         params = family.constrain(params.astype(search.params.dtype), examples.images)
         losses, broken = try_out(logits_fn, family, loss, examples, params)
         search = record(search._replace(params=params), losses, broken, keep=keep)

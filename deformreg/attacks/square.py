@@ -6,6 +6,8 @@ References:
 
 from __future__ import annotations
 
+import operator
+from functools import reduce
 from typing import Any
 
 import jax
@@ -14,7 +16,8 @@ import numpy as np
 from jaxtyping import Array
 
 from deformreg import _checks
-from deformreg._families import family_or_flow
+from deformreg._arrays import entries_of
+from deformreg._families import family_or_flow, identity
 from deformreg.attacks.attack import Attack, Examples, LogitsFn, Search
 from deformreg.attacks.search import (
     Keep,
@@ -34,11 +37,12 @@ from deformreg.perturbations import Perturbation
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # in a search of 10,000 queries
 
 
-def window_sides(num_queries: int, height: int, width: int, share: float) -> np.ndarray[Any, Any]:
-    """The side of the square at each query: its area starts at `share` of the image and is repeatedly halved."""
+def window_sides(num_queries: int, sizes: tuple[int, ...], share: float) -> np.ndarray[Any, Any]:
+    """The side of the window at each query: its area starts at `share` of the image and is repeatedly halved."""
     at = np.arange(num_queries) * 10_000 // num_queries
     shares = share * 0.5 ** np.searchsorted(np.array(HALVINGS), at, side="left")
-    sides: np.ndarray[Any, Any] = np.clip(np.rint(np.sqrt(shares * height * width)), 1, min(height, width))
+    areas = reduce(operator.mul, sizes, shares)
+    sides: np.ndarray[Any, Any] = np.clip(np.rint(areas ** (1 / len(sizes))), 1, min(sizes))
     return sides.astype(np.int32)
 
 
@@ -54,14 +58,16 @@ def square(
 ) -> Attack:
     """Random search over squares: each query moves one window of every channel to the boundary, kept if better.
 
-    The search starts from vertical stripes. Windows, signs and stripes are drawn separately for each example.
+    The search starts from vertical stripes (in volumes from planes across the last axis, in signals from samples). In
+    signals the windows are intervals, in volumes cubes. Windows, signs and stripes are drawn for each example.
 
     Args:
         ball: see `deformreg.attacks.pgd`; the published attack uses `deformreg.linf`.
         num_queries: forward passes per example, that of the start included; the schedule of window sizes is scaled to
             it.
         share: area of the first window as a share of the image, in (0, 1].
-        perturbation: the family, parameters ``[n, h, w, k]``; None is ``flow()``, whose channels are dy and dx.
+        perturbation: the family, parameters ``[n, h, w, k]``, for signals and volumes likewise; None is ``flow()``,
+            whose channels are dy and dx.
         loss: see `deformreg.attacks.pgd`; the published attack uses ``"margin"``.
         keep: ``"any"`` stops at success, ``"best"`` spends all queries.
         name: for reports; None makes one.
@@ -92,32 +98,33 @@ def square(
         raise ValueError(f"share must be in (0, 1], got {share}")
 
     def begin(examples: Examples) -> Search:
-        zeros = family.init(examples.images)
-        _, _, width, channels = zeros.shape
+        zeros = identity(family, examples.images)
+        *others, width, channels = zeros.shape[1:]
 
         def stripes(key: Array) -> Array:
-            return jax.random.rademacher(key, (1, width, channels), zeros.dtype)
+            return jax.random.rademacher(key, (*(1 for _ in others), width, channels), zeros.dtype)
 
         start = zeros + ball.radius * jax.vmap(stripes)(examples.keys)
         return fresh(examples, family.constrain(ball.project(start), examples.images))
 
     def propose(key: Array, kept: Array, side: Array) -> Array:
-        height, width, channels = kept.shape
+        *sizes, channels = kept.shape
         corner_key, sign_key = jax.random.split(key)
-        corner = jax.random.uniform(corner_key, (2,)) * (jnp.array([height, width]) - side + 1)
-        top, left = jnp.floor(corner).astype(jnp.int32)
-        rows, columns = jnp.arange(height)[:, None, None] - top, jnp.arange(width)[None, :, None] - left
-        inside = (rows >= 0) & (rows < side) & (columns >= 0) & (columns < side)
-        signs = jax.random.rademacher(sign_key, (1, 1, channels), kept.dtype)
+        corner = jax.random.uniform(corner_key, (len(sizes),)) * (jnp.array(sizes) - side + 1).astype(jnp.float32)
+        offsets = [
+            jnp.arange(size) - start for size, start in zip(sizes, jnp.floor(corner).astype(jnp.int32), strict=True)
+        ]
+        along = [(offset >= 0) & (offset < side) for offset in offsets]
+        inside = reduce(jnp.logical_and, jnp.meshgrid(*along, indexing="ij"))[..., None]
+        signs = jax.random.rademacher(sign_key, (*(1 for _ in sizes), channels), kept.dtype)
         return kept + jnp.where(inside, 2 * jnp.asarray(ball.radius, kept.dtype) * signs, 0)
 
     def step(logits_fn: LogitsFn, examples: Examples, search: Search) -> Search:
         losses, broken = try_out(logits_fn, family, loss, examples, search.params)
         search = record(search, losses, broken, keep=keep)
-        _, height, width, _ = search.kept.shape
-        sides = jnp.asarray(window_sides(num_queries, height, width, share))
+        sides = jnp.asarray(window_sides(num_queries, search.kept.shape[1:-1], share))
         keys = step_keys(examples, search.calls)
-        proposed = jax.vmap(propose)(keys, search.kept, sides[jnp.minimum(search.calls, num_queries - 1)])
+        proposed = jax.vmap(propose)(keys, search.kept, entries_of(sides, jnp.minimum(search.calls, num_queries - 1)))
         proposed = family.constrain(ball.project(proposed), examples.images)
         return search._replace(params=proposed, done=search.done | (search.calls >= num_queries))
 

@@ -16,6 +16,7 @@ from jaxtyping import Array
 
 from deformreg import _checks, fields
 from deformreg._arrays import choose, scaled
+from deformreg._families import identity
 from deformreg.attacks.attack import Attack, Budget, Examples, LogitsFn, Search, labels_along
 from deformreg.attacks.search import Keep, budget_of, check_ball, finite_or_zero, fresh, is_broken, record, used_share
 from deformreg.balls import Ball
@@ -102,7 +103,7 @@ def stadv(
         return params if ball is None else ball.project(params)
 
     def begin(examples: Examples) -> Search:
-        zeros = family.init(examples.images)
+        zeros = identity(family, examples.images)
         search = fresh(examples, zeros)
         none = jnp.zeros_like(search.losses)
         memory = Memory(zeros, none, zeros, none, jnp.ones_like(none), jax.vmap(lbfgs.init)(zeros))

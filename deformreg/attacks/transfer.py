@@ -71,7 +71,7 @@ def transfer(attack: Attack, source: LogitsFn, *, name: str | None = None) -> At
             return search.losses, jnp.zeros_like(search.broken)
 
         losses, broken = jax.lax.cond(inner.done.any(), try_on_attacked, wait)
-        calls = inner.calls + inner.done
+        calls = inner.calls + inner.done.astype(jnp.int32)
         return Search(inner.params, inner.kept, losses, broken & inner.done, calls, inner.done, inner)
 
     return attack._replace(name=name or f"transfer-{attack.name}", begin=begin, step=step, uses_gradients=False)

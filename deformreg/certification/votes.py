@@ -8,7 +8,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from deformreg import _checks
-from deformreg._families import check_layout, family_or_flow
+from deformreg._arrays import aligned, num_shards
+from deformreg._families import check_layout, family_or_flow, identity
 from deformreg.attacks.attack import LogitsFn
 from deformreg.certification.laws import SmoothingLaw
 from deformreg.noise import Noise
@@ -17,7 +18,7 @@ from deformreg.perturbations import Params, Perturbation
 
 def smoothed_votes(
     logits_fn: LogitsFn,
-    images: Float[Array, "n h w c"],
+    images: Float[Array, "n *space c"],
     *,
     law: SmoothingLaw,
     perturbation: Perturbation | None = None,
@@ -64,10 +65,10 @@ def smoothed_votes(
     num_samples, batch_size = _checks.count("num_samples", num_samples), _checks.count("batch_size", batch_size)
     perturbation = family_or_flow(perturbation)
     check_layout(perturbation, images.shape)
-    identity = perturbation.init(images)
-    params = identity if params is None else params
-    if jax.tree.map(jnp.shape, params) != jax.tree.map(jnp.shape, identity):
-        shapes = (jax.tree.map(jnp.shape, tree) for tree in (identity, params))
+    zeros = identity(perturbation, images)
+    params = zeros if params is None else params
+    if jax.tree.map(jnp.shape, params) != jax.tree.map(jnp.shape, zeros):
+        shapes = (jax.tree.map(jnp.shape, tree) for tree in (zeros, params))
         raise ValueError("params must be shaped like perturbation.init(images), {}, got {}".format(*shapes))
 
     def of_one(example: tuple[Array, Params, Array]) -> Array:
@@ -78,13 +79,24 @@ def smoothed_votes(
             batch_size=min(batch_size, num_samples),
         )[0]  # fmt: skip
 
-    votes: Array = jax.lax.map(of_one, (jnp.arange(images.shape[0]), params, images))
-    return votes
+    def one_after_another(examples: tuple[Array, Params, Array]) -> Array:
+        votes: Array = jax.lax.map(of_one, examples)
+        return votes
+
+    examples = (aligned(jnp.arange(images.shape[0]), images), aligned(params, images), images)
+    shards = num_shards(images)
+    if shards == 1:
+        return one_after_another(examples)
+    # A loop over images that are sharded over explicit mesh axes: every device takes one of its own at a time.
+    apart = jax.tree.map(lambda leaf: leaf.reshape(shards, -1, *leaf.shape[1:]), examples)
+    with jax.sharding.use_abstract_mesh(jax.typeof(images).sharding.mesh):
+        votes = jax.vmap(one_after_another)(apart)
+        return votes.reshape(images.shape[0], -1)
 
 
 def tally(
     logits_fn: LogitsFn,
-    image: Float[Array, "1 h w c"],
+    image: Float[Array, "1 *space c"],
     key: Array,
     sizes: tuple[int, ...],
     *,
@@ -103,22 +115,24 @@ def tally(
     if any(shape[:1] != (1,) for shape in shapes):
         raise ValueError(f"perturbation.init must return parameters whose first axis is the example (1), got {shapes}")
     copies = jnp.broadcast_to(image, (batch_size, *image.shape[1:]))
-    shape = jax.eval_shape(lambda images: _checks.logits(logits_fn(images), batch_size), copies).shape
     ends = np.cumsum(sizes)
 
     def draw(index: Array) -> Params:
         return jax.tree.map(lambda leaf: leaf[0], noise(jax.random.fold_in(key, index), params))
 
-    def add_batch(batch: Array, counts: Array) -> Array:
+    def votes_of(batch: Array) -> Array:
         indices = batch * batch_size + jnp.arange(batch_size)
         moved = jax.tree.map(jnp.add, jax.vmap(draw)(indices), params)
-        logits = logits_fn(perturbation.apply(moved, copies))
+        logits = _checks.logits(logits_fn(perturbation.apply(moved, copies)), batch_size)
         # Logits that are not finite vote for no class, which can only lower a certificate.
         valid = jnp.all(jnp.isfinite(logits), axis=1)
         in_set = [valid & (indices >= end - size) & (indices < end) for size, end in zip(sizes, ends, strict=True)]
-        answers = jax.nn.one_hot(jnp.argmax(logits, axis=1), shape[1], dtype=jnp.int32)
-        return counts + jnp.sum(jnp.stack(in_set)[:, :, None] * answers[None], axis=1, dtype=jnp.int32)
+        answers = jax.nn.one_hot(jnp.argmax(logits, axis=1), logits.shape[1], dtype=jnp.int32)
+        return jnp.sum(jnp.where(jnp.stack(in_set)[:, :, None], answers[None], 0), axis=1, dtype=jnp.int32)
 
-    zeros = jnp.zeros((len(sizes), shape[1]), jnp.int32)
-    counts: Array = jax.lax.fori_loop(0, -(-int(ends[-1]) // batch_size), add_batch, zeros)
+    kind = jax.eval_shape(votes_of, 0)
+    zeros = aligned(jnp.zeros(kind.shape, kind.dtype), kind)
+    counts: Array = jax.lax.fori_loop(
+        0, -(-int(ends[-1]) // batch_size), lambda batch, counts: counts + votes_of(batch), zeros
+    )
     return counts

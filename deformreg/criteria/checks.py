@@ -43,6 +43,13 @@ def first_axis(name: str, value: Any, count: int) -> Any:
     return given
 
 
+def _known(given: Any) -> np.ndarray[Any, Any] | None:
+    """The values on the host, where a trace of something else does not trace their check; None if unknown here."""
+    if isinstance(given, jax.core.Tracer) or not getattr(given, "is_fully_addressable", True):
+        return None
+    return np.asarray(given)
+
+
 def like_outputs(name: str, value: Any, count: int, shape: tuple[int, ...] | None) -> Any:
     """As `first_axis`, and of the outputs' shape if that is known."""
     given = first_axis(name, value, count)
@@ -60,9 +67,10 @@ def label_map(name: str, value: Any, count: int, shape: tuple[int, ...] | None, 
         raise ValueError(f"{name} must have shape {shape}, one class per pixel: give {name}.argmax(axis=-1)")
     if shape is not None and given.shape != shape:
         raise ValueError(f"{name} must have shape {shape}, one class per pixel of the outputs, got {given.shape}")
-    if classes is not None and not isinstance(given, jax.core.Tracer) and given.size and given.max() >= classes:
+    known = _known(given)
+    if classes is not None and known is not None and known.size and known.max() >= classes:
         raise ValueError(
-            f"{name} must be below {classes}, the number of classes, got {int(given.max())}: give pixels that do not "
+            f"{name} must be below {classes}, the number of classes, got {known.max()}: give pixels that do not "
             "count a negative label"
         )
     return given
@@ -71,7 +79,8 @@ def label_map(name: str, value: Any, count: int, shape: tuple[int, ...] | None, 
 def yes_or_no(name: str, value: Any, count: int, shape: tuple[int, ...] | None) -> Any:
     """Returns `value` as an array of zeros and ones of the outputs' shape, or raises."""
     given = like_outputs(name, value, count, shape)
-    if not isinstance(given, jax.core.Tracer) and not ((given == 0) | (given == 1)).all():
+    known = _known(given)
+    if known is not None and not ((known == 0) | (known == 1)).all():
         raise ValueError(f"{name} must be 0 or 1 for each label, got others: for class indices use one-hot rows")
     return given
 
@@ -83,6 +92,7 @@ def numbers(name: str, value: Any, count: int, shape: tuple[int, ...] | None) ->
         if not jnp.issubdtype(given.dtype, jnp.integer):
             raise TypeError(f"{name} must be numbers, got {given.dtype}")
         given = given.astype(np.float32)
-    if not isinstance(given, jax.core.Tracer) and not np.isfinite(np.asarray(given, np.float64)).all():
+    known = _known(given)
+    if known is not None and not np.isfinite(known.astype(np.float64)).all():
         raise ValueError(f"{name} must be finite, got NaN or infinity")
     return given

@@ -32,7 +32,8 @@ def segmentation(least: float, *, warp_labels: bool = False, outside: int | None
             None is the nearest pixel's at the edge.
 
     Returns:
-        The criterion: outputs float[n, h, w, classes], labels int[n, h, w]. Its loss is the mean cross-entropy of the
+        The criterion: outputs float[n, h, w, classes], labels int[n, h, w] (signals and volumes: one spatial axis, or
+        three). Its loss is the mean cross-entropy of the
         pixels that count. Its margin is minus the margin of the last pixel that is needed: if 90 of 100 pixels must be
         right, of the pixel in place 90 from the most certain down.
 

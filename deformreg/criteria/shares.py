@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
 from deformreg import _checks
+from deformreg._arrays import entries
 
 SLACK = 1e-6  # relative: 0.7 of ten pixels are seven, although the product is above 7 in binary
 
@@ -30,6 +32,8 @@ def needed_margin(least: float, certainty: Array, counted: Array) -> Array:
     """Minus the certainty, [n, items], of the last item that is needed; -1 where nothing counts."""
     number = needed(least, jnp.sum(counted, axis=1))
     valid = counted & ~jnp.isnan(certainty)
-    ordered = jnp.sort(jnp.where(valid, certainty, -jnp.inf), axis=1, descending=True)
-    last = jnp.take_along_axis(ordered, jnp.maximum(number - 1, 0)[:, None], axis=1)[:, 0]
+    values = jnp.where(valid, certainty, -jnp.inf)
+    # JAX cannot differentiate a sort of what is sharded over explicit mesh axes.
+    order = jnp.argsort(jax.lax.stop_gradient(values), axis=1, descending=True)
+    last = entries(values, entries(order, jnp.maximum(number - 1, 0)))
     return jnp.where(number > 0, -last, -1)

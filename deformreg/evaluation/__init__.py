@@ -2,9 +2,10 @@
 
 from deformreg.evaluation import flags, reports, suites
 from deformreg.evaluation.curves import Curve, accuracy_curve
-from deformreg.evaluation.evaluate import Evaluation, Evaluator, evaluate, evaluator
+from deformreg.evaluation.evaluate import Evaluator, evaluate, evaluator
 from deformreg.evaluation.flags import Flag
-from deformreg.evaluation.outcomes import AttackOutcome, Collect, Progress, ProgressCallback, Recall
+from deformreg.evaluation.outcomes import AttackOutcome, Collect, Progress, ProgressCallback, Recall, Spent
+from deformreg.evaluation.results import Evaluation
 from deformreg.evaluation.suites import Suite
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "Progress",
     "ProgressCallback",
     "Recall",
+    "Spent",
     "Suite",
     "accuracy_curve",
     "evaluate",

@@ -67,7 +67,7 @@ def accuracy_curve(
             ``diagnosis=False``, since one diagnosis is enough.
         logits_fn: ``images -> logits[n, classes]``.
         images: float[n, h, w, c].
-        labels: int[n].
+        labels: int[n], or what the evaluator's criterion asks for.
         radii: above 0, increasing; in pixels for the suites.
         key: a JAX random key.
         known: float[n], for each example a radius at which it is known to be broken, infinite if there is none; from

@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import jax
 import numpy as np
@@ -22,7 +22,8 @@ from deformreg._families import check_layout
 from deformreg.attacks.attack import Attack, LogitsFn, as_argument, check_suits
 from deformreg.criteria import Criterion
 from deformreg.criteria.classification import criterion_or_classification
-from deformreg.evaluation.flags import OUTCOME_FLAGS, Flag, compile_diagnosis, raised
+from deformreg.evaluation.flags import OUTCOME_FLAGS, OUTPUT_FLAGS, compile_diagnosis, raised
+from deformreg.evaluation.flags.outputs import observe_outputs, watched_rows
 from deformreg.evaluation.outcomes import (
     RANGE_SLACK,
     AttackOutcome,
@@ -30,50 +31,21 @@ from deformreg.evaluation.outcomes import (
     ProgressCallback,
     Recall,
     Setting,
+    Spent,
     checked,
-    find_broken,
-    judged,
+    clean_pass,
+    compile_forward,
     padded,
     run_attack,
 )
-from deformreg.evaluation.rows import Compiled, Data, HostArray, check_alike, compile_attack
+from deformreg.evaluation.results import Evaluation
+from deformreg.evaluation.rows import Compiled, Data, HostArray, check_alike, compile_attack, spaced
 from deformreg.evaluation.suites import Suite, fixed
 from deformreg.interop.host import NoGradients, model_errors
 from deformreg.statistics import wilson_interval
 
-
-class Evaluation(NamedTuple):
-    """The result of `evaluate`: plain data. `deformreg.evaluation.reports.to_json` writes it.
-
-    "Classified correctly" means: not broken in the sense of the criterion.
-
-    Attributes:
-        examples: number of examples.
-        clean_accuracy: fraction of examples classified correctly without an attack.
-        robust_accuracy: fraction of examples classified correctly and not broken by any attack.
-        robust_interval: its 95 % Wilson interval.
-        attacks: the outcome of each attack, in the order in which they ran.
-        flags: the red flags raised.
-        model_calls: images passed through the model, including the clean pass and the diagnosis.
-        seconds: total wall-clock time, including compilation and the time that recalled attacks took when they ran.
-        independent: whether every attack ran on every correctly classified example.
-        correct_mask: bool[n], classified correctly.
-        standing_mask: bool[n], classified correctly and not broken by any attack.
-        criterion: the name of the criterion.
-    """
-
-    examples: int
-    clean_accuracy: float
-    robust_accuracy: float
-    robust_interval: tuple[float, float]
-    attacks: tuple[AttackOutcome, ...]
-    flags: tuple[Flag, ...]
-    model_calls: int
-    seconds: float
-    independent: bool
-    correct_mask: HostArray
-    standing_mask: HostArray
-    criterion: str = "classification"
+SHARE = 0.25
+"""The model calls that the diagnosis may spend, as a share of all others: a fifth of the sum."""
 
 
 class Evaluator(Protocol):
@@ -142,9 +114,11 @@ def evaluate(
         criterion: when an output is broken, see `deformreg.criteria`; None is ``classification()``. Another criterion
             says what the model returns and what the labels are; a suite's members that fit it are
             ``suites.standard.suited_to(criterion)(0.5)``.
-        independent: run every attack on every correctly classified example, so that you can compare the attacks.
-        diagnosis: also run the checks for red flags that need extra model calls, on up to 128 examples, before the
-            attacks.
+        independent: run every attack on every correctly classified example, also those that the suite tries on a
+            sample only, so that you can compare the attacks.
+        diagnosis: also run the checks for red flags that need extra model calls: on clean images before the attacks,
+            and short attacks after them on up to 128 examples that no gradient attack broke. They cost at most a fifth
+            of all model calls, unless the attacks spend fewer than about 25 batches.
         refill: whether waiting examples take the rows of finished ones; False waits until a whole batch is finished.
         progress: called with a `Progress` whenever examples are finished.
         collect: called at the same times with the `Attack`, the indices int[k] of the finished examples and their
@@ -249,9 +223,8 @@ def evaluator(
     suite = attacks if isinstance(attacks, Suite) else fixed(attacks)
     compiled = {name: compile_attack(partial(suite.member, name)) for name in suite.names}
     criterion = criterion_or_classification(criterion)
-    diagnose = compile_diagnosis(suite, criterion)
-    forward = jax.jit(lambda function, images: criterion.check_outputs(function(images), images.shape[0], "logits_fn"))
-    judge = jax.jit(partial(judged, criterion))
+    diagnose = compile_diagnosis(suite)
+    forward = compile_forward(criterion)
 
     @model_errors()
     def run(
@@ -277,34 +250,37 @@ def evaluator(
         data, bounds = _checked(images, labels, targets, allowed_range, criterion)
         count = len(data.labels)
         setting = Setting(
-            as_argument(logits_fn), forward, judge, data, min(batch_size, count), refill, bounds, progress, collect,
-            recall,
+            as_argument(logits_fn), forward, data, min(batch_size, count), refill, bounds, progress, collect, recall
         )  # fmt: skip
         attacks_at_radius = [(attack, compiled[attack.name](radius)) for attack in suite(radius)]
         _rehearse(setting, attacks_at_radius, key)
-        correct = ~find_broken(setting, data._replace(targets=None))
+        watched = watched_rows(count, setting.batch_size)
+        clean = clean_pass(setting, watched)
+        correct = ~clean.broken
         begun = correct if broken is None else correct & ~_mask("broken", broken, count)
-        found: tuple[Flag, ...] = ()
-        spent = 0
-        if diagnosis:  # before the attacks, so that an error here does not cost hours of results
-            few, last_key = data.at(np.arange(min(count, 128))), jax.random.fold_in(key, len(attacks_at_radius))
-            found, spent = diagnose(
-                setting.logits_fn, few.images, few.labels, radius=radius, key=last_key, batch_size=setting.batch_size
-            )
+        flags, spent = [], Spent()
+        if diagnosis:
+            seen = observe_outputs(setting, clean, watched)
+            flags, spent = [*raised(OUTPUT_FLAGS, seen)], Spent(seen.model_calls)
         attacks_began = time.perf_counter()
         outcomes = _run_in_turn(setting, attacks_at_radius, begun, independent=independent, key=key)
         started += time.perf_counter() - attacks_began  # each outcome has its own seconds, also one that was kept
         attack_seconds = sum(outcome.seconds + outcome.compile_seconds for outcome in outcomes)
-        calls = padded(count, setting.batch_size) + sum(outcome.model_calls for outcome in outcomes) + spent
+        calls = padded(count, setting.batch_size) + sum(outcome.model_calls for outcome in outcomes)
         standing = begun & ~np.any([outcome.broken_mask for outcome in outcomes], axis=0)
+        if diagnosis:
+            budget = round(calls * SHARE) - spent.model_calls
+            more, cost = diagnose(setting, outcomes, begun, clean, radius=radius, calls=budget)
+            flags, spent = [*flags, *more], spent.plus(cost)
         return Evaluation(
             examples=count,
             clean_accuracy=float(correct.mean()),
             robust_accuracy=float(standing.mean()),
             robust_interval=wilson_interval(int(standing.sum()), count),
             attacks=tuple(outcomes),
-            flags=raised(OUTCOME_FLAGS, outcomes) + found,
-            model_calls=calls,
+            flags=(*raised(OUTCOME_FLAGS, outcomes), *flags),
+            diagnosis=spent,
+            model_calls=calls + spent.model_calls,
             seconds=time.perf_counter() - started + attack_seconds,
             independent=independent,
             correct_mask=correct,
@@ -332,8 +308,8 @@ def _mask(name: str, value: object, count: int) -> HostArray:
 def _rehearse(setting: Setting, attacks: Sequence[tuple[Attack, Compiled]], key: jax.Array) -> None:
     """Traces the model and all attacks without running them, so that errors are raised before the first attack."""
     data, size = setting.data, setting.batch_size
-    batch = jax.ShapeDtypeStruct((size, *data.images.shape[1:]), data.images.dtype)
-    outputs = setting.forward.eval_shape(setting.logits_fn, batch)
+    batch = data._replace(targets=None).at(np.zeros(size, int))
+    outputs = setting.forward.eval_shape(setting.logits_fn, batch).outputs
     all_outputs = (len(data.images), *outputs.shape[1:])
     data.criterion.check_labels(data.labels, data.images.shape, all_outputs)
     if data.targets is not None:
@@ -343,7 +319,7 @@ def _rehearse(setting: Setting, attacks: Sequence[tuple[Attack, Compiled]], key:
         check_layout(attack.perturbation, data.images.shape)
         check_alike(attack, data, outputs)
         try:
-            compiled.trace(setting.logits_fn, data, key, size)
+            compiled.trace(setting.logits_fn, *compiled.idle_turn(data, key, size))
         except NoGradients as error:
             raise NoGradients(f"attack {attack.name!r} needs gradients: {error}") from None
 
@@ -364,13 +340,22 @@ def _run_in_turn(
         # Gradient attacks also run on what only gradient-free attacks broke: if they fail there, a red flag is raised.
         skipped = broken_by_gradients if attack.uses_gradients else broken
         attacked, standing = (attackable, begun) if independent else (attackable & ~skipped, begun & ~broken)
-        run = partial(run_attack, setting, attack, compiled, attacked, standing, jax.random.fold_in(key, number))
+        if attack.sample is not None and not independent:
+            attacked = _thinned(attacked, attack.sample)
+        run = partial(run_attack, setting, number, attack, compiled, attacked, standing, key)
         outcome = run() if setting.recall is None else checked(setting.recall(attack, run), attack, attacked, standing)
         outcomes.append(outcome)
         broken = broken | outcome.broken_mask
         if attack.uses_gradients:
             broken_by_gradients = broken_by_gradients | outcome.broken_mask
     return outcomes
+
+
+def _thinned(mask: HostArray, count: int) -> HostArray:
+    """At most `count` of the marked examples, evenly spaced."""
+    kept = np.zeros_like(mask)
+    kept[spaced(np.flatnonzero(mask), count)] = True
+    return kept
 
 
 def _checked(
@@ -390,7 +375,7 @@ def _checked(
     targets = None if targets is None else np.asarray(_checks.class_indices("targets", targets, count))
     low, high = float(images.min()), float(images.max())
     if not np.isfinite([low, high]).all():
-        (bad,) = np.nonzero(~np.isfinite(images).all(axis=(1, 2, 3)))
+        (bad,) = np.nonzero(~np.isfinite(images).reshape(count, -1).all(axis=1))
         raise ValueError(
             f"images must be finite, got NaN or infinity in {len(bad)}, the first at index {bad[0]}: leave these out"
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
@@ -61,11 +61,33 @@ class AttackOutcome(NamedTuple):
     broken_mask: HostArray
 
 
+class Spent(NamedTuple):
+    """What a part of an evaluation cost.
+
+    Attributes:
+        model_calls: images passed through the model.
+        seconds: wall clock, without compiling.
+        compile_seconds: wall clock of compiling.
+    """
+
+    model_calls: int = 0
+    seconds: float = 0.0
+    compile_seconds: float = 0.0
+
+    def plus(self, other: Spent) -> Spent:
+        """The sum."""
+        return Spent(
+            self.model_calls + other.model_calls,
+            self.seconds + other.seconds,
+            self.compile_seconds + other.compile_seconds,
+        )
+
+
 class Progress(NamedTuple):
     """The state of a running attack.
 
     Attributes:
-        attack: its name.
+        attack: its name; ``"diagnosis"`` for the search for red flags.
         finished: examples finished.
         total: examples in all.
         robust_accuracy: share of all examples that stand so far.
@@ -99,15 +121,27 @@ RANGE_SLACK = 1e-5
 """How far images may leave their range by rounding, in widths of the range."""
 
 
-class Setting(NamedTuple):
-    """What all attacks of an evaluation share.
+class Judged(NamedTuple):
+    """A model's outputs, and what a criterion says of them: one number or decision per example.
 
-    `forward` and `judge` are jitted: the model with a check of what it returns, and `judged`.
+    Attributes:
+        outputs: the outputs.
+        broken: bool[n], whether they are broken, or reach the targets where there are some.
+        losses: float[n], the criterion's loss.
+        margins: float[n], its margin.
     """
+
+    outputs: Any
+    broken: Any
+    losses: Any
+    margins: Any
+
+
+class Setting(NamedTuple):
+    """What all attacks of an evaluation share. `forward`, ``(logits_fn, data) -> Judged``, is jitted and checked."""
 
     logits_fn: Partial
     forward: Any
-    judge: Any
     data: Data
     batch_size: int
     refill: bool
@@ -122,21 +156,74 @@ def padded(count: int, batch_size: int) -> int:
     return -(-count // batch_size) * batch_size
 
 
-def judged(criterion: Criterion, outputs: jax.Array, labels: jax.Array, targets: jax.Array | None) -> jax.Array:
-    """bool[n]: whether outputs are broken, or reach the targets where there are some."""
-    return criterion.broken(outputs, labels) if targets is None else predicted_classes(outputs) == targets
+def compile_forward(criterion: Criterion) -> Callable[[Partial, Data], Judged]:
+    """Jits the pass of a batch through a model, with checks of what the model returns."""
+
+    @jax.jit
+    def forward(logits_fn: Partial, data: Any) -> Judged:
+        outputs = criterion.check_outputs(logits_fn(data.images), len(data.images), "logits_fn")
+        criterion.check_labels(data.labels, data.images.shape, outputs.shape)
+        reached = data.targets is not None and predicted_classes(outputs) == data.targets
+        broken = criterion.broken(outputs, data.labels) if data.targets is None else reached
+        return Judged(outputs, broken, criterion.loss(outputs, data.labels), criterion.margin(outputs, data.labels))
+
+    return forward
+
+
+def in_batches(setting: Setting, data: Data) -> Iterator[tuple[slice, Judged]]:
+    """Passes examples through the model in batches of the one shape: where each batch is, and what it says of it."""
+    for first in range(0, len(data.images), setting.batch_size):
+        place = slice(first, min(first + setting.batch_size, len(data.images)))
+        count = place.stop - first
+        filled = jax.tree.map(partial(_filled, setting.batch_size - count), data.at(place))
+        yield place, jax.tree.map(lambda leaf, count=count: leaf[:count], setting.forward(setting.logits_fn, filled))
+
+
+class Clean(NamedTuple):
+    """What a model makes of the images without an attack.
+
+    Attributes:
+        broken: bool[n], which outputs are broken.
+        losses: float[n], the criterion's loss.
+        margins: float[n], its margin.
+        finite: bool[n], which outputs are finite.
+        largest: the largest absolute value of a finite output, above zero.
+        watched: the outputs of some examples.
+    """
+
+    broken: HostArray
+    losses: HostArray
+    margins: HostArray
+    finite: HostArray
+    largest: float
+    watched: HostArray
+
+
+def clean_pass(setting: Setting, watched: HostArray) -> Clean:
+    """Passes all images through the model, and keeps the outputs of the examples `watched` (indices)."""
+    count = len(setting.data.images)
+    seen = Clean(np.zeros(count, bool), np.zeros(count), np.zeros(count), np.zeros(count, bool), 1e-12, np.zeros(0))
+    for place, judged in in_batches(setting, setting.data._replace(targets=None)):
+        outputs = np.asarray(judged.outputs)
+        finite = np.isfinite(outputs)
+        seen.broken[place], seen.losses[place], seen.margins[place] = judged.broken, judged.losses, judged.margins
+        seen.finite[place] = finite.all(axis=tuple(range(1, outputs.ndim)))
+        if place.start == 0:
+            seen = seen._replace(watched=np.zeros((len(watched), *outputs.shape[1:]), outputs.dtype))
+        here = (watched >= place.start) & (watched < place.stop)
+        seen.watched[here] = outputs[watched[here] - place.start]
+        seen = seen._replace(
+            largest=max(seen.largest, float(np.abs(outputs, where=finite, out=np.zeros_like(outputs)).max()))
+        )
+    return seen
 
 
 def find_broken(setting: Setting, data: Data) -> HostArray:
-    """As `judged`, of examples in batches of the one shape."""
-    found = [np.zeros(0, bool)]
-    for first in range(0, len(data.images), setting.batch_size):
-        batch = data.at(slice(first, first + setting.batch_size))
-        count = len(batch.images)
-        images, labels, targets, _ = jax.tree.map(partial(_filled, setting.batch_size - count), batch)
-        outputs = setting.forward(setting.logits_fn, images)
-        found.append(np.asarray(setting.judge(outputs, labels, targets))[:count])
-    return np.concatenate(found)
+    """Which examples the model breaks on, or which reach their targets."""
+    broken = np.zeros(len(data.images), bool)
+    for place, judged in in_batches(setting, data):
+        broken[place] = judged.broken
+    return broken
 
 
 def _filled(missing: int, batch: HostArray) -> HostArray:
@@ -184,9 +271,15 @@ class _Check:
 
 
 def run_attack(
-    setting: Setting, attack: Attack, compiled: Compiled, attacked: HostArray, standing: HostArray, key: jax.Array
+    setting: Setting,
+    number: int,
+    attack: Attack,
+    compiled: Compiled,
+    attacked: HostArray,
+    standing: HostArray,
+    key: jax.Array,
 ) -> AttackOutcome:
-    """Runs an attack on the examples of the mask `attacked`; its accuracy starts from the mask `standing`."""
+    """Runs attack `number` on the examples of the mask `attacked`; its accuracy starts from the mask `standing`."""
     indices = np.flatnonzero(attacked)
     compile_seconds = 0.0
     if len(indices):
@@ -195,7 +288,7 @@ def run_attack(
     check = _Check(setting)
     finished = steps = used = 0
     for part in run_refilled(
-        compiled, setting.logits_fn, setting.data, indices, key=key, batch_size=setting.batch_size,
+        compiled, setting.logits_fn, setting.data, indices, key=key, number=number, batch_size=setting.batch_size,
         refill=setting.refill,
     ):  # fmt: skip
         check.add(part.indices, part.result, part.size)

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from deformreg.evaluation.curves import Curve
-from deformreg.evaluation.evaluate import Evaluation
+from deformreg.evaluation.results import Evaluation
 
 COLUMNS = ("robust_accuracy", "attacked", "broken", "model_calls", "seconds", "radius_pixels")
 
@@ -34,6 +34,7 @@ def to_dict(evaluation: Evaluation) -> dict[str, Any]:
         "robust_interval": list(evaluation.robust_interval),
         "attacks": rows,
         "flags": [flag._asdict() for flag in evaluation.flags],
+        "diagnosis": evaluation.diagnosis._asdict(),
     }
     del data["correct_mask"], data["standing_mask"]
     plain: dict[str, Any] = _plain(data)

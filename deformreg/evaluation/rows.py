@@ -34,29 +34,47 @@ class Data(NamedTuple):
         return self._replace(images=self.images[indices], labels=self.labels[indices], targets=targets)
 
 
-class Batch(NamedTuple):
-    """What is in the rows on the device."""
+def spaced(indices: HostArray, count: int) -> HostArray:
+    """At most `count` of the indices, evenly spaced."""
+    chosen: HostArray = indices[np.linspace(0, len(indices) - 1, min(count, len(indices))).astype(int)]
+    return chosen
 
-    examples: Examples
+
+class Turn(NamedTuple):
+    """What a batch has after a turn.
+
+    Attributes:
+        search: the state of the rows.
+        steps: taken in this turn.
+        result: of each row.
+        size: float[rows], the share of the budget that each row uses.
+    """
+
     search: Search
+    steps: jax.Array
+    result: AttackResult
+    size: jax.Array
 
 
 class Compiled(NamedTuple):
     """The compiled functions of an attack at a radius. A new model or radius of the same types compiles nothing new.
 
     Attributes:
-        place: ``(batch, take, data, indices, key) -> batch``: starts new examples in the rows where `take` is true.
-        advance: ``(logits_fn, batch, quota) -> (batch, steps)``: steps until `quota` rows are done.
-        finish: ``(batch) -> (result, size)``: the rows' results, and the share of the budget that each uses.
-        empty: ``(data, key, batch_size) -> batch``: a batch whose rows are all done.
-        trace: ``(logits_fn, data, key, batch_size)``: traces the others, which raises what they would raise.
+        turn: ``(logits_fn, search, take, data, keys, quota) -> Turn``: starts new examples in the rows where `take` is
+            true, and steps until `quota` rows are done. `data` and `keys` are of the examples in the rows.
+        trace: the same arguments: traces `turn`, which raises what it would raise. `turn` does not trace again.
+        idle: ``(data, keys) -> search`` whose rows are all done.
     """
 
-    place: Callable[[Batch, HostArray, Data, HostArray, jax.Array], Batch]
-    advance: Callable[[Partial, Batch, int], tuple[Batch, jax.Array]]
-    finish: Callable[[Batch], tuple[AttackResult, jax.Array]]
-    empty: Callable[[Data, jax.Array, int], Batch]
-    trace: Callable[[Partial, Data, jax.Array, int], None]
+    turn: Callable[[Partial, Search, HostArray, Data, jax.Array, int], Turn]
+    trace: Callable[[Partial, Search, HostArray, Data, jax.Array, int], Any]
+    idle: Callable[[Data, jax.Array], Search]
+
+    def idle_turn(self, data: Data, key: jax.Array, batch_size: int) -> tuple[Any, ...]:
+        """The arguments after the model of a turn in which no row has an example."""
+        at = np.zeros(batch_size, int)
+        examples = data.at(at), example_keys(key, 0, at)
+        return self.idle(*examples), at == 1, *examples, batch_size
 
 
 class Finished(NamedTuple):
@@ -76,45 +94,36 @@ class Finished(NamedTuple):
 
 
 def compile_attack(make: Callable[[Any], Attack]) -> Callable[[Any], Compiled]:
-    """Jits an attack for all radii: the radius is traced, so each function compiles once per batch shape."""
+    """Jits an attack for all radii: the radius is traced, so it compiles once per batch shape, as one program."""
 
     @jax.jit
-    def place(radius: Any, batch: Batch, take: Any, data: Data, indices: Any, key: Any) -> Batch:
-        examples = _examples(data, indices, key)
-        placed: Batch = choose(take, Batch(examples, make(radius).begin(examples)), batch)
-        return placed
+    def turn(
+        radius: Any, logits_fn: Partial, search: Search, take: Any, data: Data, keys: Any, quota: Any
+    ) -> Turn:  # fmt: skip
+        attack, examples = make(radius), _examples(data, keys)
+        search = choose(take, attack.begin(examples), search)
+        search, steps = advance(attack, logits_fn, examples, search, quota)
+        size = jnp.zeros(take.shape) if attack.size is None else attack.size(search.kept, examples.images)
+        return Turn(search, steps, finish(attack, examples, search), size)
 
-    @jax.jit
-    def run(radius: Any, logits_fn: Partial, batch: Batch, quota: Any) -> tuple[Batch, jax.Array]:
-        search, steps = advance(make(radius), logits_fn, batch.examples, batch.search, quota)
-        return batch._replace(search=search), steps
-
-    @jax.jit
-    def conclude(radius: Any, batch: Batch) -> tuple[AttackResult, jax.Array]:
-        attack, (examples, search) = make(radius), batch
-        size = jnp.zeros(len(examples.images)) if attack.size is None else attack.size(search.kept, examples.images)
-        return finish(attack, examples, search), size
-
-    def empty(radius: Any, data: Data, key: jax.Array, batch_size: int) -> Batch:
-        at = np.zeros(batch_size, int)
-        examples = _examples(data.at(at), at, key)
-        search = jax.eval_shape(lambda: make(radius).begin(examples))
-        search = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), search)
-        return Batch(examples, search._replace(done=jnp.ones(batch_size, bool)))
-
-    def trace(radius: Any, logits_fn: Partial, data: Data, key: jax.Array, batch_size: int) -> None:
-        at = np.zeros(batch_size, int)
-        batch = place.eval_shape(radius, empty(radius, data, key, batch_size), at == 0, data.at(at), at, key)
-        run.eval_shape(radius, logits_fn, batch, -1)
-        conclude.eval_shape(radius, batch)
+    def idle_search(radius: Any, data: Data, keys: jax.Array) -> Search:
+        search = jax.eval_shape(lambda: make(radius).begin(_examples(data, keys)))
+        zeros: Any = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), search)
+        idle: Search = zeros._replace(done=np.ones(len(keys), bool))
+        return idle
 
     return lambda radius: Compiled(
-        partial(place, radius),
-        partial(run, radius),
-        partial(conclude, radius),
-        partial(empty, radius),
-        partial(trace, radius),
-    )
+        partial(turn, radius), partial(turn.eval_shape, radius), partial(idle_search, radius)
+    )  # fmt: skip
+
+
+@jax.jit
+def example_keys(key: jax.Array, number: int, indices: HostArray) -> jax.Array:
+    """The random keys of the examples in a batch for attack `number`.
+
+    One small program serves all attacks: within each of theirs it would be compiled again.
+    """
+    return row_keys(jax.random.fold_in(key, number), jnp.asarray(indices))
 
 
 def check_alike(attack: Attack, data: Data, outputs: jax.ShapeDtypeStruct) -> None:
@@ -150,9 +159,9 @@ def check_alike(attack: Attack, data: Data, outputs: jax.ShapeDtypeStruct) -> No
         ) from None
 
 
-def _examples(data: Any, indices: Any, key: jax.Array) -> Examples:
+def _examples(data: Any, keys: Any) -> Examples:
     """The examples of `Data` on the host or traced."""
-    return Examples(data.images, data.labels, row_keys(key, jnp.asarray(indices)), data.targets, data.criterion)
+    return Examples(data.images, data.labels, keys, data.targets, data.criterion)
 
 
 def run_refilled(
@@ -162,41 +171,39 @@ def run_refilled(
     indices: HostArray,
     *,
     key: jax.Array,
+    number: int,
     batch_size: int,
     refill: bool = True,
 ) -> Iterator[Finished]:
-    """Attacks the examples `indices` and yields them as they finish, in no particular order.
+    """Runs attack `number` on the examples `indices` and yields them as they finish, in no particular order.
 
     A batch runs on the device until a sixteenth of its rows is done: the host is asked rarely, and few rows idle. With
     ``refill=False`` a batch runs until its last row is done and is then replaced as a whole.
     """
     queue = deque(indices.tolist())
     rows = np.full(batch_size, -1)  # the example in each row
-    batch = compiled.empty(data, key, batch_size)
+    search, *_ = compiled.idle_turn(data, key, batch_size)
     steps = 0
     patience = max(1, batch_size // 16)
     while queue or (rows >= 0).any():
         take = np.zeros(batch_size, bool)
         for row in np.flatnonzero(rows < 0)[: len(queue)]:
             rows[row], take[row] = queue.popleft(), True
-        if take.any():
-            at = np.maximum(rows, 0)
-            batch = compiled.place(batch, take, data.at(at), at, key)
         idle = int((rows < 0).sum())
         quota = min(idle + patience, batch_size) if refill and queue else batch_size
-        batch, taken = compiled.advance(logits_fn, batch, quota)
+        at = np.maximum(rows, 0)
+        keys = example_keys(key, number, at)
+        search, taken, result, size = compiled.turn(logits_fn, search, take, data.at(at), keys, quota)
+        taken, done, result, size = jax.device_get((taken, search.done, result, size))
         steps += int(taken)
-        done = np.asarray(batch.search.done) & (rows >= 0)
-        result, size = jax.device_get(compiled.finish(batch))
-        yield Finished(rows[done], jax.tree.map(lambda leaf, done=done: leaf[done], result), size[done], steps)
-        rows[done] = -1
+        finished = done & (rows >= 0)
+        part = jax.tree.map(lambda leaf, finished=finished: leaf[finished], result)
+        yield Finished(rows[finished], part, size[finished], steps)
+        rows[finished] = -1
 
 
 def warm_up(compiled: Compiled, logits_fn: Partial, data: Data, *, key: jax.Array, batch_size: int) -> float:
     """Compiles an attack for a batch shape without spending a model call, and returns the seconds that took."""
     started = time.perf_counter()
-    at = np.zeros(batch_size, int)
-    batch = compiled.place(compiled.empty(data, key, batch_size), at == 0, data.at(at), at, key)
-    batch, _ = compiled.advance(logits_fn, batch, -1)
-    jax.device_get(compiled.finish(batch))
+    jax.block_until_ready(compiled.turn(logits_fn, *compiled.idle_turn(data, key, batch_size)))
     return time.perf_counter() - started

@@ -8,6 +8,9 @@ gradient with respect to its parameters. `jax.grad` differentiates the penalty. 
         penalties, losses = gradient_penalty(loss_fn, images)
         return jnp.mean(losses) + weight * jnp.mean(penalties)
 
+`gradient_penalties` takes several families in one pass, and `regularized` makes a loss function that includes the
+penalty.
+
 The size is the squared Euclidean norm or, for example, the support of a ball: ``size=linf(0.5).support`` is the dual
 norm times the radius.
 
@@ -43,16 +46,21 @@ from deformreg.penalties.finite_difference import finite_difference_penalty
 from deformreg.penalties.forward_over_reverse import forward_over_reverse_penalty
 from deformreg.penalties.linearization import linearization_penalty
 from deformreg.penalties.local_linearity import local_linearity_penalty
+from deformreg.penalties.regularized import Metrics, regularized
+from deformreg.penalties.several import gradient_penalties
 
 __all__ = [
     "LossFn",
+    "Metrics",
     "Size",
     "curvature_penalty",
     "finite_difference_penalty",
     "forward_over_reverse_penalty",
+    "gradient_penalties",
     "gradient_penalty",
     "image_gradients",
     "linearization_penalty",
     "local_linearity_penalty",
+    "regularized",
     "squared_norm",
 ]

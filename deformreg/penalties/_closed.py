@@ -10,18 +10,22 @@ import jax.numpy as jnp
 from jax import Array
 from jax.extend import core as jax_core
 
+from deformreg._arrays import aligned
 from deformreg.penalties.exact import LossFn
 
 
-def closed(function: Callable[[Array], Any], images: Array) -> tuple[Callable[..., Any], list[Any]]:
-    """Returns `function` as ``(images, constants) -> result``, and the arrays it closed over: the constants."""
+def closed(function: LossFn, images: Array) -> tuple[Callable[..., Any], list[Any], Array]:
+    """Returns `function` as ``(images, constants) -> result``, the arrays it closed over (the constants), and the
+    images, spread over devices as their losses are."""
     traced, shape = jax.make_jaxpr(function, return_shape=True)(images)
+    if (spread := aligned(images, jax.tree.leaves(shape)[0])) is not images:
+        return closed(function, spread)
 
     def apply(images: Array, constants: Sequence[Any]) -> Any:
         leaves = jax_core.jaxpr_as_fun(jax_core.ClosedJaxpr(traced.jaxpr, constants))(images)
         return jax.tree.unflatten(jax.tree.structure(shape), leaves)
 
-    return apply, traced.consts
+    return apply, traced.consts, images
 
 
 def of_floating(

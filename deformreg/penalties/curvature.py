@@ -17,7 +17,7 @@ from deformreg.perturbations import Perturbation, pull_back
 
 def curvature_penalty(
     loss_fn: LossFn,
-    images: Float[Array, "n h w c"],
+    images: Float[Array, "n *space c"],
     perturbation: Perturbation | None = None,
     *,
     ball: Ball,

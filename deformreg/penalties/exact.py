@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from deformreg import _checks
+from deformreg._arrays import aligned
 from deformreg._families import check_layout, family_or_flow
 from deformreg.perturbations import Params, Perturbation, pull_back
 
@@ -21,8 +22,8 @@ Size = Callable[[Params], Array]
 
 
 def image_gradients(
-    loss_fn: LossFn, images: Float[Array, "n h w c"], *, has_aux: bool = False
-) -> tuple[Float[Array, "n h w c"], Any]:
+    loss_fn: LossFn, images: Float[Array, "n *space c"], *, has_aux: bool = False
+) -> tuple[Float[Array, "n *space c"], Any]:
     """The gradient of every example's loss with respect to its image, and the losses.
 
     It takes one forward pass and one backward pass to the images.
@@ -38,7 +39,7 @@ def image_gradients(
 
     Raises:
         TypeError: integer images, or a `loss_fn` that returns integers.
-        ValueError: images not of rank 4, or a `loss_fn` that does not return one loss per example.
+        ValueError: images of another shape, or a `loss_fn` that does not return one loss per example.
 
     Example:
         >>> import jax.numpy as jnp
@@ -55,6 +56,8 @@ def image_gradients(
     else:
         losses, vjp = jax.vjp(checked, images)
         result = losses
+    if (spread := aligned(images, losses)) is not images:
+        return image_gradients(loss_fn, spread, has_aux=has_aux)
     (gradients,) = vjp(jnp.ones_like(losses))
     return gradients, result
 
@@ -98,7 +101,7 @@ def squared_norm(gradients: Any) -> Float[Array, " n"]:
 
 def gradient_penalty(
     loss_fn: LossFn,
-    images: Float[Array, "n h w c"],
+    images: Float[Array, "n *space c"],
     perturbation: Perturbation | None = None,
     *,
     size: Size = squared_norm,
@@ -125,7 +128,7 @@ def gradient_penalty(
 
     Raises:
         TypeError: integer images, or a `loss_fn` that returns something other than floating losses.
-        ValueError: images not of rank 4, or a `loss_fn` or `size` that does not return one number per example.
+        ValueError: images of another shape, or a `loss_fn` or `size` that does not return one number per example.
 
     Example:
         >>> import jax.numpy as jnp

@@ -20,7 +20,7 @@ from deformreg.perturbations import Perturbation, pull_back
 
 def finite_difference_penalty(
     loss_fn: LossFn,
-    images: Float[Array, "n h w c"],
+    images: Float[Array, "n *space c"],
     perturbation: Perturbation | None = None,
     *,
     step_size: float = 0.01,
@@ -68,7 +68,7 @@ def finite_difference_penalty(
     perturbation, images = family_or_flow(perturbation), _checks.images(images)
     check_layout(perturbation, images.shape)
     hold = jax.lax.stop_gradient
-    function, constants = closed(checked_loss(loss_fn, has_aux), images)
+    function, constants, images = closed(checked_loss(loss_fn, has_aux), images)
     gradients, result = image_gradients(lambda x: function(x, hold(constants)), hold(images), has_aux=has_aux)
     gradients = hold(gradients)
     pulled, push_forward = jax.vjp(lambda leaf: pull_back(perturbation, leaf, images), gradients)

@@ -19,7 +19,7 @@ from deformreg.perturbations import Perturbation, pull_back
 
 def forward_over_reverse_penalty(
     loss_fn: LossFn,
-    images: Float[Array, "n h w c"],
+    images: Float[Array, "n *space c"],
     perturbation: Perturbation | None = None,
     *,
     size: Size = squared_norm,
@@ -59,7 +59,7 @@ def forward_over_reverse_penalty(
     """
     perturbation, images = family_or_flow(perturbation), _checks.images(images)
     check_layout(perturbation, images.shape)
-    function, constants = closed(checked_loss(loss_fn, has_aux), images)
+    function, constants, images = closed(checked_loss(loss_fn, has_aux), images)
     gradients, result = _gradients_along_tangent(function, has_aux, images, constants)
     return sizes_of(size, pull_back(perturbation, gradients, images), len(images)), result
 

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from deformreg import _checks
 from deformreg._arrays import absolute, inner
-from deformreg._families import check_layout, family_or_flow
+from deformreg._families import check_layout, family_or_flow, identity
 from deformreg.attacks.ascent import projected_ascent
 from deformreg.attacks.search import check_ball, sample_rows
 from deformreg.balls import Ball, Radius
@@ -21,7 +21,7 @@ from deformreg.perturbations import Params, Perturbation, pull_back
 
 def linearization_penalty(
     loss_fn: LossFn,
-    images: Float[Array, "n h w c"],
+    images: Float[Array, "n *space c"],
     perturbation: Perturbation | None = None,
     *,
     ball: Ball,
@@ -81,7 +81,7 @@ def linearization_penalty(
     _checks.non_negative("slope_weight", slope_weight)
     step_size = 2.5 * ball.radius / max(num_steps, 1) if step_size is None else step_size
     hold = jax.lax.stop_gradient
-    function, constants = closed(checked_loss(loss_fn, has_aux), images)
+    function, constants, images = closed(checked_loss(loss_fn, has_aux), images)
     gradients, result = image_gradients(lambda inputs: function(inputs, constants), images, has_aux=has_aux)
     known = (result[0] if has_aux else result), pull_back(perturbation, gradients, images), constants
 
@@ -96,7 +96,7 @@ def linearization_penalty(
     worst = projected_ascent(
         # With constants that are not differentiated, or the gradient of the whole search would be computed.
         lambda params: error(params, *hold(known)),
-        constrain(sample_rows(ball.sample, keys, perturbation.init(images))),
+        constrain(sample_rows(ball.sample, keys, identity(perturbation, images))),
         ball=ball,
         step_size=step_size,
         num_steps=num_steps,

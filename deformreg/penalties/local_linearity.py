@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from deformreg import _checks
 from deformreg._arrays import scaled
-from deformreg._families import check_layout, family_or_flow
+from deformreg._families import check_layout, family_or_flow, identity
 from deformreg.attacks.search import check_ball, sample_rows
 from deformreg.balls import Ball
 from deformreg.penalties.exact import LossFn, checked_loss
@@ -19,7 +19,7 @@ from deformreg.perturbations import Perturbation
 
 def local_linearity_penalty(
     loss_fn: LossFn,
-    images: Float[Array, "n h w c"],
+    images: Float[Array, "n *space c"],
     perturbation: Perturbation | None = None,
     *,
     ball: Ball,
@@ -69,11 +69,11 @@ def local_linearity_penalty(
     check_ball(ball, per_example=False)
     checked = checked_loss(loss_fn, has_aux)
     first_keys, second_keys, share_keys = keys_of_examples(key, len(images), 3)
-    identity = perturbation.init(images)
+    zeros = identity(perturbation, images)
 
     def draw(keys: Array) -> Any:
         # Valid images are a convex set, so the points between two valid ones are valid, too.
-        return perturbation.constrain(sample_rows(ball.sample, keys, identity), images)
+        return perturbation.constrain(sample_rows(ball.sample, keys, zeros), images)
 
     def losses_at(params: Any) -> Array:
         result = checked(perturbation.apply(params, images))

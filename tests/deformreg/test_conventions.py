@@ -48,7 +48,7 @@ def test_the_public_functions_are_found():
     assert {"deformreg.warping.warp", "deformreg.losses.margin", "deformreg.attacks.gradient.multi_step"} <= set(
         FUNCTIONS
     )
-    assert {"deformreg.balls.Ball", "deformreg.perturbations.Perturbation"} <= set(CLASSES)
+    assert {"deformreg.balls.Ball", "deformreg.perturbations.perturbation.Perturbation"} <= set(CLASSES)
 
 
 @functions
@@ -95,8 +95,9 @@ def test_classes_document_their_attributes(name):
 
 # The modules of the library in the order of their imports: each imports only from those before it.
 ROOMS = [
-    "_checks", "_arrays", "interop", "warping", "fields", "perturbations", "_families", "balls", "noise", "losses",
-    "label_maps", "criteria", "attacks", "penalties", "bounds", "statistics", "evaluation", "certification", "released",
+    "_checks", "_arrays", "interop", "_interpolation", "warping", "fields", "perturbations", "_families", "balls",
+    "noise", "losses", "label_maps", "criteria", "attacks", "penalties", "testing", "bounds", "statistics",
+    "evaluation", "certification", "released",
 ]  # fmt: skip
 # The other packages that each package may import.
 PACKAGES = {

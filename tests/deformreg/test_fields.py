@@ -44,7 +44,7 @@ def test_a_normalized_unit_is_half_the_distance_of_the_outer_pixel_centres():
 
 def test_an_image_one_pixel_wide_has_no_normalized_unit():
     assert fields.pixels_from_normalized(np.ones((1, 3, 1, 2), np.float32))[0, 0, 0].tolist() == [1.0, 0.0]
-    with pytest.raises(ValueError, match=r"flow must be at least 2 pixels high and wide, got \(1, 3, 1, 2\)"):
+    with pytest.raises(ValueError, match=r"flow must be at least 2 pixels long along every axis, got \(1, 3, 1, 2\)"):
         fields.normalized_from_pixels(np.ones((1, 3, 1, 2), np.float32))
 
 
@@ -156,6 +156,28 @@ def test_the_displacement_norms_have_finite_gradients_at_zero():
         assert np.isfinite(jax.grad(lambda f, norm=norm: norm(f).sum())(np.zeros((1, 2, 2, 2), np.float32))).all()
 
 
+@pytest.mark.parametrize("shape", [(7,), (4, 5), (3, 4, 3)])
+def test_folds_are_cells_with_a_corner_that_is_turned_over(shape):
+    axes = len(shape)
+    flow = np.random.default_rng(0).normal(scale=2.0 / 2**axes, size=(2, *shape, axes)).astype(np.float32)
+    expected = []
+    for each in flow.astype(np.float64):
+        count = 0
+        for cell in itertools.product(*(range(size - 1) for size in shape)):
+            corners = itertools.product((0, 1), repeat=axes)
+            determinants = []
+            for corner in corners:
+                ends = [[np.array(corner), np.array(corner)] for _ in range(axes)]
+                for axis in range(axes):
+                    ends[axis][0][axis], ends[axis][1][axis] = 0, 1
+                rows = [each[tuple(cell + high)] - each[tuple(cell + low)] for low, high in ends]
+                determinants.append(np.linalg.det(np.array(rows) + np.eye(axes)))
+            count += min(determinants) <= 0
+        expected.append(count)
+    assert 0 < max(expected) < np.prod(np.subtract(shape, 1))
+    assert fields.folds(flow).tolist() == expected
+
+
 FLOW = np.zeros((1, 4, 5, 2), np.float32)
 
 
@@ -168,8 +190,9 @@ FLOW = np.zeros((1, 4, 5, 2), np.float32)
         (lambda: fields.affine_flow(np.zeros((1, 6), "f4"), 0, 4), ValueError, ["height", "at least 1", "0"]),
         (lambda: fields.affine_flow(np.zeros((1, 6), "f4"), 4, 2.5), TypeError, ["width", "integer", "2.5"]),
         (lambda: fields.affine_flow(np.zeros((1, 6), int), 4, 4), TypeError, ["params", "floating", "int"]),
-        (lambda: fields.upsample(FLOW, 8, 0), ValueError, ["width", "at least 1", "0"]),
-        (lambda: fields.upsample(FLOW, True, 8), TypeError, ["height", "integer", "True"]),
+        (lambda: fields.upsample(FLOW, 8, 0), ValueError, ["sizes", "at least 1", "0"]),
+        (lambda: fields.upsample(FLOW, True, 8), TypeError, ["sizes", "integer", "True"]),
+        (lambda: fields.upsample(FLOW, 8), ValueError, ["sizes", "one per axis", "(8,)"]),
         (lambda: fields.smooth(FLOW, -1.0), ValueError, ["sigma", "at least 0", "-1.0"]),
         (lambda: fields.smooth(FLOW, float("nan")), ValueError, ["sigma", "nan"]),
         (lambda: fields.total_variation(FLOW, epsilon=-1.0), ValueError, ["epsilon", "at least 0", "-1.0"]),

@@ -233,7 +233,7 @@ def test_a_start_and_no_steps_on_an_empty_batch():
     ("change", "error", "words"),
     [
         ({"images": (IMAGES * 255).astype(np.uint8)}, TypeError, ["images", "uint8", "floating"]),
-        ({"images": IMAGES[0]}, ValueError, ["images", "[n, h, w, c]", "(5, 4, 2)"]),
+        ({"images": IMAGES[0, 0]}, ValueError, ["images", "[n, h, w, c]", "(4, 2)"]),
         ({"loss_fn": jnp.sum}, ValueError, ["loss_fn", "(8,)", "()"]),
         ({"num_steps": 2.0}, TypeError, ["num_steps", "integer", "2.0"]),
         ({"num_steps": -1}, ValueError, ["num_steps", "at least 0", "-1"]),

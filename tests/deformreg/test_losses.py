@@ -53,6 +53,32 @@ def test_the_sign_says_whether_the_prediction_is_wrong(loss):
     assert loss(np.array([[1, 1, 0], [1, 1, 0]], np.float32), np.array([0, 1])).tolist() == [0, 0]
 
 
+def test_the_cross_entropy_of_soft_labels_is_the_mean_over_the_classes():
+    logits, shares = random_logits(), np.random.default_rng(1).dirichlet(np.ones(5), 8).astype(np.float32)
+    by_class = np.stack([cross_entropy(logits, np.full(8, label)) for label in range(5)], axis=1)
+    np.testing.assert_allclose(cross_entropy(logits, shares), (shares * by_class).sum(1), rtol=1e-5)
+    hot = np.eye(5, dtype=np.float32)[LABELS]
+    np.testing.assert_array_equal(cross_entropy(logits, hot), cross_entropy(logits, LABELS))
+    gradient = jax.grad(lambda logits: cross_entropy(logits, shares).sum())(logits)
+    np.testing.assert_allclose(gradient, jax.nn.softmax(logits) - shares, atol=1e-5)
+    impossible = cross_entropy(np.array([[0.0, -np.inf]], np.float32), np.array([[1.0, 0.0]], np.float32))
+    assert impossible.tolist() == [0.0]
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        (np.full((8, 5), 0.3, np.float32), ["labels", "sum to 1", "1.5", "index 0"]),
+        (np.eye(5, dtype=np.float32)[LABELS] * 1.5 - 0.1, ["labels", "at least 0", "-0.1"]),
+        (np.full((8, 4), 0.25, np.float32), ["labels", "(8, 5)", "(8, 4)"]),
+    ],
+)
+def test_soft_labels_that_are_no_probabilities_are_named(labels, words):
+    with pytest.raises(ValueError, match=words[0]) as caught:
+        cross_entropy(random_logits(), labels)
+    assert all(word in str(caught.value) for word in words)
+
+
 def test_the_ratio_ignores_shift_and_scale_of_the_logits():
     logits = random_logits()
     expected = difference_of_logits_ratio(logits, LABELS)

@@ -1,10 +1,23 @@
 """Properties of single families; laws/ has the laws of all of them."""
 
+import itertools
+
 import jax
 import numpy as np
 import pytest
+from scipy.interpolate import RBFInterpolator
 
-from deformreg import additive, affine, fields, flow, lowres_flow, warp
+from deformreg import (
+    additive,
+    affine,
+    diffeomorphic,
+    fields,
+    flow,
+    lowres_flow,
+    perspective,
+    thin_plate_spline,
+    warp,
+)
 
 pytestmark = pytest.mark.usefixtures("strict_promotion")
 
@@ -57,6 +70,55 @@ def test_a_low_resolution_field_is_upsampled_then_smoothed():
     assert np.abs(field).max() <= np.abs(params).max() * (1 + 1e-6)
 
 
+def test_a_perspective_map_is_the_homography_of_its_corners():
+    params = np.random.default_rng(1).uniform(-1, 1, (2, 4, 2)).astype(np.float32)
+    field = perspective().field(params, IMAGES)
+    grid = np.stack(np.mgrid[:6, :9], axis=-1).astype(float)
+    for displacements, found in zip(params, field, strict=True):
+        corners = np.array([[0, 0], [0, 8], [5, 8], [5, 0]], float)
+        rows, right = [], []
+        for (y, x), (to_y, to_x) in zip(corners, corners + displacements, strict=True):
+            rows += [[y, x, 1, 0, 0, 0, -y * to_y, -x * to_y], [0, 0, 0, y, x, 1, -y * to_x, -x * to_x]]
+            right += [to_y, to_x]
+        matrix = np.append(np.linalg.solve(rows, right), 1).reshape(3, 3)
+        mapped = np.concatenate([grid, np.ones((6, 9, 1))], axis=-1) @ matrix.T
+        np.testing.assert_allclose(found, mapped[..., :2] / mapped[..., 2:] - grid, atol=2e-5)
+
+
+@pytest.mark.parametrize(("shape", "kernel"), [((9,), "cubic"), ((6, 9), "thin_plate_spline"), ((3, 4, 5), "linear")])
+def test_a_thin_plate_spline_is_that_of_scipy(shape, kernel):
+    images = np.zeros((1, *shape, 1), np.float32)
+    family = thin_plate_spline(3)
+    params = np.random.default_rng(1).normal(size=family.init(images).shape).astype(np.float32)
+    controls = np.array(list(itertools.product(*(np.linspace(0, size - 1, 3) for size in shape))))
+    spline = RBFInterpolator(controls, params.reshape(len(controls), -1), kernel=kernel, degree=1)
+    pixels = np.array(list(itertools.product(*map(range, shape))), float)
+    expected = spline(pixels).reshape(1, *shape, len(shape))
+    np.testing.assert_allclose(family.field(params, images), expected, atol=1e-4)
+
+
+def test_a_diffeomorphic_flow_is_undone_by_the_opposite_velocity():
+    images = np.zeros((1, 24, 20, 1), np.float32)
+    y, x = np.mgrid[:24, :20]
+    velocity = 2 * np.stack([np.sin(x / 3) * np.sin(y / 4), np.cos(y / 4)], axis=-1)[None].astype(np.float32)
+    family = diffeomorphic(sigma=0.0, num_squarings=7)
+    there, back = (jax.jit(family.field)(sign * velocity, images) for sign in (1, -1))
+    returned = there + warp(back, there)  # from the place that the first flow reads, along the second
+    assert np.abs(there).max() > 1.5
+    assert np.abs(returned[:, 4:-4, 4:-4]).max() < 0.1
+    assert fields.folds(there).tolist() == [0]
+    assert fields.folds(4 * velocity).item() > 0  # as a flow it folds
+
+
+def test_the_exponential_of_a_linear_velocity_is_known():
+    """The velocity a (x - c) moves a point by (e^a - 1)(x - c)."""
+    signal = np.zeros((1, 41, 1), np.float32)
+    offset = np.arange(41, dtype=np.float32).reshape(1, 41, 1) - 20
+    field = diffeomorphic(sigma=0.0, num_squarings=8).field(0.3 * offset, signal)
+    inside = slice(8, -8)
+    np.testing.assert_allclose(field[:, inside], np.expm1(0.3) * offset[:, inside], rtol=0.01, atol=1e-3)
+
+
 @pytest.mark.parametrize(
     ("call", "error", "words"),
     [
@@ -67,6 +129,11 @@ def test_a_low_resolution_field_is_upsampled_then_smoothed():
         (lambda: affine(parameters=("spin",)), ValueError, ["parameters", "'rotation'", "'spin'"]),
         (lambda: affine(parameters=()), ValueError, ["parameters", "one or more", "()"]),
         (lambda: affine(parameters=("dx", "dx")), ValueError, ["parameters", "different", "dx"]),
+        (lambda: thin_plate_spline(1), ValueError, ["points", "at least 2", "1"]),
+        (lambda: thin_plate_spline().init(IMAGES[:, :1]), ValueError, ["2 pixels", "(2, 1, 9, 2)"]),
+        (lambda: perspective().init(IMAGES[:, 0]), ValueError, ["perspective()", "[n, h, w, c]", "(2, 9, 2)"]),
+        (lambda: perspective(order=2), ValueError, ["order", "1 (linear)", "2"]),
+        (lambda: diffeomorphic(num_squarings=-1), ValueError, ["num_squarings", "at least 0", "-1"]),
         (lambda: lowres_flow(0), ValueError, ["stride", "at least 1", "0"]),
         (lambda: lowres_flow(2.0), TypeError, ["stride", "integer", "2.0"]),
         (lambda: lowres_flow(2, sigma=-1.0), ValueError, ["sigma", "at least 0", "-1.0"]),

@@ -9,56 +9,64 @@ import pytest
 from scipy import ndimage
 
 from deformreg import warp, warping
-from deformreg.warping import forward_differences
+from deformreg.warping import central_differences, forward_differences
 
 pytestmark = pytest.mark.usefixtures("strict_promotion")
 
 BOUNDARIES = ("zeros", "edge", "reflect")
 SHAPES = ((2, 5, 7, 3), (1, 6, 1, 2), (3, 1, 4, 1), (2, 1, 1, 1))
+SIGNALS, VOLUMES = (2, 6, 3), (2, 3, 4, 5, 2)
 
-compiled_warp = jax.jit(warp, static_argnames=("boundary", "within"))
+
+def of_all_ranks(images, signals, volumes):
+    slow = [pytest.param(shape, marks=pytest.mark.slow) for shape in (signals, volumes)]
+    return pytest.mark.parametrize("shape", [images, *slow], ids=["images", "signals", "volumes"])
+
+
+compiled_warp = jax.jit(warp, static_argnames=("boundary", "within", "order"))
 
 
 def random_images(shape, seed=0, dtype=np.float32):
     return np.random.default_rng(seed).normal(size=shape).astype(dtype)
 
 
+def flow_shape(shape):
+    return (*shape[:-1], len(shape) - 2)
+
+
 def random_flow(shape, scale=3.0, seed=1, dtype=np.float32):
-    return np.random.default_rng(seed).normal(scale=scale, size=(*shape[:3], 2)).astype(dtype)
+    return np.random.default_rng(seed).normal(scale=scale, size=flow_shape(shape)).astype(dtype)
 
 
 def away_from_kinks(shape, seed=2):
     """Displacements whose fractional part lies in [0.25, 0.75]."""
     rng = np.random.default_rng(seed)
-    return rng.integers(-2, 3, (*shape[:3], 2)) + rng.uniform(0.25, 0.75, (*shape[:3], 2))
+    return rng.integers(-2, 3, flow_shape(shape)) + rng.uniform(0.25, 0.75, flow_shape(shape))
 
 
-def read(image, row, column, boundary):
+def read(image, *position, boundary):
     """The pixel at an integer position, from the definition of the boundary."""
-    height, width = image.shape[:2]
-    if boundary == "zeros" and not (0 <= row < height and 0 <= column < width):
-        return np.zeros(image.shape[2])
+    sizes = image.shape[:-1]
+    if boundary == "zeros" and not all(0 <= index < size for index, size in zip(position, sizes, strict=True)):
+        return np.zeros(image.shape[-1])
 
     def bounce(index, size):
         while boundary == "reflect" and size > 1 and not 0 <= index < size:
             index = -index if index < 0 else 2 * (size - 1) - index
         return min(max(index, 0), size - 1)
 
-    return image[bounce(row, height), bounce(column, width)]
+    return image[tuple(bounce(index, size) for index, size in zip(position, sizes, strict=True))]
 
 
 def loop_warp(images, flow, boundary):
     images, flow = images.astype(np.float64), flow.astype(np.float64)
-    out = np.empty_like(images)
-    for n, i, j in itertools.product(*map(range, images.shape[:3])):
-        y, x = i + flow[n, i, j, 0], j + flow[n, i, j, 1]
-        row, column = int(np.floor(y)), int(np.floor(x))
-        down, right = y - row, x - column
-        upper, lower = (
-            (1 - right) * read(images[n], r, column, boundary) + right * read(images[n], r, column + 1, boundary)
-            for r in (row, row + 1)
-        )
-        out[n, i, j] = (1 - down) * upper + down * lower
+    out = np.zeros_like(images)
+    for n, *pixel in itertools.product(*map(range, images.shape[:-1])):
+        position = pixel + flow[(n, *pixel)]
+        corner = np.floor(position).astype(int)
+        for offset in itertools.product((0, 1), repeat=len(pixel)):
+            shares = np.where(offset, position - corner, 1 - (position - corner))
+            out[(n, *pixel)] += np.prod(shares) * read(images[n], *(corner + offset), boundary=boundary)
     return out
 
 
@@ -73,25 +81,89 @@ def test_the_zero_flow_returns_the_images_bit_for_bit(boundary, dtype, float64):
 
 
 @pytest.mark.parametrize("boundary", BOUNDARIES)
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", [*SHAPES, SIGNALS, VOLUMES])
 def test_the_warp_matches_a_loop_in_float64(boundary, shape):
     images, flow = random_images(shape), random_flow(shape)
     warped = compiled_warp(images, flow, boundary=boundary)
     np.testing.assert_allclose(warped, loop_warp(images, flow, boundary), atol=3e-6)
 
 
+@of_all_ranks((2, 9, 6, 2), (2, 9, 2), (2, 5, 3, 4, 2))
 @pytest.mark.parametrize("boundary", BOUNDARIES)
-def test_the_warp_matches_scipy(boundary, float64):
+def test_the_warp_matches_scipy(boundary, shape, float64):
     # SciPy's "constant" does not interpolate towards the zeros outside; its "grid-constant" does.
     mode = {"zeros": "grid-constant", "edge": "nearest", "reflect": "mirror"}[boundary]
-    shape = (2, 9, 6, 2)
     images, flow = random_images(shape, dtype=np.float64), random_flow(shape, scale=6.0, dtype=np.float64)
     warped = np.asarray(compiled_warp(images, flow, boundary=boundary))
-    grid = np.stack(np.mgrid[:9, :6], axis=-1).astype(float)
+    grid = np.stack(np.meshgrid(*map(np.arange, shape[1:-1]), indexing="ij"), axis=-1).astype(float)
     for n, c in itertools.product(range(2), range(2)):
         positions = np.moveaxis(grid + flow[n], -1, 0)
         expected = ndimage.map_coordinates(images[n, ..., c], positions, order=1, mode=mode)
         np.testing.assert_allclose(warped[n, ..., c], expected, atol=1e-12)
+
+
+def keys(distance):
+    """Keys's kernel with a = -1/2, from its two pieces."""
+    distance = np.abs(distance)
+    near = 1.5 * distance**3 - 2.5 * distance**2 + 1
+    far = -0.5 * distance**3 + 2.5 * distance**2 - 4 * distance + 2
+    return np.where(distance <= 1, near, np.where(distance < 2, far, 0))
+
+
+def loop_cubic_warp(images, flow, boundary):
+    images, flow = images.astype(np.float64), flow.astype(np.float64)
+    out = np.zeros_like(images)
+    for n, *pixel in itertools.product(*map(range, images.shape[:-1])):
+        position = pixel + flow[(n, *pixel)]
+        first = np.floor(position).astype(int) - 1
+        for offset in itertools.product(range(4), repeat=len(pixel)):
+            share = np.prod(keys(position - (first + offset)))
+            out[(n, *pixel)] += share * read(images[n], *(first + offset), boundary=boundary)
+    return out
+
+
+@pytest.mark.parametrize("shape", [SHAPES[0], SHAPES[1], SIGNALS, pytest.param(VOLUMES, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("boundary", BOUNDARIES)
+def test_the_cubic_warp_matches_a_loop_in_float64(boundary, shape):
+    images, flow = random_images(shape), random_flow(shape)
+    warped = compiled_warp(images, flow, boundary=boundary, order=3)
+    np.testing.assert_allclose(warped, loop_cubic_warp(images, flow, boundary), atol=1e-5)
+    zero = compiled_warp(images * 100, 0 * flow, boundary=boundary, order=3)
+    np.testing.assert_array_equal(zero, images * 100)
+
+
+def test_the_cubic_warp_is_exact_on_quadratic_images(float64):
+    y, x = np.mgrid[:8, :9].astype(float)
+    flow = np.random.default_rng(0).uniform(-1, 1, (1, 8, 9, 2))
+
+    def image(y, x):
+        return (0.3 * y**2 - 0.7 * x * y + 0.2 * x**2 + y - 2)[None, ..., None]
+
+    warped = compiled_warp(image(y, x), flow, order=3)
+    expected = image(y + flow[0, ..., 0], x + flow[0, ..., 1])
+    inside = (slice(None), slice(2, -2), slice(2, -2))
+    np.testing.assert_allclose(warped[inside], expected[inside], atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(1, 6, 1), pytest.param((1, 4, 5, 1), marks=pytest.mark.slow)])
+@pytest.mark.parametrize("boundary", BOUNDARIES)
+def test_the_cubic_warp_has_no_kink_at_grid_points(boundary, shape, float64):
+    images, step = random_images(shape, dtype=np.float64), 2.0**-20
+
+    @jax.jit
+    def derivative(direction):
+        def function(flow):
+            return warp(images, flow, boundary=boundary, order=3)
+
+        return jax.jvp(function, (jnp.zeros_like(direction),), (direction,))[1]
+
+    for axis, differences in enumerate(central_differences(images, boundary=boundary)):
+        direction = np.zeros(flow_shape(shape))
+        direction[..., axis] = 1
+        np.testing.assert_allclose(derivative(direction), differences, atol=1e-12)
+        for sign in (1, -1):
+            moved = np.asarray(compiled_warp(images, sign * step * direction, boundary=boundary, order=3))
+            np.testing.assert_allclose(sign * (moved - images) / step, differences, atol=1e-4)
 
 
 @pytest.mark.parametrize(("dy", "dx"), [(0, 1), (1, 0), (-2, 3), (2, -1)])
@@ -111,9 +183,10 @@ def test_sixteen_bit_flows_reach_every_pixel_of_a_wide_image():
     np.testing.assert_array_equal(np.ravel(warped), np.minimum(np.arange(400) + 3, 399))
 
 
+@of_all_ranks((1, 4, 5, 1), (1, 6, 1), (1, 3, 4, 3, 1))
 @pytest.mark.parametrize("boundary", BOUNDARIES)
-def test_the_derivative_at_grid_points_is_the_one_from_above(boundary, float64):
-    images = random_images((1, 4, 5, 1), dtype=np.float64)
+def test_the_derivative_at_grid_points_is_the_one_from_above(boundary, shape, float64):
+    images = random_images(shape, dtype=np.float64)
     step = 2.0**-20
 
     @jax.jit
@@ -127,12 +200,12 @@ def test_the_derivative_at_grid_points_is_the_one_from_above(boundary, float64):
         return (np.asarray(compiled_warp(images, displacement * step, boundary=boundary)) - images) / step
 
     for axis, differences in enumerate(forward_differences(images, boundary=boundary)):
-        direction = np.zeros((1, 4, 5, 2))
+        direction = np.zeros(flow_shape(shape))
         direction[..., axis] = 1
         slopes = np.asarray(derivative(direction))
         np.testing.assert_allclose(slopes, differences, atol=1e-12)
         np.testing.assert_allclose(slopes, quotient(direction, step), atol=1e-8)
-        inside = (slice(None), slice(1, -1), slice(1, -1))
+        inside = (slice(None), *[slice(1, -1)] * (len(shape) - 2))
         assert np.all(np.abs(slopes - quotient(direction, -step))[inside] > 1e-3)
 
 
@@ -165,16 +238,17 @@ def test_the_flow_gradient_needs_no_scatter(boundary):
     assert "scatter" in program(0)  # the search itself finds the word
 
 
+@pytest.mark.parametrize("order", [1, pytest.param(3, marks=pytest.mark.slow)])
+@of_all_ranks((2, 3, 4, 2), (2, 5, 2), (1, 2, 3, 2, 2))
 @pytest.mark.parametrize("boundary", BOUNDARIES)
-def test_first_and_second_derivatives_between_the_grid_points(boundary, float64):
+def test_first_and_second_derivatives_between_the_grid_points(boundary, shape, order, float64):
     """Along random lines through (images, flow), in every mix of forward and reverse mode."""
-    shape = (2, 3, 4, 2)
     images, flow = random_images(shape, dtype=np.float64), away_from_kinks(shape)
     images_line, flow_line = random_images(shape, 3, np.float64), 0.1 * random_flow(shape, dtype=np.float64)
     weights = random_images(shape, 4, np.float64)
 
     def total(images, flow):
-        return jnp.sum(weights * jnp.sin(warp(images, flow, boundary=boundary)))
+        return jnp.sum(weights * jnp.sin(warp(images, flow, boundary=boundary, order=order)))
 
     def forward(function):
         lines = images_line, flow_line
@@ -221,7 +295,7 @@ def test_the_penalty_of_a_warp_has_the_right_gradient_at_the_zero_flow(boundary,
         total = 0.0
         for i, j in itertools.product(range(4), range(3)):
             here = images[0, i, j]
-            for there in (read(images[0], i + 1, j, boundary), read(images[0], i, j + 1, boundary)):
+            for there in (read(images[0], *at, boundary=boundary) for at in ((i + 1, j), (i, j + 1))):
                 total += np.sum(2 * weights[0, i, j] * here * (there - here)) ** 2
         return total
 
@@ -259,10 +333,13 @@ def test_every_transformation_agrees_with_the_plain_call(boundary, cpus):
 
 
 @pytest.mark.parametrize("boundary", ["zeros", "edge"])
-@pytest.mark.parametrize("shape", [*SHAPES, (2, 4, 5, 5)])
+@pytest.mark.parametrize(
+    "shape", [*SHAPES, (2, 4, 5, 5), *(pytest.param(shape, marks=pytest.mark.slow) for shape in (SIGNALS, VOLUMES))]
+)
 def test_reading_a_cell_at_once_changes_nothing(boundary, shape, monkeypatch):
     images, flow = random_images(shape), random_flow(shape)
-    flow[:, 0, 0] = 1e9, -1e9
+    flow[:, 0, 0] = 1e9
+    flow[:, 0, 0, ..., -1] = -1e9
     tangents, cotangent = (random_images(shape, 5), random_flow(shape, seed=6)), random_images(shape, 7)
 
     def derivatives(images, flow):
@@ -347,24 +424,27 @@ def test_a_nan_in_the_flow_stays_in_its_pixel(boundary):
 
 
 @pytest.mark.parametrize("boundary", BOUNDARIES)
-@pytest.mark.parametrize("within", [0.9, pytest.param(1.9, marks=pytest.mark.slow)])
-def test_a_promise_about_the_flow_changes_no_value_and_no_derivative(boundary, within, float64):
+@pytest.mark.parametrize(
+    ("within", "order"),
+    [(0.9, 1), *(pytest.param(within, order, marks=pytest.mark.slow) for within, order in [(1.9, 1), (0.9, 3)])],
+)
+def test_a_promise_about_the_flow_changes_no_value_and_no_derivative(boundary, within, order, float64):
     """At the grid points too, on both sides of them, and where the image has one row or column."""
 
     def everything(images, flow, weights, promised):
         def total(images, flow):
-            return jnp.sum(weights * warp(images, flow, boundary=boundary, within=promised) ** 3)
+            return jnp.sum(weights * warp(images, flow, boundary=boundary, within=promised, order=order) ** 3)
 
         def slopes(*arguments):
             return sum(jnp.sum(jnp.sin(gradient)) for gradient in jax.grad(total, (0, 1))(*arguments))
 
-        warped = warp(images, flow, boundary=boundary, within=promised)
+        warped = warp(images, flow, boundary=boundary, within=promised, order=order)
         return warped, jax.grad(total, (0, 1))(images, flow), jax.grad(slopes, (0, 1))(images, flow)
 
     compiled = jax.jit(everything, static_argnums=3)
-    for shape in ((2, 5, 7, 3), (1, 1, 4, 1)):
+    for shape in ((2, 5, 7, 3), (1, 1, 4, 1), *([(2, 6, 3), (1, 2, 4, 3, 1)] if within > 1 else [])):
         images, weights = (random_images(shape, seed, np.float64) for seed in (0, 1))
-        flow = np.random.default_rng(2).uniform(-within, within, (*shape[:3], 2))
+        flow = np.random.default_rng(2).uniform(-within, within, flow_shape(shape))
         flow[:, :, ::2] = np.trunc(flow[:, :, ::2])
         near, far = (compiled(images, flow, weights, promised) for promised in (within, None))
         for ours, theirs in zip(*map(jax.tree.leaves, (near, far)), strict=True):
@@ -418,7 +498,8 @@ IMAGES, FLOW = np.zeros((2, 4, 5, 3), np.float32), np.zeros((2, 4, 5, 2), np.flo
         ((IMAGES, FLOW.astype(np.int32)), TypeError, ["flow", "int32", "floating"]),
         (("cat.png", FLOW), TypeError, ["images", "cat.png"]),
         ((None, FLOW), TypeError, ["images", "None"]),
-        ((IMAGES[0], FLOW), ValueError, ["images", "[n, h, w, c]", "(4, 5, 3)"]),
+        ((IMAGES[0, 0], FLOW), ValueError, ["images", "[n, h, w, c]", "[n, t, c]", "(5, 3)"]),
+        ((IMAGES[0], FLOW[0]), ValueError, ["flow", "(4, 5, 1)", "for one image give images[None]"]),
         ((IMAGES[:, :0], FLOW), ValueError, ["images", "at least one pixel", "(2, 0, 5, 3)"]),
         ((IMAGES, FLOW[..., :1]), ValueError, ["flow", "(2, 4, 5, 2)", "(2, 4, 5, 1)"]),
         ((IMAGES, FLOW[:1]), ValueError, ["flow", "(2, 4, 5, 2)", "(1, 4, 5, 2)"]),
@@ -429,6 +510,11 @@ def test_what_does_not_fit_is_named(arguments, error, words):
     with pytest.raises(error) as caught:
         warp(*arguments)
     assert all(word in str(caught.value) for word in words)
+
+
+def test_an_unknown_order_is_named():
+    with pytest.raises(ValueError, match=r"order must be 1 \(linear\) or 3 \(cubic\), got 2"):
+        warp(IMAGES, FLOW, order=2)
 
 
 def test_an_unknown_boundary_is_named_with_the_known_ones():

@@ -26,6 +26,16 @@ def test_any_model_is_evaluated(capsys):
 
 
 @pytest.mark.slow
+def test_a_segmentation_network_is_trained_attacked_and_evaluated(capsys):
+    found = runpy.run_path(str(EXAMPLES / "segmentation.py"))
+    assert "at least 0.9 of the pixels, labels warped" in capsys.readouterr().out
+    assert found["values"][-1] < 0.2 * found["values"][0]
+    assert 0 < found["moved"] < 0.2
+    assert found["accuracy"] > 0.9
+    assert found["robust"] < 0.5 < found["attacked"].success.mean()
+
+
+@pytest.mark.slow
 def test_a_method_of_ones_own_trains_a_run(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr("sys.argv", ["own_method.py", str(tmp_path / "run")])
     monkeypatch.setenv("DEFORMREG_DATA", str(tmp_path / "data"))

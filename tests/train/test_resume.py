@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 
+import jax
 import numpy as np
 import pytest
 from data_files import write_images
@@ -16,10 +17,12 @@ from train.config import Data, Model
 from train.data import load, places
 from train.errors import DataError, RunError
 from train.methods.given import Given
+from train.optimizers import Muon
 from train.options import differences, to_json
 from train.restored import open_run
-from train.schedules import Constant, Cosine, Step
-from train.task import open_split
+from train.schedules import Constant, Cosine, Linear, Step
+from train.state import predict
+from train.task import build, open_split
 
 
 def write_npz(path, count=32, seed=0):
@@ -74,6 +77,37 @@ def test_a_run_continues_by_its_folder_alone_for_more_epochs(folder, capsys):
     assert command("verify", folder / "run") == 0
 
 
+@pytest.mark.slow
+def test_a_network_with_dropout_continues_to_the_bit(trained, tmp_path):
+    config = small(trained / "set.npz")
+    options = Model(name="resnet-20", width=0.1, norm="group", activation="gelu", dropout=0.3, stochastic_depth=0.3)
+    config = replace(config, model=options, epochs=2)
+    loop.fit(config, tmp_path / "whole")
+    loop.fit(replace(config, epochs=1), tmp_path / "run")
+    loop.fit(config, tmp_path / "run", resume=True)
+    ours, theirs = last_leaves(tmp_path / "run"), last_leaves(tmp_path / "whole")
+    assert int(ours["step"]) == 4
+    assert all(leaf.tobytes() == theirs[path].tobytes() for path, leaf in ours.items())
+
+
+@pytest.mark.slow
+def test_an_average_and_the_state_of_muon_are_resumed_to_the_bit(tmp_path):
+    optimizer = Muon(clip_norm=1.0, decay_all=False)
+    config = small(write_npz(tmp_path / "set.npz"), optimizer=optimizer, average=0.9, epochs=2)
+    loop.fit(config, tmp_path / "whole")
+    loop.fit(replace(config, epochs=1), tmp_path / "run")
+    state = loop.fit(config, tmp_path / "run", resume=True)
+    ours, theirs = last_leaves(tmp_path / "run"), last_leaves(tmp_path / "whole")
+    assert {path: leaf.tobytes() for path, leaf in ours.items()} == {
+        path: leaf.tobytes() for path, leaf in theirs.items()
+    }
+    opened = open_run(tmp_path / "run")
+    params, batch_stats = state.average
+    model = build(config, open_split(config, "test")).model
+    expected = predict(model, params, batch_stats, opened.images)
+    np.testing.assert_array_equal(jax.jit(opened.logits_fn)(opened.images), expected)
+
+
 @pytest.mark.parametrize(
     ("schedule", "epochs", "said"),
     [
@@ -94,7 +128,9 @@ def test_epochs_may_grow_where_the_schedule_does_not_end(tmp_path, schedule, epo
             runs.claim(tmp_path, wanted, resume=True)
 
 
-@pytest.mark.parametrize("schedule", [Constant(warmup_epochs=0.5), Step(decay_epochs=(1, 2)), Cosine()])
+@pytest.mark.parametrize(
+    "schedule", [Constant(warmup_epochs=0.5), Step(decay_epochs=(1, 2)), Cosine(), Linear(warmup_epochs=1.0)]
+)
 def test_a_schedule_says_whether_it_ends(schedule):
     """The law behind it: the rates of the first epochs, told how many there are."""
     short, long = (schedule.make(0.1, epochs, 10) for epochs in (3, 5))

@@ -47,7 +47,6 @@ COMBINED = (
     "random flows",
     "trades",
     "mart",
-    "fast",
     "n-fgsm",
     "elle",
     "cure",

@@ -14,6 +14,7 @@ COMMANDS = {
     "  fit --resume RUN        continue a run with its own options",
     "evaluate": "RUN [RUN ...]  attack trained runs and compare them; `evaluate --help`",
     "certify": "RUN             certify radii within which no deformation changes the answer; `certify --help`",
+    "export": "RUN              write the weights and the program for others; `export --help`",
     "verify": "RUN [RUN ...]    check every checkpoint against its checksums; `verify --help`",
     "launch": "fit PRESET ...   the same training in several processes of this host; `launch --help`",
     "presets": "                list what each preset trains, how long it takes, what to expect",

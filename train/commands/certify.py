@@ -8,12 +8,12 @@ from typing import Annotated
 
 import tyro
 
-from train import files, reports, runs
+from train import files, own, reports, runs
 from train.certification import Smoothing, certify_run, check, partial_of
 from train.errors import ConfigError
 from train.options import validate
 from train.ranges import CountOrNone
-from train.restored import open_run
+from train.restored import network_of, open_run
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,9 @@ class Certify:
     """Number of test images, counted from the first; 0 for the run's `evaluation.examples`."""
     data_dir: str | None = None
     """Where the data is, if it has moved since training."""
+    networks: Annotated[tuple[str, ...], tyro.conf.arg(name="model.name")] = ()
+    """A network of your own, package.module:factory, to import if the run's config names it.
+    It is never imported otherwise."""
     output: Path | None = None
     """Folder for certified.json, certified.md and certified.png; by default the run folder."""
     json: Path | None = None
@@ -51,7 +54,8 @@ def run(arguments: list[str]) -> int:
     options = parse(arguments)
     folder, name = options.output or options.run, runs.short_names([options.run])[0]
     reports.check_writable([folder], options.json)
-    trained = open_run(options.run, data_dir=options.data_dir, examples=options.examples)
+    model = network_of(options.run, own.load(options.networks))
+    trained = open_run(options.run, data_dir=options.data_dir, examples=options.examples, model=model)
     still_same = reports.guard(folder, trained)
     kept = partial_of(folder, trained, options.smoothing, still_same)
     certified = certify_run(name, trained, options.smoothing, kept)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
-from train import files, reports, runs
+from train import files, own, reports, runs
 from train.errors import ConfigError
 from train.evaluation import Protocol, SuiteName, evaluate_run, partial_of
 from train.options import validate
@@ -42,6 +43,9 @@ class Evaluate:
     """Number of test images, counted from the first; 0 for the run's `evaluation.examples`."""
     data_dir: str | None = None
     """Where the data is, if it has moved since training."""
+    networks: Annotated[tuple[str, ...], tyro.conf.arg(name="model.name")] = ()
+    """Networks of your own, package.module:factory, to import for runs whose config names them.
+    They are never imported otherwise."""
     output: Path | None = None
     """Folder for all output, with a sub-folder for each of several runs.
     By default the evaluation and its pictures go into each run folder,
@@ -65,9 +69,10 @@ def run(arguments: list[str]) -> int:
 
 def compare(options: Evaluate) -> None:
     """Evaluates runs, writes their reports and, of several, the comparison, and prints the tables."""
-    trained = open_runs(options.runs, data_dir=options.data_dir, examples=options.examples)
+    networks = own.load(options.networks)
+    trained = open_runs(options.runs, data_dir=options.data_dir, examples=options.examples, networks=networks)
     radius = trained[0].config.evaluation.radius if options.radius is None else options.radius
-    sources = open_sources(options.transfer_from, trained[0], data_dir=options.data_dir)
+    sources = open_sources(options.transfer_from, trained[0], data_dir=options.data_dir, networks=networks)
     protocol = Protocol(options.suite, radius, options.radii, options.independent, sources, options.seed)
     folders, above = reports.places(options.runs, options.output), options.output or options.runs[0].parent
     reports.check_writable(folders if len(folders) == 1 else [*folders, above], options.json)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, TypeVar
 import tyro
 from annotated_types import Interval
 
-from train import runs
-from train.config import Config
+from train import own, runs
+from train.config import Config, Model
 from train.errors import ConfigError, Preempted, printable
 from train.methods import METHODS
 from train.methods.given import Given
@@ -33,6 +33,14 @@ else:
     )
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class _Named:
+    """The network that a command line names."""
+
+    name: Annotated[str | None, tyro.conf.arg(name="model.name")] = None
+
 
 USAGE = """\
 usage: python -m train fit PRESET [options]        `fit PRESET --help` explains every option
@@ -108,6 +116,7 @@ def run(arguments: list[str]) -> int:
     from train import processes
     from train.loop import fit
 
+    networks = own.load([config.model.name] if own.is_own(config.model.name) else [])
     place = (placement.coordinator, placement.num_processes, placement.process_id)
     if placement.distributed:
         processes.join(*place, placement.join_seconds)
@@ -120,6 +129,7 @@ def run(arguments: list[str]) -> int:
         fit(
             config,
             folder,
+            model=networks.get(config.model.name),
             resume=options.resume,
             evaluated=options.evaluate,
             stop_requested=stop_requested,
@@ -134,7 +144,7 @@ def run(arguments: list[str]) -> int:
             from train.commands import evaluate
 
             runs.check_still_ours(folder)  # what is there would be evaluated, and its report written
-            evaluate.compare(evaluate.Evaluate((folder,)))
+            evaluate.compare(evaluate.Evaluate((folder,), networks=tuple(networks)))
     return 0
 
 
@@ -174,6 +184,14 @@ def _parse(command: str, summary: str, config: Config, arguments: list[str], **d
     prog = f"python -m train {command}"
     kinds = Kinds(*(options.name for options in (config.method, config.optimizer, config.schedule)))
     chosen, _ = tyro.cli(Kinds, prog=prog, args=arguments, default=kinds, return_unknown_args=True, add_help=False)
+    named, _ = tyro.cli(_Named, prog=prog, args=arguments, return_unknown_args=True, add_help=False)
+    if own.is_own(config.model.name) and named.name is None:
+        raise ConfigError(
+            f"the network {config.model.name} of this run is not part of this program, and a run folder may name "
+            f"anything: to import it, say --model.name {config.model.name} again"
+        )
+    if named.name is not None and own.is_own(named.name) and named.name != config.model.name:
+        config = replace(config, model=Model(name=named.name))  # the preset's options are those of another network
     return tyro.cli(
         Fit,
         prog=prog,

@@ -2,6 +2,7 @@
 
 from train.data.augmentation import Augmentation, augment, center_view, example_keys, output_shape, to_float
 from train.data.batches import device_prefetch, eval_batches, train_batches
+from train.data.labels import Labels
 from train.data.source import MEMORY_LIMIT, Source, hold_out, load
 from train.errors import DataError, NoSplit
 
@@ -9,6 +10,7 @@ __all__ = [
     "MEMORY_LIMIT",
     "Augmentation",
     "DataError",
+    "Labels",
     "NoSplit",
     "Source",
     "augment",

@@ -10,7 +10,9 @@ images on 1, 2, 4 or 8 devices::
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated
 
 import jax
@@ -18,12 +20,12 @@ import jax.numpy as jnp
 from annotated_types import Interval
 from jax import Array
 
-from train.ranges import Pixels
+from train.ranges import Pixels, Share
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Changes to training images: resize, pad by `shift`, random crop, random flip, in this order.
+    """Changes to training images: resize, random resized crop, pad by `shift`, random crop, random flip, erasing.
 
     Evaluation resizes in the same way and crops the centre. The paper's recipe for CIFAR-10 is
     ``Augmentation(resize=36, crop=32, flip=True)``.
@@ -37,6 +39,11 @@ class Augmentation:
     """Largest random shift in training, in pixels, along each axis; black moves in at the border."""
     flip: bool = False
     """Mirrors each training image left to right with probability 1/2."""
+    min_area: Share = 1.0
+    """Smallest share of a training image's area that a random crop shows, of an aspect ratio from 3/4 to 4/3,
+    resized to the image's size; 1 for no such crop. ImageNet's recipe takes 0.08."""
+    erase: Annotated[float, Interval(ge=0, le=1)] = 0.0
+    """Probability that a random rectangle of a training image, 2 to 33 % of its area, is replaced by noise."""
 
 
 def output_shape(options: Augmentation, image_shape: tuple[int, ...]) -> tuple[int, int, int]:
@@ -85,6 +92,10 @@ def augment(key: Array, images: Array, options: Augmentation, *, positions: Arra
     height, width, _ = output_shape(options, images.shape[1:])
     positions = jnp.arange(len(images)) if positions is None else positions
     images = _resize(images, options.resize)
+    if options.min_area < 1:
+        images = jax.vmap(partial(_crop_and_resize, min_area=options.min_area))(
+            _other_keys(key, positions, 1), to_float(images)
+        )
     pad = options.shift
     rows, columns = images.shape[1] + 2 * pad - height, images.shape[2] + 2 * pad - width
     limits = jnp.array([rows + 1, columns + 1, 2])
@@ -98,7 +109,43 @@ def augment(key: Array, images: Array, options: Augmentation, *, positions: Arra
         )(padded, draws)
     if options.flip:
         images = jnp.where(draws[:, 2, None, None, None] == 1, images[:, :, ::-1], images)
+    if options.erase:
+        images = jax.vmap(partial(_erase, probability=options.erase))(_other_keys(key, positions, 2), to_float(images))
     return to_float(images)
+
+
+def _other_keys(key: Array, positions: Array, number: int) -> Array:
+    """Keys per example for one more change: an option that is off leaves the draws of the others as they are."""
+    return jax.vmap(jax.random.fold_in, (0, None))(example_keys(key, positions), number)
+
+
+def _sides(key: Array, low: float, high: float, ratio: float, shape: tuple[int, ...]) -> tuple[Array, Array]:
+    """The sides of a random rectangle, in pixels: a share of the area from `low` to `high`, an aspect up to `ratio`."""
+    area_key, aspect_key = jax.random.split(key)
+    area = jax.random.uniform(area_key, minval=low, maxval=high) * shape[0] * shape[1]
+    aspect = jnp.exp(jax.random.uniform(aspect_key, minval=-math.log(ratio), maxval=math.log(ratio)))
+    # The whole image has its own aspect, whatever was drawn.
+    return jnp.minimum(jnp.sqrt(area * aspect), shape[0]), jnp.minimum(jnp.sqrt(area / aspect), shape[1])
+
+
+def _crop_and_resize(key: Array, image: Array, *, min_area: float) -> Array:
+    side_key, *place_keys = jax.random.split(key, 3)
+    sides = jnp.stack(_sides(side_key, min_area, 1.0, 4 / 3, image.shape))
+    size = jnp.array(image.shape[:2])
+    starts = jnp.stack([jax.random.uniform(each) for each in place_keys]) * (size - sides)
+    scale = size / sides
+    resized: Array = jax.image.scale_and_translate(image, image.shape, (0, 1), scale, -starts * scale, "bilinear")
+    return resized
+
+
+def _erase(key: Array, image: Array, *, probability: float) -> Array:
+    chance_key, side_key, noise_key, *place_keys = jax.random.split(key, 5)
+    inside = jax.random.bernoulli(chance_key, probability)
+    sides = _sides(side_key, 0.02, 1 / 3, 10 / 3, image.shape)
+    for axis, (each, side) in enumerate(zip(place_keys, sides, strict=True)):
+        start, pixels = jax.random.uniform(each) * (image.shape[axis] - side), jnp.arange(image.shape[axis])
+        inside = inside & jnp.expand_dims((pixels >= start) & (pixels < start + side), 1 - axis)
+    return jnp.where(inside[:, :, None], jax.random.uniform(noise_key, image.shape), image)
 
 
 def center_view(images: Array, options: Augmentation) -> Array:
@@ -106,7 +153,7 @@ def center_view(images: Array, options: Augmentation) -> Array:
 
     Args:
         images: ``uint8[n, h, w, c]``.
-        options: the training options; ``shift`` and ``flip`` are ignored.
+        options: the training options; only ``resize`` and ``crop`` apply.
 
     Returns:
         ``float32[n, *output_shape]`` in [0, 1].

@@ -87,7 +87,10 @@ class Kind(NamedTuple):
 
 def no_split(where: Path, split: str, usable: Iterable[str]) -> NoSplit:
     """The error for a split that is missing or empty."""
-    cut = "; or cut one off train with holdout" if split == "validation" else ""
+    cut = {
+        "validation": "; or cut one off train with --data.holdout",
+        "test": "; or take a part of one, for example by --data.test-split train[90%:]",
+    }.get(split, "")
     found = ", ".join(usable) or "none"
     return NoSplit(f"{where}: no examples in a split {split!r}; use one that has: {found}{cut}")
 

@@ -16,7 +16,8 @@ from train.data.decoded import read_copy, remove_leftovers, write_copy
 from train.data.decoding import decode_batch, decode_split, quiet_decoding
 from train.data.kind import Arrays, InMemory, Kind, Read, Records, Request, Shape, user_path
 from train.data.order import permutation
-from train.data.unreadable import Unreadable, tolerant, with_substitutes
+from train.data.parts import Part, parse
+from train.data.unreadable import Unreadable, check_labelled, tolerant, with_substitutes
 from train.errors import DataError, printable
 
 KINDS: tuple[Kind, ...] = (npz.KIND, embedded.KIND, prepared.KIND, folder.KIND)
@@ -46,6 +47,7 @@ class Source:
         files: a hash of the names and sizes of the files that are decoded batch by batch; empty for other sources.
         fingerprint: a hash of images and labels, which does not depend on where the data are. It covers all of a source
             in memory of at most 256 MiB; otherwise a sample that is spread over the source, and `files`.
+        whole: the number of examples of the stored split that it is, or is a part of.
     """
 
     name: str
@@ -56,6 +58,7 @@ class Source:
     unreadable: Callable[[np.ndarray], np.ndarray] = field(repr=False)
     in_memory: bool
     files: str = ""
+    whole: int = 0
 
     def __len__(self) -> int:
         return self.size
@@ -83,6 +86,7 @@ def load(
     *,
     data_dir: str | Path | None = None,
     split: str = "train",
+    train_split: str = "train",
     holdout: float = 0.0,
     image_size: int | None = None,
     memory_limit: int = MEMORY_LIMIT,
@@ -108,9 +112,11 @@ def load(
         name: the data set.
         data_dir: the folder of prepared sets. None means ``$DEFORMREG_DATA``, or else ``~/.cache/deformreg/data``;
             after that, TFDS's own folder is searched.
-        split: ``"train"``, ``"test"`` or ``"validation"``.
-        holdout: the fraction of ``train``, in [0, 1), that becomes ``"validation"``. The choice does not depend on the
-            training seed, so that runs can be compared.
+        split: ``"train"``, ``"test"`` or ``"validation"``, another split of a prepared set, or a part of one such as
+            ``"train[98%:]"``.
+        train_split: the split or part that ``"train"`` means.
+        holdout: the fraction of ``"train"``, in [0, 1), that becomes ``"validation"``. The choice does not depend on
+            the training seed, so that runs can be compared.
         image_size: resizes images to this height and width, in pixels, when they are decoded.
         memory_limit: the largest size, in bytes, of a decoded split that is kept in memory.
         max_unreadable: how many unreadable examples are tolerated. Each is named on standard error and replaced by
@@ -134,8 +140,10 @@ def load(
         raise DataError(f"image_size {image_size} is not a number of pixels; give 1 or more")
     cut = bool(holdout) and split in ("train", "validation")
     place = None if data_dir is None else user_path(data_dir)
-    request = Request(name, "train" if cut else split, place, image_size, memory_limit, write)
+    part = parse(train_split if cut or split == "train" else split)
+    request = Request(name, part.name, place, image_size, memory_limit, write)
     source = _open(request, Unreadable(max_unreadable))
+    source = _part(replace(source, whole=len(source)), part)
     if cut:
         train, validation = hold_out(source, holdout)
         source = train if split == "train" else validation
@@ -163,6 +171,16 @@ def hold_out(source: Source, fraction: float, seed: int = 0) -> tuple[Source, So
         _subset(source, rest, f"{source.name} less {fraction} held out"),
         _subset(source, cut, f"{source.name}, the {fraction} held out"),
     )
+
+
+def _part(source: Source, part: Part) -> Source:
+    """The named part of a whole stored split."""
+    rows = part.rows(len(source))
+    if not rows:
+        raise DataError(f"{source.name}: [{part.start or ''}:{part.stop or ''}] of {len(source)} examples is empty")
+    if len(rows) == len(source):
+        return source
+    return _subset(source, np.asarray(rows), f"{source.name}[{part.start or ''}:{part.stop or ''}]")
 
 
 def _subset(source: Source, kept: np.ndarray, name: str) -> Source:
@@ -203,6 +221,7 @@ def _from_records(records: Records, request: Request, unreadable: Unreadable) ->
                 unreadable.add_wrong_labels(labels, indices, len(class_names), name)
                 return images, labels
 
+            check_labelled(decode(np.arange(1))[1], name)
             return Source(name, size, shape, class_names, read, unreadable.mask, in_memory=False, files=records.files)
         with quiet_decoding():
             arrays = decode_split(decode, size, shape, name)
@@ -217,6 +236,7 @@ def _printable_all(names: Iterable[str]) -> tuple[str, ...]:
 
 def _from_arrays(split: InMemory, unreadable: Unreadable) -> Source:
     name, class_names, (images, labels) = printable(split.name), _printable_all(split.class_names), split.arrays
+    check_labelled(labels, name)
     unreadable.add_wrong_labels(labels, np.arange(len(labels)), len(class_names), name)
 
     def read(indices: np.ndarray) -> Arrays:

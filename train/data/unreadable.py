@@ -12,7 +12,13 @@ from collections.abc import Callable
 import numpy as np
 
 from train.data.kind import Arrays, Read, Shape
-from train.errors import DataError, say
+from train.errors import DataError, NoSplit, say
+
+
+def check_labelled(labels: np.ndarray, where: str) -> None:
+    """Raises `NoSplit` if every label is -1, by which sets such as ImageNet mark a split without labels."""
+    if labels.size and (labels == -1).all():
+        raise NoSplit(f"{where}: its examples have no labels (-1): use a labelled split, by --data.test-split")
 
 
 class Unreadable:

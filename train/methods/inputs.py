@@ -115,7 +115,7 @@ def worst_of(attack: Attack, statistics: Statistics) -> Inputs:
 
     def make(forward: Forward, images: Array, keys: Array) -> Array:
         fixed = forward.fixed()
-        result = attack.run(lambda tried: fixed.logits(tried, statistics), images, fixed.labels, keys)
+        result = attack.run(lambda tried: fixed.logits(tried, statistics), images, fixed.classes, keys)
         worst: Array = jax.lax.stop_gradient(attack.perturbation.apply(result.params, images))
         return worst
 

@@ -49,8 +49,8 @@ class Mart(InFamily):
         def terms(forward: Forward, images: Array, keys: Array) -> Terms:
             _, aux = forward.train(attack.make(forward, images, keys))
             clean = forward.logits(images, self.statistics)
-            doubt = 1 - jnp.exp(-cross_entropy(clean, forward.labels))
-            return Terms(boosted_loss(aux.logits, forward.labels), doubt * divergence(clean, aux.logits), aux)
+            doubt = 1 - jnp.exp(-cross_entropy(clean, forward.classes))
+            return Terms(boosted_loss(aux.logits, forward.classes), doubt * divergence(clean, aux.logits), aux)
 
         passes = 2 * STANDARD_PASSES + attack.passes
         return Method(self.name, penalty=Penalty(terms, passes), weight=ramp(self.beta, 0))

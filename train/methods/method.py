@@ -51,9 +51,10 @@ class Forward(NamedTuple):
         model: the Flax module.
         params: its parameters.
         batch_stats: its running statistics.
-        labels: int[n].
+        labels: int[n], or float[n, classes] where they are soft.
         keys: one random key per example, for dropout and stochastic depth. All passes of a step see the same ones.
         step: int32[], steps taken before this one.
+        weights: float[classes], of each class in the losses; None for equal weights.
     """
 
     model: nn.Module
@@ -62,6 +63,12 @@ class Forward(NamedTuple):
     labels: Array
     keys: Array
     step: Array | int = 0
+    weights: Array | None = None
+
+    @property
+    def classes(self) -> Array:
+        """int[n], the labels, or the likeliest class of soft ones."""
+        return self.labels if self.labels.ndim == 1 else jnp.argmax(self.labels, axis=1)
 
     def train(self, images: Array) -> tuple[Array, Aux]:
         """Losses with batch statistics; also the logits and the updated running statistics."""
@@ -69,7 +76,7 @@ class Forward(NamedTuple):
         # Flax's own dropout draws for a whole batch from one key.
         random = {"keys": self.keys} if takes_keys(self.model) else {"rngs": {"dropout": self.keys[0]}}
         logits, updated = self.model.apply(variables, images, train=True, mutable=["batch_stats"], **random)
-        return cross_entropy(logits, self.labels), Aux(logits, updated.get("batch_stats", {}))
+        return self._losses(logits), Aux(logits, updated.get("batch_stats", {}))
 
     def logits(self, images: Array, statistics: Statistics) -> Array:
         """Logits on `statistics`, for penalties and attacks; the running statistics are not updated."""
@@ -79,7 +86,14 @@ class Forward(NamedTuple):
 
     def losses(self, images: Array, statistics: Statistics) -> Array:
         """Losses on `statistics`, for penalties and attacks; the running statistics are not updated."""
-        return cross_entropy(self.logits(images, statistics), self.labels)
+        return self._losses(self.logits(images, statistics))
+
+    def _losses(self, logits: Array) -> Array:
+        losses = cross_entropy(logits, self.labels)
+        if self.weights is None:
+            return losses
+        hot = self.labels if self.labels.ndim == 2 else jax.nn.one_hot(self.labels, len(self.weights))
+        return losses * (hot @ self.weights)
 
     def part(self, rows: slice) -> Forward:
         """The same network, for some rows of the batch: with their labels and keys."""

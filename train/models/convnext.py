@@ -44,7 +44,7 @@ class ConvNextBlock(nn.Module):
         kernel = self.param("kernel", nn.initializers.truncated_normal(0.02), (7, 7, count), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (count,), jnp.float32)
         scale = self.param("scale", nn.initializers.constant(1e-6), (count,), jnp.float32)
-        branch = layers.depthwise_conv(images, kernel.astype(dtype), implementation=self.style.implementation)
+        branch = layers.depthwise_conv(images, kernel.astype(dtype))
         branch = layer_norm(self.style, "norm")(branch + bias.astype(dtype))
         branch = scale.astype(dtype) * Mlp(self.style, name="mlp")(branch)
         return images + drop(branch, keys, self.drop_rate, whole=True)

@@ -73,39 +73,28 @@ def conv(
     return _conv_of_patches(images, kernel, padding, stride)
 
 
-def depthwise_conv(
-    images: Float[Array, "n h w c"],
-    kernel: Float[Array, "rows columns c"],
-    *,
-    implementation: Implementation = "auto",
-) -> Float[Array, "n h w c"]:
+def depthwise_conv(images: Float[Array, "n h w c"], kernel: Float[Array, "rows columns c"]) -> Float[Array, "n h w c"]:
     """Cross-correlates every channel with its own kernel, padded with zeros so that the size stays.
+
+    XLA's own operation on every backend: on CPUs a sum of 49 shifted products takes twice its time to second order, and
+    seven times its time to compile.
 
     Args:
         images: Input maps.
         kernel: Weights, in the images' dtype.
-        implementation: ``"lax"``, ``"matmul"`` (here: a sum of shifted products), or ``"auto"`` for the one that is
-            fast on the default backend.
 
     Returns:
         The output maps.
-
-    Raises:
-        ValueError: the implementation is unknown.
     """
-    (n, h, w, c), (rows, columns) = images.shape, kernel.shape[:2]
-    padding = [((size - 1) // 2, size // 2) for size in (rows, columns)]
-    if resolve_implementation(implementation) == "lax":
-        numbers = ("NHWC", "HWIO", "NHWC")
-        return lax.conv_general_dilated(
-            images, kernel[:, :, None], (1, 1), padding, dimension_numbers=numbers, feature_group_count=c
-        )
-    padded = jnp.pad(images, ((0, 0), *padding, (0, 0)))
-    total = jnp.zeros_like(images)
-    for row in range(rows):
-        for column in range(columns):
-            total += lax.slice(padded, (0, row, column, 0), (n, row + h, column + w, c)) * kernel[row, column]
-    return total
+    padding = [((size - 1) // 2, size // 2) for size in kernel.shape[:2]]
+    return lax.conv_general_dilated(
+        images,
+        kernel[:, :, None],
+        (1, 1),
+        padding,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=images.shape[-1],
+    )
 
 
 def patches(images: Float[Array, "n h w c"], size: int) -> Float[Array, "n h//size w//size size*size*c"]:

@@ -23,4 +23,12 @@ from deformreg.evaluation.flags.outputs import OUTPUT_FLAGS
 from deformreg.evaluation.flags.queries import QUERY_FLAGS
 from deformreg.evaluation.flags.responses import RESPONSE_FLAGS
 
-__all__ = ["OUTCOME_FLAGS", "OUTPUT_FLAGS", "QUERY_FLAGS", "RESPONSE_FLAGS", "Flag", "compile_diagnosis", "raised"]
+__all__ = [
+    "OUTCOME_FLAGS",
+    "OUTPUT_FLAGS",
+    "QUERY_FLAGS",
+    "RESPONSE_FLAGS",
+    "Flag",
+    "compile_diagnosis",
+    "raised",
+]

@@ -1,61 +1,74 @@
-"""The diagnosis of a model: the red flags that need model passes of their own."""
+"""The diagnosis of a model: the red flags that need model passes of their own, within a fifth of the model calls."""
 
 from __future__ import annotations
 
-from functools import cache
+import time
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache, partial
 from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import Partial
 
 from deformreg.attacks.attack import Attack, Examples, row_keys
-from deformreg.criteria import Criterion
-from deformreg.criteria.classification import criterion_or_classification
 from deformreg.evaluation.flags.flag import Flag, raised
-from deformreg.evaluation.flags.outputs import OUTPUT_FLAGS, observe_outputs
 from deformreg.evaluation.flags.queries import QUERY_CALLS, QUERY_FLAGS, ObserveQueries, compile_queries
 from deformreg.evaluation.flags.responses import (
-    RESPONSE_CALLS,
+    CONDITIONS,
     RESPONSE_FLAGS,
-    Observe,
-    compile_responses,
+    Felt,
+    Probe,
+    Responses,
+    Rows,
+    compile_probe,
     half_side,
+    no_responses,
 )
-from deformreg.evaluation.outcomes import padded
-from deformreg.evaluation.rows import HostArray
+from deformreg.evaluation.outcomes import AttackOutcome, Clean, Progress, Setting, Spent, in_batches
+from deformreg.evaluation.rows import HostArray, spaced
 from deformreg.evaluation.suites import Suite
 from deformreg.interop.host import NoGradients
 from deformreg.perturbations import Perturbation, flow
 
+MOST_EXAMPLES = 128
+MOST_STEPS = 20
+FEWEST_STEPS = 5  # fewer say nothing about a model that resists
+WORKING = 0.95  # of the examples broken by gradient attacks: the gradients do not mislead
+
+Radii = tuple[float, float, float, float]
+
 
 class Diagnosis(Protocol):
-    """A function that looks for red flags in a model.
+    """A function that looks for red flags in how a model responds to perturbations, after the attacks of a suite.
 
-    `images` (float[n, h, w, c], 128 by convention) and `labels` are a few examples; `radius` is the suite's.
-    The model sees batches of `batch_size` rows only. It returns the flags and the number of model calls.
+    `correct` (bool[n]) are the examples to look at, `clean` the clean pass, `radius` the suite's, and `calls` the
+    model calls to spend; `FEWEST_STEPS` of one batch are taken in any case. It returns the flags and what they cost.
     """
 
     def __call__(
-        self, logits_fn: Partial, images: HostArray, labels: HostArray, *, radius: Any, key: jax.Array, batch_size: int
-    ) -> tuple[tuple[Flag, ...], int]: ...
+        self,
+        setting: Setting,
+        outcomes: Sequence[AttackOutcome],
+        correct: HostArray,
+        clean: Clean,
+        *,
+        radius: Any,
+        calls: int,
+    ) -> tuple[tuple[Flag, ...], Spent]: ...
 
 
-def compile_diagnosis(suite: Suite, criterion: Criterion | None = None) -> Diagnosis:
+def compile_diagnosis(suite: Suite) -> Diagnosis:
     """Compiles a diagnosis once, for models and budgets that are diagnosed again and again.
 
     Args:
         suite: the diagnosis examines the family of the gradient attack with the largest budget, in the largest cube
             inside its ball; a flow of up to one pixel if there is none. Of a model without gradients it examines the
             family of any attack, and only how the outputs respond to random perturbations.
-        criterion: when an output is broken; None is ``classification()``.
 
     Returns:
         The diagnosis.
     """
-
-    criterion = criterion_or_classification(criterion)
 
     def family(name: str | None, radius: Any) -> Perturbation:
         if name is None:
@@ -64,41 +77,138 @@ def compile_diagnosis(suite: Suite, criterion: Criterion | None = None) -> Diagn
         return bounded.unbounded or bounded  # larger budgets than its bound are tried
 
     @cache
-    def observe(name: str | None) -> Observe:
-        return compile_responses(lambda radius: family(name, radius))
+    def probe(name: str | None) -> Probe:
+        return compile_probe(partial(family, name))
 
     @cache
-    def observe_queries(name: str | None) -> ObserveQueries:
-        return compile_queries(lambda radius: family(name, radius))
+    def queries(name: str | None) -> ObserveQueries:
+        return compile_queries(partial(family, name))
+
+    @cache
+    def largest_change(name: str | None) -> Callable[[Any, HostArray], jax.Array]:
+        def change(radius: Any, images: jax.Array) -> jax.Array:
+            examined = family(name, radius)
+            return jnp.max(jnp.abs(examined.apply(examined.init(images), images) - images))
+
+        return jax.jit(change)
+
+    def without_gradients(
+        setting: Setting, resisting: HostArray, clean: Clean, radius: Any, calls: int
+    ) -> tuple[tuple[Flag, ...], Spent]:
+        started, size = time.perf_counter(), setting.batch_size
+        name, side = _examined(suite(radius), setting.data.images)
+        rows = max(calls // ((QUERY_CALLS + 1) * size), 1) * size
+        chosen = np.resize(spaced(resisting, min(rows, MOST_EXAMPLES)), rows)
+        data = setting.data._replace(targets=None).at(chosen)
+        outputs = np.concatenate([np.asarray(judged.outputs, np.float64) for _, judged in in_batches(setting, data)])
+        keys = row_keys(jax.random.key(0), jnp.arange(rows))
+        examples = Examples(jnp.asarray(data.images), jnp.asarray(data.labels), keys, None, data.criterion)
+        answered = queries(name)(radius, setting.logits_fn, examples, outputs, side, size)
+        return raised(QUERY_FLAGS, answered), Spent((QUERY_CALLS + 1) * rows, time.perf_counter() - started)
 
     def diagnose(
-        logits_fn: Partial, images: HostArray, labels: HostArray, *, radius: Any, key: jax.Array, batch_size: int
-    ) -> tuple[tuple[Flag, ...], int]:
-        seen = observe_outputs(logits_fn, images, batch_size, criterion)
-        flags, calls = raised(OUTPUT_FLAGS, seen), seen.model_calls
-        correct = ~np.asarray(criterion.broken(jnp.asarray(seen.logits), jnp.asarray(labels)))
-        if not correct.any():
-            return flags, calls
-        # Full batches, by repetition: the model sees one shape.
-        rows = padded(int(correct.sum()), batch_size)
-        chosen = np.resize(np.flatnonzero(correct), rows)
-        keys = row_keys(key, jnp.arange(rows))
-        examples = Examples(jnp.asarray(images[chosen]), jnp.asarray(labels[chosen]), keys, criterion=criterion)
-        attacks = suite(radius)
-        name, size = _examined([attack for attack in attacks if attack.uses_gradients], images)
-        try:
-            felt = observe(name)(radius, logits_fn, examples, int(correct.sum()), size, batch_size)
-        except NoGradients:
-            name, size = _examined(attacks, images)
-            answered = observe_queries(name)(radius, logits_fn, examples, seen.logits[correct], size, batch_size)
-            return (*flags, *raised(QUERY_FLAGS, answered)), calls + QUERY_CALLS * rows
-        return (*flags, *raised(RESPONSE_FLAGS, felt)), calls + RESPONSE_CALLS * rows
+        setting: Setting,
+        outcomes: Sequence[AttackOutcome],
+        correct: HostArray,
+        clean: Clean,
+        *,
+        radius: Any,
+        calls: int,
+    ) -> tuple[tuple[Flag, ...], Spent]:
+        started = time.perf_counter()
+        images, size = setting.data.images, setting.batch_size
+        name, side = _examined((attack for attack in suite(radius) if attack.uses_gradients), images)
+        radii = _radii(side, family(name, radius), images)
+        share, resisting = _resisting(outcomes, correct)
+        change = float(largest_change(name)(radius, images[:size]))
+        felt, cost = no_responses(share, change, radii), Spent()
+        if share > 1 - WORKING and len(resisting):
+            steps = int(np.clip(calls // size - 1, FEWEST_STEPS, MOST_STEPS))
+            count = max(calls // size // (steps + 1), 1) * size // CONDITIONS
+            chosen = spaced(resisting, int(np.clip(count, 1, MOST_EXAMPLES)))
+            rows = _rows(setting, chosen, clean, radii, steps)
+            standing = correct & ~np.any([outcome.broken_mask for outcome in outcomes], axis=0)
+            try:
+                run = partial(probe(name), radius, setting.logits_fn)
+                found, cost = _run(run, rows, setting, float(standing.mean()))
+            except NoGradients:
+                return without_gradients(setting, resisting, clean, radius, calls)
+            felt = _responses(felt, setting, chosen, clean, found)
+        seconds = time.perf_counter() - started - cost.compile_seconds
+        return raised(RESPONSE_FLAGS, felt), cost._replace(seconds=seconds)
 
     return diagnose
 
 
-def _examined(attacks: list[Attack], images: HostArray) -> tuple[str | None, float]:
+def _examined(attacks: Iterable[Attack], images: HostArray) -> tuple[str | None, float]:
     """The name of the attack with the largest cube inside its ball, and half the cube's side; one pixel if none has."""
     sizes = [(half_side(attack, images), attack.name) for attack in attacks]
-    size, name = max(sizes, key=lambda entry: entry[0], default=(0.0, None))
-    return (name, size) if size > 0 else (None, 1.0)
+    side, name = max(sizes, key=lambda entry: entry[0], default=(0.0, None))
+    return (name, side) if side > 0 else (None, 1.0)
+
+
+def _radii(side: float, family: Perturbation, images: HostArray) -> Radii:
+    """The budgets to try; the last one allows nearly anything."""
+    # A flow of half the image reaches any pixel; other families may use the whole range of the images.
+    anything = max(images.shape[1:-1]) / 2 if family.field is not None else max(float(np.ptp(images)), 1e-3)
+    return side, 2 * side, 4 * side, max(anything, 4 * side)
+
+
+def _resisting(outcomes: Sequence[AttackOutcome], correct: HostArray) -> tuple[float, HostArray]:
+    """The share, of the examples that gradient attacks tried, that none of them broke, and which these are.
+
+    All examples resist if there is no such attack.
+    """
+    gradients = [outcome for outcome in outcomes if outcome.uses_gradients]
+    if not gradients:
+        return 1.0, np.flatnonzero(correct)
+    tried = np.any([outcome.attacked_mask for outcome in gradients], axis=0)
+    resisting = tried & ~np.any([outcome.broken_mask for outcome in gradients], axis=0)
+    return float(resisting.sum() / max(tried.sum(), 1)), np.flatnonzero(resisting)
+
+
+def _rows(setting: Setting, chosen: HostArray, clean: Clean, radii: Radii, steps: int) -> Rows:
+    """A row per chosen example and condition, in full batches: the last one is filled up by repetition."""
+    count = -(-len(chosen) * CONDITIONS // setting.batch_size) * setting.batch_size
+    at = np.resize(np.repeat(chosen, CONDITIONS), count)
+    sizes = np.resize(np.array([radii[0], *radii], np.float32), count)
+    numbers = np.resize(np.array([1, *4 * [steps]], np.int32), count)
+    lengths = sizes * np.where(numbers == 1, 1, max(2.5 / steps, 0.25)).astype(np.float32)
+    return Rows(setting.data._replace(targets=None).at(at), clean.losses[at], sizes, lengths, numbers)
+
+
+def _run(
+    probe: Callable[[Rows], tuple[Felt, jax.Array]], rows: Rows, setting: Setting, robust_accuracy: float
+) -> tuple[Felt, Spent]:
+    """Runs the probe in batches: what the rows felt, and the cost; of the seconds only those of compiling."""
+    started, size, total = time.perf_counter(), setting.batch_size, len(rows.steps)
+    batches = [jax.tree.map(lambda leaf, at=at: leaf[at : at + size], rows) for at in range(0, total, size)]
+    jax.block_until_ready(probe(batches[0]._replace(steps=np.full(size, -1, np.int32))))  # every row idles
+    compiling = time.perf_counter() - started
+    parts, steps = [], 0
+    for number, batch in enumerate(batches, 1):
+        felt, taken = jax.device_get(probe(batch))
+        parts.append(felt)
+        steps += int(taken)
+        if setting.progress is not None:
+            finished = number * size // CONDITIONS
+            setting.progress(Progress("diagnosis", finished, total // CONDITIONS, robust_accuracy))
+    felt = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+    return felt, Spent(steps * size, compile_seconds=compiling)
+
+
+def _responses(nothing: Responses, setting: Setting, chosen: HostArray, clean: Clean, felt: Felt) -> Responses:
+    """What the examples felt, by condition."""
+    gradients, losses, broken = (
+        values[: CONDITIONS * len(chosen)].reshape(len(chosen), CONDITIONS).T
+        for values in (felt.gradients, felt.losses, felt.broken)
+    )
+    return nothing._replace(
+        gradients=gradients[0],
+        margins=-clean.margins[chosen] if setting.data.criterion.one_class else np.zeros(len(chosen)),
+        largest_logit=clean.largest,
+        change_of_outputs=float(np.max(felt.changes)),
+        standing=~broken[1:],
+        losses=losses[1:],
+        standing_after_one=~broken[0],
+    )

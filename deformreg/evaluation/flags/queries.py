@@ -58,7 +58,7 @@ def compile_queries(make: Callable[[Any], Perturbation]) -> ObserveQueries:
         drawn = sample_rows(uniform(1.0), step_keys(rows, jnp.full(len(rows.images), number)), zeros)
         params = jax.tree.map(lambda leaf: leaf * size.astype(leaf.dtype), drawn)
         images = family.apply(family.constrain(params, rows.images), rows.images)
-        return logits_fn(images), jnp.abs(images - rows.images).max(axis=(1, 2, 3))
+        return logits_fn(images), jnp.abs(images - rows.images).reshape(len(images), -1).max(axis=1)
 
     def observe(
         at: Any, logits_fn: Partial, rows: Examples, clean_logits: HostArray, radius: float, batch_size: int

@@ -14,6 +14,7 @@ from deformreg.attacks import DifferenceNorms, Examples, FlowNorms
 from deformreg.attacks.search import fresh, record
 from deformreg.evaluation import suites
 from deformreg.perturbations import additive
+from deformreg.testing import check_attack
 
 pytestmark = pytest.mark.usefixtures("strict_promotion")
 
@@ -61,18 +62,7 @@ def compiled(name):
 def test_the_result_is_what_it_says(name):
     attack = ATTACKS[name]
     images, labels = examples()
-    result = compiled(name)(images, labels, jax.random.key(0))
-    success = np.asarray(result.success)
-    found = np.asarray(jnp.argmax(LOGITS(result.images), axis=1) != labels)
-    np.testing.assert_array_equal(found, success)
-    np.testing.assert_array_equal(result.images[~success], images[~success])
-    expected = attack.perturbation.apply(result.params, images)
-    np.testing.assert_allclose(result.images[success], expected[success], atol=1e-5)
-    assert np.isfinite(result.losses).all()
-    assert (result.model_calls >= 1).all()
-    assert (result.model_calls <= attack.max_steps * attack.calls_per_step + 1).all()
-    if attack.size is not None:
-        assert (attack.size(result.params, images) <= 1 + 1e-4).all()
+    result = check_attack(attack, LOGITS, images, labels, key=jax.random.key(0))
     if name == "pixels":
         assert isinstance(result.norms, DifferenceNorms)
         assert (result.norms.l2 <= 0.3 + 1e-5).all()
@@ -82,16 +72,20 @@ def test_the_result_is_what_it_says(name):
             assert (result.norms.max_component <= RADIUS * (1 + 1e-4)).all()
 
 
-@pytest.mark.parametrize("name", ATTACKS)
-def test_rows_do_not_interact(name):
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in ATTACKS if name not in ("grid", "worst", "apgd-targets")])
+@pytest.mark.parametrize("shape", [(30, 1), (2, 3, 5, 1)], ids=["signals", "volumes"])
+def test_signals_and_volumes_are_attacked_likewise(name, shape):
     images, labels = examples()
-    run = compiled(name)
-    first = run(images, labels, jax.random.key(1))
-    # The same rows beside different ones have the same results.
-    others = images.at[3:].set(0.5), labels.at[3:].set(0)
-    second = run(*others, jax.random.key(1))
-    for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
-        np.testing.assert_array_equal(a[:3], b[:3])
+    result = check_attack(ATTACKS[name], LOGITS, images.reshape(-1, *shape), labels, key=jax.random.key(0))
+    assert result.success.any() or not ATTACKS[name].uses_gradients
+
+
+@pytest.mark.parametrize("shape", [(30, 1), (2, 3, 5, 1)], ids=["signals", "volumes"])
+def test_rotations_refuse_signals_and_volumes(shape):
+    images, labels = examples()
+    with pytest.raises(ValueError, match=r"affine\(\) moves images \[n, h, w, c\] only, got shape"):
+        ATTACKS["grid"].run(LOGITS, images.reshape(len(images), *shape), labels, jax.random.key(0))
 
 
 @pytest.mark.parametrize("name", TARGETED)

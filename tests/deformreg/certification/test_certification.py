@@ -363,7 +363,7 @@ NOT_BY_EXAMPLE = Perturbation(lambda images: jnp.zeros(2), lambda params, images
     ("call", "error", "words"),
     [
         (lambda: certify_with(images=sample_images(1).astype(int)), TypeError, ["images", "int"]),
-        (lambda: certify_with(images=sample_images(1)[0]), ValueError, ["images", "[n, h, w, c]", "(3, 4, 1)"]),
+        (lambda: certify_with(images=sample_images(1)[0, 0]), ValueError, ["images", "[n, h, w, c]", "(4, 1)"]),
         (lambda: certify_with(images=sample_images(0)), ValueError, ["images", "at least one", "(0, 3, 4, 1)"]),
         (lambda: certify_with(law=0.5), TypeError, ["law", "SmoothingLaw", "0.5"]),
         (lambda: certify_with(num_samples=2.5), TypeError, ["num_samples", "integer", "2.5"]),

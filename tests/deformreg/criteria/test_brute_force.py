@@ -89,9 +89,11 @@ def segmentation():
 
 PROBLEMS = {make.__name__: make() for make in (regression, multilabel, segmentation)}
 problems = pytest.mark.parametrize("name", PROBLEMS)
+OTHERS = [pytest.param(name, marks=pytest.mark.slow) for name in list(PROBLEMS)[1:]]
+one_fast = pytest.mark.parametrize("name", ["regression", *OTHERS])
 
 
-@problems
+@one_fast
 def test_penalties_have_their_closed_form(name):
     problem = PROBLEMS[name]
     penalties, losses = gradient_penalty(lambda x: problem.criterion.loss(problem.model(x), problem.labels), IMAGES)
@@ -99,7 +101,7 @@ def test_penalties_have_their_closed_form(name):
     assert losses.shape == (COUNT,)
 
 
-@pytest.mark.parametrize("name", ["regression", *(pytest.param(n, marks=pytest.mark.slow) for n in list(PROBLEMS)[1:])])
+@one_fast
 def test_attack_and_evaluation_find_what_the_worst_flow_breaks(name):
     criterion, model, labels, correct, breakable, _ = PROBLEMS[name]
     assert 0 < correct.sum() < COUNT

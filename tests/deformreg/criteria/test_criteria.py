@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deformreg import losses
+from deformreg import losses, warp
 from deformreg.criteria import classification, from_margin, multilabel, regression, segmentation
 from deformreg.evaluation import suites
 from deformreg.label_maps import warp_label_maps
@@ -263,3 +263,24 @@ def test_label_maps_move_with_the_images():
     np.testing.assert_array_equal(far_away, 9)
     with pytest.raises(ValueError, match=r"flow must have shape \(3, 6, 7, 2\) for label maps of \(3, 6, 7\)"):
         warp_label_maps(labels, jnp.zeros((3, 6, 6, 2)))
+
+
+@cases
+def test_known_labels_are_checked_inside_a_trace_of_something_else(name):
+    criterion, outputs, labels = drawn(name, 4)
+    labels = jnp.asarray(labels)
+
+    def loss(images):
+        return criterion.check_labels(labels, images.shape, outputs.shape).sum() + images.sum()
+
+    assert jax.eval_shape(jax.grad(loss), jnp.zeros((4, 4, 5, 1))).shape == (4, 4, 5, 1)
+
+
+@pytest.mark.parametrize("space", [(9,), pytest.param((3, 4, 5), marks=pytest.mark.slow)])
+def test_whole_pixels_move_as_in_images_of_any_rank(space):
+    draw = np.random.default_rng(1)
+    labels = draw.integers(0, 5, (2, *space))
+    flow = draw.integers(-3, 4, (2, *space, len(space))).astype(np.float32)
+    for boundary, outside in (("edge", None), ("zeros", 0)):
+        images = warp(labels[..., None].astype(np.float32), flow, boundary=boundary)
+        np.testing.assert_array_equal(warp_label_maps(labels, flow, outside=outside), images[..., 0])

@@ -136,8 +136,8 @@ def test_new_weights_data_and_radii_compile_nothing_new(diagnosis):
     first = run(Partial(apply, jnp.float32(1)), images, labels, radius=0.1, key=KEY)
     count = len(traces)
     assert set(traces) == {(32, *SHAPE)}
-    if not diagnosis:
-        assert count <= 4  # predictions, and a loop whose body and its shapes are traced
+    # Predictions, the attack and the diagnosis: one program each, traced once.
+    assert count == 2 + diagnosis
     second = run(Partial(apply, jnp.float32(2)), images[:150], labels[:150], radius=0.2, key=KEY)
     assert len(traces) == count
     assert first.examples == 200
@@ -482,18 +482,37 @@ def test_the_suites_evaluate_models_of_few_classes(classes):
     assert len(result.attacks) == 3
 
 
-def test_a_diagnosis_that_fails_costs_no_results():
+def test_the_diagnosis_takes_at_most_a_fifth_of_the_calls_and_is_shown():
+    images, labels = data(wrong=0)
+    told = []
+    attack = attacks.pgd(ball=balls.linf(1e-4), num_steps=40, name="weak")
+    result = evaluate(LOGITS, images, labels, [attack], batch_size=50, key=KEY, progress=told.append)
+    assert result.robust_accuracy > 0.9
+    assert 0.1 < result.diagnosis.model_calls / result.model_calls <= 0.2
+    assert 0 < result.diagnosis.seconds + result.diagnosis.compile_seconds < result.seconds
+    assert {entry.attack for entry in told} == {"weak", "diagnosis"}
+    assert told[-1].finished == told[-1].total
+
+
+def test_a_sample_is_attacked_unless_attacks_are_compared():
     images, labels = data()
-    begun = []
+    weak = attacks.random_fields(ball=balls.linf(1e-6), num_fields=1)._replace(sample=7)
+    for independent, count in ((False, 7), (True, 180)):
+        result = evaluate(
+            LOGITS, images, labels, [weak], batch_size=32, key=KEY, diagnosis=False, independent=independent
+        )
+        assert result.attacks[0].attacked == count
+        assert result.robust_accuracy == 0.9
 
-    def breaking(images):
-        if not isinstance(images, jax.core.Tracer):  # only the diagnosis calls a model outside jit
-            raise RuntimeError("out of memory")
-        return LOGITS(images)
 
-    with pytest.raises(RuntimeError, match="out of memory"):
-        evaluate(breaking, images, labels, [any_iterate()], key=KEY, progress=begun.append)
-    assert not begun
+def test_an_evaluation_prints_as_a_table():
+    images, labels = data()
+    text = str(evaluate(LOGITS, images, labels, [any_iterate(5)], batch_size=32, key=KEY, diagnosis=False))
+    lines = text.splitlines()
+    assert [line.split()[0] for line in lines[:4]] == ["attack", "clean", "pgd", "worst"]
+    assert "90.0%" in lines[1]
+    assert "no red flags" in lines[-1]
+    assert max(len(line) for line in lines) < 80
 
 
 def test_arguments_are_checked_by_name():

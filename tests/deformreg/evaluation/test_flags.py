@@ -7,14 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from closed_forms import perceptron
-from jax.tree_util import Partial
 
 from deformreg import attacks, balls
-from deformreg.attacks import Examples
 from deformreg.evaluation import evaluate, flags
 from deformreg.evaluation.flags.outcomes import gradient_free_beats_gradients
-from deformreg.evaluation.flags.responses import compile_responses
-from deformreg.evaluation.suites import fixed
 from deformreg.perturbations import additive, flow
 
 KEY = jax.random.key(0)
@@ -27,15 +23,14 @@ SUITE = [
 ]
 
 
-def diagnose(logits_fn, suite=SUITE):
-    labels = np.asarray(jnp.argmax(logits_fn(jnp.asarray(IMAGES)), axis=1))
-    diagnosis = flags.compile_diagnosis(fixed(suite))
-    found, calls = diagnosis(Partial(logits_fn), IMAGES, labels, radius=None, key=KEY, batch_size=64)
-    assert calls > 0
-    for flag in found:
+def diagnose(logits_fn, suite=SUITE, images=IMAGES):
+    labels = np.asarray(jnp.argmax(logits_fn(jnp.asarray(images)), axis=1))
+    result = evaluate(logits_fn, images, labels, suite, batch_size=64, key=KEY)
+    assert result.diagnosis.model_calls > 0
+    for flag in result.flags:
         assert flag.explanation
         assert flag.evidence
-    return {flag.name: flag for flag in found}
+    return {flag.name: flag for flag in result.flags}
 
 
 def test_a_healthy_model_raises_none():
@@ -89,13 +84,26 @@ def test_probabilities_are_caught():
 
 
 def test_a_random_model_is_caught():
-    calls = []
+    rng = np.random.default_rng(0)
 
     def noisy(images):
-        calls.append(0)
-        return HEALTHY(images) + 0.1 * jax.random.normal(jax.random.key(len(calls)), (len(images), 5))
+        shape = jax.ShapeDtypeStruct((len(images), 5), jnp.float32)
+        return HEALTHY(images) + jax.pure_callback(lambda: 0.1 * rng.normal(size=shape.shape).astype(np.float32), shape)
 
-    assert "outputs_change_between_calls" in diagnose(noisy)
+    labels = np.asarray(jnp.argmax(HEALTHY(IMAGES), axis=1))
+    weak = attacks.random_fields(ball=balls.linf(1e-3), num_fields=1)
+    found = [flag.name for flag in evaluate(noisy, IMAGES, labels, [weak], key=KEY).flags]
+    assert "outputs_change_between_calls" in found
+
+
+def test_a_model_that_is_random_in_python_is_caught():
+    traces = []
+
+    def noisy(images):
+        traces.append(0)
+        return HEALTHY(images) + 0.1 * jax.random.normal(jax.random.key(len(traces)), (len(images), 5))
+
+    assert "identity_changes_the_loss" in diagnose(noisy, [attacks.pgd(ball=balls.linf(0.01), num_steps=2)])
 
 
 def test_statistics_of_the_batch_are_caught():
@@ -156,10 +164,7 @@ def test_iterations_that_are_stuck_are_caught():
         distance = jnp.abs(images[:, None] - reference[None]).max((2, 3, 4)).min(1)
         return HEALTHY(turned(images, (distance > 1e-6)[:, None, None, None]))
 
-    rows = Examples(reference, jnp.argmax(HEALTHY(reference), axis=1), jax.random.split(KEY, 64))
-    observe = compile_responses(lambda radius: flow())
-    seen = observe(None, Partial(masked), rows, 64, 0.1, 64)
-    assert "more_steps_are_weaker" in {flag.name for flag in flags.raised(flags.RESPONSE_FLAGS, seen)}
+    assert "more_steps_are_weaker" in diagnose(masked, [attacks.pgd(ball=balls.linf(0.1), num_steps=10)])
 
 
 @pytest.mark.parametrize(("missed", "raised"), [(1, False), (3, True)])

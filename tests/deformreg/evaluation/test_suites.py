@@ -64,3 +64,16 @@ def test_a_suite_has_members_of_different_names():
         Suite({})
     with pytest.raises(ValueError, match="different names, got 'pgd' twice"):
         suites.quick.plus("pgd", suites.quick.makers["pgd"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", [(30, 2), (2, 3, 5, 2)], ids=["signals", "volumes"])
+def test_a_suite_without_rotations_takes_every_rank(shape):
+    logits_fn, images = perceptron(60), IMAGES.repeat(2, axis=-1).reshape(3, *shape)
+    suite = suites.full.without("rotation-translation")
+    assert set(suites.full.names) - set(suite.names) == {"rotation-translation"}
+    for attack in suite(0.5):
+        found = jax.eval_shape(lambda attack=attack: attack.run(logits_fn, images, LABELS, KEY))
+        assert found.images.shape == images.shape, attack.name
+    with pytest.raises(ValueError, match=r"names must be one of 'random', .*, got 'rotation'"):
+        suite.without("rotation")

@@ -414,7 +414,7 @@ IMAGES = random_images()
         (lambda x: (x.sum((1, 2, 3)), 1), IMAGES, False, TypeError, ["loss_fn", "tuple", "has_aux=True"]),
         (lambda x: x.sum((1, 2, 3)), IMAGES, True, TypeError, ["loss_fn", "(losses, aux)", "has_aux=True"]),
         (jnp.sum, (IMAGES * 255).astype(np.uint8), False, TypeError, ["images", "uint8", "floating"]),
-        (jnp.sum, IMAGES[0], False, ValueError, ["images", "[n, h, w, c]", "(5, 4, 2)"]),
+        (jnp.sum, IMAGES[0, 0], False, ValueError, ["images", "[n, h, w, c]", "(4, 2)"]),
     ],
 )
 def test_what_does_not_fit_is_named_under_jit_too(penalty, loss_fn, images, has_aux, error, words):

@@ -78,13 +78,54 @@ def test_the_recipe_resizes_before_it_crops(images):
     assert 0.0 <= float(views.min()) <= float(views.max()) <= 1.0
 
 
-@pytest.mark.parametrize("options", [Augmentation(14, 11, 1, True), Augmentation(shift=2)])
+def test_a_random_resized_crop_shows_a_part_of_the_image():
+    """Of ramps: their slopes are the sides of the crop, as shares of the image's."""
+    height, width = 12, 16
+    rows, columns = jnp.arange(height)[:, None] + jnp.zeros((1, width)), jnp.arange(width) + jnp.zeros((height, 1))
+    ramps = jnp.broadcast_to(jnp.stack([rows, columns], axis=-1), (300, height, width, 2))
+    views = np.asarray(data.augment(jax.random.key(3), ramps, Augmentation(min_area=0.25)))
+    inner = views[:, 3:-3, 3:-3]  # at its border, an image goes on as its last row
+    tall, wide = np.diff(inner[..., 0], axis=1), np.diff(inner[..., 1], axis=2)
+    np.testing.assert_allclose(tall, tall[:, :1, :1] + 0 * tall, atol=1e-4)
+    area = tall[:, 0, 0] * wide[:, 0, 0]
+    assert 0.24 < area.min() < 0.3
+    assert 0.9 < area.max() < 1.001
+    aspect = tall[:, 0, 0] * height / (wide[:, 0, 0] * width)
+    assert 0.74 < aspect.min() < 0.8
+    assert 1.25 < aspect.max() < 1.34
+    assert np.all((views >= 0) & (views <= np.array([height - 1, width - 1])))
+
+
+def test_erasing_replaces_a_rectangle_by_noise():
+    views = np.asarray(data.augment(jax.random.key(3), jnp.full((400, 20, 20, 1), 2.0), Augmentation(erase=0.25)))
+    erased = views[..., 0] != 2.0
+    assert 70 < erased.any((1, 2)).sum() < 130
+    rows, columns = erased.any(2, keepdims=True), erased.any(1, keepdims=True)
+    np.testing.assert_array_equal(erased, rows & columns)
+    shares = erased.mean((1, 2))[erased.any((1, 2))]
+    assert 0.01 < shares.min() < 0.06 < 0.25 < shares.max() < 0.4
+    assert 0 <= views.min() < 0.1 < 0.9 < views[erased].max() < 1
+
+
+def test_an_option_leaves_the_draws_of_the_others_as_they_are(images):
+    shifted = data.augment(jax.random.key(5), images, Augmentation(shift=2, flip=True))
+    erased = data.augment(jax.random.key(5), images, Augmentation(shift=2, flip=True, erase=0.5))
+    same = jnp.all(shifted == erased, axis=(1, 2, 3))
+    assert 16 < int(same.sum()) < 48
+    assert float(jnp.mean(shifted == erased)) > 0.7
+
+
+@pytest.mark.parametrize(
+    "options", [Augmentation(14, 11, 1, True), Augmentation(shift=2), Augmentation(min_area=0.5, erase=0.5)]
+)
 def test_an_example_does_not_depend_on_how_the_batch_is_split(images, options):
     key = jax.random.key(5)
     compiled = jax.jit(data.augment, static_argnums=2)
     together = compiled(key, images, options)
     images, positions = np.asarray(images), np.arange(64)
-    rounding = 1.2e-7 if options.resize else 0  # the draws are the same, XLA's matmul may differ by an ulp
+    rounding = (
+        1.2e-7 if options.resize else 1e-6 if options.min_area < 1 else 0
+    )  # the draws are the same, XLA's matmul may differ by an ulp
     for parts in (4, 64):
         pieces = [
             compiled(key, piece, options, positions=where)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from settings import TINY, batches
 
+from train import parallel
 from train.methods.gradient import FlowGradient
 from train.methods.standard import Standard
 from train.models import convnext, create_model, layers, resnet, vit
@@ -93,29 +94,34 @@ def test_networks_have_the_published_size(name, size, parameters, flops, source)
         assert f"{giga:.{len(flops.partition('.')[2])}f}" == flops, source
 
 
-@pytest.mark.parametrize("layer", ["depthwise convolution", "pooling"])
 @pytest.mark.parametrize(("h", "w"), [(7, 6), (2, 3)])
-def test_both_formulations_agree_to_second_order(layer, h, w):
-    """Pooled maps have few distinct values, so that windows tie; the sine gives them second derivatives."""
+def test_both_poolings_agree_to_second_order(h, w):
+    """Few distinct values, so that windows tie; the sine gives them second derivatives."""
     images = jax.random.randint(jax.random.key(0), (2, h, w, 3), 0, 3).astype(jnp.float32)
-    kernel = jax.random.normal(jax.random.key(1), (7, 7, 3))
-
-    def function(images, implementation):
-        if layer == "pooling":
-            return layers.max_pool_3x3(jnp.sin(images), implementation=implementation)
-        return jnp.sin(layers.depthwise_conv(images, kernel, implementation=implementation))
 
     def derivatives(images, implementation):
-        def slope(images):
-            return jax.grad(lambda images: jnp.sum(function(images, implementation) ** 3))(images)
+        def function(images):
+            return layers.max_pool_3x3(jnp.sin(images), implementation=implementation)
 
-        return function(images, implementation), slope(images), jax.grad(lambda one: jnp.sum(slope(one) ** 2))(images)
+        def slope(images):
+            return jax.grad(lambda images: jnp.sum(function(images) ** 3))(images)
+
+        return function(images), slope(images), jax.grad(lambda one: jnp.sum(slope(one) ** 2))(images)
 
     by_lax, by_matmul = (
         quick_jit(derivatives, static_argnums=1)(images, implementation) for implementation in ("lax", "matmul")
     )
     for first, second in zip(by_lax, by_matmul, strict=True):
         np.testing.assert_allclose(first, second, rtol=1e-4, atol=1e-4 * max(1.0, float(jnp.abs(first).max())))
+
+
+def test_a_depthwise_convolution_is_one_of_every_channel():
+    images = jax.random.normal(jax.random.key(0), (2, 6, 5, 3))
+    kernel = jax.random.normal(jax.random.key(1), (7, 7, 3))
+    channels = [layers.conv(images[..., i : i + 1], kernel[:, :, i, None, None]) for i in range(3)]
+    np.testing.assert_allclose(
+        layers.depthwise_conv(images, kernel), jnp.concatenate(channels, axis=-1), rtol=1e-4, atol=1e-4
+    )
 
 
 def test_a_pooling_keeps_a_nan_and_takes_the_first_maximum():
@@ -170,6 +176,23 @@ def test_every_kind_of_network_trains_two_steps(name, method):
         float(jnp.abs(a - b).max()) > 0 for a, b in zip(*map(jax.tree.leaves, (before, state.params)), strict=True)
     ]
     assert np.mean(changed) > 0.9
+
+
+@pytest.mark.slow
+def test_dropout_does_not_depend_on_the_number_of_devices():
+    model = SMALL["basic"].clone(style=replace(GROUP, dropout=0.3, stochastic_depth=0.3))
+    rate = TINY.schedule.make(0.02, epochs=1, steps_per_epoch=10)
+    optimizer = TINY.optimizer.make(rate)
+    (batch,), losses = batches(1), {}
+    for kind, devices in (("pmap", 1), ("pmap", 4), ("jit", 4)):
+        engine = parallel.make_engine(kind, devices=devices, batch_size=16)
+        step = engine.compile(
+            make_step(FlowGradient().make(), model, optimizer, rate=rate, augmentation=TINY.augmentation)
+        )
+        _, metrics = step(engine.put_state(init_state(model, optimizer, (8, 8, 1), 0)), engine.feed(batch))
+        losses[kind, devices] = float(metrics["loss"]), float(metrics["penalty"])
+    np.testing.assert_allclose(losses["pmap", 4], losses["pmap", 1], rtol=1e-5)
+    np.testing.assert_allclose(losses["jit", 4], losses["pmap", 1], rtol=1e-5)
 
 
 @pytest.mark.parametrize(

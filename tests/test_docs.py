@@ -1,0 +1,54 @@
+"""The Python blocks of README and the pages run, in order. Pages with tests of their own are left out."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
+TESTED_APART = {"library.md", "models.md"}
+
+
+# What a reader of the page has already.
+READERS_OWN = {
+    "certification.md": """
+import jax.numpy as jnp
+images, labels = jnp.ones((2, 4, 4, 1)), jnp.array([0, 1])
+logits_fn = lambda images: images.mean(axis=(1, 2)) * jnp.array([[1.0, 2.0]])
+""",
+    "tasks.md": """
+import jax, jax.numpy as jnp
+images, label_maps, key = jnp.ones((2, 4, 4, 1)), jnp.ones((2, 4, 4), int), jax.random.key(0)
+model = lambda images: images * jnp.array([1.0, 2.0])
+""",
+}
+
+
+def blocks(page):
+    return re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    "page", [path for path in PAGES if blocks(path) and path.name not in TESTED_APART], ids=lambda path: path.name
+)
+def test_the_code_of_a_page_runs(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    namespace = {}
+    exec(READERS_OWN.get(page.name, ""), namespace)
+    for number, block in enumerate(blocks(page), start=1):
+        exec(compile(block, f"{page.name}, block {number}", "exec"), namespace)
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=lambda path: path.name)
+def test_links_between_files_lead_somewhere(page):
+    text = page.read_text(encoding="utf-8")
+    for target, anchor in re.findall(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]*))?\)", text):
+        path = page.parent / target if target else page
+        assert path.exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+            names = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+            assert anchor in names, f"{target}#{anchor}"
