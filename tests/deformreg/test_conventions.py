@@ -257,7 +257,9 @@ trace(d.fields.mean_displacement, field)
 trace(lambda field: d.fields.smooth(d.fields.upsample(field, 10, 8), 1.0), field)
 trace(lambda params: d.fields.affine_flow(params, 5, 4), params)
 key = jax.random.key(2)
-for family in (d.additive(image_range=(0.0, 1.0)), d.flow(units="normalized"), d.affine(), d.lowres_flow(2, sigma=0.5)):
+families = (d.additive(image_range=(0.0, 1.0)), d.flow(units="normalized"), d.affine(), d.lowres_flow(2, sigma=0.5),
+            d.perspective(), d.thin_plate_spline(), d.diffeomorphic(2, num_squarings=2))
+for family in families:
     trace(lambda images: d.gradient_penalty(loss_fn, images, family), images)
     trace(lambda images: d.finite_difference_penalty(loss_fn, images, family), images)
     trace(lambda images: d.forward_over_reverse_penalty(loss_fn, images, family), images)
