@@ -188,6 +188,19 @@ def function(name: str, value: Any) -> None:
         raise TypeError(f"{name} must be a function, got {described(value)}")
 
 
+def called(name: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Calls a user's function; raises with a remedy if a Flax NNX model changes its own state there."""
+    try:
+        return function(*arguments)
+    except Exception as error:
+        if type(error).__name__ != "TraceContextError":  # by name, because the library does not import Flax
+            raise
+        raise ValueError(
+            f"{name} must not change the model's state: call model.eval() first; to train batch statistics, nnx.split "
+            "the model outside, nnx.merge it inside with copy=True, and return its new state with has_aux=True"
+        ) from error
+
+
 def key(value: Any, *, count: int | None = None) -> jax.Array:
     """Returns a JAX random key, of the new kind or of the old one (uint32[2]), or raises.
 

@@ -10,8 +10,8 @@ from deformreg import _checks
 
 
 def warp_label_maps(
-    label_maps: Int[Array, n * space], flow: Float[Array, "n *space axes"], *, outside: int | None = None
-) -> Int[Array, n * space]:
+    label_maps: Int[Array, " n *space"], flow: Float[Array, "n *space axes"], *, outside: int | None = None
+) -> Int[Array, " n *space"]:
     """Moves label maps along a flow: ``out[p]`` is the label of the pixel nearest to ``p + flow[p]``.
 
     With the flow that warped an image (`deformreg.warp`), it is the label map of the warped image. Of two pixels at the

@@ -22,6 +22,7 @@ from deformreg import cross_entropy, linf, pixelwise_l2
 from deformreg.attacks import adef, elastic, pgd, rotation_translation, stadv
 from deformreg.bounds import flow_bounds, second_order_increase
 from deformreg.evaluation import Evaluator, accuracy_curve, evaluator, suites
+from deformreg.evaluation.stability import relative_stability
 from deformreg.evaluation.suites import Suite
 from train import metrics, options
 from train.config import Config
@@ -166,11 +167,20 @@ def _bounds_at(radius: float) -> Callable[..., Measured]:
     return measure
 
 
+def stability(trained: Trained) -> Measured:
+    """Relative stability to smooth deformations of the middle radius."""
+    found = relative_stability(
+        trained.logits_fn, jnp.asarray(trained.images), size=trained.budgets.seen[1], key=jax.random.key(5)
+    )
+    return {"ratio": round(found.ratio, 4)}
+
+
 MEASURES: dict[str, Callable[[Trained], Measured]] = {
     "held_out": held_out,
     "seen": seen,
     "unseen": unseen,
     "bounds": bounds,
+    "stability": stability,
 }
 """What is measured of a trained cell: entries of its line."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from statistics import fmean
 
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
@@ -48,7 +49,16 @@ def _matched(lines: Sequence[Line], setting: str) -> str:
         return f"`{setting}`: the standard network is not computed yet."
     radii = next(iter(found.values())).lines[0]["seen"]["radii"]
     kinds = list(next(iter(found.values())).lines[0]["unseen"]["accuracies"])
-    titles = ["method", "strength", "clean", *(f"{radius:g} px" for radius in radii), *kinds, "ADef px", "passes"]
+    titles = [
+        "method",
+        "strength",
+        "clean",
+        *(f"{radius:g} px" for radius in radii),
+        *kinds,
+        "ADef px",
+        "stability",
+        "passes",
+    ]
     rows = [_cells(one) for one in found.values()]
     seeds = max(len(one.lines) for one in found.values())
     examples = next(iter(found.values())).lines[0]["seen"]["examples"]
@@ -70,6 +80,7 @@ def _cells(one: Chosen) -> list[str]:
         *(_range([line["seen"]["accuracies"][place] for line in one.lines]) for place in range(3)),
         *(_range([line["unseen"]["accuracies"][kind] for line in one.lines]) for kind in kinds),
         "" if mean is None else f"{mean:.2f}",
+        f"{fmean(line['stability']['ratio'] for line in one.lines):.2f}",
         f"{first['passes']:g}",
     ]
 

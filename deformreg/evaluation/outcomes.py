@@ -161,7 +161,8 @@ def compile_forward(criterion: Criterion) -> Callable[[Partial, Data], Judged]:
 
     @jax.jit
     def forward(logits_fn: Partial, data: Any) -> Judged:
-        outputs = criterion.check_outputs(logits_fn(data.images), len(data.images), "logits_fn")
+        returned = _checks.called("logits_fn", logits_fn, data.images)
+        outputs = criterion.check_outputs(returned, len(data.images), "logits_fn")
         criterion.check_labels(data.labels, data.images.shape, outputs.shape)
         reached = data.targets is not None and predicted_classes(outputs) == data.targets
         broken = criterion.broken(outputs, data.labels) if data.targets is None else reached

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
+from numpy.typing import NDArray
 
 from deformreg import _checks
 from deformreg.perturbations.perturbation import Perturbation, zero_params
@@ -73,7 +74,7 @@ def thin_plate_spline(points: int = 3, *, boundary: Boundary = "edge", order: Or
     )
 
 
-def _basis(points: int, sizes: tuple[int, ...]) -> np.ndarray[Any, Any]:
+def _basis(points: int, sizes: tuple[int, ...]) -> NDArray[np.float64]:
     """float64[pixels, control points]: the field of each control point that alone moves by one."""
     longest = max(sizes) - 1  # positions in shares of the longest side, for a well-conditioned system
     controls = _grid([np.linspace(0, (size - 1) / longest, points) for size in sizes])
@@ -83,18 +84,18 @@ def _basis(points: int, sizes: tuple[int, ...]) -> np.ndarray[Any, Any]:
     affine = np.concatenate([np.ones((count, 1)), controls], axis=1)
     system = np.block([[_bump(controls, controls), affine], [affine.T, np.zeros((axes + 1, axes + 1))]])
     weights = np.linalg.solve(system, np.eye(count + axes + 1, count))
-    at: np.ndarray[Any, Any] = np.concatenate([_bump(pixels, controls), np.ones((len(pixels), 1)), pixels], axis=1)
-    basis: np.ndarray[Any, Any] = at @ weights
+    at: NDArray[np.float64] = np.concatenate([_bump(pixels, controls), np.ones((len(pixels), 1)), pixels], axis=1)
+    basis: NDArray[np.float64] = at @ weights
     return basis
 
 
-def _grid(axes: list[np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
+def _grid(axes: list[NDArray[np.float64]]) -> NDArray[np.float64]:
     return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, len(axes))
 
 
-def _bump(positions: np.ndarray[Any, Any], centres: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+def _bump(positions: NDArray[np.float64], centres: NDArray[np.float64]) -> NDArray[np.float64]:
     """The fundamental solution of the bending energy, by the number of axes: r^3, r^2 log r, r; up to a factor."""
     axes = positions.shape[1]
-    distances: np.ndarray[Any, Any] = np.linalg.norm(positions[:, None] - centres[None], axis=-1)
-    bump: np.ndarray[Any, Any] = distances ** (4 - axes)
+    distances: NDArray[np.float64] = np.linalg.norm(positions[:, None] - centres[None], axis=-1)
+    bump: NDArray[np.float64] = distances ** (4 - axes)
     return bump * np.log(np.where(distances > 0, distances, 1)) if axes == 2 else bump

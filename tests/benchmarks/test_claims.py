@@ -47,6 +47,7 @@ def line(method, strength, clean, robust, unseen, *, setting="digits", seed=0):
             "adef_displacement": 0.5,
         },
         "bounds": bounds,
+        "stability": {"ratio": 0.8},
     }
 
 
@@ -206,7 +207,7 @@ def test_the_page_is_written_from_the_lines(tmp_path, capsys):
     assert main(["report", "--results", str(tmp_path), "--output", str(tmp_path)]) == 0
     text = (tmp_path / "results.md").read_text()
     assert "**C1: holds.**" in text
-    assert "| flow gradient | 1 | 98.5 | 60.0 | 50.0 | 25.0 | 60.0 | 60.0 | 0.50 | 3 |" in text
+    assert "| flow gradient | 1 | 98.5 | 60.0 | 50.0 | 25.0 | 60.0 | 60.0 | 0.50 | 0.80 | 3 |" in text
     assert "![Curves](claims-curves.png)" in text
     assert "stale" not in text
     capsys.readouterr()

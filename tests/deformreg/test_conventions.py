@@ -106,7 +106,10 @@ PACKAGES = {
     "benchmarks": {"deformreg", "train"},
     "examples": {"deformreg", "train"},
 }
-APPLICATION = {"benchmarks", "chex", "examples", "flax", "optax", "orbax", "tensorflow", "tensorflow_datasets", "train"}
+APPLICATION = {
+    "benchmarks", "chex", "examples", "flax", "optax", "orbax", "tensorflow", "tensorflow_datasets", "torch", "train",
+}  # fmt: skip
+OPTIONAL = {"deformreg.attacks.stadv": {"optax"}, "deformreg.interop.torch_model": {"torch"}}
 
 
 def module_name(path):
@@ -169,11 +172,11 @@ def test_the_rooms_of_the_library_import_from_those_before_them():
         assert rooms <= set(ROOMS[: ROOMS.index(room(name)) + 1]), name
 
 
-def test_the_library_stands_alone_but_for_optax_in_stadv():
+def test_the_library_stands_alone_but_for_optax_in_stadv_and_pytorch_in_interop():
     for name, found in IMPORTS.items():
         if name.partition(".")[0] == "deformreg":
             others = {other.partition(".")[0] for other in found} & APPLICATION
-            assert others == ({"optax"} if name == "deformreg.attacks.stadv" else set()), name
+            assert others == OPTIONAL.get(name, set()), name
 
 
 def test_packages_import_in_one_direction():
@@ -254,7 +257,9 @@ trace(d.fields.mean_displacement, field)
 trace(lambda field: d.fields.smooth(d.fields.upsample(field, 10, 8), 1.0), field)
 trace(lambda params: d.fields.affine_flow(params, 5, 4), params)
 key = jax.random.key(2)
-for family in (d.additive(image_range=(0.0, 1.0)), d.flow(units="normalized"), d.affine(), d.lowres_flow(2, sigma=0.5)):
+families = (d.additive(image_range=(0.0, 1.0)), d.flow(units="normalized"), d.affine(), d.lowres_flow(2, sigma=0.5),
+            d.perspective(), d.thin_plate_spline(), d.diffeomorphic(2, num_squarings=2))
+for family in families:
     trace(lambda images: d.gradient_penalty(loss_fn, images, family), images)
     trace(lambda images: d.finite_difference_penalty(loss_fn, images, family), images)
     trace(lambda images: d.forward_over_reverse_penalty(loss_fn, images, family), images)

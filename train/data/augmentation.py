@@ -20,12 +20,13 @@ import jax.numpy as jnp
 from annotated_types import Interval
 from jax import Array
 
+from train.data.trivial import trivial
 from train.ranges import Pixels, Share
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Changes to training images: resize, random resized crop, pad by `shift`, random crop, random flip, erasing.
+    """Changes to training images: resize, resized crop, pad by `shift`, crop, flip, TrivialAugment, erase, in turn.
 
     Evaluation resizes in the same way and crops the centre. The paper's recipe for CIFAR-10 is
     ``Augmentation(resize=36, crop=32, flip=True)``.
@@ -42,6 +43,8 @@ class Augmentation:
     min_area: Share = 1.0
     """Smallest share of a training image's area that a random crop shows, of an aspect ratio from 3/4 to 4/3,
     resized to the image's size; 1 for no such crop. ImageNet's recipe takes 0.08."""
+    trivial: bool = False
+    """Changes each training image by one random operation of TrivialAugment: moves, colours, contrast."""
     erase: Annotated[float, Interval(ge=0, le=1)] = 0.0
     """Probability that a random rectangle of a training image, 2 to 33 % of its area, is replaced by noise."""
 
@@ -109,6 +112,8 @@ def augment(key: Array, images: Array, options: Augmentation, *, positions: Arra
         )(padded, draws)
     if options.flip:
         images = jnp.where(draws[:, 2, None, None, None] == 1, images[:, :, ::-1], images)
+    if options.trivial:
+        images = trivial(_other_keys(key, positions, 3), to_float(images))
     if options.erase:
         images = jax.vmap(partial(_erase, probability=options.erase))(_other_keys(key, positions, 2), to_float(images))
     return to_float(images)

@@ -116,7 +116,12 @@ def test_an_option_leaves_the_draws_of_the_others_as_they_are(images):
 
 
 @pytest.mark.parametrize(
-    "options", [Augmentation(14, 11, 1, True), Augmentation(shift=2), Augmentation(min_area=0.5, erase=0.5)]
+    "options",
+    [
+        Augmentation(14, 11, 1, True),
+        Augmentation(shift=2),
+        pytest.param(Augmentation(min_area=0.5, trivial=True, erase=0.5), marks=pytest.mark.slow),
+    ],
 )
 def test_an_example_does_not_depend_on_how_the_batch_is_split(images, options):
     key = jax.random.key(5)
