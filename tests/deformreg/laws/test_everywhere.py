@@ -284,7 +284,8 @@ def test_the_gradient_of_a_batch_takes_one_sum_over_the_devices(penalty, kind):
     with jax.set_mesh(devices):
         arguments = (jax.device_put(kernel, NamedSharding(devices, PartitionSpec())), *placed(devices)[:2])
         assert collectives(jax.jit(run), *arguments) == ["all-reduce"]
-        np.testing.assert_allclose(jax.jit(run)(*arguments), expected, rtol=1e-4, atol=1e-5)
+        # The finite difference divides rounding errors by its step.
+        np.testing.assert_allclose(jax.jit(run)(*arguments), expected, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.slow
