@@ -196,7 +196,9 @@ def l2(radius: Radius) -> Ball:
     """The Euclidean ball over all of an example's parameters.
 
     Args:
-        radius: in the unit of the parameters; a number, or float[n], one per example.
+        radius: in the unit of the parameters; a number, or float[n], one per example. `deformreg.multi_step` and the
+            `run` of `pgd` and `stadv` keep each example to its own radius; the other attacks and `deformreg.evaluate`
+            refuse an array.
 
     Returns:
         The ball.

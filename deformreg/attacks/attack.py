@@ -211,7 +211,7 @@ class Attack(NamedTuple):
         )
 
         def checked(images: Array) -> Array:
-            outputs = criterion.check_outputs(logits_fn(images), count, "logits_fn")
+            outputs = criterion.check_outputs(_checks.called("logits_fn", logits_fn, images), count, "logits_fn")
             criterion.check_labels(labels, images.shape, outputs.shape)
             if targets is not None:
                 _checks.class_indices("targets", targets, count, classes=outputs.shape[1])

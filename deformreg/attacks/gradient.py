@@ -99,7 +99,8 @@ def multi_step(
         return perturbation.constrain(params, images)
 
     def objective(params: Any) -> Array:
-        return _checks.per_example(loss_fn(perturbation.apply(params, images)), images.shape[0])
+        losses = _checks.called("loss_fn", loss_fn, perturbation.apply(params, images))
+        return _checks.per_example(losses, images.shape[0])
 
     params = constrain(_begin(start, key, ball, identity(perturbation, images)))
     found = projected_ascent(

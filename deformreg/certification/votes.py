@@ -123,7 +123,8 @@ def tally(
     def votes_of(batch: Array) -> Array:
         indices = batch * batch_size + jnp.arange(batch_size)
         moved = jax.tree.map(jnp.add, jax.vmap(draw)(indices), params)
-        logits = _checks.logits(logits_fn(perturbation.apply(moved, copies)), batch_size)
+        outputs = _checks.called("logits_fn", logits_fn, perturbation.apply(moved, copies))
+        logits = _checks.logits(outputs, batch_size)
         # Logits that are not finite vote for no class, which can only lower a certificate.
         valid = jnp.all(jnp.isfinite(logits), axis=1)
         in_set = [valid & (indices >= end - size) & (indices < end) for size, end in zip(sizes, ends, strict=True)]

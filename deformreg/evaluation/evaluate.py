@@ -25,7 +25,6 @@ from deformreg.criteria.classification import criterion_or_classification
 from deformreg.evaluation.flags import OUTCOME_FLAGS, OUTPUT_FLAGS, compile_diagnosis, raised
 from deformreg.evaluation.flags.outputs import observe_outputs, watched_rows
 from deformreg.evaluation.outcomes import (
-    RANGE_SLACK,
     AttackOutcome,
     Collect,
     ProgressCallback,
@@ -308,6 +307,8 @@ def _mask(name: str, value: object, count: int) -> HostArray:
 def _rehearse(setting: Setting, attacks: Sequence[tuple[Attack, Compiled]], key: jax.Array) -> None:
     """Traces the model and all attacks without running them, so that errors are raised before the first attack."""
     data, size = setting.data, setting.batch_size
+    for attack, _ in attacks:  # before the model, whose error would name a size of its own
+        check_layout(attack.perturbation, data.images.shape)
     batch = data._replace(targets=None).at(np.zeros(size, int))
     outputs = setting.forward.eval_shape(setting.logits_fn, batch).outputs
     all_outputs = (len(data.images), *outputs.shape[1:])
@@ -316,7 +317,6 @@ def _rehearse(setting: Setting, attacks: Sequence[tuple[Attack, Compiled]], key:
         _checks.class_indices("targets", data.targets, len(data.labels), classes=outputs.shape[1])
     for attack, compiled in attacks:
         check_suits(attack, data.criterion, targeted=data.targets is not None)
-        check_layout(attack.perturbation, data.images.shape)
         check_alike(attack, data, outputs)
         try:
             compiled.trace(setting.logits_fn, *compiled.idle_turn(data, key, size))
@@ -381,10 +381,5 @@ def _checked(
         )
     if image_range is None:
         return Data(images, labels, targets, criterion), (min(0.0, low), max(0.0, high))
-    slack = RANGE_SLACK * (image_range[1] - image_range[0])
-    if low < image_range[0] - slack or high > image_range[1] + slack:
-        raise ValueError(
-            f"images must lie in image_range {image_range}, got values from {low:g} to {high:g}: scale them, or name "
-            "the range that they have"
-        )
+    _checks.in_range("images", images, image_range)
     return Data(images, labels, targets, criterion), image_range

@@ -117,10 +117,6 @@ class Recall(Protocol):
     def __call__(self, attack: Attack, run: Callable[[], AttackOutcome], /) -> AttackOutcome: ...
 
 
-RANGE_SLACK = 1e-5
-"""How far images may leave their range by rounding, in widths of the range."""
-
-
 class Judged(NamedTuple):
     """A model's outputs, and what a criterion says of them: one number or decision per example.
 
@@ -161,7 +157,8 @@ def compile_forward(criterion: Criterion) -> Callable[[Partial, Data], Judged]:
 
     @jax.jit
     def forward(logits_fn: Partial, data: Any) -> Judged:
-        outputs = criterion.check_outputs(logits_fn(data.images), len(data.images), "logits_fn")
+        returned = _checks.called("logits_fn", logits_fn, data.images)
+        outputs = criterion.check_outputs(returned, len(data.images), "logits_fn")
         criterion.check_labels(data.labels, data.images.shape, outputs.shape)
         reached = data.targets is not None and predicted_classes(outputs) == data.targets
         broken = criterion.broken(outputs, data.labels) if data.targets is None else reached
@@ -337,7 +334,7 @@ def checked(outcome: AttackOutcome, attack: Attack, attacked: HostArray, standin
 def _admissible(images: HostArray, size: HostArray, image_range: tuple[float, float]) -> HostArray:
     """bool[n]: which attacked images are finite, in range and within the budget, up to rounding."""
     flat = images.reshape(len(images), -1).astype(np.float64)
-    slack = RANGE_SLACK * (image_range[1] - image_range[0])
+    slack = _checks.RANGE_SLACK * (image_range[1] - image_range[0])
     inside = (flat >= image_range[0] - slack).all(axis=1) & (flat <= image_range[1] + slack).all(axis=1)
     fits: HostArray = np.isfinite(flat).all(axis=1) & inside & (size <= 1 + 1e-4)
     return fits

@@ -66,7 +66,7 @@ def checked_loss(loss_fn: LossFn, has_aux: bool) -> LossFn:
     """Wraps `loss_fn` in checks of its result, so that a reduced loss fails with a clear message."""
 
     def checked(images: Array) -> Any:
-        result = loss_fn(images)
+        result = _checks.called("loss_fn", loss_fn, images)
         if has_aux and not (isinstance(result, tuple) and len(result) == 2):
             raise TypeError(f"loss_fn must return (losses, aux) with has_aux=True, got {type(result).__name__}")
         losses = result[0] if has_aux else result

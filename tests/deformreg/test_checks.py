@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from closed_forms import perceptron
+from flax import nnx
 
 import deformreg
 from deformreg import attacks, balls, noise, perturbations
@@ -196,3 +197,26 @@ def test_certified_accuracy_checks_labels_and_radii():
     for radii in ([0.0, np.inf], [0.0, np.nan], [np.nan], [], [1.0, 0.5]):
         with pytest.raises(ValueError, match="radii must increase from at least 0"):
             deformreg.certified_accuracy(found, [0, 0], radii)
+
+
+def test_a_model_in_training_mode_is_told_what_to_do():
+    norm = nnx.BatchNorm(1, rngs=nnx.Rngs(0))
+    loss_fn, logits_fn = (lambda images: losses(norm(images))), (lambda images: norm(images)[:, :2, 0, 0])
+    attack = attacks.pgd(ball=BALL, num_steps=1)
+    calls = (
+        ("loss_fn", lambda: deformreg.gradient_penalty(loss_fn, IMAGES)),
+        ("loss_fn", lambda: deformreg.finite_difference_penalty(loss_fn, IMAGES)),
+        ("loss_fn", lambda: deformreg.multi_step(loss_fn, IMAGES, ball=BALL, num_steps=1)),
+        ("logits_fn", lambda: attack.run(logits_fn, IMAGES, LABELS % 2, KEY)),
+        ("logits_fn", lambda: deformreg.evaluate(logits_fn, IMAGES, LABELS % 2, [attack], key=KEY)),
+        ("logits_fn", lambda: smoothed_votes(logits_fn, IMAGES, law=gaussian(0.1), num_samples=2, key=KEY)),
+        ("logits_fn", lambda: deformreg.certify(logits_fn, IMAGES, law=gaussian(0.1), num_samples=20, key=KEY)),
+    )
+    for name, call in calls:
+        with pytest.raises(
+            ValueError, match=rf"{name} must not change the model's state: call model.eval\(\)"
+        ) as caught:
+            call()
+        one_line(caught)
+    norm.eval()
+    assert deformreg.gradient_penalty(loss_fn, IMAGES)[0].shape == (4,)

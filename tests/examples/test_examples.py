@@ -9,7 +9,7 @@ import pytest
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
-@pytest.mark.parametrize("name", ["linen", "nnx", "equinox_model", "haiku_model", "plain_jax"])
+@pytest.mark.parametrize("name", ["linen", "nnx", "nnx_batch_norm", "equinox_model", "haiku_model", "plain_jax"])
 def test_examples_train_a_model_and_attack_it(name, capsys):
     found = runpy.run_path(str(EXAMPLES / f"{name}.py"))
     assert "objective" in capsys.readouterr().out
@@ -17,6 +17,9 @@ def test_examples_train_a_model_and_attack_it(name, capsys):
     assert found["accuracy"] >= 0.9
     assert 0 < found["robust"] <= found["accuracy"]
     assert (found["attacked"].losses > 0).all()
+    if name == "nnx_batch_norm":
+        assert found["net"].norm.mean[...].any()
+        assert found["net"].dropout.rngs.count[...] == 60
 
 
 @pytest.mark.slow

@@ -181,6 +181,23 @@ def test_a_radius_of_zero_moves_nothing():
         assert np.isfinite(result.losses).all()
 
 
+@pytest.mark.slow
+def test_each_example_keeps_to_its_own_radius():
+    images, labels = examples()
+    radii, keys = jnp.linspace(0.0, 0.5, len(images)), jax.random.split(jax.random.key(0), len(images))
+    makers = (
+        functools.partial(attacks.pgd, num_steps=3, start="random", keep="last"),
+        functools.partial(attacks.stadv, num_evaluations=4, memory_size=2),
+    )
+    for make in makers:
+        together = make(ball=balls.l2(radii)).run(LOGITS, images, labels, keys).params
+        assert (balls.l2(1.0).norm(together) <= radii * (1 + 1e-5)).all()
+        for at in (1, 4):
+            one = slice(at, at + 1)
+            alone = make(ball=balls.l2(radii[at])).run(LOGITS, images[one], labels[one], keys[one]).params
+            np.testing.assert_allclose(together[one], alone, atol=1e-5)
+
+
 def test_logits_that_are_not_finite_are_no_prediction():
     images, labels = examples()
     broken = jax.jit(lambda: ATTACKS["released"].run(lambda x: LOGITS(x) * jnp.nan, images, labels, jax.random.key(0)))
