@@ -15,6 +15,7 @@ from deformreg import _checks
 from deformreg.attacks.attack import Attack, AttackResult, Budget
 from deformreg.criteria import Criterion
 from deformreg.criteria.classification import predicted_classes
+from deformreg.evaluation.quantized import to_8_bits
 from deformreg.evaluation.rows import Compiled, Data, HostArray, run_refilled, warm_up
 
 
@@ -145,6 +146,7 @@ class Setting(NamedTuple):
     progress: ProgressCallback | None
     collect: Collect | None
     recall: Recall | None = None
+    quantize: bool = False
 
 
 def padded(count: int, batch_size: int) -> int:
@@ -288,6 +290,9 @@ def run_attack(
         compiled, setting.logits_fn, setting.data, indices, key=key, number=number, batch_size=setting.batch_size,
         refill=setting.refill,
     ):  # fmt: skip
+        if setting.quantize:
+            saved: Any = np.asarray(to_8_bits(part.result.images, setting.image_range))
+            part = part._replace(result=part.result._replace(images=saved))
         check.add(part.indices, part.result, part.size)
         steps, finished = part.steps, finished + len(part.indices)
         used += int(part.result.model_calls.sum())
