@@ -5,8 +5,8 @@ where to read (``out[p] = images(p + flow[p])``); a ``loss_fn`` maps images to *
 ``[n, t, c]`` and volumes ``[n, d, h, w, c]`` may take the place of images; their flows are ``[n, t, 1]`` and
 ``[n, d, h, w, 3]``.
 
-The names to start with are here, the rest is in the modules. The library needs JAX, NumPy, SciPy and jaxtyping. Optax
-is optional: only `deformreg.attacks.stadv` uses it.
+The names to start with are here, the rest is in the modules. The library needs JAX, NumPy, SciPy and jaxtyping. Two
+packages are optional: Optax for `deformreg.attacks.stadv`, PyTorch for `deformreg.interop.from_torch`.
 """
 
 from deformreg import (

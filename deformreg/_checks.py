@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable
 from itertools import pairwise
 from typing import Any, TypeVar
@@ -47,7 +48,7 @@ def floating(name: str, value: Any, *, rank: int | None = None, axes: str = "") 
     if not jnp.issubdtype(checked.dtype, jnp.floating):
         raise TypeError(
             f"{name} must be floating point, got {checked.dtype}: convert first, for example "
-            f"{name}.astype(float32) / 255"
+            f"{name}.astype(float32)" + (" / 255" if name == "images" else "")
         )
     if rank is not None and checked.ndim != rank:
         raise ValueError(f"{name} must have shape {axes}, got {checked.shape}")
@@ -131,6 +132,18 @@ def logits(value: Any, count: int, name: str = "logits_fn") -> jax.Array:
     return array(name, value)
 
 
+def not_probabilities(name: str, value: jax.Array) -> None:
+    """Warns if known values are not negative and sum to one in every row; values of 0 and 1 alone pass."""
+    if isinstance(value, jax.core.Tracer) or not value.is_fully_addressable or len(value) < 2:
+        return
+    given = np.asarray(value, np.float64)
+    if (given >= 0).all() and (given % 1 != 0).any() and np.abs(given.sum(axis=1) - 1).max() < 1e-5:
+        warnings.warn(
+            f"{name} look like probabilities, which are not negative and sum to one: leave out the softmax",
+            stacklevel=4,
+        )
+
+
 def class_indices(name: str, value: Any, count: int, *, classes: int | None = None) -> jax.Array:
     """Returns `value` as int[count] in [0, classes), or raises; of traced values only type and shape are checked."""
     known = not isinstance(value, jax.core.Tracer) and getattr(value, "is_fully_addressable", True)
@@ -189,9 +202,19 @@ def function(name: str, value: Any) -> None:
 
 
 def called(name: str, function: Callable[..., Any], *arguments: Any) -> Any:
-    """Calls a user's function; raises with a remedy if a Flax NNX model changes its own state there."""
+    """Calls a user's function; raises with a remedy if JAX cannot trace it, or a Flax NNX model changes its state."""
     try:
         return function(*arguments)
+    except jax.errors.TracerArrayConversionError as error:
+        raise TypeError(
+            f"{name} must compute with jax.numpy, got one that asks for NumPy arrays: for a model of NumPy or PyTorch "
+            "use deformreg.interop.from_numpy or from_torch"
+        ) from error
+    except jax.errors.ConcretizationTypeError as error:
+        raise TypeError(
+            f"{name} must be a function that jax.jit can trace, got one that needs the values of an array for float(), "
+            "int() or if: use jax.numpy.where, or jax.lax.cond"
+        ) from error
     except Exception as error:
         if type(error).__name__ != "TraceContextError":  # by name, because the library does not import Flax
             raise
@@ -219,6 +242,8 @@ def key(value: Any, *, count: int | None = None) -> jax.Array:
 
 def image_range(value: Any) -> tuple[float, float]:
     """Returns `value` as (low, high), or raises."""
+    if isinstance(value, (str, bytes)):
+        raise ValueError(f"image_range must be (low, high), got {described(value)}")
     try:
         low, high = (float(end) for end in value)
     except (TypeError, ValueError):
@@ -226,6 +251,23 @@ def image_range(value: Any) -> tuple[float, float]:
     if not low < high:
         raise ValueError(f"image_range must be (low, high) with low < high, got {(low, high)}")
     return low, high
+
+
+RANGE_SLACK = 1e-5
+"""How far images may leave their range by rounding, in widths of the range."""
+
+
+def in_range(name: str, value: Any, image_range: tuple[float, float]) -> None:
+    """Raises if known values leave a range by more than rounding."""
+    if isinstance(value, jax.core.Tracer) or not getattr(value, "is_fully_addressable", True) or not np.size(value):
+        return
+    low, high = float(value.min()), float(value.max())
+    slack = RANGE_SLACK * (image_range[1] - image_range[0])
+    if low < image_range[0] - slack or high > image_range[1] + slack:
+        raise ValueError(
+            f"{name} must lie in image_range {image_range}, got values from {low:g} to {high:g}: scale them, or name "
+            "the range that they have"
+        )
 
 
 def non_negative(name: str, value: Any) -> None:
@@ -242,6 +284,8 @@ def radius(name: str, value: Any) -> None:
 
 def increasing(name: str, values: Iterable[Any], *, from_zero: bool) -> tuple[float, ...]:
     """Returns one or more finite numbers that increase, from 0 or from above 0; raises for others."""
+    if not isinstance(values, Iterable) or isinstance(values, (str, bytes)):
+        raise TypeError(f"{name} must be a list of numbers, got {described(values)}")
     numbers = tuple(float(value) for value in values)
     rising = bool(numbers) and all(low < high for low, high in pairwise(numbers))
     if not rising or not (numbers[0] >= 0 if from_zero else numbers[0] > 0) or not np.isfinite(numbers[-1]):

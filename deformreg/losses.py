@@ -18,6 +18,7 @@ def _arguments(logits: Array, labels: Array, *, classes: int = 2) -> tuple[Array
     if logits.shape[1] < classes:
         raise ValueError(f"logits must have at least {classes} classes here, got {logits.shape[1]}")
     labels = _checks.class_indices("labels", labels, logits.shape[0], classes=logits.shape[1])
+    _checks.not_probabilities("logits", logits)
     return logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), labels
 
 
@@ -27,7 +28,9 @@ def _hot(logits: Array, labels: Array) -> Array:
 
 def _picked(logits: Array, labels: Array) -> Array:
     # A gather would need a scatter in its derivatives; a product with a one-hot row does not.
-    return jnp.sum(jnp.where(_hot(logits, labels), logits, 0), axis=1)
+    hot = _hot(logits, labels)
+    # Traced labels cannot be checked: outside the classes they give NaN, not a finite loss.
+    return jnp.where(hot.any(axis=1), jnp.sum(jnp.where(hot, logits, 0), axis=1), jnp.nan)
 
 
 def _largest(logits: Array, ranks: tuple[int, ...]) -> list[Array]:

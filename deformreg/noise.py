@@ -77,14 +77,15 @@ def random_start(
         perturbation: the family; None is ``flow(boundary="zeros")``, as in the authors' code.
         noise: a law of `deformreg.noise`, or the standard deviation of a Gaussian in the parameters' unit. The
             authors' 0.01 in normalized units is 0.155 pixels for 32x32 images.
-        image_range: the result is clipped to it, as in the authors' code; None disables clipping.
+        image_range: the result is clipped to it, as in the authors' code; None disables clipping. Inside `jit`, where
+            values cannot be checked, an image that leaves it is clipped to its own range.
 
     Returns:
         The perturbed images.
 
     Raises:
         TypeError: integer images.
-        ValueError: images of another shape, or a negative `noise`.
+        ValueError: images of another rank or outside `image_range`, or a negative `noise`.
 
     Example:
         >>> import jax
@@ -102,4 +103,10 @@ def random_start(
         image_range = _checks.image_range(image_range)
     law = noise if callable(noise) else gaussian(noise)
     moved = perturbation.apply(aligned(law(key, identity(perturbation, images)), images), images)
-    return moved if image_range is None else jnp.clip(moved, *image_range)
+    if image_range is None:
+        return moved
+    _checks.in_range("images", images, image_range)
+    axes = tuple(range(1, images.ndim))
+    low = jnp.minimum(image_range[0], images.min(axis=axes, keepdims=True))
+    high = jnp.maximum(image_range[1], images.max(axis=axes, keepdims=True))
+    return jnp.clip(moved, low, high)

@@ -24,12 +24,14 @@ from torchvision.models import EfficientNet_B0_Weights
 
 from deformreg import accuracy_curve, evaluator, linf
 from deformreg.attacks import Attack, pgd, random_fields
+from deformreg.attacks.search import Loss
 from deformreg.evaluation import Curve, Suite
 from deformreg.interop import from_torch
 
 SIDE = 224
+ZOOM = 32
 MEAN, STD = (127 / 255,) * 3, (128 / 255,) * 3
-RADII = (0.005, 0.01, 0.02, 0.03, 0.05)
+RADII = (0.005, 0.01, 0.02, 0.03, 0.05, 0.07)
 
 
 def load_images() -> tuple[np.ndarray, np.ndarray]:
@@ -117,16 +119,16 @@ def logits_in_jax(weights: dict[str, Any], images: Array) -> Array:
 # The evaluation.
 
 
-def gradient_steps(radius: Any) -> Attack:
-    return pgd(ball=linf(radius), num_steps=20, keep="any")
+def gradient_steps(radius: Any, loss: Loss = "margin") -> Attack:
+    return pgd(ball=linf(radius), num_steps=20, keep="any", loss=loss)
 
 
-def random_flows(radius: Any) -> Attack:
-    return random_fields(ball=linf(radius), num_fields=20)
+GRADIENTS = Suite({"cross-entropy": lambda radius: gradient_steps(radius, "cross_entropy"), "margin": gradient_steps})
+RANDOM = Suite({"random": lambda radius: random_fields(ball=linf(radius), num_fields=20)})
 
 
-def curve(make: Any, logits_fn: Any, images: np.ndarray, labels: np.ndarray, radii: tuple[float, ...]) -> Curve:
-    run = evaluator(Suite({"attack": make}), batch_size=5, diagnosis=False)
+def curve(suite: Suite, logits_fn: Any, images: np.ndarray, labels: np.ndarray, radii: tuple[float, ...]) -> Curve:
+    run = evaluator(suite, batch_size=5, diagnosis=False)
     return accuracy_curve(run, logits_fn, images, labels, radii, key=jax.random.key(0))
 
 
@@ -145,9 +147,9 @@ def draw(path: str, curves: dict[str, Curve], logits_fn: Any, images: np.ndarray
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, loc="center right", bbox_to_anchor=(1, 0.6))
-    axes.set_title(f"EfficientNet-Lite0, {len(labels)} ImageNet pictures", fontsize=10)
-    _draw_examples(right, logits_fn, images, labels, RADII[-1])
-    figure.savefig(path, dpi=130)
+    axes.set_title(f"EfficientNet-Lite0, {each.examples} ImageNet pictures", fontsize=10)
+    _draw_examples(right, logits_fn, images, labels, 0.05)
+    figure.savefig(path, dpi=100)
 
 
 def _draw_examples(figure: Any, logits_fn: Any, images: np.ndarray, labels: np.ndarray, radius: float) -> None:
@@ -157,15 +159,16 @@ def _draw_examples(figure: Any, logits_fn: Any, images: np.ndarray, labels: np.n
     names = EfficientNet_B0_Weights.DEFAULT.meta["categories"]
     before, after = (np.asarray(logits_fn(jnp.asarray(each))).argmax(axis=1) for each in (images, result.images))
     rows = figure.subplots(len(images), 4, squeeze=False)
-    gain = 1 / float(np.abs(result.images - images).max())
     for row, image, found, flow, old, new in zip(
         rows, images, np.asarray(result.images), np.asarray(result.params), before, after, strict=True
     ):
         _show(row[0], image, names[old], "#1a7f37")
         _show(row[1], found, names[new], "#cf222e")
-        _show(row[2], _colors(flow, radius))
-        _show(row[3], np.clip(0.5 + 0.5 * gain * (found - image), 0, 1))
-    titles = ("clean", f"deformed by {radius} px", "flow (hue: direction)", f"difference, {gain:.0f} times")
+        middle = slice((SIDE - ZOOM) // 2, (SIDE + ZOOM) // 2)
+        _show(row[2], _colors(flow[middle, middle], radius), f"{ZOOM} x {ZOOM} px of the middle")
+        gain = 0.5 / float(np.quantile(np.abs(found - image), 0.999))
+        _show(row[3], np.clip(0.5 + gain * (found - image), 0, 1), f"{gain:.0f} times")
+    titles = ("clean", f"deformed ({radius} px)", "flow (hue: direction)", "difference")
     for axes, title in zip(rows[0], titles, strict=True):
         axes.set_title(title, fontsize=9)
 
@@ -192,14 +195,14 @@ if __name__ == "__main__":
     difference = float(np.abs(logits_fn(jnp.asarray(images)) - jax.jit(ported)(images)).max())
     print(f"largest difference between the logits of PyTorch and of the port: {difference:.1e}")
     curves = {
-        "20 gradient steps": curve(gradient_steps, logits_fn, images, labels, RADII),
-        "20 random flows": curve(random_flows, logits_fn, images, labels, RADII[-1:]),
+        "gradient attacks": curve(GRADIENTS, logits_fn, images, labels, RADII),
+        "20 random flows": curve(RANDOM, logits_fn, images, labels, RADII[-1:]),
     }
     for name, each in curves.items():
         points = ", ".join(f"{a:.0%} at {r} px" for r, a in zip(each.radii, each.accuracies, strict=True))
         print(f"{name}: {points} ({each.model_calls} model calls, {each.seconds:.0f} s)")
-    in_jax = curve(gradient_steps, ported, images[:5], labels[:5], RADII[1:2])
-    in_torch = curve(gradient_steps, logits_fn, images[:5], labels[:5], RADII[1:2])
+    in_jax = curve(GRADIENTS, ported, images[:5], labels[:5], RADII[1:2])
+    in_torch = curve(GRADIENTS, logits_fn, images[:5], labels[:5], RADII[1:2])
     same = bool((in_jax.smallest_radii == in_torch.smallest_radii).all())
     print(f"an attack on the port breaks the same of 5 pictures at {RADII[1]} px: {same}")
     if len(sys.argv) > 1:

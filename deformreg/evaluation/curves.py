@@ -15,6 +15,7 @@ from deformreg.evaluation.evaluate import Evaluator
 from deformreg.evaluation.flags import Flag
 from deformreg.evaluation.outcomes import ProgressCallback, Recall
 from deformreg.evaluation.rows import HostArray
+from deformreg.evaluation.suites import Suite
 from deformreg.statistics import mean_minimal_displacement, wilson_interval
 
 
@@ -92,6 +93,8 @@ def accuracy_curve(
         ((1.0, 1.0, 0.0), 0.3)
     """
     radii = _checks.increasing("radii", radii, from_zero=False)
+    if isinstance(run, Suite):
+        raise TypeError("run must be an evaluator, got a suite: give deformreg.evaluator(suite, diagnosis=False)")
     images = _checks.images_on_host(images)
     count = len(images)
     smallest = np.full(count, np.inf) if known is None else np.array(known, np.float64)

@@ -25,7 +25,6 @@ from deformreg.criteria.classification import criterion_or_classification
 from deformreg.evaluation.flags import OUTCOME_FLAGS, OUTPUT_FLAGS, compile_diagnosis, raised
 from deformreg.evaluation.flags.outputs import observe_outputs, watched_rows
 from deformreg.evaluation.outcomes import (
-    RANGE_SLACK,
     AttackOutcome,
     Collect,
     ProgressCallback,
@@ -38,6 +37,7 @@ from deformreg.evaluation.outcomes import (
     padded,
     run_attack,
 )
+from deformreg.evaluation.quantized import on_8_bits
 from deformreg.evaluation.results import Evaluation
 from deformreg.evaluation.rows import Compiled, Data, HostArray, check_alike, compile_attack, spaced
 from deformreg.evaluation.suites import Suite, fixed
@@ -85,6 +85,7 @@ def evaluate(
     independent: bool = False,
     diagnosis: bool = True,
     refill: bool = True,
+    quantize: bool = False,
     progress: ProgressCallback | None = None,
     collect: Collect | None = None,
     recall: Recall | None = None,
@@ -120,6 +121,8 @@ def evaluate(
             and short attacks after them on up to 128 examples that no gradient attack broke. They cost at most a fifth
             of all model calls, unless the attacks spend fewer than about 25 batches.
         refill: whether waiting examples take the rows of finished ones; False waits until a whole batch is finished.
+        quantize: the model sees images rounded to the 256 levels of `image_range`, which must be given: what is broken
+            survives saving with 8 bits. `collect` gets the rounded images.
         progress: called with a `Progress` whenever examples are finished.
         collect: called at the same times with the `Attack`, the indices int[k] of the finished examples and their
             `AttackResult` as NumPy arrays, for example to keep deformed images or flows. The successes in it are not
@@ -179,6 +182,7 @@ def evaluate(
         independent=independent,
         diagnosis=diagnosis,
         refill=refill,
+        quantize=quantize,
     )
     return run(logits_fn, images, labels, key=key, targets=targets, progress=progress, collect=collect, recall=recall)
 
@@ -192,6 +196,7 @@ def evaluator(
     independent: bool = False,
     diagnosis: bool = True,
     refill: bool = True,
+    quantize: bool = False,
 ) -> Evaluator:
     """Makes an evaluation that compiles once and runs for many models and budgets.
 
@@ -203,6 +208,7 @@ def evaluator(
         independent: whether every attack runs on every correctly classified example.
         diagnosis: whether to run the checks for red flags that need extra model calls.
         refill: whether waiting examples take the rows of finished ones.
+        quantize: whether the model sees images of 8 bits.
 
     Returns:
         A function of the model and the examples. For images of the same shape it does not recompile at another radius,
@@ -219,6 +225,8 @@ def evaluator(
     """
     batch_size = _checks.count("batch_size", batch_size)
     allowed_range = None if image_range is None else _finite_range(image_range)
+    if quantize and allowed_range is None:
+        raise ValueError("image_range must be given to quantize, for example (0.0, 1.0), got None")
     takes_radius = isinstance(attacks, Suite)
     suite = attacks if isinstance(attacks, Suite) else fixed(attacks)
     compiled = {name: compile_attack(partial(suite.member, name)) for name in suite.names}
@@ -249,8 +257,10 @@ def evaluator(
         key = _checks.key(key)
         data, bounds = _checked(images, labels, targets, allowed_range, criterion)
         count = len(data.labels)
+        model = as_argument(logits_fn)
+        model = on_8_bits(model, bounds) if quantize else model
         setting = Setting(
-            as_argument(logits_fn), forward, data, min(batch_size, count), refill, bounds, progress, collect, recall
+            model, forward, data, min(batch_size, count), refill, bounds, progress, collect, recall, quantize
         )  # fmt: skip
         attacks_at_radius = [(attack, compiled[attack.name](radius)) for attack in suite(radius)]
         _rehearse(setting, attacks_at_radius, key)
@@ -308,6 +318,8 @@ def _mask(name: str, value: object, count: int) -> HostArray:
 def _rehearse(setting: Setting, attacks: Sequence[tuple[Attack, Compiled]], key: jax.Array) -> None:
     """Traces the model and all attacks without running them, so that errors are raised before the first attack."""
     data, size = setting.data, setting.batch_size
+    for attack, _ in attacks:  # before the model, whose error would name a size of its own
+        check_layout(attack.perturbation, data.images.shape)
     batch = data._replace(targets=None).at(np.zeros(size, int))
     outputs = setting.forward.eval_shape(setting.logits_fn, batch).outputs
     all_outputs = (len(data.images), *outputs.shape[1:])
@@ -316,7 +328,6 @@ def _rehearse(setting: Setting, attacks: Sequence[tuple[Attack, Compiled]], key:
         _checks.class_indices("targets", data.targets, len(data.labels), classes=outputs.shape[1])
     for attack, compiled in attacks:
         check_suits(attack, data.criterion, targeted=data.targets is not None)
-        check_layout(attack.perturbation, data.images.shape)
         check_alike(attack, data, outputs)
         try:
             compiled.trace(setting.logits_fn, *compiled.idle_turn(data, key, size))
@@ -381,10 +392,5 @@ def _checked(
         )
     if image_range is None:
         return Data(images, labels, targets, criterion), (min(0.0, low), max(0.0, high))
-    slack = RANGE_SLACK * (image_range[1] - image_range[0])
-    if low < image_range[0] - slack or high > image_range[1] + slack:
-        raise ValueError(
-            f"images must lie in image_range {image_range}, got values from {low:g} to {high:g}: scale them, or name "
-            "the range that they have"
-        )
+    _checks.in_range("images", images, image_range)
     return Data(images, labels, targets, criterion), image_range

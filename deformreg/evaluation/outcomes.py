@@ -15,6 +15,7 @@ from deformreg import _checks
 from deformreg.attacks.attack import Attack, AttackResult, Budget
 from deformreg.criteria import Criterion
 from deformreg.criteria.classification import predicted_classes
+from deformreg.evaluation.quantized import to_8_bits
 from deformreg.evaluation.rows import Compiled, Data, HostArray, run_refilled, warm_up
 
 
@@ -117,10 +118,6 @@ class Recall(Protocol):
     def __call__(self, attack: Attack, run: Callable[[], AttackOutcome], /) -> AttackOutcome: ...
 
 
-RANGE_SLACK = 1e-5
-"""How far images may leave their range by rounding, in widths of the range."""
-
-
 class Judged(NamedTuple):
     """A model's outputs, and what a criterion says of them: one number or decision per example.
 
@@ -149,6 +146,7 @@ class Setting(NamedTuple):
     progress: ProgressCallback | None
     collect: Collect | None
     recall: Recall | None = None
+    quantize: bool = False
 
 
 def padded(count: int, batch_size: int) -> int:
@@ -292,6 +290,9 @@ def run_attack(
         compiled, setting.logits_fn, setting.data, indices, key=key, number=number, batch_size=setting.batch_size,
         refill=setting.refill,
     ):  # fmt: skip
+        if setting.quantize:
+            saved: Any = np.asarray(to_8_bits(part.result.images, setting.image_range))
+            part = part._replace(result=part.result._replace(images=saved))
         check.add(part.indices, part.result, part.size)
         steps, finished = part.steps, finished + len(part.indices)
         used += int(part.result.model_calls.sum())
@@ -338,7 +339,7 @@ def checked(outcome: AttackOutcome, attack: Attack, attacked: HostArray, standin
 def _admissible(images: HostArray, size: HostArray, image_range: tuple[float, float]) -> HostArray:
     """bool[n]: which attacked images are finite, in range and within the budget, up to rounding."""
     flat = images.reshape(len(images), -1).astype(np.float64)
-    slack = RANGE_SLACK * (image_range[1] - image_range[0])
+    slack = _checks.RANGE_SLACK * (image_range[1] - image_range[0])
     inside = (flat >= image_range[0] - slack).all(axis=1) & (flat <= image_range[1] + slack).all(axis=1)
     fits: HostArray = np.isfinite(flat).all(axis=1) & inside & (size <= 1 + 1e-4)
     return fits

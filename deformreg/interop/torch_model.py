@@ -38,8 +38,8 @@ def from_torch(
     parameters. Second derivatives raise `NoGradients`.
 
     Args:
-        module: a ``torch.nn.Module`` from ``[n, c, h, w]`` to logits ``[n, classes]``, or to an object with the
-            attribute `logits`, like the classifiers of Hugging Face.
+        module: a ``torch.nn.Module`` from ``[n, c, h, w]`` (``[n, c, ...]`` for signals and volumes) to logits
+            ``[n, classes]``, or to an object with the attribute `logits`, like the classifiers of Hugging Face.
         mean: subtracted from the images, one number per channel; None for zeros.
         std: then divides them, one number per channel; None for ones.
         batch_size: the only number of images that the module takes: others are split, and the last batch is filled up
@@ -147,7 +147,7 @@ class _TorchModel:
                 given[:count] = self.torch.from_numpy(np.array(cotangents[first : first + count], _wide(cotangents)))
                 # The graph is kept: ADef pulls several cotangents back.
                 (gradient,) = self.torch.autograd.grad(outputs, inputs, given, retain_graph=True)
-                parts.append(_array(gradient)[:count].transpose(0, 2, 3, 1))
+                parts.append(np.moveaxis(_array(gradient)[:count], 1, -1))
                 first += count
             return np.concatenate(parts)
 
@@ -161,8 +161,8 @@ class _TorchModel:
         return graphs
 
     def _tensor(self, images: HostArray) -> Any:
-        """Images [n, c, h, w] in the type and on the device of the module's parameters."""
-        values = np.array(images.transpose(0, 3, 1, 2), _wide(images), order="C")
+        """Images [n, c, ...] in the type and on the device of the module's parameters."""
+        values = np.array(np.moveaxis(images, -1, 1), _wide(images), order="C")
         return self.torch.from_numpy(values).to(**self._place())
 
     def _place(self) -> dict[str, Any]:
@@ -186,7 +186,8 @@ class _TorchModel:
                 continue
             if len(values) != inputs.shape[1]:
                 raise ModelError(f"{name} must have one number per channel: {inputs.shape[1]}, got {len(values)}")
-            each = self.torch.as_tensor(values, dtype=inputs.dtype, device=inputs.device)[:, None, None]
+            each = self.torch.as_tensor(values, dtype=inputs.dtype, device=inputs.device)
+            each = each.reshape(-1, *(1,) * (inputs.ndim - 2))
             inputs = inputs - each if name == "mean" else inputs / each
         return inputs
 

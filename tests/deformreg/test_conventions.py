@@ -106,7 +106,10 @@ PACKAGES = {
     "benchmarks": {"deformreg", "train"},
     "examples": {"deformreg", "train"},
 }
-APPLICATION = {"benchmarks", "chex", "examples", "flax", "optax", "orbax", "tensorflow", "tensorflow_datasets", "train"}
+APPLICATION = {
+    "benchmarks", "chex", "examples", "flax", "optax", "orbax", "tensorflow", "tensorflow_datasets", "torch", "train",
+}  # fmt: skip
+OPTIONAL = {"deformreg.attacks.stadv": {"optax"}, "deformreg.interop.torch_model": {"torch"}}
 
 
 def module_name(path):
@@ -169,11 +172,11 @@ def test_the_rooms_of_the_library_import_from_those_before_them():
         assert rooms <= set(ROOMS[: ROOMS.index(room(name)) + 1]), name
 
 
-def test_the_library_stands_alone_but_for_optax_in_stadv():
+def test_the_library_stands_alone_but_for_optax_in_stadv_and_pytorch_in_interop():
     for name, found in IMPORTS.items():
         if name.partition(".")[0] == "deformreg":
             others = {other.partition(".")[0] for other in found} & APPLICATION
-            assert others == ({"optax"} if name == "deformreg.attacks.stadv" else set()), name
+            assert others == OPTIONAL.get(name, set()), name
 
 
 def test_packages_import_in_one_direction():

@@ -77,6 +77,7 @@ def fit(place, name, *arguments):
     return command("fit", "digits-standard", "--run-dir", place / "run", "--model.name", name, *options, *arguments)
 
 
+@pytest.mark.slow
 def test_a_network_of_ones_own_trains_and_is_opened_only_when_named_again(place, capsys):
     assert fit(place, "stranger.nets:Net", "--schedule", "constant") == 0
     assert runs.load_config(place / "run").model == Model(name="stranger.nets:Net")

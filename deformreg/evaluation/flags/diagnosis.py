@@ -88,7 +88,8 @@ def compile_diagnosis(suite: Suite) -> Diagnosis:
     def largest_change(name: str | None) -> Callable[[Any, HostArray], jax.Array]:
         def change(radius: Any, images: jax.Array) -> jax.Array:
             examined = family(name, radius)
-            return jnp.max(jnp.abs(examined.apply(examined.init(images), images) - images))
+            zeros = examined.constrain(examined.init(images), images)  # not zeros if the images leave its range
+            return jnp.max(jnp.abs(examined.apply(zeros, images) - images))
 
         return jax.jit(change)
 

@@ -243,7 +243,7 @@ def test_mistakes_are_named(mistake):
 
 def test_suites_leave_out_what_needs_one_class_per_image():
     right = segmentation(0.9)
-    assert set(suites.standard.names) - set(suites.standard.suited_to(right).names) == {"apgd-dlr"}
+    assert set(suites.standard.names) - set(suites.standard.suited_to(right).names) == {"apgd-targeted"}
     assert set(suites.full.names) - set(suites.full.suited_to(right).names) == {"apgd-dlr", "apgd-targeted", "adef"}
     for suite in suites.SUITES.values():
         assert suite.suited_to(classification()).names == suite.names

@@ -582,3 +582,25 @@ def test_reports_are_plain_data():
     assert written["flags"] == []
     assert reports.to_csv(result).splitlines()[0].startswith("attack,robust_accuracy")
     assert "| pgd |" in reports.to_markdown(result)
+
+
+@pytest.mark.parametrize(("levels", "broken"), [(0.4, 0), (1.0, 4)])
+def test_what_breaks_an_image_survives_eight_bits(levels, broken):
+    images = np.full((4, 2, 2, 1), 100 / 255, np.float32)
+
+    def bright(images):  # class 1 from a tenth of a level on
+        return 1e3 * jnp.stack([jnp.zeros(len(images)), images[:, 0, 0, 0] - 100.1 / 255], axis=1)
+
+    found = {}
+    attack = attacks.pgd(ball=balls.linf(levels / 255), num_steps=3, perturbation=additive(), keep="any", name="pixels")
+    options = {"key": KEY, "diagnosis": False, "image_range": (0.0, 1.0)}
+    result = evaluate(
+        bright, images, np.zeros(4, int), [attack], quantize=True, **options,
+        collect=lambda attack, indices, result: found.update(zip(indices.tolist(), result.images, strict=True)),
+    )  # fmt: skip
+    assert (result.attacks[0].broken, result.flags) == (broken, ())
+    for image in found.values():
+        np.testing.assert_allclose(255 * image, np.round(255 * image), atol=1e-4)
+    assert evaluate(bright, images, np.zeros(4, int), [attack], **options).attacks[0].broken == 4
+    with pytest.raises(ValueError, match="image_range must be given to quantize"):
+        evaluator([attack], quantize=True)

@@ -179,8 +179,8 @@ def test_arguments_are_checked():
         from_numpy(in_numpy, 1)
     with pytest.raises(ValueError, match="batch_size must be at least 1"):
         from_numpy(in_numpy, 5, batch_size=0)
-    with pytest.raises(ValueError, match=r"images must have shape \[n, h, w, c\]"):
-        from_numpy(in_numpy, 5)(IMAGES[0])
+    with pytest.raises(ValueError, match="images must have shape"):
+        from_numpy(in_numpy, 5)(IMAGES[0, 0])
 
 
 @pytest.mark.slow

@@ -197,3 +197,16 @@ def test_arguments_are_checked():
         from_torch(Perceptron(), std=[0.0])
     with pytest.raises(ModelError, match="mean must have one number per channel: 1, got 3"):
         from_torch(Perceptron(), mean=[0.1, 0.2, 0.3])(IMAGES)
+
+
+@pytest.mark.parametrize("axes", [1, 3])
+def test_signals_and_volumes_have_their_channels_first_in_pytorch(axes):
+    shape = (2, *range(4, 4 + axes), 3)
+    batch = np.random.default_rng(0).random(shape).astype(np.float32)
+    module = torch.nn.Sequential(torch.nn.Flatten(start_dim=2), torch.nn.AdaptiveAvgPool1d(1), torch.nn.Flatten())
+    logits_fn = from_torch(module, mean=[0.1, 0.2, 0.3])
+    expected = batch.mean(axis=tuple(range(1, 1 + axes))) - np.array([0.1, 0.2, 0.3])
+    np.testing.assert_allclose(logits_fn(batch), expected, atol=1e-6)
+    gradient = jax.grad(lambda images: logits_fn(images)[:, 0].sum())(jnp.asarray(batch))
+    np.testing.assert_allclose(gradient[..., 0], 1 / np.prod(shape[1:-1]), rtol=1e-5)
+    np.testing.assert_array_equal(gradient[..., 1:], 0)

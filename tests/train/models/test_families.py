@@ -40,6 +40,9 @@ SMALL = {
 }
 """One of every kind of block and stem, for images of 8x8."""
 
+SOME = [pytest.param(name, marks=[pytest.mark.slow] * (name != "vit")) for name in SMALL]
+"""All of them, and without the slow tests one."""
+
 quick_jit = partial(jax.jit, compiler_options={"xla_llvm_disable_expensive_passes": True})
 
 
@@ -82,7 +85,13 @@ PUBLISHED = [  # name, image size, millions of parameters, GFLOPs, source
 ]
 
 
-@pytest.mark.parametrize(("name", "size", "parameters", "flops", "source"), PUBLISHED)
+QUICK = ("resnet-50", "convnext-t", "vit-s-16")
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "parameters", "flops", "source"),
+    [pytest.param(*row, marks=[pytest.mark.slow] * (row[0] not in QUICK)) for row in PUBLISHED],
+)
 def test_networks_have_the_published_size(name, size, parameters, flops, source):
     model = create_model(name, num_classes=1000 if size == 224 else 10, implementation="lax")
     images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
@@ -115,6 +124,7 @@ def test_both_poolings_agree_to_second_order(h, w):
         np.testing.assert_allclose(first, second, rtol=1e-4, atol=1e-4 * max(1.0, float(jnp.abs(first).max())))
 
 
+@pytest.mark.slow
 def test_a_depthwise_convolution_is_one_of_every_channel():
     images = jax.random.normal(jax.random.key(0), (2, 6, 5, 3))
     kernel = jax.random.normal(jax.random.key(1), (7, 7, 3))
@@ -142,9 +152,7 @@ def test_patches_are_what_a_strided_convolution_sees():
     np.testing.assert_allclose(layers.patches(images, 2) @ kernel.reshape(-1, 4), expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name not in ("preactivated", "vit"))) for name in SMALL]
-)
+@pytest.mark.parametrize("name", SOME)
 def test_examples_do_not_interact(name):
     """Group and layer norm: a batch's logits are those of its examples alone."""
     model = SMALL[name]
@@ -154,6 +162,25 @@ def test_examples_do_not_interact(name):
     whole = apply(variables, images)
     assert (whole.shape, whole.dtype) == ((3, 4), jnp.float32)
     np.testing.assert_allclose(apply(variables, images[1:2]), whole[1:2], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", SOME)
+def test_narrow_arithmetic_and_rematerialization_change_neither_parameters_nor_types(name):
+    model = SMALL[name]
+    style = replace(model.style, dtype=jnp.bfloat16, dropout=0.1, stochastic_depth=0.1)
+    images, keys = jax.ShapeDtypeStruct((4, 8, 8, 3), jnp.float32), jax.random.split(jax.random.key(0), 4)
+    expected = jax.eval_shape(model.init, jax.random.key(0), images)
+    for other in (model.clone(style=style), model.clone(style=style, remat=True)):
+        assert jax.eval_shape(other.init, jax.random.key(0), images) == expected
+
+        def losses(params, other=other):
+            logits = other.apply(params, jnp.zeros(images.shape), train=True, keys=keys)
+            assert logits.dtype == jnp.float32
+            return jnp.sum(logits)
+
+        program = str(jax.make_jaxpr(jax.grad(losses))(expected))
+        assert "bf16" in program
+        assert ("remat" in program) == other.remat
 
 
 @pytest.mark.slow

@@ -54,7 +54,10 @@ def shapes_of(model):
     return manifests.flat(jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3))))
 
 
-@pytest.mark.parametrize("form", FORMS)
+QUICK = ("torchvision resnet50", "timm vit_small_patch16_224")
+
+
+@pytest.mark.parametrize("form", [pytest.param(form, marks=[pytest.mark.slow] * (form not in QUICK)) for form in FORMS])
 def test_every_array_has_its_place(form):
     name, shapes = FORMS[form]
     stored = {name: np.broadcast_to(np.float32(0), shape) for name, shape in shapes.items()}
