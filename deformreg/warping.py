@@ -109,9 +109,9 @@ def warp(
     if reach is None:
         return _warp(interpolation, boundary, None, images, flow)
     # One channel at a time: XLA does not vectorize a last axis of three on CPUs.
-    planes = jnp.moveaxis(_pad(boundary, images, reach - interpolation.taps[0]), -1, 0)
-    warped = [_warp(interpolation, boundary, reach, plane[..., None], flow)[..., 0] for plane in planes]
-    return jnp.moveaxis(jnp.stack(warped), 0, -1)
+    planes = _pad(boundary, jnp.moveaxis(images, -1, 1), reach - interpolation.taps[0], axes=range(2, images.ndim))
+    each = (planes[:, channel, ..., None] for channel in range(planes.shape[1]))
+    return jnp.concatenate([_warp(interpolation, boundary, reach, plane, flow) for plane in each], axis=-1)
 
 
 def forward_differences(
@@ -216,7 +216,7 @@ def _cell(
     shifts = [whole[..., axis] for axis in axes]
     if reach is not None:
         pixels = _chosen(interpolation, reach, images, shifts)
-    elif reused and interpolation is LINEAR and _packable(boundary, images):
+    elif reused and interpolation == LINEAR and _packable(boundary, images):
         pixels = _packed(boundary, images, shifts)
     else:
         pixels = _gathered(interpolation, boundary, images, shifts)
@@ -284,7 +284,7 @@ def _packed(boundary: Boundary, images: Array, shifts: list[Array]) -> list[Arra
     """
     channels, axes = images.shape[-1], len(shifts)
     margin = 2 if boundary == "zeros" else 1  # the outermost cells then equal every cell further out
-    padded = _pad(boundary, images, margin)
+    padded = _pad(boundary, images, margin, axes=range(1, axes + 1))
     sizes = [size - 1 for size in padded.shape[1:-1]]
     every = LINEAR.offsets(axes)
     cells = jnp.concatenate([_window(padded, corner, sizes) for corner in every], axis=-1)
@@ -331,9 +331,9 @@ def _chosen(interpolation: Interpolation, reach: int, images: Array, shifts: lis
     return [pixels(offsets) for offsets in interpolation.offsets(len(shifts))]
 
 
-def _pad(boundary: Boundary, images: Array, width: int) -> Array:
+def _pad(boundary: Boundary, images: Array, width: int, axes: Sequence[int]) -> Array:
     """Pads the spatial axes by `width` on both sides."""
-    for axis in range(1, images.ndim - 1):
+    for axis in axes:
         widths = [(width, width) if index == axis else (0, 0) for index in range(1, images.ndim)]
         mode = "edge" if boundary == "reflect" and images.shape[axis] == 1 else _PADDING[boundary]
         images = pad_examples(images, widths, mode)

@@ -17,7 +17,7 @@ from jaxtyping import Array
 from deformreg import _checks, fields
 from deformreg._arrays import aligned, choose, scaled
 from deformreg.attacks.attack import Budget, Examples, LogitsFn, Search, labels_along
-from deformreg.balls import Ball
+from deformreg.balls import Ball, l2
 from deformreg.criteria.classification import predicted_classes
 from deformreg.losses import difference_of_logits_ratio, targeted_difference_of_logits_ratio
 from deformreg.noise import Noise
@@ -113,7 +113,12 @@ def sample_start(
     family: Perturbation, ball: Ball, law: Noise, examples: Examples, identity: Params, restart: Array
 ) -> Params:
     """Random parameters in the ball, different for every example and every restart (int[n])."""
-    drawn = sample_rows(law, step_keys(examples, restart), identity)
+    keys = step_keys(examples, restart)
+    if law is ball.sample and ball.per_example and jnp.ndim(ball.radius):
+        # A row draws alone and would meet the radii of all: it draws from the unit ball, which its own radius scales.
+        drawn = scaled(sample_rows(l2(1.0).sample, keys, identity), jnp.asarray(ball.radius))
+    else:
+        drawn = sample_rows(law, keys, identity)
     return family.constrain(ball.project(drawn), examples.images)
 
 

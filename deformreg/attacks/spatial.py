@@ -101,7 +101,7 @@ def rotation_translation(
         return fresh(examples, identity(family, examples.images))
 
     def draw(key: Array) -> Array:
-        return jax.random.uniform(key, (3,), minval=-1, maxval=1) * limits
+        return jax.random.uniform(key, (3,), jnp.float32, -1, 1) * limits
 
     def step(logits_fn: LogitsFn, examples: Examples, search: Search) -> Search:
         if table is None:

@@ -110,7 +110,9 @@ def square(
     def propose(key: Array, kept: Array, side: Array) -> Array:
         *sizes, channels = kept.shape
         corner_key, sign_key = jax.random.split(key)
-        corner = jax.random.uniform(corner_key, (len(sizes),)) * (jnp.array(sizes) - side + 1).astype(jnp.float32)
+        corner = jax.random.uniform(corner_key, (len(sizes),), jnp.float32) * (jnp.array(sizes) - side + 1).astype(
+            jnp.float32
+        )
         offsets = [
             jnp.arange(size) - start for size, start in zip(sizes, jnp.floor(corner).astype(jnp.int32), strict=True)
         ]

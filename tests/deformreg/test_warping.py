@@ -338,8 +338,8 @@ def test_every_transformation_agrees_with_the_plain_call(boundary, cpus):
 )
 def test_reading_a_cell_at_once_changes_nothing(boundary, shape, monkeypatch):
     images, flow = random_images(shape), random_flow(shape)
-    flow[:, 0, 0] = 1e9
-    flow[:, 0, 0, ..., -1] = -1e9
+    flow[:, 0] = 1e9
+    flow[:, 0, ..., -1] = -1e9
     tangents, cotangent = (random_images(shape, 5), random_flow(shape, seed=6)), random_images(shape, 7)
 
     def derivatives(images, flow):
