@@ -126,6 +126,7 @@ def show_image(axis: Axes, image: Any) -> None:
 
 def show_flow(axis: Axes, flow: Any, largest: float) -> None:
     """Draws a flow as colors under arrows to where content comes from; `largest` is its longest vector, in pixels."""
+    largest = max(largest, 1e-9)  # where nothing moves
     axis.imshow(flow_colors(flow, largest))
     every = max(flow.shape[0] // 14, 1)
     rows, columns = np.mgrid[0 : flow.shape[0] : every, 0 : flow.shape[1] : every]

@@ -13,6 +13,7 @@ def test_a_gallery_and_curves_are_drawn(tmp_path):
     figure = pictures.gallery(images, flows, images[::-1], captions=[("3", "3"), ("3", "8")])
     assert [axis.get_title() for axis in figure.axes[:3]][0::2] == ["clean", "deformed"]
     figure.savefig(tmp_path / "gallery.png", dpi=40)
+    pictures.gallery(images, 0 * flows, images).savefig(tmp_path / "still.png", dpi=40)
     curve = Curve(10, (0.0, 0.5), (0.9, 0.4), ((0.6, 1.0), (0.2, 0.7)), 0.3, np.zeros(10), (), 100, 1.0)
     pictures.curves({"mine": curve}).savefig(tmp_path / "curves.png", dpi=40)
 
