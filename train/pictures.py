@@ -13,11 +13,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from deformreg.evaluation.pictures import RIGHT, WRONG, show_flow, show_image
 from train.certification import FAMILIES, Certified
 from train.evaluation import Study, budget
 from train.files import write_bytes
 
-RIGHT, WRONG = "#1a7f37", "#cf222e"
 COLORS = ("#0969da", "#bc4c00", "#8250df", "#1a7f37", "#bf3989", "#6e7781")
 
 mpl.rcParams["text.parse_math"] = False  # names of runs and classes with dollars in them are not formulas
@@ -42,12 +42,12 @@ def save_examples(path: Path, study: Study, class_names: Sequence[str], *, count
     largest = float(np.abs(flows[order]).max())
     gain = 1 / max(float(np.abs(deformed[order] - images[order]).max()), 1e-6)
     for row, index in zip(axes, order, strict=True):
-        _show(row[0], images[index])
+        show_image(row[0], images[index])
         _label(row[0], class_names, before[index], labels[index])
-        _show_flow(row[1], flows[index], largest)
-        _show(row[2], deformed[index])
+        show_flow(row[1], flows[index], np.sqrt(2) * largest)
+        show_image(row[2], deformed[index])
         _label(row[2], class_names, after[index], labels[index])
-        _show(row[3], np.clip(0.5 + 0.5 * gain * (deformed[index] - images[index]), 0, 1))
+        show_image(row[3], np.clip(0.5 + 0.5 * gain * (deformed[index] - images[index]), 0, 1))
     titles = ("clean", f"flow, at most {largest:.3g} px", "deformed", f"difference (gain {gain:.1f})")
     for axis, title in zip(axes[0], titles, strict=True):
         axis.set_title(title, fontsize=9)
@@ -69,10 +69,10 @@ def save_comparison(path: Path, studies: Mapping[str, Study], class_names: Seque
     _draw_curves(upper.add_subplot(), {name: study.row for name, study in studies.items()})
     axes = lower.subplots(1 + len(found), len(order), squeeze=False)
     for column, index in enumerate(order):
-        _show(axes[0, column], first.images[index])
+        show_image(axes[0, column], first.images[index])
         axes[0, column].set_xlabel(_shown(class_names[first.labels[index]]), fontsize=9)
         for line, sample in enumerate(found.values(), 1):
-            _show(axes[line, column], sample.deformed[index])
+            show_image(axes[line, column], sample.deformed[index])
             _label(axes[line, column], class_names, sample.after[index], sample.labels[index])
     for axis, name in zip(axes[:, 0], ("clean", *(f"against\n{name}" for name in found)), strict=True):
         axis.set_ylabel(name, fontsize=9)
@@ -127,29 +127,6 @@ def _style(axis: Axes, xlabel: str, ylabel: str) -> None:
     axis.grid(alpha=0.3)
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False, fontsize=9)
-
-
-def _show(axis: Axes, image: np.ndarray) -> None:
-    axis.imshow(image.squeeze(-1) if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=1)
-    axis.set_xticks([])
-    axis.set_yticks([])
-
-
-def _show_flow(axis: Axes, flow: np.ndarray, radius: float) -> None:
-    """Draws a flow as colors (hue: direction, saturation: length) under arrows to where content comes from."""
-    angle = np.arctan2(flow[..., 0], flow[..., 1]) / (2 * np.pi) % 1
-    length = np.hypot(flow[..., 0], flow[..., 1]) / max(radius * np.sqrt(2), 1e-9)
-    colors = mpl.colors.hsv_to_rgb(np.stack([angle, np.clip(length, 0, 1), np.ones_like(angle)], axis=-1))
-    axis.imshow(colors)
-    every = max(flow.shape[0] // 14, 1)
-    rows, columns = np.mgrid[0 : flow.shape[0] : every, 0 : flow.shape[1] : every]
-    sampled = flow[::every, ::every]
-    axis.quiver(
-        columns, rows, sampled[..., 1], sampled[..., 0], angles="xy", scale_units="xy",
-        scale=max(radius, 1e-9) / every, width=0.006, color="#24292f",
-    )  # fmt: skip
-    axis.set_xticks([])
-    axis.set_yticks([])
 
 
 def _label(axis: Axes, class_names: Sequence[str], predicted: int, label: int) -> None:
