@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.claims import lines, page
+from benchmarks.claims import grid, lines, page
 from benchmarks.claims.lines import Line
 from benchmarks.plots import PLOTS
 from benchmarks.rows import Rows, markdown, read
@@ -93,7 +93,7 @@ def run(options: Options) -> str:
     documents = [options.output / name for name in DOCUMENTS if (options.output / name).is_file()]
     if not documents:
         raise ConfigError(f"there is no {' or '.join(DOCUMENTS)} in {options.output}: --output names their folder")
-    cells = lines.read(options.results / lines.FILE.name)
+    cells = lines.current(lines.read(options.results / lines.FILE.name), grid.cells())
     written = [f"plot: {path}" for path in _plots(options, cells)]
     for document in documents:
         fill = partial(_filled, document=document.name, options=options, cells=cells)

@@ -83,7 +83,7 @@ def model_card(opened: Opened) -> str:
         f"- Input: float32 images `[n, {h}, {w}, {c}]` in [0, 1]. Output: logits of {test.num_classes} classes: "
         f"{', '.join(test.class_names[:20])}{', ...' if test.num_classes > 20 else ''}.",
         f"- {count:,} parameters, after step {opened.step} of a training by deformreg.",
-        *_scores(opened.place.folder),
+        *_scores(opened.place.folder, opened.step),
         f"- `{WEIGHTS}` has the parameters and the running statistics; `{PROGRAM}` is the network as a program of "
         f"`jax.export` for {', '.join(PLATFORMS)}.",
         "",
@@ -114,10 +114,12 @@ def _without_places(config: Config) -> Config:
     return replace(config, data=data, init=init)
 
 
-def _scores(folder: Path) -> list[str]:
-    """A line about the run's evaluation, if it has one that can be read."""
+def _scores(folder: Path, step: int) -> list[str]:
+    """A line about the evaluation of the checkpoint of a step, if the run has one that can be read."""
     try:
         row = files.read_json(folder / "evaluation.json", limit=64 << 20)
+        if row["step"] != step:
+            raise ValueError("it is of another checkpoint")
         clean, robust, radius = (float(row[name]) for name in ("clean_accuracy", "robust_accuracy", "radius_pixels"))
     except (OSError, ValueError, KeyError, TypeError):
         return ["- Not evaluated: its accuracy under attack is not known."]

@@ -16,7 +16,8 @@ from jax import Array
 from train import checkpoints, metrics, options, own, processes, runs
 from train.config import Config
 from train.data import Source, center_view, output_shape
-from train.errors import DataError, RunError, UserError, say
+from train.errors import ConfigError, DataError, RunError, UserError, say
+from train.optimizers import Make
 from train.state import predict
 from train.task import build, open_split
 
@@ -131,6 +132,7 @@ def open_network(
     *,
     data_dir: str | None = None,
     model: nn.Module | own.Factory | None = None,
+    optimizer: Make | None = None,
     test: Source | None = None,
 ) -> Opened:
     """Restores a run's network; the arguments and errors are those of `open_run`."""
@@ -138,7 +140,7 @@ def open_network(
     config = runs.load_config(folder)
     place = _look_at(folder)
     test = open_split(config, "test", data_dir, write=False) if test is None else test
-    network = build(config, test, model=model)
+    network = build(config, test, model=model, optimizer=optimizer)
     stored = runs.Run(folder).checkpoints
     step, state, skipped = checkpoints.restore(stored, network.shapes, config=config, select=config.select)
     for other, reason in skipped.items():
@@ -154,6 +156,7 @@ def open_run(
     data_dir: str | None = None,
     examples: int = 0,
     model: nn.Module | own.Factory | None = None,
+    optimizer: Make | None = None,
     test: Source | None = None,
 ) -> Trained:
     """Restores a run's network and opens its test images.
@@ -164,12 +167,13 @@ def open_run(
         examples: number of test images, from the first; 0 for the config's choice.
         model: the network in place of the config's, as it was given to `train.fit`. What the config of a run names is
             never imported.
+        optimizer: as it was given to `train.fit`, if it was: the checkpoints hold its state.
         test: test images in place of the config's.
 
     Raises:
         RunError, ConfigError, CheckpointError, DataError: something cannot be used.
     """
-    opened = open_network(folder, data_dir=data_dir, model=model, test=test)
+    opened = open_network(folder, data_dir=data_dir, model=model, optimizer=optimizer, test=test)
     config, test = opened.config, opened.test
     count = min(examples or config.evaluation.examples or len(test), len(test))
     indices = np.arange(count)
@@ -240,6 +244,25 @@ def open_sources(
             )
         sources.append((name, opened.logits_fn))
     return tuple(sources)
+
+
+def load_networks(names: Sequence[str], folders: Sequence[Path]) -> own.Networks:
+    """Imports the user's own networks that a command line names for its runs.
+
+    Args:
+        names: as ``package.module:factory``.
+        folders: all run folders of the command.
+
+    Raises:
+        ConfigError: there is no such module or function, or no run names the network.
+        RunError: a folder holds no run.
+    """
+    networks = own.load(names)
+    wanted = {runs.load_config(folder).model.name for folder in folders} if networks else set()
+    for name in networks:
+        if name not in wanted:
+            raise ConfigError(f"--model.name {name}: no run names this network")
+    return networks
 
 
 def network_of(folder: Path, networks: own.Networks) -> own.Factory | None:

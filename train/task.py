@@ -15,7 +15,7 @@ from flax.errors import FlaxError
 from train import own
 from train.config import Config
 from train.data import NoSplit, Source, load, output_shape
-from train.data.kind import say_once
+from train.data.kind import say_once, stored_name
 from train.data.parts import parse
 from train.data.places import find_moved, path_of
 from train.errors import ConfigError, one_line
@@ -136,16 +136,17 @@ def _open_splits(config: Config, evaluated: bool, write: bool) -> Splits:
 
 def _check_apart(config: Config, train: Source) -> None:
     """Raises `ConfigError` if a network would be validated or evaluated on images that it is trained on."""
-    trained = parse(config.data.train_split)
-    for split in ("validation", "test"):
-        text = getattr(config.data, f"{split}_split")
-        part = parse(text) if text else None
-        if part is None or part.name != trained.name:
+    data, trained = config.data, parse(config.data.train_split)
+    for split, text in (("validation", data.validation_split), ("test", data.test_split)):
+        if split == "validation" and data.holdout:
+            continue  # cut off the images to train on
+        part = parse(text or split)
+        if stored_name(part.name) != stored_name(trained.name):
             continue
         shared = set(part.rows(train.whole)) & set(trained.rows(train.whole))
         if shared:
             raise ConfigError(
-                f"--data.{split}-split {text} and --data.train-split {config.data.train_split} share {len(shared)} "
+                f"--data.{split}-split {text or split} and --data.train-split {data.train_split} share {len(shared)} "
                 f"images: leave them out of one, for example by --data.train-split {trained.name}[:90%] and "
                 f"--data.{split}-split {trained.name}[90%:]"
             )
@@ -210,6 +211,8 @@ def open_split(config: Config, split: str, data_dir: str | None = None, *, write
             validation = opened("validation", holdout=0.0)
         except NoSplit:
             raise error from None
+        if stored_name(parse(data.train_split).name) == "validation":
+            raise error from None  # it is trained on
         say_once(f"{error}; the validation split is evaluated instead")
         return validation
 

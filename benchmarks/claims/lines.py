@@ -53,6 +53,12 @@ def _drop_half_written(path: Path) -> None:
     os.truncate(path, content.rfind(b"\n") + 1)
 
 
+def current(found: list[Line], cells: list[Cell]) -> list[Line]:
+    """The lines of the cells that the grid declares now, in its order."""
+    lines = [of_cell(found, cell) for cell in cells]
+    return [line for line in lines if line is not None]
+
+
 def of_cell(found: list[Line], cell: Cell) -> Line | None:
     """The line of this cell as the grid declares it now, if there is one."""
     return next((line for line in found if line["name"] == cell.name and _config(line) == cell.config), None)

@@ -18,7 +18,7 @@ from deformreg.statistics import wilson_interval
 TOLERANCE = 0.01
 """How far clean accuracy on held-out images may fall below the standard network's."""
 
-HOLDS, LIMITED, FAILS, OPEN = "holds", "holds within limits", "does not hold", "not computed yet"
+HOLDS, LIMITED, FAILS, OPEN = "holds", "holds within limits", "does not hold", "not judged yet"
 
 
 class Chosen(NamedTuple):
@@ -77,7 +77,7 @@ class Verdict(NamedTuple):
     Attributes:
         claim: in words.
         verdict: `HOLDS`, `LIMITED`, `FAILS` or `OPEN`.
-        reasons: what it rests on, a sentence for each setting and measure.
+        reasons: what it rests on, and which settings are not compared and why; a sentence for each.
     """
 
     claim: str
@@ -144,12 +144,16 @@ def _best(method: str, candidates: list[tuple[Line, ...]], least: float) -> Chos
     return Chosen(method, max(matched, key=lambda cells: held_out(cells, "robust_accuracy")), True)
 
 
-def compare(lines: Sequence[Line], ours: str, theirs: Sequence[str], measures: Sequence[str]) -> list[Comparison]:
-    """Compares a method with the best of others, by measure, in every setting that has all of them matched."""
-    found = []
+def compare(lines: Sequence[Line], ours: str, theirs: Sequence[str], measures: Sequence[str]) -> list[Comparison | str]:
+    """Compares a method with the best of others, by measure, in every setting; or says why it cannot be compared."""
+    found: list[Comparison | str] = []
     for setting in settings(lines):
         methods = chosen(lines, setting)
-        if not all(name in methods and methods[name].matched for name in (ours, *theirs)):
+        if missing := [name for name in (ours, *theirs) if name not in methods]:
+            found.append(f"{setting}: not computed yet: {', '.join(missing)}")
+            continue
+        if apart := [name for name in (ours, *theirs) if not methods[name].matched]:
+            found.append(f"{setting}: no strength of matched clean accuracy: {', '.join(apart)}")
             continue
         for name in measures:
             measure = MEASURES[name]
@@ -178,12 +182,11 @@ def difference_interval(first: float, second: float, examples: int) -> tuple[flo
     return first - second - below, first - second + above
 
 
-def _verdict(claim: str, comparisons: Sequence[Comparison], margin: float = 0.0) -> Verdict:
+def _verdict(claim: str, comparisons: Sequence[Comparison | str], margin: float = 0.0) -> Verdict:
     """Judges by the comparisons: in every one above zero with the whole interval, and by `margin` on the mean."""
-    if not comparisons:
-        return Verdict(claim, OPEN, ())
-    above = [one.interval[0] > 0 and one.difference >= margin for one in comparisons]
-    verdict = HOLDS if all(above) else LIMITED if any(above) else FAILS
+    made = [one for one in comparisons if isinstance(one, Comparison)]
+    above = [one.interval[0] > 0 and one.difference >= margin for one in made]
+    verdict = OPEN if not made else HOLDS if all(above) else LIMITED if any(above) else FAILS
     return Verdict(claim, verdict, tuple(map(str, comparisons)))
 
 

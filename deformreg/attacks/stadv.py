@@ -132,6 +132,8 @@ def stadv(
         after, converged = _turn(lbfgs, memory, params, value, gradient)
         again = memory._replace(length=memory.length / 2)
         memory = choose(accepted, after, again)
+        # Optax's L-BFGS computes in float64 where that is enabled; a loop's state keeps its types.
+        memory = jax.tree.map(lambda leaf, before: leaf.astype(before.dtype), memory, search.memory)
         over = (accepted & converged) | (memory.length < SMALLEST) | (search.calls >= num_evaluations)
         moved = memory.point + scaled(memory.direction, memory.length)
         return search._replace(params=moved, memory=memory, done=search.done | over)

@@ -76,7 +76,11 @@ def test_a_method_that_never_matches_is_not_compared():
     cells = [one for one in made() if one["method"] != "input gradient"]
     cells.append(line("input gradient", 5.0, 0.9, 0.6, 0.3))
     assert not verdicts.chosen(cells, "digits")["input gradient"].matched
-    assert verdicts.judge(cells)["C1"].verdict == OPEN
+    found = verdicts.judge(cells)["C1"]
+    assert found.verdict == OPEN
+    assert found.reasons == ("digits: no strength of matched clean accuracy: input gradient",)
+    without = [one for one in made() if one["method"] != "deformation"]
+    assert verdicts.judge(without)["C3"].reasons == ("digits: not computed yet: deformation",)
     assert "input gradient (not matched)" in page.matched(cells)
 
 
@@ -193,11 +197,13 @@ def test_a_line_of_another_config_does_not_count():
     changed = json.loads(json.dumps(ours))
     changed["config"]["epochs"] += 1
     assert lines.of_cell([changed], one) is None
+    assert lines.current([ours, changed | {"name": "of another grid"}], grid.cells()) == [ours]
     changed["config"] = {"nothing": 1}
     assert lines.of_cell([changed], one) is None
 
 
-def test_the_page_is_written_from_the_lines(tmp_path, capsys):
+def test_the_page_is_written_from_the_lines(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(lines, "current", lambda found, cells: found)
     for one in made() + made(setting="mnist", seed=0):
         lines.append(tmp_path / "claims.jsonl", one)
     (tmp_path / "results.md").write_text(

@@ -5,18 +5,21 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import flax.linen as nn
 import jax
 import numpy as np
+import optax
 import pytest
 
-from train import checkpoints, data, files, options, pictures, reports, restored, runs, task
+from train import checkpoints, data, exports, files, options, pictures, reports, restored, runs, task
 from train.commands import certify, evaluate, main
-from train.config import Config, Data, Evaluation
-from train.errors import RunError
+from train.config import Config, Data, Evaluation, Model
+from train.errors import ConfigError, RunError
+from train.optimizers import Given
 
 
 class Plain(nn.Module):
@@ -39,7 +42,10 @@ def no_attack(monkeypatch):
     monkeypatch.setattr(evaluate, "evaluate_run", None)
 
 
-def write_run(folder, *, size=8, names=("a", "b"), seed=0, unreadable=0, accuracies=(0.5,), examples=0, select="last"):
+def write_run(
+    folder, *, size=8, names=("a", "b"), seed=0, unreadable=0, accuracies=(0.5,), examples=0, select="last",
+    optimizer=None,
+):  # fmt: skip
     """A run that nobody trained, on four random test images beside it, with a checkpoint for every accuracy."""
     rng = np.random.default_rng(seed)
     images, labels = rng.integers(0, 256, (4, size, size), np.uint8), np.arange(4) % len(names)
@@ -53,9 +59,11 @@ def write_run(folder, *, size=8, names=("a", "b"), seed=0, unreadable=0, accurac
         data=Data(name=str(path), max_unreadable=unreadable), select=select,
         evaluation=Evaluation(steps=2, batch_size=8, examples=examples),
     )  # fmt: skip
+    if optimizer is not None:
+        config = replace(config, optimizer=Given(optimizer.__name__))
     run = runs.Run(folder)
     runs.create(run, config, 1500)
-    shapes = task.build(config, data.load(str(path))).shapes
+    shapes = task.build(config, data.load(str(path)), optimizer=optimizer).shapes
     with checkpoints.open_writer(run, config) as writer:
         for step, accuracy in enumerate(accuracies, 1):
             state = jax.tree.map(lambda leaf: np.asarray(rng.random(leaf.shape), leaf.dtype), shapes)
@@ -110,6 +118,32 @@ def test_network_and_test_images_may_be_values_of_ones_own(tmp_path):
     test = data.load(str(tmp_path / "run.npz"), split="test")
     given, known = restored.open_run(folder, model=Plain(2), test=test), restored.open_run(folder)
     np.testing.assert_array_equal(given.logits_fn(given.images), known.logits_fn(known.images))
+
+
+def test_a_run_with_an_optimizer_of_ones_own_is_opened_with_it(tmp_path):
+    folder = write_run(tmp_path / "run", optimizer=optax.lion)
+    with pytest.raises(ConfigError, match="optimizer 'lion' of this run comes from a script"):
+        restored.open_run(folder)
+    assert restored.open_run(folder, optimizer=optax.lion).step == 1
+
+
+def test_a_network_that_no_run_names_is_refused(capsys, tmp_path, no_attack):
+    """Else a run of a network of this program would be evaluated as if the option had an effect."""
+    first, source, name = write_run(tmp_path / "first"), tmp_path / "source", "flax.linen:Dense"
+    for command in ("evaluate", "certify", "export"):
+        error = refused(capsys, command, first, "--model.name", name)
+        assert error.endswith(f"--model.name {name}: no run names this network")
+    runs.create(runs.Run(source), Config(model=Model(name=name)), 1500)
+    assert restored.load_networks([name], [first, source]) == {name: nn.Dense}
+
+
+def test_a_model_card_states_scores_of_its_own_checkpoint_alone(tmp_path):
+    folder = write_run(tmp_path / "run")
+    opened = restored.open_network(folder)
+    for step, said in ((1, "90.0% clean, 50.0% under"), (2, "Not evaluated")):
+        row = {"step": step, "clean_accuracy": 0.9, "robust_accuracy": 0.5, "radius_pixels": 1.0, "suite": "fast"}
+        files.write_json(folder / "evaluation.json", row)
+        assert said in exports.model_card(opened)
 
 
 def test_the_next_best_checkpoint_takes_the_place_of_a_damaged_best(capsys, tmp_path):

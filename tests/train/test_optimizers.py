@@ -100,5 +100,6 @@ def test_any_optax_transformation_trains_from_python(tmp_path):
     assert load_config(Run(tmp_path / "run").folder).optimizer == Given("lion", config.optimizer.learning_rate)
     with pytest.raises(ConfigError, match=r"optimizer 'lion' of this run comes from a script: .* optimizer="):
         open_run(tmp_path / "run")
+    assert open_run(tmp_path / "run", optimizer=optax.lion).step == int(state.step)
     again = fit(replace(config, epochs=2), tmp_path / "run", optimizer=optax.lion, resume=True)
     assert int(again.step) == 2 * int(state.step)

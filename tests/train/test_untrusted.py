@@ -1,10 +1,11 @@
-"""Configs from strangers: they run no code and are refused in one line."""
+"""Run folders from strangers: they run no code, are refused in one line, and lead to no writing outside of them."""
 
 from __future__ import annotations
 
 import pytest
 
 from train import runs
+from train.commands import main
 from train.config import Config
 from train.errors import ConfigError
 from train.options import from_json, to_json
@@ -47,3 +48,15 @@ def test_config_files_of_any_bytes_are_named(tmp_path):
         with pytest.raises(ConfigError, match=r"config\.json"):
             runs.load_config(tmp_path)
     assert from_json(to_json(Config())) == Config()
+
+
+def test_an_export_follows_no_link_of_a_run_folder(tmp_path, capsys):
+    run, outside = runs.Run(tmp_path / "run"), tmp_path / "outside"
+    runs.create(run, Config(), 1500)
+    outside.mkdir()
+    (run.folder / "export").symlink_to(outside)
+    assert main(["export", str(run.folder)]) == 2
+    error = capsys.readouterr().err
+    assert f"{run.folder / 'export'} is a link: --output names the folder to write into" in error
+    assert error.count("\n") == 1
+    assert not list(outside.iterdir())

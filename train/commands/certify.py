@@ -8,12 +8,12 @@ from typing import Annotated
 
 import tyro
 
-from train import files, own, reports, runs
+from train import files, reports, runs
 from train.certification import Smoothing, certify_run, check, partial_of
 from train.errors import ConfigError
 from train.options import validate
 from train.ranges import CountOrNone
-from train.restored import network_of, open_run
+from train.restored import load_networks, network_of, open_run
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def run(arguments: list[str]) -> int:
     options = parse(arguments)
     folder, name = options.output or options.run, runs.short_names([options.run])[0]
     reports.check_writable([folder], options.json)
-    model = network_of(options.run, own.load(options.networks))
+    model = network_of(options.run, load_networks(options.networks, [options.run]))
     trained = open_run(options.run, data_dir=options.data_dir, examples=options.examples, model=model)
     still_same = reports.guard(folder, trained)
     kept = partial_of(folder, trained, options.smoothing, still_same)

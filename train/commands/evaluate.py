@@ -9,12 +9,12 @@ from typing import Annotated
 
 import tyro
 
-from train import files, own, reports, runs
+from train import files, reports, runs
 from train.errors import ConfigError
 from train.evaluation import Protocol, SuiteName, evaluate_run, partial_of
 from train.options import validate
 from train.ranges import CountOrNone, Positive, Seed
-from train.restored import open_runs, open_sources
+from train.restored import load_networks, open_runs, open_sources
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def run(arguments: list[str]) -> int:
 
 def compare(options: Evaluate) -> None:
     """Evaluates runs, writes their reports and, of several, the comparison, and prints the tables."""
-    networks = own.load(options.networks)
+    networks = load_networks(options.networks, [*options.runs, *options.transfer_from])
     trained = open_runs(options.runs, data_dir=options.data_dir, examples=options.examples, networks=networks)
     radius = trained[0].config.evaluation.radius if options.radius is None else options.radius
     sources = open_sources(options.transfer_from, trained[0], data_dir=options.data_dir, networks=networks)

@@ -8,9 +8,9 @@ from typing import Annotated
 
 import tyro
 
-from train import exports, own, reports
-from train.errors import ConfigError
-from train.restored import network_of, open_network
+from train import exports, reports
+from train.errors import ConfigError, RunError
+from train.restored import load_networks, network_of, open_network
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,9 @@ def run(arguments: list[str]) -> int:
         raise ConfigError("export needs a run folder, for example runs/digits-standard")
     options = tyro.cli(Export, prog="python -m train export", args=arguments)
     folder = options.output or options.run / "export"
-    model = network_of(options.run, own.load(options.networks))
+    if options.output is None and folder.is_symlink():  # a stranger's run may hold it
+        raise RunError(f"{folder} is a link: --output names the folder to write into")
+    model = network_of(options.run, load_networks(options.networks, [options.run]))
     opened = open_network(options.run, data_dir=options.data_dir, model=model)
     reports.check_writable([folder], None)
     exports.write(folder, opened, reports.guard(folder, opened))

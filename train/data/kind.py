@@ -107,6 +107,11 @@ def stored_split(where: Path, split: str, names: Collection[str]) -> str | None:
     return found[0] if found else None
 
 
+def stored_name(name: str) -> str:
+    """One name for all that sets call a split: ``validation`` for ``val``."""
+    return next((split for split, names in SPLIT_NAMES.items() if name in names), name)
+
+
 @functools.cache
 def say_once(message: str) -> None:
     """Prints a line on standard error, the first time only: every split of a set would say it again."""

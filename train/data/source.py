@@ -14,7 +14,7 @@ import numpy as np
 from train.data import embedded, folder, npz, prepared
 from train.data.decoded import read_copy, remove_leftovers, write_copy
 from train.data.decoding import decode_batch, decode_split, quiet_decoding
-from train.data.kind import Arrays, InMemory, Kind, Read, Records, Request, Shape, user_path
+from train.data.kind import Arrays, InMemory, Kind, Read, Records, Request, Shape, stored_name, user_path
 from train.data.order import permutation
 from train.data.parts import Part, parse
 from train.data.unreadable import Unreadable, check_labelled, tolerant, with_substitutes
@@ -141,7 +141,7 @@ def load(
     cut = bool(holdout) and split in ("train", "validation")
     place = None if data_dir is None else user_path(data_dir)
     part = parse(train_split if cut or split == "train" else split)
-    request = Request(name, part.name, place, image_size, memory_limit, write)
+    request = Request(name, stored_name(part.name), place, image_size, memory_limit, write)
     source = _open(request, Unreadable(max_unreadable))
     source = _part(replace(source, whole=len(source)), part)
     if cut:

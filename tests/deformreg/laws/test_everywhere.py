@@ -193,8 +193,7 @@ def merged(results):
 WHOLE = (eager, automatic, explicit, double)
 GROUPED = (scan_of_checkpoint, vmap, pmap, shard_map, shard_map_unchecked)
 # `jax.random.rademacher` draws other signs in double precision.
-# stAdv fails there with float32 images: an open fault.
-OTHER_DRAWS = {("square", double), ("spsa", double), ("stadv", double)}
+OTHER_DRAWS = {("square", double), ("spsa", double)}
 FAST = {("warps", "explicit"), ("penalties", "shard_map")}
 TRACED_FAST = ("warps", "penalties", "starts", "votes", "pgd", "square")
 

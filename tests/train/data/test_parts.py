@@ -96,5 +96,10 @@ def test_no_image_is_trained_on_and_evaluated(tmp_path, option):
     with pytest.raises(ConfigError, match=r"share 4 images.*--data.train-split train\[:90%\]"):
         prepare(config_of(name, **{option: "train[80%:]"}))
     prepare(config_of(name, train_split="train[:80%]", **{option: "train[80%:]"}))
+    for trained in ("val", "validation[:2]"):
+        with pytest.raises(ConfigError, match=r"--data\.validation-split validation and --data\.train-split"):
+            prepare(replace(config_of(name, train_split=trained), batch_size=1))
+    with pytest.raises(NoSplit):  # nothing else is left to evaluate on
+        prepare(replace(config_of(name, train_split="val", holdout=0.4), batch_size=1), evaluated=True)
     with pytest.raises(ConfigError, match="both choose the validation images"):
         prepare(config_of(name, holdout=0.2, validation_split="val"))
