@@ -359,7 +359,7 @@ def folds(flow: Float[Array, "n *space axes"]) -> Int[Array, " n"]:
             low, high = (at[*corner[:axis], end, *corner[axis + 1 :]] for end in (0, 1))
             return high - low
 
-        return [[along(axis)[..., other] + (axis == other) for other in axes] for axis in axes]
+        return [[along(axis)[..., other] + float(axis == other) for other in axes] for axis in axes]
 
     folded = [_determinant(jacobian(corner)) <= 0 for corner in corners]
     return jnp.any(jnp.stack(folded), axis=0).reshape(flow.shape[0], -1).sum(axis=1, dtype=jnp.int32)

@@ -3,7 +3,6 @@
 import runpy
 from pathlib import Path
 
-import jax.numpy as jnp
 import pytest
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -46,19 +45,3 @@ def test_a_method_of_ones_own_trains_a_run(capsys, monkeypatch, tmp_path):
     assert "rigid-gradient: 4.5 forward passes a step" in capsys.readouterr().out
     assert found["evaluation"].clean_accuracy > 0.9
     assert 0 < found["evaluation"].robust_accuracy < found["evaluation"].clean_accuracy
-
-
-def test_the_readme_example_runs(capsys):
-    """Its model, parameters and data are the reader's; here a linear model on a bright and a dark half."""
-    text = (EXAMPLES.parent / "README.md").read_text(encoding="utf-8")
-    code = text.split("```python\n")[1].split("```")[0]
-    images = jnp.stack([jnp.zeros((6, 6, 1)).at[:, side : side + 3].set(1.0) for side in (0, 3)] * 4)
-    names = {
-        "model": lambda params, images: images.reshape(len(images), -1) @ params,
-        "params": jnp.zeros((36, 2)).at[:, 0].set(jnp.tile(jnp.repeat(jnp.array([1.0, -1.0]), 3), 6)),
-        "images": images,
-        "labels": jnp.array([0, 1] * 4),
-    }
-    exec(code.replace("suites.standard", "suites.quick"), names)
-    assert names["gradients"].shape == (36, 2)
-    assert capsys.readouterr().out.startswith("1.0 1.0")

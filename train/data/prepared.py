@@ -26,6 +26,7 @@ from train.data.kind import (
     user_path,
 )
 from train.data.metadata import check_metadata, check_shards
+from train.data.unreadable import check_labelled
 from train.errors import DataError, one_line
 
 _NAME = re.compile(r"(?P<name>\w+)(/(?P<config>[\w.-]+))?(:(?P<version>\d+\.\d+\.\d+))?")
@@ -77,6 +78,7 @@ def open_folder(request: Request, folder: Path, remedy: str) -> Records:
     split = _Split(
         f"{folder}, split {request.split}", remedy, size, examples, (height, width, channels or 3), request.image_size
     )
+    split.check_labelled()
     files = [*sorted(folder.glob(f"*-{stored}.*")), folder / "dataset_info.json"]
     key = fingerprint([channels or 3, *((file.name, *facts(file.stat())) for file in files)])
     return Records(
@@ -118,6 +120,14 @@ class _Split:
                 f"{self.where}: records {indices[0]}..{indices[-1]} cannot be read ({one_line(error)}); "
                 f"copy or prepare the set again"
             ) from error
+
+    def check_labelled(self) -> None:
+        """Raises `NoSplit` if the first examples have no labels, as in ImageNet's test split."""
+        try:
+            records = self.read(np.arange(min(self.size, 8)))
+        except DataError:
+            return  # decoding names and counts it
+        check_labelled(np.array([record["label"] for record in records]), self.where)
 
     def probe(self, max_unreadable: int) -> Shape:
         """The shape of decoded images, of the first readable one where the set does not state it."""

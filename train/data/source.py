@@ -221,7 +221,6 @@ def _from_records(records: Records, request: Request, unreadable: Unreadable) ->
                 unreadable.add_wrong_labels(labels, indices, len(class_names), name)
                 return images, labels
 
-            check_labelled(decode(np.arange(1))[1], name)
             return Source(name, size, shape, class_names, read, unreadable.mask, in_memory=False, files=records.files)
         with quiet_decoding():
             arrays = decode_split(decode, size, shape, name)

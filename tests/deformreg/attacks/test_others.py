@@ -51,7 +51,7 @@ def test_random_fields_lie_on_the_boundary_and_keep_the_worst():
 
 
 def test_square_windows_shrink_as_published():
-    sides = window_sides(10_000, 32, 32, 0.8)
+    sides = window_sides(10_000, (32, 32), 0.8)
     shares = {
         0: 0.8,
         11: 0.4,
@@ -64,7 +64,7 @@ def test_square_windows_shrink_as_published():
         8001: 0.8 / 512,
     }
     assert {at: int(sides[at]) for at in shares} == {at: max(round((p * 1024) ** 0.5), 1) for at, p in shares.items()}
-    assert (window_sides(100, 2, 5, 1.0) <= 2).all()
+    assert (window_sides(100, (2, 5), 1.0) <= 2).all()
 
 
 @pytest.mark.slow

@@ -526,7 +526,7 @@ def test_arguments_are_checked_by_name():
     with pytest.raises(TypeError, match="images must be floating point"):
         evaluate(LOGITS, np.zeros((2, 4, 4, 1), int), labels[:2], [any_iterate()], key=KEY)
     with pytest.raises(ValueError, match=r"images must have shape \[n, h, w, c\]"):
-        evaluate(LOGITS, images[0], labels, [any_iterate()], key=KEY)
+        evaluate(LOGITS, images[0, :, :, 0], labels, [any_iterate()], key=KEY)
     with pytest.raises(TypeError, match="images must be an array, got None"):
         evaluate(LOGITS, None, labels, [any_iterate()], key=KEY)
 

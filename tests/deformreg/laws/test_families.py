@@ -183,4 +183,8 @@ def test_fields_say_where_apply_reads(family):
     field = family.field(params, IMAGES)
     assert field.shape == (*SHAPE[:3], 2)
     moved = family.apply(params, IMAGES)
-    assert any(np.allclose(warp(IMAGES, field, boundary=b), moved, atol=1e-6) for b in ("zeros", "edge", "reflect"))
+    assert any(
+        np.allclose(warp(IMAGES, field, boundary=boundary, order=order), moved, atol=1e-6)
+        for boundary in ("zeros", "edge", "reflect")
+        for order in (1, 3)
+    )
