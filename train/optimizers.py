@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, get_args
 
 import optax
 import optax.contrib
-from jax.tree_util import KeyPath, keystr, tree_map_with_path
+from jax.tree_util import keystr, tree_map_with_path
 
 from train.errors import ConfigError
 from train.ranges import HIDDEN, Fraction, NonNegative, Positive
@@ -131,12 +131,12 @@ class Muon(_Optimizer):
         )
 
 
-def _is_kernel(path: KeyPath) -> bool:
+def _is_kernel(path: tuple[Any, ...]) -> bool:
     """Whether a parameter is a layer's kernel, by its name."""
     return keystr(path[-1:], simple=True) == "kernel"
 
 
-def _as_matrix(path: KeyPath, leaf: Any) -> optax.contrib.MuonDimensionNumbers | None:
+def _as_matrix(path: tuple[Any, ...], leaf: Any) -> optax.contrib.MuonDimensionNumbers | None:
     """A kernel as a matrix from all its inputs, with height and width, to its outputs; None for other parameters.
 
     None also for kernels of depthwise convolutions, which have three axes here and one input channel in Flax, and for

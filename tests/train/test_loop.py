@@ -101,8 +101,7 @@ def test_a_sets_own_validation_split_is_used(tmp_path):
         prepare(save("train.npz", train=(40, 8)))
     untested = save("untested.npz", train=(40, 8), validation=(8, 8))
     prepare(untested)
-    with pytest.raises(DataError, match="no split 'test'"):
-        prepare(untested, evaluated=True)
+    assert len(prepare(untested, evaluated=True).splits.validation) == 8  # which is evaluated as well
     unlike = save("unlike.npz", train=(40, 8), test=(8, 9))
     with pytest.raises(ConfigError, match=r"images of shape \(9, 9, 1\), .* of \(8, 8, 1\): make them alike"):
         prepare(unlike)
