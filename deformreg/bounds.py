@@ -208,7 +208,7 @@ def largest_curvature(
     """The eigenvalue of largest size of each example's Hessian with respect to a family's parameters.
 
     The family is taken to first order, so this is the network's curvature along its tangent: ``dT^T H dT``. Together
-    with the gradient it bounds the increase in an l2 ball to second order: ``radius |g| + radius^2 eigenvalue / 2``.
+    with the gradient it bounds the increase in an l2 ball to second order: ``radius |g| + radius^2 |eigenvalue| / 2``.
 
     Args:
         loss_fn: ``images -> losses[n]``, unreduced and twice differentiable; examples must not interact.
@@ -218,7 +218,8 @@ def largest_curvature(
         key: a JAX random key, for the start.
 
     Returns:
-        The eigenvalues, with their sign, in loss per squared unit of the parameters.
+        The eigenvalues, with their sign, in loss per squared unit of the parameters. Where a positive and a negative
+        eigenvalue are nearly as large, the sign is of the one that has more weight in the last step's direction.
 
     Raises:
         TypeError, ValueError: as `deformreg.gradient_penalty`; a `num_steps` below 1.
@@ -252,7 +253,9 @@ def largest_curvature(
 
     start = aligned(draw_leaves(draw, _checks.key(key), zeros), images)
     direction = jax.lax.fori_loop(0, num_steps, step, _normalized(start))
-    return _inner(direction, product(direction))
+    # Not the Rayleigh quotient: eigenvalues of both signs would cancel in it.
+    curved = product(direction)
+    return jnp.copysign(jnp.sqrt(squared_norm(curved)), _inner(direction, curved))
 
 
 def _inner(params: Params, others: Params) -> Array:

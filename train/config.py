@@ -122,7 +122,7 @@ class Config:
     evaluation: Annotated[Evaluation, FREE] = field(default_factory=Evaluation)
     init: str | None = None
     """Start from the weights of a run folder, or of a .safetensors file in this program's or PyTorch's layout.
-    A head for other classes is left out, and what does not fit is listed."""
+    A head for another number of classes is left out, and what does not fit is listed."""
     epochs: Annotated[int, Interval(ge=1, le=10**6)] = 10
     """Passes over the training images."""
     batch_size: Annotated[int, Interval(ge=1, le=10**6)] = 128

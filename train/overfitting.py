@@ -76,7 +76,8 @@ def detector(
         if accuracy < _FALL * best and processes.is_lead():
             print(
                 f"catastrophic overfitting: the accuracy under an attack of more steps fell from {best:.1%} to "
-                f"{accuracy:.1%}. Train with --method n-fgsm, with more --method.steps, or with a smaller radius",
+                f"{accuracy:.1%}. Train with --method n-fgsm or elle, with --method deformation or adversarial "
+                "(7 steps), or with a smaller --method.radius",
                 file=sys.stderr,
             )
         return {"attacked_accuracy": accuracy}

@@ -12,7 +12,10 @@ from jaxtyping import Array
 from deformreg import _checks
 from deformreg._arrays import entries
 
-SLACK = 1e-6  # relative: 0.7 of ten pixels are seven, although the product is above 7 in binary
+SLACK = (
+    2e-7  # a share of the count, for rounding: 0.7 of ten pixels are seven, although the product is above 7 in binary
+)
+MOST_SLACK = 0.4  # items: half of an odd number rounds up
 
 
 def share(name: str, value: Any) -> float:
@@ -25,7 +28,10 @@ def share(name: str, value: Any) -> float:
 
 def needed(least: float, counted: Array | int) -> Array:
     """How many of `counted` must be right."""
-    return jnp.ceil(least * (1 - SLACK) * jnp.asarray(counted, jnp.float32)).astype(jnp.int32)
+    if least == 1:
+        return jnp.asarray(counted, jnp.int32)
+    items = jnp.asarray(counted, jnp.float32)
+    return jnp.ceil(least * items - jnp.minimum(SLACK * items, MOST_SLACK)).astype(jnp.int32)
 
 
 def needed_margin(least: float, certainty: Array, counted: Array) -> Array:

@@ -90,6 +90,18 @@ def test_the_curvature_is_the_largest_eigenvalue_of_the_hessian(family):
         np.testing.assert_allclose(found[index], eigenvalues[np.abs(eigenvalues).argmax()], rtol=1e-3)
 
 
+@pytest.mark.parametrize("eigenvalues", [(3.0, -2.9), (2.9, -3.0), (3.0, -3.0)])
+def test_curvatures_of_both_signs_do_not_cancel(eigenvalues):
+    scales = jnp.array(eigenvalues).reshape(1, 1, 2, 1)
+
+    def saddle(images):
+        return jnp.sum(scales * images**2, axis=(1, 2, 3)) / 2
+
+    found = bounds.largest_curvature(saddle, jnp.zeros((3, 1, 2, 1)), additive(), key=KEY)
+    assert (jnp.abs(found) >= 2.9).all()
+    assert (jnp.abs(found) <= 3.0001).all()
+
+
 def test_a_linear_loss_has_no_curvature():
     np.testing.assert_array_equal(bounds.largest_curvature(linear, IMAGES, num_steps=2, key=KEY), np.zeros(3))
 

@@ -110,3 +110,10 @@ ATTACKS = {
 def test_what_is_wrong_with_an_attack_is_found(law):
     with pytest.raises(AssertionError, match=law):
         check_attack(ATTACKS[law], LOGITS, IMAGES, LABELS, key=KEY)
+
+
+def test_examples_that_interact_are_found_in_images_one_pixel_high():
+    law = "an example's result must not depend"
+    flat = IMAGES.reshape(4, 1, 12, 1)
+    with pytest.raises(AssertionError, match=law):
+        check_attack(ATTACKS[law], LOGITS, flat, LABELS, key=KEY)

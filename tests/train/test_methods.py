@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,13 +15,14 @@ from settings import METHODS, TINY, batches, compiled, network
 import deformreg
 from train.config import Model
 from train.methods import METHODS as KINDS
-from train.methods import Forward
-from train.methods.adversarial import Deformation
+from train.methods import Forward, Inputs
+from train.methods.adversarial import Adversarial, Deformation
 from train.methods.cure import Cure
 from train.methods.elle import Elle
 from train.methods.fast import Fast, NFgsm
 from train.methods.given import Given
-from train.methods.gradient import FlowGradient, InputGradient
+from train.methods.gradient import FlowGradient, FlowGradientDeformation, InputGradient
+from train.methods.inputs import in_turn
 from train.methods.llr import Llr
 from train.methods.mart import Mart, boosted_loss
 from train.methods.penalties import FiniteDifference, ForwardOverReverse
@@ -75,6 +77,58 @@ def test_every_kind_makes_a_method_of_its_name():
 )
 def test_the_cost_of_a_step_in_passes(method, passes):
     assert method.make().passes == passes
+
+
+ONE_STEP = [
+    Adversarial(steps=1),
+    Deformation(steps=1),
+    FlowGradientDeformation(steps=1),
+    Trades(steps=1),
+    Mart(steps=1),
+    Elle(steps=1),
+]
+
+
+@pytest.mark.parametrize("method", ONE_STEP, ids=lambda method: method.name)
+def test_training_with_one_step_is_watched_under_more(method):
+    assert method.make().watch.passes == 20
+    assert replace(method, steps=2).make().watch is None
+
+
+def test_inputs_in_turn_draw_from_other_keys():
+    """Than each other, and than the network (1), ELLE (2) and mixing (3)."""
+    drawn = []
+
+    def record(forward, images, keys):
+        drawn.append(keys)
+        return images
+
+    keys = jax.random.split(jax.random.key(0), 3)
+    in_turn(Inputs(record), Inputs(record)).make(None, jnp.zeros((3, 4, 4, 1)), keys)
+    drawn += [jax.vmap(jax.random.fold_in, (0, None))(keys, number) for number in (1, 2, 3)]
+    data = np.concatenate([jax.random.key_data(each) for each in drawn])
+    assert len(np.unique(data, axis=0)) == len(data) == 15
+
+
+class Bare(nn.Module):
+    """Four features of an image as its logits."""
+
+    @nn.compact
+    def __call__(self, images, *, train):
+        return images[:, 0, :4, 0]
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_the_weights_of_classes_weight_the_boosted_loss(soft):
+    images, labels = jax.random.uniform(jax.random.key(0), (4, 4, 4, 1)), jnp.array([0, 1, 2, 3])
+    weights, keys = jnp.array([1.0, 2.0, 3.0, 0.0]), jax.random.split(jax.random.key(1), 4)
+    labels = jax.nn.one_hot(labels, 4) if soft else labels
+    penalty = Mart(steps=1, radius=1e-6, family="pixels").make().penalty
+    plain, weighted = (
+        penalty.terms(Forward(Bare(), {}, {}, labels, keys, weights=each), images, keys).losses
+        for each in (None, weights)
+    )
+    np.testing.assert_allclose(weighted, plain * weights, rtol=1e-4)
 
 
 @pytest.mark.slow
@@ -199,11 +253,20 @@ def test_a_deformation_of_radius_zero_is_standard_training():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["random flows", "trades", "mart", "elle", "llr"])
-def test_methods_train_on_several_devices_in_bfloat16_with_accumulation(name):
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        ("random flows", "bfloat16"),
+        ("trades", "bfloat16"),
+        ("mart", "bfloat16"),
+        ("elle", "float32"),
+        ("llr", "bfloat16"),
+    ],
+)
+def test_methods_train_on_several_devices_with_accumulation(name, dtype):
     from train import parallel
 
-    config = replace(TINY, method=METHODS[name], accumulate=2, model=Model(width=0.25, norm="batch", dtype="bfloat16"))
+    config = replace(TINY, method=METHODS[name], accumulate=2, model=Model(width=0.25, norm="batch", dtype=dtype))
     engine = parallel.make_engine("pmap", devices=2, batch_size=16)
     _, state, step = network(config, parallel.AXIS)
     state, mapped = engine.put_state(state), engine.compile(step)

@@ -15,6 +15,7 @@ from train.config import Config, Model
 from train.errors import ConfigError
 from train.methods import METHODS as KINDS
 from train.methods.adversarial import Adversarial, Deformation
+from train.methods.elle import Elle
 from train.methods.gradient import FlowGradient
 from train.methods.penalties import FiniteDifference
 from train.methods.standard import Standard
@@ -95,6 +96,10 @@ def test_bad_config_files_are_named(change, message):
         (
             {"model": Model(dtype="bfloat16"), "method": FlowGradient(rule=FiniteDifference())},
             "--rule finite-difference needs --model.dtype float32",
+        ),
+        (
+            {"model": Model(dtype="bfloat16"), "method": Elle()},
+            "--method elle needs --model.dtype float32, got bfloat16",
         ),
         ({"accumulate": 3}, "--accumulate must divide --batch-size 16, got 3"),
     ],

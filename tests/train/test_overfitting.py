@@ -41,6 +41,7 @@ def test_a_fall_below_half_of_the_best_is_said(measured, capsys):
     (line,) = capsys.readouterr().err.splitlines()
     assert "catastrophic overfitting" in line
     assert "from 90.0% to" in line
+    assert "--method.steps" not in line  # fast and n-fgsm have none
 
 
 def test_without_a_stronger_attack_nothing_is_measured():

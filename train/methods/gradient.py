@@ -16,6 +16,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 import deformreg
+from train.methods.families import watched
 from train.methods.inputs import attacked, in_turn, noisy
 from train.methods.method import CLEAN, Method, Penalty, ramp
 from train.methods.penalties import SIZES, AnyRule, Exact, gradient_penalty
@@ -104,4 +105,5 @@ class FlowGradientDeformation(_Gradient):
         if self.random_start:
             inputs = in_turn(inputs, noisy(self.random_start))
         weight = ramp(self.weight, self.weight_ramp_steps)
-        return Method(self.name, inputs, self._penalty(deformreg.flow()), weight, self.every)
+        watch = watched("flow", self.radius) if self.steps == 1 else None
+        return Method(self.name, inputs, self._penalty(deformreg.flow()), weight, self.every, watch)

@@ -123,9 +123,10 @@ def worst_of(attack: Attack, statistics: Statistics) -> Inputs:
 
 
 def in_turn(first: Inputs, second: Inputs) -> Inputs:
-    """The images of `second`, made from those of `first`."""
+    """The images of `second`, made from those of `first`, with other random numbers."""
 
     def make(forward: Forward, images: Array, keys: Array) -> Array:
-        return second.make(forward, first.make(forward, images, keys), keys)
+        others = jax.vmap(jax.random.fold_in, (0, None))(keys, 4)  # network, ELLE and mixing draw from 1 to 3
+        return second.make(forward, first.make(forward, images, keys), others)
 
     return Inputs(make, first.passes + second.passes)

@@ -15,7 +15,7 @@ from jax import Array
 
 import deformreg
 from deformreg import cross_entropy
-from train.methods.families import InFamily
+from train.methods.families import InFamily, watched
 from train.methods.inputs import attacked
 from train.methods.method import STANDARD_PASSES, Forward, Method, Penalty, Terms, ramp
 from train.methods.trades import divergence
@@ -50,10 +50,12 @@ class Mart(InFamily):
             _, aux = forward.train(attack.make(forward, images, keys))
             clean = forward.logits(images, self.statistics)
             doubt = 1 - jnp.exp(-cross_entropy(clean, forward.classes))
-            return Terms(boosted_loss(aux.logits, forward.classes), doubt * divergence(clean, aux.logits), aux)
+            losses = forward.weighted(boosted_loss(aux.logits, forward.classes))
+            return Terms(losses, doubt * divergence(clean, aux.logits), aux)
 
         passes = 2 * STANDARD_PASSES + attack.passes
-        return Method(self.name, penalty=Penalty(terms, passes), weight=ramp(self.beta, 0))
+        watch = watched(self.family, self.bound) if self.steps == 1 else None
+        return Method(self.name, penalty=Penalty(terms, passes), weight=ramp(self.beta, 0), watch=watch)
 
 
 def boosted_loss(logits: Array, labels: Array) -> Array:

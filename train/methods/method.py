@@ -89,7 +89,10 @@ class Forward(NamedTuple):
         return self._losses(self.logits(images, statistics))
 
     def _losses(self, logits: Array) -> Array:
-        losses = cross_entropy(logits, self.labels)
+        return self.weighted(cross_entropy(logits, self.labels))
+
+    def weighted(self, losses: Array) -> Array:
+        """The losses of the examples, each times the weight of its class."""
         if self.weights is None:
             return losses
         hot = self.labels if self.labels.ndim == 2 else jax.nn.one_hot(self.labels, len(self.weights))

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import Array
 
 import deformreg
-from train.methods.families import InFamily
+from train.methods.families import InFamily, watched
 from train.methods.inputs import within
 from train.methods.method import STANDARD_PASSES, Forward, Method, Penalty, Terms, ramp
 from train.ranges import HIDDEN, CountOrNone, NonNegative, Positive, Steps
@@ -51,7 +51,8 @@ class Trades(InFamily):
             return Terms(losses, divergence(aux.logits, forward.logits(attacked, self.statistics)), aux)
 
         passes = 2 * STANDARD_PASSES + 2.0 * self.steps
-        return Method(self.name, penalty=Penalty(terms, passes), weight=ramp(self.beta, 0))
+        watch = watched(self.family, self.bound) if self.steps == 1 else None
+        return Method(self.name, penalty=Penalty(terms, passes), weight=ramp(self.beta, 0), watch=watch)
 
 
 def divergence(logits: Array, others: Array) -> Array:

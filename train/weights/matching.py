@@ -42,7 +42,7 @@ def match(network: Mapping[str, Any], stored: Mapping[str, np.ndarray]) -> Match
         stored: arrays by name, in this program's layout or one of PyTorch's.
 
     Returns:
-        What fits. An array of another shape, as that of a head for other classes, is left out.
+        What fits. An array of another shape, as that of a head for another number of classes, is left out.
     """
     is_own = any(name.startswith(OWN) for name in stored)
     paths = sorted(network)

@@ -8,29 +8,40 @@ import numpy as np
 
 from deformreg.evaluation.flags.flag import Flag
 from deformreg.evaluation.outcomes import AttackOutcome
+from deformreg.evaluation.rows import HostArray
 
-TOLERANCE = 0.002  # the share of all examples that AutoAttack allows Square over the gradient attacks
+TOLERANCE = 0.002  # the share of the examples that AutoAttack allows Square over the gradient attacks
 
 
 def gradient_free_beats_gradients(outcomes: Sequence[AttackOutcome]) -> Flag | None:
     """Flags random fields, Square or a grid that broke examples on which every gradient attack failed.
 
-    Raised if those are at least 0.2 % of all examples, and at least two.
+    Raised if those are at least two, and at least 0.2 % of all examples; of an attack that ran on a sample, of as small
+    a share of the examples.
     """
     tried = [outcome for outcome in outcomes if outcome.uses_gradients]
     if not tried:
         return None
     resisted = np.any([outcome.attacked_mask for outcome in tried], axis=0)
     resisted &= ~np.any([outcome.broken_mask for outcome in tried], axis=0)
-    missed = {o.name: o.broken_mask & resisted for o in outcomes if not o.uses_gradients}
-    count = int(np.any([*missed.values(), np.zeros_like(resisted)], axis=0).sum())
-    if count < max(2, TOLERANCE * len(resisted)):
+    free = [outcome for outcome in outcomes if not outcome.uses_gradients]
+    missed = {o.name: o.broken_mask & resisted for o in free}
+    nobody = np.zeros_like(resisted)
+    every = np.any([nobody, *missed.values()], axis=0)
+    attacked = np.any([nobody, *(o.attacked_mask for o in free)], axis=0)
+
+    def many(broken: HostArray, attacked: HostArray) -> bool:
+        share = (attacked & resisted).sum() / max(resisted.sum(), 1)
+        return bool(broken.sum() >= max(2, TOLERANCE * len(resisted) * share))
+
+    # Each attack also by itself: what one breaks of a sample says as much as what another breaks of all examples.
+    if not many(every, attacked) and not any(many(missed[o.name], o.attacked_mask) for o in free):
         return None
     return Flag(
         "gradient_free_beats_gradients",
         "Attacks without gradients broke examples on which every gradient attack failed: the gradients mislead.",
         {
-            "examples_missed": count,
+            "examples_missed": int(every.sum()),
             "examples": len(resisted),
             "by_attack": {name: int(mask.sum()) for name, mask in missed.items() if mask.any()},
         },

@@ -9,6 +9,7 @@ import pytest
 
 from deformreg import losses, warp
 from deformreg.criteria import classification, from_margin, multilabel, regression, segmentation
+from deformreg.criteria.shares import needed
 from deformreg.evaluation import suites
 from deformreg.label_maps import warp_label_maps
 
@@ -111,13 +112,21 @@ def test_segmentation_is_a_share_of_pixels():
 
 @pytest.mark.parametrize("least", [0.1, 0.3, 0.7, 0.9, 1.0])
 def test_a_share_that_is_met_exactly_is_right(least):
-    needed = round(10 * least)
-    for right, broken in ((needed, False), (needed - 1, True)):
+    number = round(10 * least)
+    for right, broken in ((number, False), (number - 1, True)):
         labels = jnp.where(jnp.arange(10) < right, 1, 0)
         logits = jnp.zeros((1, 10)) + 1.0  # positive: yes
         assert bool(multilabel(least).broken(logits, labels[None])[0]) is broken
         pixels = jnp.stack([jnp.zeros((1, 2, 5)), jnp.ones((1, 2, 5))], axis=-1)
         assert bool(segmentation(least).broken(pixels, labels.reshape(1, 2, 5))[0]) is broken
+
+
+@pytest.mark.parametrize(
+    ("least", "counted", "right"),
+    [(1.0, 2_000_001, 2_000_001), (0.5, 4_000_001, 2_000_001), (0.7, 10, 7), (0.9, 1_000_000, 900_000)],
+)
+def test_a_share_of_millions_of_pixels_is_not_rounded_down(least, counted, right):
+    assert int(needed(least, counted)) == int(needed(least, jnp.int32(counted))) == right
 
 
 def test_an_image_without_pixels_that_count_is_right():

@@ -11,6 +11,7 @@ from closed_forms import perceptron
 from deformreg import attacks, balls
 from deformreg.evaluation import evaluate, flags
 from deformreg.evaluation.flags.outcomes import gradient_free_beats_gradients
+from deformreg.evaluation.outcomes import AttackOutcome
 from deformreg.perturbations import additive, flow
 
 KEY = jax.random.key(0)
@@ -180,6 +181,30 @@ def test_examples_that_gradient_attacks_missed_are_counted(missed, raised):
         ["gradient_free_beats_gradients"] if raised else []
     )
     assert gradient_free_beats_gradients([outcomes[0], gradients._replace(broken_mask=some)]) is None
+
+
+# An outcome of `count` examples: the first `attacked` are attacked, the first `broken` broken.
+def outcome_of(name, attacked, broken, *, gradients=False, count=2000):
+    masks = {"attacked_mask": np.arange(count) < attacked, "broken_mask": np.arange(count) < broken}
+    known = dict.fromkeys(AttackOutcome._fields)
+    return AttackOutcome(**known | masks | {"name": name, "uses_gradients": gradients})
+
+
+@pytest.mark.parametrize(
+    ("free", "raised"),
+    [
+        ([("random", 32, 3)], True),
+        ([("random", 32, 1)], False),
+        ([("square", 2000, 3)], False),
+        ([("square", 2000, 4)], True),
+        ([("square", 2000, 0), ("random", 32, 3)], True),
+    ],
+)
+def test_what_attacks_on_a_sample_break_counts_by_the_sample(free, raised):
+    outcomes = [outcome_of("pgd", 2000, 0, gradients=True), *(outcome_of(*entry) for entry in free)]
+    flag = gradient_free_beats_gradients(outcomes)
+    assert (flag is not None) == raised
+    assert flag is None or flag.evidence["examples_missed"] == free[-1][2]
 
 
 def test_a_flag_has_the_name_of_its_check():
