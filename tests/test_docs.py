@@ -31,6 +31,7 @@ def blocks(page):
     return re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "page", [path for path in PAGES if blocks(path) and path.name not in TESTED_APART], ids=lambda path: path.name
 )

@@ -9,7 +9,6 @@ from benchmarks.options import Case
 from train.errors import ConfigError
 
 CASE = Case("small-cnn", batch_size=4, image_size=16, dtype="float32")
-FAST = ("flow-gradient, a quarter of the batch", "deformation, 7 steps")
 
 
 def test_passes_are_the_arithmetic():
@@ -32,9 +31,8 @@ def standard_flops():
     return cost.TrainingStep(cost.METHODS["standard"], CASE).flops()
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in cost.METHODS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", cost.METHODS)
 def test_passes_agree_with_the_compilers_count(name, standard_flops):
     step = cost.TrainingStep(cost.METHODS[name], CASE)
     assert step.flops() / standard_flops == pytest.approx(step.method.passes / 3, rel=0.1)

@@ -264,6 +264,7 @@ def test_model_logits_agree_under_both_implementations(name):
     np.testing.assert_allclose(first, second, rtol=0, atol=1e-4 * float(jnp.abs(second).max()))
 
 
+@pytest.mark.slow
 def test_models_agree_under_both_implementations_to_second_order():
     _, variables, images = initialized("small-cnn")
     images = images.at[:, :5, :5].set(0.0)  # A flat corner ties in the first pooling.

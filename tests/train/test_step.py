@@ -111,6 +111,7 @@ def test_flow_step_descends_loss_plus_weighted_mean_penalty():
     assert float(metrics["penalty"]) > 0
 
 
+@pytest.mark.slow
 def test_every_kth_step_has_k_times_the_weight():
     every = replace(TINY, method=FlowGradient(every=3))
     tripled = replace(TINY, method=FlowGradient(weight=3.0))

@@ -39,6 +39,7 @@ def test_a_healthy_model_raises_none():
     assert evaluate(HEALTHY, IMAGES, labels, SUITE, batch_size=16, key=KEY).flags == ()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "attack",
     [

@@ -48,6 +48,7 @@ def test_a_labels_share_is_that_of_its_image(options):
     assert 0.3 < labels[:, 1].mean() < 0.6  # what leaves the image is cut off
 
 
+@pytest.mark.slow
 def test_mixup_is_the_same_everywhere_and_cutmix_a_rectangle():
     images, _ = mixed(mixup=0.8)
     assert np.all(images == images[:, :1, :1])
