@@ -78,7 +78,10 @@ def network(config: Config, axis_name: str | None = None):
     rate = config.schedule.make(config.optimizer.learning_rate, epochs=1, steps_per_epoch=10)
     optimizer = config.optimizer.make(rate)
     norm = "group" if config.model.norm == "group" else "batch"
-    model = create_model("small-cnn", num_classes=4, width=config.model.width, norm=norm, axis_name=axis_name)
+    model = create_model(
+        "small-cnn", num_classes=4, width=config.model.width, norm=norm, axis_name=axis_name,
+        dtype=np.dtype(config.model.dtype),
+    )  # fmt: skip
     state = init_state(model, optimizer, (8, 8, 1), config.seed)
     step = make_step(
         config.method.make(), model, optimizer, rate=rate, augmentation=config.augmentation,

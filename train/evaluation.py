@@ -157,7 +157,8 @@ def _with_breaks_of(curve: Curve, evaluation: Evaluation, radius: float) -> Eval
 def partial_of(folder: Path, trained: Trained, protocol: Protocol, check: Callable[[], None] = lambda: None) -> Partial:
     """Where an evaluation whose report goes into `folder` keeps what it has found; `check` as in `train.partial`."""
     options = protocol._replace(sources=())._asdict()
-    sources = [[name, partials.digest(logits_fn)] for name, logits_fn in protocol.sources]
+    shape = trained.images.shape[1:]
+    sources = [[name, partials.network_digests(logits_fn, shape)] for name, logits_fn in protocol.sources]
     steps = trained.config.evaluation.steps
     return partials.of(folder, "evaluation", trained, {**options, "sources": sources, "steps": steps}, check)
 

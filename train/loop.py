@@ -103,7 +103,7 @@ def fit(
     state = restored.state if restored else _initial(config, task)
     runs.create(run, config, len(images), contents)
     if processes.is_lead():
-        announce(config, engine, task.splits.validation, restored, changes)
+        announce(config, engine, task, restored, changes)
     log = MetricLog(run, after_step=int(state.step))
     try:
         with checkpoints.open_writer(run, config) as writer:
@@ -162,7 +162,7 @@ def _initial(config: Config, task: Task) -> State:
 def announce(
     config: Config,
     engine: parallel.Engine,
-    validation: Source,
+    task: Task,
     restored: checkpoints.Restored | None,
     changes: list[str],
 ) -> None:
@@ -171,8 +171,9 @@ def announce(
     if jax.process_count() > 1:
         where += f" of {jax.process_count()} processes"
     text = f"training on {where} by {config.parallel}"
-    if config.model.norm != "group" and engine.devices > 1:
+    if jax.tree.leaves(task.network.shapes.batch_stats) and engine.devices > 1:
         text += f", batch statistics {'of each alone' if config.model.norm == 'device-batch' else 'over all of them'}"
+    validation = task.splits.validation
     print(f"{text}\nvalidating on {validation.name}: {len(validation)} images")
     if restored is None:
         return

@@ -12,9 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_args
 
-import jax
 import optax
 import optax.contrib
+from jax.tree_util import keystr, tree_map_with_path
 
 from train.errors import ConfigError
 from train.ranges import HIDDEN, Fraction, NonNegative, Positive
@@ -27,7 +27,7 @@ class _Optimizer:
     clip_norm: NonNegative = 0.0
     """Euclidean norm over all parameters to which a longer gradient is shortened; 0 for no limit."""
     decay_all: bool = True
-    """Weight decay also shrinks biases and the scales of normalization, not only the weights of layers."""
+    """Weight decay also shrinks biases, scales of normalization, tokens and positions, not only the layers' kernels."""
 
     def _clipped(self, *parts: optax.GradientTransformation) -> optax.GradientTransformation:
         """The optimizer of some parts, after clipping."""
@@ -35,8 +35,8 @@ class _Optimizer:
 
     @property
     def _mask(self) -> Callable[[Any], Any] | None:
-        """Which parameters decay: those of two axes or more, the kernels of dense and convolutional layers."""
-        return None if self.decay_all else lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+        """Which parameters decay: None for all of them, or the kernels of layers."""
+        return None if self.decay_all else lambda params: tree_map_with_path(lambda path, _: _is_kernel(path), params)
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,11 @@ class Lamb(_Optimizer):
 
 @dataclass(frozen=True)
 class Muon(_Optimizer):
-    """Orthogonalized momentum for the kernels of dense and convolutional layers, AdamW for the other parameters."""
+    """Orthogonalized momentum for the kernels of dense and convolutional layers, AdamW for the other parameters.
+
+    AdamW also takes the kernels of one input channel: those of depthwise convolutions, which are no matrices, and that
+    of a first convolution on gray images.
+    """
 
     learning_rate: Positive = 1e-2
     """Peak learning rate, of both."""
@@ -113,21 +117,33 @@ class Muon(_Optimizer):
     name: Annotated[Literal["muon"], HIDDEN] = "muon"
 
     def make(self, rate: optax.ScalarOrSchedule) -> optax.GradientTransformation:
+        def shrinkage(step: Any) -> Any:
+            return -self.weight_decay * (rate(step) if callable(rate) else rate)
+
         return self._clipped(
             optax.contrib.muon(
                 rate,
                 beta=self.momentum,
-                weight_decay=self.weight_decay,
-                # AdamW gets what is no kernel: biases and scales.
-                adam_weight_decay=self.weight_decay if self.decay_all else 0.0,
-                muon_weight_dimension_numbers=lambda params: jax.tree.map(_as_matrix, params),
-            )
+                muon_weight_dimension_numbers=lambda params: tree_map_with_path(_as_matrix, params),
+            ),
+            # Muon's own decay has no mask for the parameters of AdamW, some of which are kernels.
+            optax.add_decayed_weights(shrinkage, self._mask),
         )
 
 
-def _as_matrix(leaf: Any) -> optax.contrib.MuonDimensionNumbers | None:
-    """A kernel as a matrix from all its inputs, with height and width, to its outputs; None for other parameters."""
-    if leaf.ndim < 2:
+def _is_kernel(path: tuple[Any, ...]) -> bool:
+    """Whether a parameter is a layer's kernel, by its name."""
+    return keystr(path[-1:], simple=True) == "kernel"
+
+
+def _as_matrix(path: tuple[Any, ...], leaf: Any) -> optax.contrib.MuonDimensionNumbers | None:
+    """A kernel as a matrix from all its inputs, with height and width, to its outputs; None for other parameters.
+
+    None also for kernels of depthwise convolutions, which have three axes here and one input channel in Flax, and for
+    those of Flax's attention, which have an axis of heads.
+    """
+    depthwise = leaf.ndim == 4 and leaf.shape[2] == 1
+    if not _is_kernel(path) or leaf.ndim not in (2, 4) or depthwise:
         return None
     return optax.contrib.MuonDimensionNumbers(tuple(range(leaf.ndim - 1)), leaf.ndim - 1)
 

@@ -1,8 +1,8 @@
 """What an evaluation or a certification has found so far, in a file from which the same command continues.
 
 The file lies in the folder of the report, is replaced whole whenever there is more, and is removed when the report is
-written. Its name and its first line say what it belongs to: the network, the examples, the command's options, and the
-versions and settings that results depend on. Only a file that agrees in all of them is read.
+written. Its name and its first line say what it belongs to: the network with its traced program, the examples, the
+command's options, and the versions and settings that results depend on. Only a file that agrees in all of them is read.
 """
 
 from __future__ import annotations
@@ -23,12 +23,15 @@ from train import environment, files
 from train.environment import Environment
 from train.errors import one_line, say
 from train.options import to_tree
-from train.restored import Trained
+from train.restored import LogitsFn, Trained
 
 T = TypeVar("T")
 
 _LARGEST = 4 << 30
 """Bytes of a file: flows and deformed images of 200 images of 512 pixels take 1 GiB."""
+
+_MALFORMED = (OSError, ValueError, LookupError, TypeError, ArithmeticError, AttributeError, SyntaxError, RecursionError)
+"""What reading raises for content that no command has written, such as counts of 10^30 or types that do not parse."""
 
 _MUST_AGREE = ("python", "packages", "platform", "settings")
 """Entries of the environment that must be the same to continue; another machine is only said."""
@@ -57,17 +60,17 @@ class Partial(NamedTuple):
     def read(self, parse: Callable[[Kept], T]) -> T | None:
         """What an earlier start has kept, parsed; None if there is nothing, or nothing that can be used.
 
-        `parse` may raise `ValueError`, `KeyError` or `TypeError`.
+        `parse` may raise the usual errors for content of another form, and must keep nothing then.
         """
         try:
             content, before = _decode(files.read_bytes(self.path, limit=_LARGEST), self.identity)
-            kept = parse(content)
+            changes = environment.differences(before, environment.describe())
+            kept = parse(content)  # last: it may keep what it reads
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        except _MALFORMED as error:
             say(f"{self.path} cannot be used ({one_line(error)}): starting anew")
             return None
-        changes = environment.differences(before, environment.describe())
         if changes:
             say(
                 "continuing what was begun on another machine (stored, current); the last bits may differ: "
@@ -104,7 +107,7 @@ def of(
     network = {
         "model": to_tree(trained.config)["model"],
         "step": trained.step,
-        "weights": digest(trained.logits_fn),
+        **network_digests(trained.logits_fn, trained.images.shape[1:]),
         "code": _code(),
         "environment": {name: environment.describe()[name] for name in _MUST_AGREE},
     }
@@ -112,6 +115,25 @@ def of(
     identity = json.loads(json.dumps({**network, **examples}))
     name = f"{kind}-{_short(network)}-{_short(examples)}.partial"
     return Partial(folder / name, identity, check)
+
+
+def network_digests(logits_fn: LogitsFn, image_shape: tuple[int, ...]) -> dict[str, str]:
+    """Hashes of a network: of its weights, and of its traced program, since the code of a user's own is not ours.
+
+    Args:
+        logits_fn: the network, a `jax.tree_util.Partial` with its weights.
+        image_shape: of one image.
+    """
+    leaves, structure = jax.tree.flatten(logits_fn)
+
+    def program(leaves: list[jax.Array], images: jax.Array) -> jax.Array:
+        logits: jax.Array = jax.tree.unflatten(structure, leaves)(images)
+        return logits
+
+    # Weights are arguments, so that the text has only their shapes. A jaxpr would have addresses of functions in it.
+    images = jax.ShapeDtypeStruct((1, *image_shape), np.float32)
+    text = jax.jit(program).lower([jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves], images).as_text()
+    return {"weights": digest(leaves), "program": hashlib.sha256(text.encode()).hexdigest()}
 
 
 def digest(tree: Any) -> str:

@@ -21,7 +21,8 @@ def fake_run(logits_fn, images, labels, *, batch_size=32):
     """A run that nobody trained."""
     return SimpleNamespace(
         images=images, labels=labels, logits_fn=jax.tree_util.Partial(logits_fn), class_names=tuple("abcde"), step=1,
-        train_seconds=1.0, config=Config(evaluation=Evaluation(radius=0.5, steps=4, batch_size=batch_size)),
+        source="images", train_seconds=1.0,
+        config=Config(evaluation=Evaluation(radius=0.5, steps=4, batch_size=batch_size)),
     )  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from train.methods import Inputs, Penalty, Terms
 from train.methods.gradient import FlowGradient
 from train.optimizers import Sgd
 from train.restored import open_run
-from train.task import prepare
+from train.task import Task, build, prepare
 
 
 @pytest.fixture(scope="module")
@@ -101,8 +101,7 @@ def test_a_sets_own_validation_split_is_used(tmp_path):
         prepare(save("train.npz", train=(40, 8)))
     untested = save("untested.npz", train=(40, 8), validation=(8, 8))
     prepare(untested)
-    with pytest.raises(DataError, match="no split 'test'"):
-        prepare(untested, evaluated=True)
+    assert len(prepare(untested, evaluated=True).splits.validation) == 8  # which is evaluated as well
     unlike = save("unlike.npz", train=(40, 8), test=(8, 9))
     with pytest.raises(ConfigError, match=r"images of shape \(9, 9, 1\), .* of \(8, 8, 1\): make them alike"):
         prepare(unlike)
@@ -119,18 +118,20 @@ def test_non_finite_loss_names_the_step_and_keeps_checkpoints(tmp_path, data_dir
 
 
 @pytest.mark.parametrize(
-    ("kind", "norm", "expected"),
+    ("kind", "model", "expected"),
     [
-        ("pmap", "batch", "by pmap, batch statistics over all of them"),
-        ("pmap", "device-batch", "by pmap, batch statistics of each alone"),
-        ("jit", "batch", "by jit, batch statistics over all of them"),
-        ("jit", "group", "by jit"),
+        ("pmap", Model(norm="batch"), "by pmap, batch statistics over all of them"),
+        ("pmap", Model(norm="device-batch"), "by pmap, batch statistics of each alone"),
+        ("jit", Model(norm="batch"), "by jit, batch statistics over all of them"),
+        ("jit", Model(norm="group"), "by jit"),
+        ("jit", Model(name="vit-ti-4"), "by jit"),  # layer norm
     ],
 )
-def test_the_first_lines_say_what_batch_norm_sees_and_what_validates(capsys, data_dir, kind, norm, expected):
-    config = replace(TINY, model=Model(norm=norm), parallel=kind)
+def test_the_first_lines_say_what_batch_norm_sees_and_what_validates(capsys, data_dir, kind, model, expected):
+    config = replace(TINY, model=model, parallel=kind)
     validation = load("digits", split="test", data_dir=data_dir)
-    loop.announce(config, parallel.make_engine(kind, batch_size=16), validation, None, [])
+    task = Task(Splits(validation, validation), build(config, validation), Method("none"), lambda *_: None, 1)
+    loop.announce(config, parallel.make_engine(kind, batch_size=16), task, None, [])
     lines = capsys.readouterr().out.splitlines()
     assert lines == [f"training on 8 cpu devices {expected}", "validating on digits, split test: 297 images"]
 

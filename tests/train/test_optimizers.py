@@ -14,15 +14,29 @@ from settings import TINY, batches, network
 from train.config import Data, Model
 from train.errors import ConfigError
 from train.loop import fit
-from train.optimizers import OPTIMIZERS, AdamW, Given, Sgd
+from train.optimizers import OPTIMIZERS, AdamW, Given, Muon, Sgd
 from train.restored import open_run
 from train.runs import Run, load_config
 from train.state import averaged, init_state
 from train.step import make_step
 
-PARAMS = {"bias": np.ones(3, np.float32), "kernel": np.full((4, 3), 2, np.float32), "conv": np.ones((2, 2, 4, 3), "f")}
+PARAMS = {
+    "dense": {"bias": np.ones(3, np.float32), "kernel": np.full((4, 3), 2, np.float32)},
+    "conv": {"kernel": np.ones((2, 2, 4, 3), np.float32)},
+    "depthwise": {"kernel": np.ones((7, 7, 3), np.float32)},  # as in this program's ConvNeXt
+    "depthwise_of_flax": {"kernel": np.ones((2, 2, 1, 3), np.float32)},
+    "attention": {"kernel": np.ones((4, 2, 2), np.float32), "bias": np.ones((2, 2), np.float32)},
+    "positions": np.ones((1, 4, 3), np.float32),
+    "class_token": np.ones((1, 1, 3), np.float32),
+}
 kinds = pytest.mark.parametrize("kind", [kind for kind in OPTIMIZERS.values() if kind is not Given])
 NO_GRADIENT = jax.tree.map(np.zeros_like, PARAMS)
+
+
+def named(tree):
+    return [
+        (jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in jax.tree.leaves_with_path(tree)
+    ]
 
 
 def moved(kind, gradients, rate=0.1):
@@ -35,15 +49,25 @@ def moved(kind, gradients, rate=0.1):
 @kinds
 def test_weight_decay_can_leave_out_all_but_kernels(kind):
     every, kernels = (moved(kind(weight_decay=0.5, decay_all=decay_all), NO_GRADIENT) for decay_all in (True, False))
-    for name, leaf in PARAMS.items():
-        assert np.all(every[name] < leaf)
-        assert np.all(kernels[name] == every[name]) if leaf.ndim > 1 else np.all(kernels[name] == leaf)
+    for name, leaf in named(PARAMS):
+        assert np.all(dict(named(every))[name] < leaf), name
+        decayed = every if name.endswith("kernel") else PARAMS
+        np.testing.assert_array_equal(dict(named(kernels))[name], dict(named(decayed))[name], name)
 
 
 @kinds
 def test_every_optimizer_descends(kind):
     after = moved(kind(weight_decay=0.0), PARAMS, rate=0.01)  # of half the squared norm
-    assert all(np.all(after[name] < leaf) for name, leaf in PARAMS.items())
+    assert jax.tree.all(jax.tree.map(lambda new, old: np.all(new < old), after, PARAMS))
+
+
+def test_muon_orthogonalizes_dense_and_convolutional_kernels_only():
+    """Adam's first step has one length in all entries, an orthogonalized one has not."""
+    rng = np.random.default_rng(0)
+    gradients = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), PARAMS)
+    after = moved(Muon(weight_decay=0.0), gradients)
+    lengths = jax.tree.map(lambda new, old: np.ptp(np.abs(new - old)), after, PARAMS)
+    assert {name for name, length in named(lengths) if length > 1e-3} == {"conv/kernel", "dense/kernel"}
 
 
 def test_a_gradient_is_shortened_to_the_norm():

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 
-from train import certification, environment, partial
+from train import certification, environment, evaluation, partial
 from train.config import Config
 from train.errors import RunError
 
@@ -20,9 +21,13 @@ ARRAYS = {
 }
 
 
-def run(weight=0.5, step=3, shade=0.25):
+def shifted(weight, images):
+    return images.sum((1, 2)) + weight
+
+
+def run(weight=0.5, step=3, shade=0.25, network=shifted):
     return SimpleNamespace(
-        config=Config(), step=step, logits_fn=jax.tree_util.Partial(len, np.full(3, weight)),
+        config=Config(), step=step, logits_fn=jax.tree_util.Partial(network, np.full(3, weight)),
         images=np.full((2, 4, 4, 1), shade), labels=np.array([0, 1]),
     )  # fmt: skip
 
@@ -56,6 +61,24 @@ def test_what_is_written_is_read_by_the_same_command_alone(tmp_path, capsys, mon
         other.path.rename(file.path)
 
 
+def test_other_code_of_a_network_is_another_network(tmp_path):
+    """Of the same name and weights, as of a module of one's own that was edited; a source of transfers too."""
+
+    def scaled(weight, images):
+        return jax.nn.relu(images.sum((1, 2))) * weight
+
+    def places(network):
+        trained = run(network=network)
+        protocol = evaluation.Protocol("fast", 0.5, (0.5,), sources=(("source", trained.logits_fn),))
+        return partial.of(tmp_path, "evaluation", trained, {}), evaluation.partial_of(tmp_path, run(), protocol)
+
+    ours, again, others = places(scaled), places(scaled), places(shifted)
+    for file, same, other in zip(ours, again, others, strict=True):
+        assert file.identity == same.identity
+        assert file.identity != other.identity
+        assert file.path != other.path
+
+
 def test_another_machine_is_said(tmp_path, capsys, monkeypatch):
     file = partial.of(tmp_path, "evaluation", run(), {})
     file.write(FACTS, ARRAYS)
@@ -78,6 +101,33 @@ def test_no_damage_is_read(tmp_path, capsys):
             file.path.write_bytes(damaged)
             assert file.read(lambda kept: kept) is None
             assert capsys.readouterr().err.count("starting anew\n") == 1
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [
+        {"environment": ["processor"]},
+        {"environment": 3},
+        {"arrays": []},
+        {"arrays": {"some": ["<f4", [10**30]]}},
+        {"arrays": {"some": ["(2,", [1]]}},
+        {"arrays": {"some": ["O", [1]]}},
+        {"facts": {"seconds": 10**400}},
+        {"facts": []},
+    ],
+)
+def test_what_a_stranger_forges_ends_no_command(tmp_path, capsys, forged):
+    """The checksum is right: it is against damage, not against strangers."""
+    file = partial.of(tmp_path, "evaluation", run(), {})
+    content = {
+        "identity": file.identity, "environment": {}, "facts": {"seconds": 1.0}, "arrays": {"some": ["<f4", [1]]},
+        **forged,
+    }  # fmt: skip
+    head, body, parsed = json.dumps(content).encode(), bytes(4), []
+    file.path.write_bytes(b"%d %s\n%s" % (partial._checksum([head, body]), head, body))
+    assert file.read(lambda kept: parsed.append(float(kept.facts["seconds"]))) is None
+    assert capsys.readouterr().err.count("starting anew\n") == 1
+    assert parsed == []
 
 
 def test_what_cannot_be_of_the_command_is_not_used(tmp_path, capsys):
