@@ -12,9 +12,7 @@ from jaxtyping import Array
 from deformreg import _checks
 from deformreg._arrays import entries
 
-SLACK = (
-    2e-7  # a share of the count, for rounding: 0.7 of ten pixels are seven, although the product is above 7 in binary
-)
+SLACK = 2e-7  # of the count, for rounding: 0.7 of ten pixels are seven, although the product is above 7 in binary
 MOST_SLACK = 0.4  # items: half of an odd number rounds up
 
 

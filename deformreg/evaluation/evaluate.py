@@ -142,7 +142,8 @@ def evaluate(
             shapes that do not match; an attack or targets that do not fit the criterion. All are raised before the
             first attack. Also if `recall` returns the outcome of another attack or of other examples.
         NoGradients: a gradient attack on a model without gradients (`deformreg.interop`), before the model is called.
-        ModelError: a model of `deformreg.interop` fails.
+        ModelError: a model of `deformreg.interop` fails before or in an attack; in the diagnosis after them, a model's
+            failure is the red flag `diagnosis_failed`.
 
     Example:
         >>> import jax, jax.numpy as jnp

@@ -8,6 +8,7 @@ None, with the flag's name as its own; a new one is that function and one line i
 - `outputs`: the model's outputs on clean images.
 - `responses`: gradients at the clean images, and short attacks at several budgets.
 - `queries`: outputs under random perturbations, in place of `responses` for a model without gradients.
+- `diagnosis`: runs the last two, and says if the model failed there.
 
 References:
     Athalye, Carlini and Wagner, "Obfuscated Gradients Give a False Sense of Security", ICML 2018, section 3.1.

@@ -28,7 +28,7 @@ from deformreg.evaluation.flags.responses import (
 from deformreg.evaluation.outcomes import AttackOutcome, Clean, Progress, Setting, Spent, in_batches
 from deformreg.evaluation.rows import HostArray, spaced
 from deformreg.evaluation.suites import Suite
-from deformreg.interop.host import NoGradients
+from deformreg.interop.host import ModelError, NoGradients, model_errors
 from deformreg.perturbations import Perturbation, flow
 
 MOST_EXAMPLES = 128
@@ -107,7 +107,7 @@ def compile_diagnosis(suite: Suite) -> Diagnosis:
         answered = queries(name)(radius, setting.logits_fn, examples, outputs, side, size)
         return raised(QUERY_FLAGS, answered), Spent((QUERY_CALLS + 1) * rows, time.perf_counter() - started)
 
-    def diagnose(
+    def examine(
         setting: Setting,
         outcomes: Sequence[AttackOutcome],
         correct: HostArray,
@@ -137,6 +137,38 @@ def compile_diagnosis(suite: Suite) -> Diagnosis:
             felt = _responses(felt, setting, chosen, clean, found)
         seconds = time.perf_counter() - started - cost.compile_seconds
         return raised(RESPONSE_FLAGS, felt), cost._replace(seconds=seconds)
+
+    return _without_failing(examine)
+
+
+def diagnosis_failed(error: Exception) -> Flag | None:
+    """Flags a model that fails while the diagnosis runs: the attacks before it are not to be lost."""
+    # Where JAX notices the failure of a callback late, it raises this `ValueError`.
+    late = isinstance(error, ValueError) and str(error).startswith("INTERNAL: ")
+    if not late and not isinstance(error, (ModelError, jax.errors.JaxRuntimeError)):
+        return None
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return Flag(
+        "diagnosis_failed",
+        "The model failed after the attacks, in the search for red flags: the flags of gradients and short attacks are "
+        "unknown. Its model calls are not counted.",
+        {"error": lines[-1 if "Traceback" in lines[0] else 0]},  # a callback's error follows its traceback
+    )
+
+
+def _without_failing(examine: Diagnosis) -> Diagnosis:
+    """The diagnosis, with a flag in place of an error at run time."""
+
+    def diagnose(*arguments: Any, **options: Any) -> tuple[tuple[Flag, ...], Spent]:
+        started = time.perf_counter()
+        try:
+            with model_errors():
+                return examine(*arguments, **options)
+        except Exception as error:
+            flag = diagnosis_failed(error)
+            if flag is None:
+                raise
+            return (flag,), Spent(seconds=time.perf_counter() - started)
 
     return diagnose
 

@@ -10,8 +10,10 @@ from closed_forms import perceptron
 
 from deformreg import attacks, balls
 from deformreg.evaluation import evaluate, flags
+from deformreg.evaluation.flags.diagnosis import diagnosis_failed
 from deformreg.evaluation.flags.outcomes import gradient_free_beats_gradients
 from deformreg.evaluation.outcomes import AttackOutcome
+from deformreg.interop.host import ModelError
 from deformreg.perturbations import additive, flow
 
 KEY = jax.random.key(0)
@@ -208,8 +210,50 @@ def test_what_attacks_on_a_sample_break_counts_by_the_sample(free, raised):
     assert flag is None or flag.evidence["examples_missed"] == free[-1][2]
 
 
+@pytest.mark.parametrize(
+    "attack",
+    [attacks.random_fields(ball=balls.linf(1e-3), num_fields=1), attacks.pgd(ball=balls.linf(1e-3), num_steps=1)],
+    ids=lambda attack: attack.name,
+)
+def test_a_model_that_fails_in_the_diagnosis_loses_no_attack(attack):
+    ready = []
+
+    def on_host(images):
+        if ready:
+            raise OSError("the model is gone")
+        return images
+
+    @jax.custom_vjp
+    def through_host(images):
+        return jax.pure_callback(on_host, images, images)
+
+    through_host.defvjp(lambda images: (through_host(images), None), lambda _, gradients: (gradients,))
+
+    def recall(attack, run):
+        outcome = run()
+        ready.append(attack.name)
+        return outcome
+
+    images = IMAGES[:4]
+    labels = np.asarray(jnp.argmax(HEALTHY(images), axis=1))
+    result = evaluate(lambda images: HEALTHY(through_host(images)), images, labels, [attack], key=KEY, recall=recall)
+    assert (result.robust_accuracy, [outcome.name for outcome in result.attacks]) == (1.0, ready)
+    (flag,) = result.flags
+    assert flag.name == "diagnosis_failed"
+    assert flag.evidence == {"error": "OSError: the model is gone"}
+
+
+def test_only_errors_at_run_time_are_the_models():
+    assert diagnosis_failed(ModelError("no connection")).evidence == {"error": "no connection"}
+    assert diagnosis_failed(jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 9 GiB\nmore")).evidence == {
+        "error": "RESOURCE_EXHAUSTED: 9 GiB"
+    }
+    assert diagnosis_failed(ValueError("of the caller's own")) is None
+    assert diagnosis_failed(TypeError("shapes")) is None
+
+
 def test_a_flag_has_the_name_of_its_check():
-    checks = {*flags.OUTCOME_FLAGS, *flags.OUTPUT_FLAGS, *flags.RESPONSE_FLAGS, *flags.QUERY_FLAGS}
+    checks = {*flags.OUTCOME_FLAGS, *flags.OUTPUT_FLAGS, *flags.RESPONSE_FLAGS, *flags.QUERY_FLAGS, diagnosis_failed}
     for check in checks:
         assert f'"{check.__name__}"' in inspect.getsource(check)
-    assert len({check.__name__ for check in checks}) == len(checks) == 12
+    assert len({check.__name__ for check in checks}) == len(checks) == 13
