@@ -18,6 +18,8 @@ def described(value: Any) -> str:
     """Says in a few words what was given: an array's type and shape, a function's name, else a short repr."""
     if hasattr(value, "shape") and hasattr(value, "dtype"):
         return f"{value.dtype} of shape {tuple(value.shape)}"
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return f"a {type(value).__name__}"
     if isinstance(value, (tuple, list, dict)):
         return f"a {type(value).__name__} of {len(value)}"
     text = f"the function {value.__name__}" if callable(value) and hasattr(value, "__name__") else repr(value)

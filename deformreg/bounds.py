@@ -6,7 +6,7 @@ parameters' gradient (`steepest_increase`). This is the quantity that flow gradi
 
 An input gradient gives other bounds. A displacement within the radius changes a pixel by at most ``c``
 (`reachable_change`), so to first order the loss rises by at most ``sum |g| c``, which is at most ``|g|_2 |c|_2`` and
-``|g|_1 max c``. Between both stands the largest increase that is linear in the pixels but exact in the warp::
+``|g|_1 max c``. Below these three is the largest increase that is linear in the pixels but exact in the warp::
 
     displacement = sum_pixels max_d <g(pixel), image(pixel + d) - image(pixel)>  <=  sum |g| c
 

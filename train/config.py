@@ -124,7 +124,7 @@ class Config:
     """Start from the weights of a run folder, or of a .safetensors file in this program's or PyTorch's layout.
     A head for another number of classes is left out, and what does not fit is listed."""
     epochs: Annotated[int, Interval(ge=1, le=10**6)] = 10
-    """Passes over the training images."""
+    """How often training goes through all training images."""
     batch_size: Annotated[int, Interval(ge=1, le=10**6)] = 128
     """Images per step over all devices."""
     accumulate: Count = 1

@@ -78,6 +78,7 @@ def fit(
         StorageError: the run folder can no longer be written; earlier checkpoints remain.
     """
     folder = Path(folder)
+    _check_values(config, method, data, optimizer)
     config = check(_recorded(config, method, model, data, optimizer))
     config = _located(config, folder, resume) if data is None else config
     runs.claim(folder, config, resume=resume)  # raises before the data are read if the folder cannot be used
@@ -110,6 +111,26 @@ def fit(
             return _train(config, task, engine, writer, log, engine.put_state(state), stop_requested)
     finally:
         log.close()
+
+
+def _check_values(config: Any, method: Any, data: Any, optimizer: Any) -> None:
+    """Raises `ConfigError` for the likeliest mix-ups, before a run folder is made."""
+    if not isinstance(config, Config):
+        raise ConfigError(f"config must be a train.Config, got {type(config).__name__}")
+    if method is not None and not isinstance(method, Method):
+        raise ConfigError(
+            f"method must be a train.Method, got {_kind(method)}: give the config of a method as Config(method=...)"
+        )
+    if data is not None and not isinstance(data, Splits):
+        raise ConfigError(f"data must be train.Splits of two sources, train and validation, got {_kind(data)}")
+    if optimizer is not None and not callable(optimizer):
+        raise ConfigError(
+            f"optimizer must be a function of the learning rate, for example optax.lion, got {_kind(optimizer)}"
+        )
+
+
+def _kind(value: Any) -> str:
+    return f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"
 
 
 def _recorded(

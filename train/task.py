@@ -274,16 +274,19 @@ def make_model(config: Config, num_classes: int) -> nn.Module:
             f"the network {options.name} of this run is not part of this program, and a run folder may name anything: "
             "to import it, say --model.name again (from Python: model=...)"
         )
-    network = create_model(
-        options.name,
-        num_classes=num_classes,
-        width=options.width,
-        norm="batch" if options.norm == "device-batch" else options.norm,
-        activation=options.activation,
-        dropout=options.dropout,
-        stochastic_depth=options.stochastic_depth,
-        dtype=jnp.dtype(options.dtype),
-        axis_name=AXIS if options.norm != "device-batch" and config.parallel == "pmap" else None,
-        remat=options.remat,
-    )
+    try:
+        network = create_model(
+            options.name,
+            num_classes=num_classes,
+            width=options.width,
+            norm="batch" if options.norm == "device-batch" else options.norm,
+            activation=options.activation,
+            dropout=options.dropout,
+            stochastic_depth=options.stochastic_depth,
+            dtype=jnp.dtype(options.dtype),
+            axis_name=AXIS if options.norm != "device-batch" and config.parallel == "pmap" else None,
+            remat=options.remat,
+        )
+    except ValueError as error:
+        raise ConfigError(f"--model.name {options.name}: {error}") from error
     return Standardized(network, options.mean, options.std) if options.mean or options.std else network

@@ -33,7 +33,7 @@ class Options:
     runs: Path = Path("runs/claims")
     """Folder for the runs of the cells; a run is needed only until its line is written."""
     data_dir: str | None = None
-    """The folder of prepared data sets, for the CIFAR-10 cells."""
+    """The folder of data sets."""
 
 
 def run(options: Options) -> str:

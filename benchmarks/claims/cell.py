@@ -187,7 +187,7 @@ MEASURES: dict[str, Callable[[Trained], Measured]] = {
 
 @cache
 def unseen_suite(budgets: Budgets) -> Suite:
-    """Attacks that no method of the grid trains on at their budget; the radius is the share of it."""
+    """Attacks of other kinds than the flows that judge; the radius is the share of their budget."""
     radius = budgets.seen[1]
     return Suite(
         {

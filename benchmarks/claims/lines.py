@@ -30,8 +30,11 @@ def read(path: Path = FILE) -> list[Line]:
         try:
             content = json.loads(line)
             found[content["name"]] = content
-        except (ValueError, LookupError, TypeError) as error:
+            missing = {"setting", "method", "strength", "seed", "config"} - content.keys()
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise ConfigError(f"{path}, line {number} is not a finished cell: {error}") from error
+        if missing:
+            raise ConfigError(f"{path}, line {number} is not a finished cell: it lacks {', '.join(sorted(missing))}")
     return list(found.values())
 
 

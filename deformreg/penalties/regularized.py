@@ -53,7 +53,8 @@ def regularized(
         ``images -> (regularized losses[n], Metrics)``. For training, take the mean of the losses.
 
     Raises:
-        ValueError: a negative weight; on the call, a weight that is neither one number nor one per example.
+        ValueError: a negative weight, or weights for other families; on the call, a weight that is neither one number
+            nor one per example.
 
     Example:
         >>> import jax.numpy as jnp
@@ -65,6 +66,11 @@ def regularized(
     """
     perturbation = flow() if perturbation is None else perturbation
     families: Any = jax.tree.structure(perturbation, is_leaf=is_family)
+    if isinstance(weight, (dict, list, tuple)) and jax.tree.structure(weight) != families:
+        raise ValueError(
+            f"weight must be one number, one per example, or a weight for each family as {families}, got one as "
+            f"{jax.tree.structure(weight)}"
+        )
     if jax.tree.structure(weight) != families:
         weight = jax.tree.unflatten(families, [weight] * families.num_leaves)
     for leaf in jax.tree.leaves(weight):

@@ -37,6 +37,8 @@ def affine(
         [2.0, 5.0, 8.0]
     """
     _checks.choice("boundary", boundary, get_args(Boundary))
+    if isinstance(parameters, str):
+        raise TypeError(f'parameters must be a tuple of names, got {parameters!r}: give ("{parameters}",)')
     for name in parameters:
         _checks.choice("parameters", name, fields.AFFINE_PARAMETERS)
     if not parameters or len(set(parameters)) != len(parameters):

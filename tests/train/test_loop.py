@@ -199,3 +199,27 @@ def test_method_network_and_data_may_be_values_of_ones_own(tmp_path, data_dir):
     assert (stored.method.title, stored.model.given) == ("inverted", "Linear")
     with pytest.raises(ConfigError, match=r"the images .* of this run come from a script"):
         open_run(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"method": TINY.method}, r"a Standard: give the config of a method as Config\(method=\.\.\.\)"),
+        ({"method": type(TINY.method)}, "the class Standard"),
+        ({"optimizer": 0.1}, "optimizer must be a function of the learning rate"),
+        ({"data": ([], [])}, "data must be train.Splits"),
+        ({"config": "digits-flow"}, "config must be a train.Config, got str"),
+    ],
+)
+def test_values_of_another_kind_are_named_before_a_folder_is_made(values, words, tmp_path):
+    with pytest.raises(ConfigError, match=words):
+        fit(values.pop("config", TINY), tmp_path / "run", **values)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "model", [{"stochastic_depth": 0.2}, {"name": "convnext-t", "norm": "batch"}, {"name": "vit-ti-4", "norm": "group"}]
+)
+def test_options_that_a_network_has_not_are_named(model):
+    with pytest.raises(ConfigError, match=model.get("name", "small-cnn")):
+        prepare(replace(TINY, model=replace(TINY.model, **model)))
