@@ -32,6 +32,7 @@ def line(method, strength, clean, robust, unseen, *, setting="digits", seed=0):
         "method": method,
         "strength": strength,
         "seed": seed,
+        "config": {},
         "passes": 3.0,
         "held_out": {"examples": 200, "clean_accuracy": clean, "robust_accuracy": robust},
         "seen": {
@@ -150,9 +151,10 @@ def test_lines_survive_a_writer_that_was_killed(tmp_path):
     assert lines.read(file) == [first, second]
     lines.append(file, first | {"seed": 7})
     assert [one["seed"] for one in lines.read(file)] == [7, 0]
-    file.write_text("[1]\n")
-    with pytest.raises(ConfigError, match="line 1 is not a finished cell"):
-        lines.read(file)
+    for broken in ("[1]", '{"name": "x"}'):
+        file.write_text(broken + "\n")
+        with pytest.raises(ConfigError, match="line 1 is not a finished cell"):
+            lines.read(file)
 
 
 def test_an_interrupted_grid_continues(tmp_path, monkeypatch, capsys):
