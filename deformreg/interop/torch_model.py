@@ -93,7 +93,10 @@ class _TorchModel:
     """
 
     def __init__(self, module: Any, mean: HostArray | None, std: HostArray | None, batch_size: int | None) -> None:
-        import torch
+        try:
+            import torch
+        except ImportError as error:
+            raise ImportError("from_torch needs PyTorch: pip install deformreg[torch]") from error
 
         if not isinstance(module, torch.nn.Module):
             called = ": call it, it is a class" if isinstance(module, type) else ""

@@ -46,6 +46,17 @@ def test_presets_lists_them_all(capsys):
     code, out, _ = run(capsys, "presets")
     assert code == 0
     assert all(name in out for name in PRESETS)
+    code, _, err = run(capsys, "presets", "--all")
+    assert code == 2
+    assert "presets takes no options, got --all" in err
+
+
+def test_a_missing_package_is_named(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tyro", None)
+    monkeypatch.delitem(sys.modules, "train.commands.verify", raising=False)
+    code, _, err = run(capsys, "verify", "nowhere")
+    assert code == 2
+    assert "the package tyro is not installed: pip install -e .[train]" in err
 
 
 def test_every_option_has_a_help_text(capsys):

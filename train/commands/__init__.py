@@ -122,6 +122,10 @@ def _run(name: str, arguments: list[str]) -> int:
         return stop.exit_code
     except UserError as error:
         return _fail(str(error), error.exit_code)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] in ("train", "deformreg"):
+            raise
+        return _fail(f"the package {error.name} is not installed: pip install -e .[train]")
     except OSError as error:
         return _fail(str(error), FAILED if is_storage_failure(error) else UNUSABLE)
     except jax.errors.JaxRuntimeError as error:

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from train.errors import ConfigError
 from train.presets import table
 
 
 def run(arguments: list[str]) -> int:
-    """Prints the table; takes no options."""
+    """Prints the table.
+
+    Raises:
+        ConfigError: it takes no options.
+    """
+    if arguments and arguments[0] not in ("-h", "--help"):
+        raise ConfigError(
+            f"presets takes no options, got {' '.join(arguments)}: `fit PRESET --help` explains a preset's"
+        )
     print(table())
     return 0
