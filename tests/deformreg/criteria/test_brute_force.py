@@ -247,7 +247,6 @@ def test_probabilities_and_missing_numbers_are_flagged(name, squash):
         (lambda images: squash(model(images)), "probabilities_not_logits"),
         (lambda images: model(images).at[3].set(jnp.nan), "logits_not_finite"),
     ):
-        flags, _ = deformreg.evaluation.flags.compile_diagnosis(
-            suites.fixed([attacks.pgd(ball=linf(RADIUS), num_steps=1)]), criterion
-        )(jax.tree_util.Partial(spoilt), IMAGES, labels, radius=None, key=KEY, batch_size=12)
-        assert flag in {raised.name for raised in flags}
+        attack = attacks.pgd(ball=linf(RADIUS), num_steps=1)
+        found = deformreg.evaluate(spoilt, IMAGES, labels, [attack], key=KEY, criterion=criterion, batch_size=12)
+        assert flag in {raised.name for raised in found.flags}
