@@ -9,7 +9,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.claims import verdicts
+from benchmarks.claims import grid, verdicts
 from benchmarks.claims.lines import Line
 from benchmarks.claims.verdicts import Chosen
 from benchmarks.rows import markdown
@@ -28,6 +28,14 @@ COLORS = {
     "TRADES": "#8250df",
     "flow gradient + deformation": "#1b1f24",
 }
+
+
+def state(lines: Sequence[Line]) -> str:
+    """How much of the grid is computed."""
+    wanted = len(grid.cells())
+    if len(lines) >= wanted:
+        return f"All {wanted} cells of the grid are computed."
+    return f"**{len(lines)} of {wanted} cells of the grid are computed.** Verdicts may change with the others."
 
 
 def judged(lines: Sequence[Line]) -> str:
@@ -159,6 +167,7 @@ def _panels(lines: Sequence[Line], draw: Callable[[Axes, str], None]) -> Figure:
 
 
 PARTS: dict[str, Callable[[Sequence[Line]], str]] = {
+    "state": state,
     "verdicts": judged,
     "matched": matched,
     "cells": every_cell,

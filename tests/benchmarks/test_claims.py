@@ -209,12 +209,14 @@ def test_the_page_is_written_from_the_lines(tmp_path, capsys, monkeypatch):
     for one in made() + made(setting="mnist", seed=0):
         lines.append(tmp_path / "claims.jsonl", one)
     (tmp_path / "results.md").write_text(
-        "<!-- claims verdicts -->\nstale\n<!-- end -->\n<!-- claims matched -->\n<!-- end -->\n"
+        "<!-- claims state -->\n<!-- end -->\n<!-- claims verdicts -->\nstale\n<!-- end -->\n"
+        "<!-- claims matched -->\n<!-- end -->\n"
         "<!-- plot claims-curves.png: Curves -->\n<!-- end -->\n<!-- claims cells -->\n<!-- end -->\n"
     )
     assert main(["report", "--results", str(tmp_path), "--output", str(tmp_path)]) == 0
     text = (tmp_path / "results.md").read_text()
     assert "**C1: holds.**" in text
+    assert f"**20 of {len(grid.cells())} cells of the grid are computed.**" in text
     assert "| flow gradient | 1 | 98.5 | 60.0 | 50.0 | 25.0 | 60.0 | 60.0 | 0.50 | 0.80 | 3 |" in text
     assert "![Curves](claims-curves.png)" in text
     assert "stale" not in text
