@@ -144,7 +144,8 @@ def test_channels_in_front_are_named(use, shape):
 
 @pytest.mark.parametrize("shape", [(2, 1, 28, 1), (2, 1, 128, 9), (2, 3, 7, 7), (2, 8, 8, 64), (2, 3, 28, 4)])
 def test_small_images_and_many_channels_are_no_mistake(shape):
-    deformreg.gradient_penalty(losses, np.zeros(shape, np.float32))
+    penalties, _ = deformreg.gradient_penalty(losses, np.zeros(shape, np.float32))
+    assert penalties.shape == (2,)
 
 
 @pytest.mark.parametrize("result", [lambda x: (x, x), lambda x: None, lambda x: {"loss": x}, lambda x: x[:1]])

@@ -138,7 +138,9 @@ def test_where_there_are_no_locks_a_training_goes_on_without(tmp_path, monkeypat
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    runs.hold(tmp_path / "run", CONFIG, resume=False)
+    run, changes = runs.hold(tmp_path / "run", CONFIG, resume=False)
+    assert run.folder == tmp_path / "run"
+    assert not changes
 
 
 def test_a_run_that_has_come_and_gone_meanwhile_is_not_overwritten(tmp_path):
