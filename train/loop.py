@@ -21,12 +21,22 @@ from tqdm import tqdm
 
 from train import checkpoints, optimizers, overfitting, own, parallel, processes, runs
 from train.config import Config
-from train.data import Augmentation, Source, center_view, device_prefetch, eval_batches, places, train_batches
+from train.data import (
+    Augmentation,
+    Source,
+    center_view,
+    device_prefetch,
+    eval_batches,
+    output_shape,
+    places,
+    train_batches,
+)
 from train.data.kind import user_path
 from train.errors import ConfigError, NonFiniteLoss, Preempted, say
 from train.methods import Method
 from train.methods.given import Given
 from train.metrics import MetricLog
+from train.models import advice
 from train.optimizers import Make
 from train.options import check
 from train.state import State, predict
@@ -197,6 +207,9 @@ def announce(
     if jax.tree.leaves(task.network.shapes.batch_stats) and engine.devices > 1:
         text += f", batch statistics {'of each alone' if config.model.norm == 'device-batch' else 'over all of them'}"
     validation = task.splits.validation
+    side = max(output_shape(config.augmentation, task.splits.train.image_shape)[:2])
+    if not config.model.given and (better := advice(config.model.name, side)):
+        say(better)
     print(f"{text}\nvalidating on {validation.name}: {len(validation)} images")
     if restored is None:
         return
