@@ -95,6 +95,9 @@ class Fit:
     Without a preset, `fit --resume RUN` takes every option from the run."""
     evaluate: bool = True
     """At the end, attack the trained network and write a report and pictures."""
+    compilation_cache: str | None = None
+    """Folder that keeps compiled programs for the next start, or off.
+    By default `compiled` in $DEFORMREG_DATA, or else in ~/.cache/deformreg/data; $JAX_COMPILATION_CACHE_DIR is kept."""
     placement: Annotated[Placement, tyro.conf.arg(name="")] = field(default_factory=Placement)
 
 
@@ -113,7 +116,7 @@ def run(arguments: list[str]) -> int:
         folder = options.run_dir or Path("runs") / name
     placement = validate(options.placement)
     config = check(options.config)
-    from train import processes
+    from train import compiled, processes
     from train.loop import fit
 
     networks = own.load([config.model.name] if own.is_own(config.model.name) else [])
@@ -123,6 +126,7 @@ def run(arguments: list[str]) -> int:
     elif any(value is not None for value in place):
         raise ConfigError("--coordinator, --num-processes and --process-id belong to --distributed")
     processes.check_devices()
+    compiled.keep(options.compilation_cache)
     # A run folder may be untrusted, so the data folder that it names is not written to.
     write_data = stored is None or stored.data.data_dir != config.data.data_dir
     with processes.stop_on_sigterm() as stop_requested:
