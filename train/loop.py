@@ -40,6 +40,7 @@ from train.starting import Start
 from train.state import State, predict
 from train.step import Batch
 from train.task import Splits, Task, prepare
+from train.tracing import traced
 from train.watch import Watch
 from train.weights import start as weights
 
@@ -56,6 +57,7 @@ def fit(
     evaluated: bool = False,
     stop_requested: Callable[[], bool] = lambda: False,
     write_data: bool = True,
+    profile: range = range(0),
 ) -> State:
     """Trains what a config describes in a run folder, or continues the run from its newest intact checkpoint.
 
@@ -75,6 +77,7 @@ def fit(
         stop_requested: called before every step. Once it returns True in any process, all processes save and stop.
         write_data: whether embedded sets and decoded copies may be written into the config's `data_dir`; pass False if
             an untrusted run folder chose it.
+        profile: the steps to trace into `profile` in the run folder, counted from 0.
 
     Returns:
         The trained state.
@@ -111,7 +114,7 @@ def fit(
         images = task.splits.train
         contents = images.fingerprint
     runs.check_data(run, len(images), contents)
-    with start.waiting_for("the checkpoint" if resume else "the first weights"):
+    with start.waiting_for("checkpoint" if resume else "first weights"):
         restored = checkpoints.resume(run, task.network.shapes, config=config) if resume else None
         state = restored.state if restored else _initial(config, task)
     runs.create(run, config, len(images), contents)
@@ -119,8 +122,8 @@ def fit(
         announce(config, engine, task, restored, changes)
     log = MetricLog(run, after_step=int(state.step))
     try:
-        with checkpoints.open_writer(run, config) as writer:
-            return _train(config, task, engine, writer, log, engine.put_state(state), stop_requested, start)
+        with checkpoints.open_writer(run, config) as writer, traced(folder / "profile", profile) as trace:
+            return _train(config, task, engine, writer, log, engine.put_state(state), stop_requested, start, trace)
     finally:
         log.close()
 
@@ -228,6 +231,7 @@ def _train(
     state: State,
     stop_requested: Callable[[], bool],
     start: Start,
+    trace: Callable[[int, Any], None],
 ) -> State:
     last = config.epochs * task.steps_per_epoch
     pace = Pace(config.batch_size, _share_of_peak(config, task, engine))
@@ -248,6 +252,7 @@ def _train(
 
     saved = watch.step
     while saved < last:
+        trace(watch.step, state)
         state, step_metrics = compiled(state, pace.next_of(batches))
         watch.push(step_metrics)
         progress.n = watch.step

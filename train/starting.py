@@ -50,7 +50,7 @@ class Start:
         return called
 
     def _compile(self, step: Callable[..., Any], *arguments: Any) -> Any:
-        with self.waiting_for("compiling the step"):
+        with self.waiting_for("compilation"):
             result = step(*arguments)
         if processes.is_lead():
             parts = ", ".join(f"{what} {seconds:.1f} s" for what, seconds in self._seconds.items())

@@ -43,9 +43,11 @@ def test_resume_is_exact_to_the_bit(tmp_path, data_dir):
     with pytest.raises(Preempted, match=r"saved step 12 of 15; --resume"):
         loop.fit(config, tmp_path / "cut", stop_requested=lambda: next(asked))
     assert manifests.steps(tmp_path / "cut" / "checkpoints") == [7, 12]
-    resumed = loop.fit(config, tmp_path / "cut", resume=True)
+    resumed = loop.fit(config, tmp_path / "cut", resume=True, profile=range(13, 14))
     for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(resumed), strict=True):
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+    assert list((tmp_path / "cut" / "profile").rglob("*.xplane.pb"))
+    assert list((tmp_path / "cut" / "profile").rglob("perfetto_trace.json.gz"))
     ours, theirs = (
         [
             {value: line[value] for value in line if value not in pace.TIMES}

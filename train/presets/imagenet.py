@@ -103,7 +103,7 @@ _IMAGENETTE = _RESNET18._replace(
 _PHOTOS = _IMAGENETTE._replace(
     config=replace(
         _IMAGENETTE.config,
-        data=Data(name="folder:photos", image_size=128),
+        data=Data(name="folder:photos", image_size=128, holdout=0.1),
         model=replace(_IMAGENETTE.config.model, dtype="float32"),
         optimizer=replace(_RESNET.config.optimizer, learning_rate=0.02),
         evaluation=Evaluation(radius=0.5, steps=50, examples=500, batch_size=50),
