@@ -123,11 +123,11 @@ def run(arguments: list[str]) -> int:
     from train.loop import fit
 
     networks = own.load([config.model.name] if own.is_own(config.model.name) else [])
-    place = (placement.coordinator, placement.num_processes, placement.process_id)
     if placement.distributed:
+        place = (placement.coordinator, placement.num_processes, placement.process_id)
         processes.join(*place, placement.join_seconds)
-    elif any(value is not None for value in place):
-        raise ConfigError("--coordinator, --num-processes and --process-id belong to --distributed")
+    elif placement != Placement():
+        raise ConfigError("--coordinator, --num-processes, --process-id and --join-seconds need --distributed")
     processes.check_devices()
     compiled.keep(options.compilation_cache)
     # A run folder may be untrusted, so the data folder that it names is not written to.
