@@ -39,6 +39,7 @@ def run(config, devices, kind, steps):
 
 
 COMBINED = (
+    "both, pixels",
     "every third",
     "both",
     "dual norm",
@@ -120,6 +121,19 @@ def test_every_kth_step_has_k_times_the_weight():
         expected, _ = compiled(tripled if index % 3 == 0 else TINY)(state, batch)
         state, metrics = compiled(every)(state, batch)
         assert (float(metrics["penalty"]) > 0) == (index % 3 == 0)
+        for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(expected.params), strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_steps_before_the_first_one_with_the_penalty_are_standard_ones():
+    late = replace(TINY, method=FlowGradient(first_step=2, weight_ramp_steps=2))
+    halved = replace(TINY, method=FlowGradient(weight=0.5))
+    _, state, _ = network(late)
+    for index, batch in enumerate(batches(4)):
+        expected, _ = compiled(halved if index == 3 else TINY)(state, batch)
+        state, metrics = compiled(late)(state, batch)
+        assert (float(metrics["penalty"]) > 0) == (index >= 2)
         for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(expected.params), strict=True):
             np.testing.assert_allclose(a, b, atol=1e-6)
 
