@@ -49,12 +49,14 @@ class _Gradient:
     With the batch's, as in the authors' code, examples interact;
     with the running ones each image has its own penalty, at the cost of a second pass."""
 
-    def _method(self, family: deformreg.Perturbation, inputs: Inputs = CLEAN, watch: Inputs | None = None) -> Method:
+    def _make(
+        self, name: str, family: deformreg.Perturbation, inputs: Inputs = CLEAN, watch: Inputs | None = None
+    ) -> Method:
         penalty = gradient_penalty(
             family, self.rule, size=SIZES[self.size], share=self.share, statistics=self.statistics
         )
         weight = ramp(self.weight, self.weight_ramp_steps, first_step=self.first_step)
-        return Method(self.name, inputs, penalty, weight, self.every, self.first_step, watch)
+        return Method(name, inputs, penalty, weight, self.every, self.first_step, watch)
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ class InputGradient(_Gradient):
     name: Annotated[Literal["input-gradient"], HIDDEN] = "input-gradient"
 
     def make(self) -> Method:
-        return self._method(deformreg.additive())
+        return self._make(self.name, deformreg.additive())
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ class FlowGradient(_Gradient):
     name: Annotated[Literal["flow-gradient"], HIDDEN] = "flow-gradient"
 
     def make(self) -> Method:
-        return self._method(deformreg.flow(), noisy(self.random_start) if self.random_start else CLEAN)
+        return self._make(self.name, deformreg.flow(), noisy(self.random_start) if self.random_start else CLEAN)
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,7 @@ class FlowGradientDeformation(_OnAttacked):
         inputs = self._attacked("flow", self.radius)
         if self.random_start:
             inputs = in_turn(inputs, noisy(self.random_start))
-        return self._method(deformreg.flow(), inputs, self._watch("flow", self.radius))
+        return self._make(self.name, deformreg.flow(), inputs, self._watch("flow", self.radius))
 
 
 @dataclass(frozen=True)
@@ -131,4 +133,6 @@ class FlowGradientAdversarial(_OnAttacked):
     name: Annotated[Literal["flow-gradient+adversarial"], HIDDEN] = "flow-gradient+adversarial"
 
     def make(self) -> Method:
-        return self._method(deformreg.flow(), self._attacked("pixels", self.radius), self._watch("pixels", self.radius))
+        return self._make(
+            self.name, deformreg.flow(), self._attacked("pixels", self.radius), self._watch("pixels", self.radius)
+        )
