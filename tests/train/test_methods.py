@@ -21,7 +21,7 @@ from train.methods.cure import Cure
 from train.methods.elle import Elle
 from train.methods.fast import Fast, NFgsm
 from train.methods.given import Given
-from train.methods.gradient import FlowGradient, FlowGradientDeformation, InputGradient
+from train.methods.gradient import FlowGradient, FlowGradientAdversarial, FlowGradientDeformation, InputGradient
 from train.methods.held import held_statistics
 from train.methods.inputs import in_turn
 from train.methods.llr import Llr
@@ -62,6 +62,7 @@ def test_every_kind_makes_a_method_of_its_name():
         (FlowGradient(share=0.25), 3.75),
         (FlowGradient(statistics="running"), 9),
         (Deformation(steps=7), 17),
+        (FlowGradientAdversarial(steps=7), 20),
         (Spatial(draws=10), 13),
         (RandomFlows(), 3),
         (FlowGradient(size="linf"), 6),
@@ -80,10 +81,17 @@ def test_the_cost_of_a_step_in_passes(method, passes):
     assert method.make().passes == passes
 
 
+def test_the_mean_cost_of_a_training_counts_the_steps_before_the_penalty():
+    assert FlowGradient(first_step=60).make().mean_passes(90) == pytest.approx(4.0)
+    assert FlowGradient(first_step=60).make().mean_passes(30) == pytest.approx(3.0)
+    assert FlowGradient(every=4).make().mean_passes(90) == pytest.approx(3.75)
+
+
 ONE_STEP = [
     Adversarial(steps=1),
     Deformation(steps=1),
     FlowGradientDeformation(steps=1),
+    FlowGradientAdversarial(steps=1),
     Trades(steps=1),
     Mart(steps=1),
     Elle(steps=1),
