@@ -14,7 +14,7 @@ from train.methods.adversarial import Adversarial, Deformation
 from train.methods.cure import Cure
 from train.methods.elle import Elle
 from train.methods.fast import NFgsm
-from train.methods.gradient import FlowGradient, FlowGradientDeformation, InputGradient
+from train.methods.gradient import FlowGradient, FlowGradientAdversarial, FlowGradientDeformation, InputGradient
 from train.methods.llr import Llr
 from train.methods.mart import Mart
 from train.methods.penalties import FiniteDifference, ForwardOverReverse
@@ -43,6 +43,7 @@ METHODS = {
     "adversarial": Adversarial(radius=0.03, steps=2),
     "deformation": Deformation(radius=0.2, steps=2),
     "both": FlowGradientDeformation(radius=0.2, steps=2),
+    "both, pixels": FlowGradientAdversarial(radius=0.03, steps=2),
     "spatial": Spatial(radius=1.0, degrees=10.0, draws=3),
     "random flows": RandomFlows(),
     "trades": Trades(radius=0.2, steps=2),
