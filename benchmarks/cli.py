@@ -11,7 +11,7 @@ BENCHMARKS = {
     "cost": "one training step per method",
     "kernels": "the warp and its gradients, against other samplers and a copy",
     "attacks": "images per second of the multi-step attack",
-    "input": "a preset's steps with its data, against the same steps on one batch",
+    "input": "a preset's steps with its data; photographs read by this program and by others",
     "storage": "training steps while a checkpoint is written",
     "peers": "a training step, against plain PyTorch",
     "interop": "a PyTorch network called from JAX, against plain PyTorch",

@@ -38,6 +38,7 @@ TITLES = {
     "ratio_to_ours": "time relative to ours",
     "bandwidth_fraction": "share of a copy's bandwidth",
     "images_per_second": "images/s",
+    "images_per_second_and_core": "images/s/core",
     "share_of_constant": "speed relative to one batch",
     "batch_milliseconds": "ms of the input alone",
     "flops": "GFLOP",
@@ -51,6 +52,10 @@ TITLES = {
     "largest_batch_estimate": "largest batch, estimated",
     "largest_batch": "largest batch that compiles",
     "gathers_and_scatters": "gathers, scatters",
+    "cores_for_v5e-8_standard": "cores for v5e-8, standard",
+    "cores_for_v5e-8_flow-gradient": "flow gradient",
+    "cores_for_8 H100_standard": "cores for 8 H100, standard",
+    "cores_for_8 H100_flow-gradient": "flow gradient",
     "clean_accuracy": "clean",
     "robust_accuracy": "robust",
 }
