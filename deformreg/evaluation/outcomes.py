@@ -175,7 +175,9 @@ def in_batches(setting: Setting, data: Data) -> Iterator[tuple[slice, Judged]]:
         place = slice(first, min(first + setting.batch_size, len(data.images)))
         count = place.stop - first
         filled = jax.tree.map(partial(_filled, setting.batch_size - count), data.at(place))
-        yield place, jax.tree.map(lambda leaf, count=count: leaf[:count], setting.forward(setting.logits_fn, filled))
+        # On the host: on the device, JAX would compile a slice of every shape.
+        judged = jax.device_get(setting.forward(setting.logits_fn, filled))
+        yield place, jax.tree.map(lambda leaf, count=count: leaf[:count], judged)
 
 
 class Clean(NamedTuple):

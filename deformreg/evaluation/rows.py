@@ -14,6 +14,7 @@ import numpy as np
 from jax.tree_util import Partial
 
 from deformreg._arrays import choose, spread
+from deformreg._programs import jitted
 from deformreg.attacks.attack import Attack, AttackResult, Examples, Search, advance, finish, row_keys
 from deformreg.criteria import Criterion, classification
 
@@ -96,7 +97,7 @@ class Finished(NamedTuple):
 def compile_attack(make: Callable[[Any], Attack]) -> Callable[[Any], Compiled]:
     """Jits an attack for all radii: the radius is traced, so it compiles once per batch shape, as one program."""
 
-    @jax.jit
+    @jitted
     def turn(
         radius: Any, logits_fn: Partial, search: Search, take: Any, data: Data, keys: Any, quota: Any
     ) -> Turn:  # fmt: skip
@@ -113,7 +114,7 @@ def compile_attack(make: Callable[[Any], Attack]) -> Callable[[Any], Compiled]:
         return idle
 
     return lambda radius: Compiled(
-        partial(turn, radius), partial(turn.eval_shape, radius), partial(idle_search, radius)
+        partial(turn(), radius), partial(turn().eval_shape, radius), partial(idle_search, radius)
     )  # fmt: skip
 
 
