@@ -61,6 +61,7 @@ class Protocol(NamedTuple):
         independent: whether every attack runs on every correctly classified image, so that the attacks compare.
         sources: names and logits functions of networks whose deformed images are shown to the evaluated ones as well.
         seed: of the attacks' random numbers.
+        quantize: whether the networks see images of 8 bits, so that what is broken survives saving.
     """
 
     suite: SuiteName = "released"
@@ -69,6 +70,7 @@ class Protocol(NamedTuple):
     independent: bool = False
     sources: tuple[tuple[str, LogitsFn], ...] = ()
     seed: int = 0
+    quantize: bool = False
 
     @property
     def whole_curve(self) -> bool:
@@ -140,6 +142,7 @@ def evaluate_run(name: str, trained: Trained, protocol: Protocol, file: Partial 
         "curve_examples": curve.examples,
         "mean_minimal_displacement": curve.mean_minimal_displacement,
         "seed": protocol.seed,
+        "quantize": protocol.quantize,
         "environment": environment.describe(),
     }
     return Study(row, evaluation, exhibits.sample())
@@ -175,7 +178,7 @@ def _attacks(protocol: Protocol, steps: int, radii: Sequence[float]) -> list[str
 def _evaluators(protocol: Protocol, steps: int, batch_size: int) -> tuple[Evaluator, Evaluator]:
     """Evaluators of the suite and of the curve; runs of one protocol share what they compile."""
     suite, light = _suites(protocol, steps)
-    make = functools.partial(evaluator, image_range=(0.0, 1.0))
+    make = functools.partial(evaluator, image_range=(0.0, 1.0), quantize=protocol.quantize)
     # The released protocol reproduces published numbers; the search for red flags belongs to the strict suites.
     diagnosis = protocol.suite != "released"
     run_suite = make(suite, batch_size=batch_size, independent=protocol.independent, diagnosis=diagnosis)

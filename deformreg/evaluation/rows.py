@@ -118,12 +118,15 @@ def compile_attack(make: Callable[[Any], Attack]) -> Callable[[Any], Compiled]:
     )  # fmt: skip
 
 
-@jax.jit
 def example_keys(key: jax.Array, number: int, indices: HostArray) -> jax.Array:
-    """The random keys of the examples in a batch for attack `number`.
+    """The random keys of the examples in a batch for attack `number`."""
+    keys: jax.Array = _example_keys()(key, number, indices)
+    return keys
 
-    One small program serves all attacks: within each of theirs it would be compiled again.
-    """
+
+@jitted
+def _example_keys(key: jax.Array, number: int, indices: HostArray) -> jax.Array:
+    """One small program for all attacks: within each of theirs it would be compiled again."""
     return row_keys(jax.random.fold_in(key, number), jnp.asarray(indices))
 
 
