@@ -109,8 +109,9 @@ def _targeted(radius: Any, passes: int) -> Attack:
 
 
 def _estimated(attack: Callable[..., Attack], radius: Any, passes: int) -> Attack:
-    samples = max(math.isqrt(passes) // 2, 2)  # as many pairs of queries per step as about half the steps
-    return attack(ball=linf(radius), num_steps=max(passes // (2 * samples + 1), 1), num_samples=samples)
+    samples = max(math.isqrt(passes) // 2, 2)  # about as many pairs of queries in a step as half the steps
+    num_steps = max(passes // (2 * samples + 1) - 1, 1)  # it evaluates the last point as it does all others
+    return attack(ball=linf(radius), num_steps=num_steps, num_samples=samples)
 
 
 ATTACKS: Mapping[str, Callable[[Any, int], Attack]] = {
@@ -242,7 +243,7 @@ def table(lines: list[Line]) -> str:
 
     def cell(model: str, attack: str) -> str:
         numbers = (found.get((model, attack, one)) for one in passes)
-        return " / ".join("" if number is None else f"{100 * number:.0f}" for number in numbers)
+        return " / ".join("-" if number is None else f"{100 * number:.0f}" for number in numbers)
 
     ranked = sorted(attacks, key=lambda attack: -means[attack])
     body = [[attack, *(cell(model, attack) for model in models)] for attack in ranked]
