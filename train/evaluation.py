@@ -111,7 +111,7 @@ def evaluate_run(name: str, trained: Trained, protocol: Protocol, file: Partial 
     radii = protocol.radii or tuple(share * protocol.radius for share in CURVE)
     shown = slice(None if protocol.radii else CURVE_EXAMPLES)
     key = jax.random.key(protocol.seed)
-    exhibits = Exhibits(trained, CURVE_EXAMPLES)
+    exhibits = Exhibits(trained, CURVE_EXAMPLES, quantize=protocol.quantize)
     finished = Finished(_attacks(protocol, options.steps, radii), exhibits, file)
     with progress(name, "image") as show, finished.told(name):
 
