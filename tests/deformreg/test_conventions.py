@@ -103,7 +103,7 @@ ROOMS = [
 PACKAGES = {
     "deformreg": set(),
     "train": {"deformreg"},
-    "benchmarks": {"deformreg", "train"},
+    "benchmarks": {"deformreg", "train", "examples"},
     "examples": {"deformreg", "train"},
 }
 APPLICATION = {
