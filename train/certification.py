@@ -130,6 +130,8 @@ def check(smoothing: Smoothing) -> Smoothing:
         raise ConfigError(f"--sigma must be {expected} numbers: {family.units}, got {' '.join(map(str, sigma))}")
     if not all(low < high for low, high in pairwise(radii)):
         raise ConfigError(f"--radii must be increasing, got {' '.join(map(str, radii))}")
+    if smoothing.family != "smooth" and smoothing.stride != Smoothing.stride:
+        raise ConfigError(f"--stride needs --family smooth, got {smoothing.family}")
     if clopper_pearson_bound(samples, samples, alpha=smoothing.alpha) <= 0.5:
         raise ConfigError(f"--num-samples: {samples} draws certify nothing at --alpha {smoothing.alpha}: take more")
     return replace(smoothing, sigma=sigma)
