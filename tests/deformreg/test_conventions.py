@@ -103,7 +103,7 @@ ROOMS = [
 PACKAGES = {
     "deformreg": set(),
     "train": {"deformreg"},
-    "benchmarks": {"deformreg", "train", "examples"},
+    "benchmarks": {"deformreg", "train"},
     "examples": {"deformreg", "train"},
 }
 APPLICATION = {
