@@ -19,7 +19,7 @@ import jax.numpy as jnp
 images, labels = jnp.ones((2, 4, 4, 1)), jnp.array([0, 1])
 logits_fn = lambda images: images.mean(axis=(1, 2)) * jnp.array([[1.0, 2.0]])
 """,
-    "tasks.md": """
+    "criteria.md": """
 import jax, jax.numpy as jnp
 images, label_maps, key = jnp.ones((2, 4, 4, 1)), jnp.ones((2, 4, 4), int), jax.random.key(0)
 model = lambda images: images * jnp.array([1.0, 2.0])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,7 +15,6 @@ import jax
 import numpy as np
 import tyro
 from annotated_types import Interval
-from tqdm import tqdm
 
 import deformreg
 from deformreg import Perturbation, certified_accuracy, certify
@@ -28,6 +26,7 @@ from train import partial as partials
 from train.errors import ConfigError, say
 from train.options import validate
 from train.partial import Kept, Partial
+from train.progress import progress
 from train.ranges import Count, NonNegative, Positive, Seed
 from train.restored import Trained
 
@@ -131,6 +130,8 @@ def check(smoothing: Smoothing) -> Smoothing:
         raise ConfigError(f"--sigma must be {expected} numbers: {family.units}, got {' '.join(map(str, sigma))}")
     if not all(low < high for low, high in pairwise(radii)):
         raise ConfigError(f"--radii must be increasing, got {' '.join(map(str, radii))}")
+    if smoothing.family != "smooth" and smoothing.stride != Smoothing.stride:
+        raise ConfigError(f"--stride needs --family smooth, got {smoothing.family}")
     if clopper_pearson_bound(samples, samples, alpha=smoothing.alpha) <= 0.5:
         raise ConfigError(f"--num-samples: {samples} draws certify nothing at --alpha {smoothing.alpha}: take more")
     return replace(smoothing, sigma=sigma)
@@ -206,7 +207,7 @@ def certify_run(name: str, trained: Trained, smoothing: Smoothing, file: Partial
     """Certifies a trained run.
 
     Args:
-        name: shown beside the progress bar.
+        name: shown beside the progress.
         trained: from `train.restored`.
         smoothing: from `check`.
         file: from `partial_of`: keeps the votes of finished images; those that it has from an earlier start are not
@@ -268,17 +269,15 @@ def _certificates(name: str, trained: Trained, smoothing: Smoothing, finished: _
         factor, unit = 1.0, "sigma"
         law = make(np.multiply(smoothing.sigma, factors))
     total = len(trained.images)
-    hidden = not sys.stderr.isatty()
-    with tqdm(desc=name, total=total, unit="image", disable=hidden) as bar, finished.told(name, total):
+    with progress(name, "image") as show, finished.told(name, total):
 
-        def show(progress: Progress) -> None:
-            bar.set_postfix_str(f"certified {progress.certified:.1%}")
-            bar.update()
+        def tell(now: Progress) -> None:
+            show(now.finished, now.total, note=f"certified {now.certified:.1%}")
 
         found = certify(
             trained.logits_fn, trained.images, law=law, perturbation=family.make(smoothing.stride),
             num_selection=smoothing.num_selection, num_samples=smoothing.num_samples, alpha=smoothing.alpha,
-            batch_size=smoothing.batch_size, key=jax.random.key(smoothing.seed), progress=show,
+            batch_size=smoothing.batch_size, key=jax.random.key(smoothing.seed), progress=tell,
             recall=finished.recall,
         )  # fmt: skip
     return found._replace(radii=found.radii / factor, ceiling=found.ceiling / factor), unit

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import functools
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 import deformreg
 from deformreg import released
@@ -34,6 +31,7 @@ from train import partial as partials
 from train.exhibits import Exhibits, Sample
 from train.finished import Finished
 from train.partial import Partial
+from train.progress import progress
 from train.restored import LogitsFn, Trained
 
 SUITES = ("released", *suites.SUITES)
@@ -95,7 +93,7 @@ def evaluate_run(name: str, trained: Trained, protocol: Protocol, file: Partial 
     """Evaluates a trained run.
 
     Args:
-        name: shown beside the progress bar.
+        name: shown beside the progress.
         trained: from `train.restored`.
         protocol: which attacks, at which budgets.
         file: from `partial_of`: keeps what every finished attack found; attacks that it has from an earlier start do
@@ -113,16 +111,20 @@ def evaluate_run(name: str, trained: Trained, protocol: Protocol, file: Partial 
     key = jax.random.key(protocol.seed)
     exhibits = Exhibits(trained, CURVE_EXAMPLES)
     finished = Finished(_attacks(protocol, options.steps, radii), exhibits, file)
-    with _progress_bar(name) as (bar, progress), finished.told(name):
+    with progress(name, "image") as show, finished.told(name):
+
+        def tell(now: Progress) -> None:
+            part = finished.missing[0] if finished.missing and now.attack != "diagnosis" else now.attack
+            show(now.finished, now.total, part=part, note=f"robust {now.robust_accuracy:.1%}")
+
         evaluation = run_suite(
-            trained.logits_fn, trained.images, trained.labels, radius=protocol.radius, key=key, progress=progress,
+            trained.logits_fn, trained.images, trained.labels, radius=protocol.radius, key=key, progress=tell,
             collect=exhibits.collect, recall=finished.recall,
         )  # fmt: skip
-        bar.set_description(f"{name}, accuracy curve")
         fallen = evaluation.correct_mask & ~evaluation.standing_mask
         curve = accuracy_curve(
             run_curve, trained.logits_fn, trained.images[shown], trained.labels[shown], radii, key=key,
-            known=np.where(fallen, protocol.radius, np.inf)[shown], progress=progress, recall=finished.recall,
+            known=np.where(fallen, protocol.radius, np.inf)[shown], progress=tell, recall=finished.recall,
         )  # fmt: skip
     evaluation = _with_breaks_of(curve, evaluation, protocol.radius)
     row = {
@@ -205,15 +207,3 @@ def _light(radius: Any) -> Attack:
 
 _LIGHT = Suite({"pgd": _light})
 """A light attack for the shape of a curve."""
-
-
-@contextmanager
-def _progress_bar(name: str) -> Iterator[tuple[Any, Callable[[Progress], None]]]:
-    """A bar with the attack at work and the running robust accuracy; silent if standard error is no terminal."""
-    with tqdm(desc=name, unit="image", disable=not sys.stderr.isatty()) as bar:
-
-        def show(progress: Progress) -> None:
-            bar.total, bar.n = progress.total, progress.finished
-            bar.set_postfix_str(f"{progress.attack}, robust {progress.robust_accuracy:.1%}")
-
-        yield bar, show

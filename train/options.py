@@ -15,6 +15,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 
 from train import files
 from train.config import Config, Model
+from train.data import Augmentation
 from train.data.places import path_of
 from train.errors import ConfigError
 from train.methods import METHODS
@@ -69,6 +70,8 @@ def check(config: Config) -> Config:
         )
     if isinstance(config.optimizer, Sgd) and config.optimizer.nesterov and not config.optimizer.momentum:
         raise ConfigError("--optimizer.nesterov needs --optimizer.momentum above 0, got 0")
+    if not config.augmentation.rand and config.augmentation.rand_strength != Augmentation.rand_strength:
+        raise ConfigError("--augmentation.rand-strength needs --augmentation.rand above 0, for example 2")
     if config.model.norm == "device-batch" and config.parallel == "jit":
         raise ConfigError("--model.norm device-batch needs --parallel pmap: sharded jit sees the whole batch")
     if config.model.dtype != "float32" and isinstance(getattr(config.method, "rule", None), FiniteDifference):

@@ -38,11 +38,18 @@ def check_writable(folders: Sequence[Path], file: Path | None) -> None:
 
     Writes nothing.
     """
-    for folder in [*folders, *([file.parent] if file else [])]:
+    places = [(folder, "--output") for folder in folders]
+    if file:
+        if file.is_dir():
+            raise RunError(f"{file} is a folder: --json names a file")
+        places.append((file.parent, "--json"))
+    for folder, option in places:
         runs.check_name(folder)
-        existing = next(path for path in (folder, *folder.parents) if path.exists())
-        if not (existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)):
-            raise RunError(f"{folder}: nothing can be written into {existing}; choose another --output or --json")
+        existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        if not existing.is_dir():
+            raise RunError(f"{existing} is a file, not a folder: choose another {option}")
+        if not os.access(existing, os.W_OK | os.X_OK):
+            raise RunError(f"{folder}: nothing can be written into {existing}; choose another {option}")
 
 
 def guard(folder: Path, run: Trained | Opened) -> Callable[[], None]:

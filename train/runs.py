@@ -97,6 +97,9 @@ def claim(folder: Path, config: Config, *, resume: bool) -> tuple[Run, list[str]
             change, or the folder cannot be used.
     """
     check_name(folder)
+    above = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not above.is_dir():
+        raise RunError(f"{folder} cannot be a run folder, because {above} is a file: choose another --run-dir")
     run = Run(folder)
     _check_links(run)
     if run.config.exists():

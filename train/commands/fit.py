@@ -117,11 +117,11 @@ def run(arguments: list[str]) -> int:
     from train.loop import fit
 
     networks = own.load([config.model.name] if own.is_own(config.model.name) else [])
-    place = (placement.coordinator, placement.num_processes, placement.process_id)
     if placement.distributed:
+        place = (placement.coordinator, placement.num_processes, placement.process_id)
         processes.join(*place, placement.join_seconds)
-    elif any(value is not None for value in place):
-        raise ConfigError("--coordinator, --num-processes and --process-id belong to --distributed")
+    elif placement != Placement():
+        raise ConfigError("--coordinator, --num-processes, --process-id and --join-seconds need --distributed")
     processes.check_devices()
     # A run folder may be untrusted, so the data folder that it names is not written to.
     write_data = stored is None or stored.data.data_dir != config.data.data_dir
@@ -155,7 +155,7 @@ def parse(name: str, arguments: list[str]) -> Fit:
         ConfigError: there is no such preset, or `--rule` without a penalty.
     """
     preset = find(name)
-    return _parse(f"fit {name}", preset.summary, preset.config, arguments)
+    return _parse(f"fit {name}", f"{preset}; {preset.source}", preset.config, arguments)
 
 
 def parse_continued(arguments: list[str]) -> tuple[Path, Config, Fit]:
