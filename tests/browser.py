@@ -1,4 +1,4 @@
-"""A headless Chromium for tests, driven through its pipe by the DevTools protocol; nothing but the browser is needed."""
+"""A headless Chromium for tests, driven through its pipe by the DevTools protocol: it needs no other package."""
 
 from __future__ import annotations
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from deformreg.evaluation.html.elements import COLORS, Html, element, join, swatch, table
+from deformreg.evaluation.html.elements import COLORS, Html, element, join, percent, swatch, table
 
 
 class Point(NamedTuple):
@@ -27,20 +28,19 @@ class Line(NamedTuple):
 
 
 class Axis(NamedTuple):
-    """An axis: its label, its unit (``%`` for shares) and its ends."""
+    """An axis: its label, its unit (``%`` for shares) and its last value; the first is zero."""
 
     label: str
     unit: str
-    low: float
-    high: float
+    end: float
 
     def place(self, value: float) -> float:
         """Where a value is, in percent of the axis."""
-        return round(100 * (min(max(value, self.low), self.high) - self.low) / (self.high - self.low), 3)
+        return round(100 * min(max(value / self.end, 0.0), 1.0), 3)
 
     def text(self, value: float) -> str:
         """A value with its unit."""
-        return f"{100 * value:.1f} %" if self.unit == "%" else f"{value:.4g} {self.unit}".rstrip()
+        return percent(value) if self.unit == "%" else f"{value:.4g} {self.unit}".rstrip()
 
     def tick(self, value: float) -> str:
         """A value beside the axis."""
@@ -48,8 +48,8 @@ class Axis(NamedTuple):
 
 
 def axis(label: str, unit: str, values: Sequence[float]) -> Axis:
-    """An axis from zero that holds all values; of shares, it ends at 100 %."""
-    return Axis(label, unit, 0.0, 1.0 if unit == "%" else max([value for value in values if value > 0], default=1.0))
+    """An axis that holds all values; of shares, it ends at 100 %."""
+    return Axis(label, unit, 1.0 if unit == "%" else max([value for value in values if value > 0], default=1.0))
 
 
 def chart(title: str, x: Axis, y: Axis, lines: Sequence[Line], *, numbers: bool = True) -> Html:
@@ -68,14 +68,13 @@ def chart(title: str, x: Axis, y: Axis, lines: Sequence[Line], *, numbers: bool 
         viewBox="0 0 100 100", preserveAspectRatio="none", aria_hidden="true", focusable="false",
     )  # fmt: skip
     plot = element(
-        "div", drawing, *_ticks(x, y), element("div", *_bands(x, y, lines), class_="bands"), class_="plot", role="group",
-        aria_label=f"{title}. The arrow keys move from value to value.",
+        "div", drawing, *_ticks(x, y), element("div", *_bands(x, y, lines), class_="bands"), class_="plot",
+        role="group", aria_label=f"{title}. The arrow keys move from value to value.",
     )  # fmt: skip
     legend = [element("li", swatch(line.number), line.name) for line in lines]
     figure = element(
         "figure",
         element("figcaption", element("strong", title), element("ul", *legend, class_="legend") if legend else None),
-        element("div", y.label, class_="ylabel", aria_hidden="true"),
         plot,
         element("div", f"{x.label}, {x.unit}" if x.unit else x.label, class_="xlabel", aria_hidden="true"),
         class_="chart",
@@ -83,18 +82,17 @@ def chart(title: str, x: Axis, y: Axis, lines: Sequence[Line], *, numbers: bool 
     return join([figure, _numbers(title, x, y, lines) if numbers else None])
 
 
-def ticks(low: float, high: float) -> list[float]:
-    """About five round values between two."""
-    rough = (high - low) / 5
+def ticks(end: float) -> list[float]:
+    """About five round values from zero to the end of an axis."""
+    rough = end / 5
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough * 0.999)
-    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-    return [round(number * step, 12) for number in range(first, last + 1)]
+    return [float(f"{number * step:.12g}") for number in range(math.floor(end / step + 1e-9) + 1)]
 
 
 def _grid(x: Axis, y: Axis) -> list[Html]:
-    across = [f"M0 {100 - y.place(value)}H100" for value in ticks(y.low, y.high)]
-    down = [f"M{x.place(value)} 0V100" for value in ticks(x.low, x.high)]
+    across = [f"M0 {100 - y.place(value)}H100" for value in ticks(y.end)]
+    down = [f"M{x.place(value)} 0V100" for value in ticks(x.end)]
     return [element("path", class_="grid", d=" ".join(across + down))]
 
 
@@ -115,13 +113,9 @@ def _draw(x: Axis, y: Axis, line: Line) -> list[Html]:
 
 
 def _ticks(x: Axis, y: Axis) -> list[Html]:
-    below = [
-        element("span", x.tick(value), class_="xtick", style=f"left:{x.place(value)}%")
-        for value in ticks(x.low, x.high)
-    ]
+    below = [element("span", x.tick(value), class_="xtick", style=f"left:{x.place(value)}%") for value in ticks(x.end)]
     beside = [
-        element("span", y.tick(value), class_="ytick", style=f"bottom:{y.place(value)}%")
-        for value in ticks(y.low, y.high)
+        element("span", y.tick(value), class_="ytick", style=f"bottom:{y.place(value)}%") for value in ticks(y.end)
     ]
     return [element("div", *below, *beside, aria_hidden="true")]
 
@@ -130,7 +124,7 @@ def _bands(x: Axis, y: Axis, lines: Sequence[Line]) -> list[Html]:
     """One band per x, up to the middle between it and its neighbours."""
     values = sorted({point.x for line in lines for point in line.points})
     at = [x.place(value) for value in values]
-    middles = [(left + right) / 2 for left, right in zip(at, at[1:], strict=False)]
+    middles = [(left + right) / 2 for left, right in itertools.pairwise(at)]
     bands = []
     for index, (value, left, right) in enumerate(zip(values, [0.0, *middles], [*middles, 100.0], strict=True)):
         found = [(line, point) for line in lines for point in line.points if point.x == value]

@@ -9,6 +9,9 @@ from typing import Any, NamedTuple
 _VOID = frozenset({"img", "input", "path", "polygon"})
 
 
+_SPACES = "\n\N{NO-BREAK SPACE}"
+
+
 class Html(str):
     """Text that is HTML already."""
 
@@ -51,9 +54,12 @@ def escape(value: object) -> str:
 
     Control characters, what is no text, and characters that reverse the direction of others are written as escapes.
     """
+    text = str(value)
+    if text.isprintable():
+        return html.escape(text)
     shown = "".join(
-        character if character.isprintable() or character == "\n" else character.encode("unicode_escape").decode()
-        for character in str(value)
+        character if character.isprintable() or character in _SPACES else character.encode("unicode_escape").decode()
+        for character in text
     )
     return html.escape(shown)
 
@@ -72,7 +78,7 @@ def table(header: Iterable[object], rows: Iterable[Iterable[object]], *, caption
 
 def percent(value: float) -> str:
     """A share in percent."""
-    return f"{100 * value:.1f} %"
+    return f"{100 * value:.1f}\N{NO-BREAK SPACE}%"
 
 
 def swatch(number: int) -> Html:

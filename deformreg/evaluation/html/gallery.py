@@ -96,9 +96,7 @@ def _controls(largest: float, shares: HostArray) -> Html:
     return element("div", element("div", label, slider, output, class_="slide"), wheel, class_="controls")
 
 
-def _card(
-    index: int, frames: Mapping[str, Frames], numbers: Mapping[str, int], class_names: Sequence[str]
-) -> Html:
+def _card(index: int, frames: Mapping[str, Frames], numbers: Mapping[str, int], class_names: Sequence[str]) -> Html:
     first = next(iter(frames.values()))
     label = _name(class_names, first.labels[index])
     clean = element(
@@ -149,7 +147,7 @@ def _crisp(frames: Frames) -> str | None:
 
 
 def data_url(image: HostArray) -> str:
-    """An image with values in [0, 1] as a PNG inside an address; of other than one or three channels, the first ones."""
+    """An image with values in [0, 1] as a PNG inside an address; it has the first three channels, or the first one."""
     channels = 3 if image.shape[-1] >= 3 else 1
     pixels = np.round(np.clip(image[..., :channels], 0, 1) * 255).astype(np.uint8)
     height, width = pixels.shape[:2]

@@ -1,18 +1,17 @@
-"""What a reader of a report wants first: how robust each model is, if the number can be trusted, and at which budgets."""
+"""The sections of a report: how robust each model is, if the numbers can be trusted, at which budgets."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 
 from deformreg.evaluation.curves import Curve
 from deformreg.evaluation.flags import Flag
-from deformreg.evaluation.html.charts import Axis, Line, Point, axis, chart
+from deformreg.evaluation.frames import Frames
+from deformreg.evaluation.html.charts import Line, Point, axis, chart
 from deformreg.evaluation.html.elements import COLORS, Html, Section, element, join, percent, swatch, table
 from deformreg.evaluation.html.gallery import gallery
 from deformreg.evaluation.html.page import LIMIT
 from deformreg.evaluation.results import Evaluation
-from deformreg.evaluation.frames import Frames
 
 
 def lead(evaluations: Mapping[str, Evaluation], facts: Sequence[str] = ()) -> Html:
@@ -78,7 +77,9 @@ def accuracies(
 def _order(evaluations: Sequence[Evaluation]) -> str:
     if all(evaluation.independent for evaluation in evaluations):
         return "Every attack ran on every image that was right."
-    return "Attacks ran from left to right, each on the images that none before had broken; the accuracy is what is left."
+    return (
+        "Attacks ran from left to right, each on the images that none before had broken; the accuracy is what is left."
+    )
 
 
 def _worst(number: int, evaluation: Evaluation) -> Html:
@@ -116,7 +117,7 @@ def doubts(evaluations: Mapping[str, Evaluation]) -> Section:
 
 def _notice(number: int, name: str, flag: Flag) -> Html:
     evidence = [
-        join([element("dt", key.replace("_", " ")), element("dd", value if isinstance(value, str) else json.dumps(value))])
+        join([element("dt", key.replace("_", " ")), element("dd", _plain(value))])
         for key, value in flag.evidence.items()
     ]
     return element(
@@ -126,6 +127,10 @@ def _notice(number: int, name: str, flag: Flag) -> Html:
         element("dl", *evidence) if evidence else None,
         class_="flag",
     )
+
+
+def _plain(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def budgets(curves: Mapping[str, Curve], numbers: Mapping[str, int], notes: Sequence[str] = ()) -> Section:
@@ -148,13 +153,13 @@ def budgets(curves: Mapping[str, Curve], numbers: Mapping[str, int], notes: Sequ
         for name, curve in curves.items()
     ]
     radii = [radius for curve in curves.values() for radius in curve.radii]
-    x, y = axis("largest displacement per component", "px", radii), Axis("accuracy", "%", 0.0, 1.0)
+    x, y = axis("largest displacement per component", "px", radii), axis("accuracy", "%", [])
     means = "; ".join(f"{name} {curve.mean_minimal_displacement:.3g} px" for name, curve in curves.items())
     note = (
         "The shaded areas are 95 % intervals. Mean of the smallest budgets that break an image, counted up to the "
         f"largest: {means}."
     )
-    body = [chart("Accuracy against the budget", x, y, lines), element("p", " ".join([note, *notes]))]
+    body = [chart("Robust accuracy", x, y, lines), element("p", " ".join([note, *notes]))]
     return Section("Accuracy against the budget", join(body))
 
 
