@@ -8,7 +8,7 @@ STAMP := $(VENV)/installed
 # and compile faster. Ignored where there is no glibc.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: help demo docs test test-all lint clean
+.PHONY: help demo docs test test-all lint release clean
 
 help:  ## this text
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -40,6 +40,9 @@ lint: $(STAMP)  ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+release: $(STAMP)  ## REPOSITORY=https://...: check version and changelog, build and test the wheel and the sdist
+	REPOSITORY="$(REPOSITORY)" PYTHON=$(abspath $(BIN))/python .ci/release
 
 clean:  ## remove the environment and caches, not the runs
 	rm -rf $(VENV) build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
