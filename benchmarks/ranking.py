@@ -239,7 +239,7 @@ def optimality(lines: list[Line]) -> dict[tuple[str, str, int], float]:
 def table(lines: list[Line]) -> str:
     """Optimality in percent, the strongest attack first; the numbers of a cell are for increasing numbers of passes."""
     found = optimality(lines)
-    models, attacks = (dict.fromkeys(key[place] for key in found) for place in (0, 1))
+    models, attacks = dict.fromkeys(key[0] for key in found), dict.fromkeys(key[1] for key in found)
     passes = sorted({key[2] for key in found})
     means = {attack: np.mean([found[key] for key in found if key[1] == attack]) for attack in attacks}
 

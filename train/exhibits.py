@@ -92,7 +92,7 @@ class Exhibits:
         """The images with the network's answers; with `quantize` images of 8 bits, as the network saw them."""
         images, deformed = self._images, self.arrays["deformed"]
         if self._quantize:
-            images, deformed = (np.asarray(to_8_bits(each, (0.0, 1.0))) for each in (images, deformed))
+            images, deformed = (np.asarray(to_8_bits(jnp.asarray(each), (0.0, 1.0))) for each in (images, deformed))
         size = self._trained.config.evaluation.batch_size
         before, after = (_predictions(self._trained.logits_fn, batch, size) for batch in (images, deformed))
         return Sample(images, self._trained.labels[: len(images)], self.arrays["flows"], deformed, before, after)

@@ -92,7 +92,8 @@ def compile_diagnosis(suite: Suite) -> Diagnosis:
             zeros = examined.constrain(examined.init(images), images)  # not zeros if the images leave its range
             return jnp.max(jnp.abs(examined.apply(zeros, images) - images))
 
-        return jitted(change)()
+        compiled: Callable[[Any, HostArray], jax.Array] = jitted(change)()
+        return compiled
 
     def without_gradients(
         setting: Setting, resisting: HostArray, clean: Clean, radius: Any, calls: int

@@ -137,7 +137,8 @@ def compile_probe(make: Callable[[Any], Perturbation]) -> Probe:
         _, felt, _, steps = jax.lax.while_loop(lambda state: ~state[2].all(), step, start)
         return felt, steps
 
-    return probe()
+    compiled: Probe = probe()
+    return compiled
 
 
 def half_side(attack: Attack, images: HostArray) -> float:
