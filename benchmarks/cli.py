@@ -18,7 +18,8 @@ BENCHMARKS = {
     "pods": "training steps compiled for TPU pods, without one",
     "robustness": "accuracies of trained runs beside the cost of their steps",
     "claims": "the paper's claims, as a grid of trainings",
-    "report": "writes the tables and plots of docs/benchmarks.md and docs/results.md",
+    "ranking": "attacks by how near they come to the smallest known budgets",
+    "report": "writes the tables and plots of docs/benchmarks.md, docs/results.md and docs/attacks.md",
 }
 """What each benchmark measures; the module of that name in this folder has its `Options` and `run`.
 

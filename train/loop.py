@@ -31,6 +31,7 @@ from train.errors import ConfigError, Preempted, say
 from train.methods import Method
 from train.methods.given import Given
 from train.metrics import MetricLog
+from train.models import advice
 from train.optimizers import Make
 from train.options import check
 from train.pace import Pace, forward_flops, peak
@@ -93,7 +94,9 @@ def fit(
     config = check(_recorded(config, method, model, data, optimizer))
     config = _located(config, folder, resume) if data is None else config
     runs.claim(folder, config, resume=resume)  # raises before the data are read if the folder cannot be used
-    engine = parallel.make_engine(config.parallel, devices=config.devices, batch_size=config.batch_size)
+    engine = parallel.make_engine(
+        config.parallel, devices=config.devices, batch_size=config.batch_size, shard_state=config.shard_state
+    )
     if config.batch_size % (engine.devices * config.accumulate):
         raise ConfigError(
             f"--batch-size must be a multiple of {engine.devices} devices times --accumulate {config.accumulate}, "
@@ -205,10 +208,13 @@ def announce(
     where = f"{engine.devices} {jax.default_backend()} device{'s' * (engine.devices > 1)}"
     if jax.process_count() > 1:
         where += f" of {jax.process_count()} processes"
-    text = f"training on {where} by {config.parallel}"
+    text = f"training on {where} by {config.parallel}{', each with its part of the state' * config.shard_state}"
     if jax.tree.leaves(task.network.shapes.batch_stats) and engine.devices > 1:
         text += f", batch statistics {'of each alone' if config.model.norm == 'device-batch' else 'over all of them'}"
     validation = task.splits.validation
+    side = max(output_shape(config.augmentation, task.splits.train.image_shape)[:2])
+    if not config.model.given and (better := advice(config.model.name, side)):
+        say(better)
     print(f"{text}\nvalidating on {validation.name}: {len(validation)} images")
     if restored is None:
         return
@@ -262,8 +268,10 @@ def _train(
                 continue  # a step was skipped: the checkpoint is due after the next one
             saved, whole, accuracy = watch.step, engine.whole(state), None
             if saved % task.steps_per_epoch == 0:
-                accuracy = validate(config, task, engine, whole)
-                values = {"validation_accuracy": accuracy, **detector(whole)}
+                gathered = engine.gather(whole)
+                accuracy = validate(config, task, engine, gathered)
+                values = {"validation_accuracy": accuracy, **detector(gathered)}
+                del gathered
                 log.write(saved, {**values, "seconds": watch.seconds})
                 note = f"validation accuracy {accuracy:.1%}, loss {watch.loss:.3f}"
             writer.save(saved, whole, accuracy)

@@ -14,7 +14,7 @@ from settings import GROUP, SMALL, TINY, batches
 
 from train import parallel
 from train.methods.gradient import FlowGradient
-from train.models import create_model, layers
+from train.models import advice, create_model, layers
 from train.state import init_state
 from train.step import make_step
 
@@ -195,3 +195,11 @@ def test_networks_with_layer_norm_have_no_other():
         create_model("vit-s-16", num_classes=3, norm="batch")
     assert create_model("vit-s-16", num_classes=3).style == LAYER
     assert create_model("convnext-t", num_classes=3, activation="silu").style == replace(LAYER, activation="silu")
+
+
+def test_networks_for_small_images_are_advised_against_on_large_ones():
+    assert "--model.name resnet-18-imagenet" in advice("resnet-18", 224)
+    assert "--model.name resnet-34-imagenet" in advice("resnet-34", 128)
+    assert "--model.name resnet-18-imagenet" in advice("wide-resnet-28-10", 224)
+    for name, side in (("resnet-18", 64), ("resnet-50", 224), ("vgg-16", 224), ("vit-s-16", 224), ("mine:make", 224)):
+        assert advice(name, side) is None
