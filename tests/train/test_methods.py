@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from settings import METHODS, TINY, batches, compiled, network
 
-import deformreg
+import deformreg.certification
 from train.config import Model
 from train.errors import ConfigError
 from train.methods import METHODS as KINDS
@@ -27,6 +27,7 @@ from train.methods.held import held_statistics
 from train.methods.inputs import in_turn
 from train.methods.llr import Llr
 from train.methods.mart import Mart, boosted_loss
+from train.methods.noise import Noise
 from train.methods.penalties import FiniteDifference, ForwardOverReverse
 from train.methods.random_flows import RandomFlows
 from train.methods.spatial import Spatial
@@ -66,6 +67,8 @@ def test_every_kind_makes_a_method_of_its_name():
         (FlowGradientAdversarial(steps=7), 20),
         (Spatial(draws=10), 13),
         (RandomFlows(), 3),
+        (Noise(), 3),
+        (Noise(family="affine", flow_gradient=1.0), 6),
         (FlowGradient(size="linf"), 6),
         (Trades(steps=10), 26),
         (Mart(steps=10), 26),
@@ -118,6 +121,23 @@ def test_inputs_in_turn_draw_from_other_keys():
     drawn += [jax.vmap(jax.random.fold_in, (0, None))(keys, number) for number in (1, 2, 3)]
     data = np.concatenate([jax.random.key_data(each) for each in drawn])
     assert len(np.unique(data, axis=0)) == len(data) == 15
+
+
+def test_noise_is_that_of_the_certificate():
+    forward = Forward(Bare(), {}, {}, jnp.zeros(3, int), keys := jax.random.split(jax.random.key(0), 3))
+    images = jax.random.uniform(jax.random.key(1), (3, 6, 6, 1))
+    noisy = Noise(family="rotation", sigma=(20.0,)).make().inputs.make(forward, images, keys)
+    family = deformreg.affine(parameters=("rotation",), boundary="zeros")
+    law = deformreg.certification.gaussian(np.deg2rad(20.0))
+    for key, image, found in zip(keys, images, noisy, strict=True):
+        expected = family.apply(law.noise(key, jnp.zeros((1, 1))), image[None])[0]
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(("family", "sigma"), [("rotation", (1.0, 2.0)), ("affine", (1.0,))])
+def test_noise_of_another_number_of_parameters_is_refused(family, sigma):
+    with pytest.raises(ConfigError, match=r"--method\.sigma must be"):
+        Noise(family=family, sigma=sigma).make()
 
 
 class Bare(nn.Module):
