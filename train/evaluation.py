@@ -18,6 +18,7 @@ from deformreg.evaluation import (
     Curve,
     Evaluation,
     Evaluator,
+    Frames,
     Progress,
     Suite,
     accuracy_curve,
@@ -28,7 +29,7 @@ from deformreg.evaluation import (
 from deformreg.statistics import wilson_interval
 from train import environment
 from train import partial as partials
-from train.exhibits import Exhibits, Sample
+from train.exhibits import Exhibits, Sample, frames_of
 from train.finished import Finished
 from train.partial import Partial
 from train.progress import progress
@@ -61,6 +62,7 @@ class Protocol(NamedTuple):
         independent: whether every attack runs on every correctly classified image, so that the attacks compare.
         sources: names and logits functions of networks whose deformed images are shown to the evaluated ones as well.
         seed: of the attacks' random numbers.
+        quantize: whether the networks see images of 8 bits, so that what is broken survives saving.
     """
 
     suite: SuiteName = "released"
@@ -69,6 +71,7 @@ class Protocol(NamedTuple):
     independent: bool = False
     sources: tuple[tuple[str, LogitsFn], ...] = ()
     seed: int = 0
+    quantize: bool = False
 
     @property
     def whole_curve(self) -> bool:
@@ -77,11 +80,12 @@ class Protocol(NamedTuple):
 
 
 class Study(NamedTuple):
-    """An evaluated run: `row` is the content of ``evaluation.json``, `sample` what the pictures show."""
+    """An evaluated run: `row` is the content of ``evaluation.json``, `sample` and `frames` what the pictures show."""
 
     row: dict[str, Any]
     evaluation: Evaluation
     sample: Sample
+    frames: Frames
 
 
 def budget(suite: str) -> str:
@@ -109,7 +113,7 @@ def evaluate_run(name: str, trained: Trained, protocol: Protocol, file: Partial 
     radii = protocol.radii or tuple(share * protocol.radius for share in CURVE)
     shown = slice(None if protocol.radii else CURVE_EXAMPLES)
     key = jax.random.key(protocol.seed)
-    exhibits = Exhibits(trained, CURVE_EXAMPLES)
+    exhibits = Exhibits(trained, CURVE_EXAMPLES, quantize=protocol.quantize)
     finished = Finished(_attacks(protocol, options.steps, radii), exhibits, file)
     with progress(name, "image") as show, finished.told(name):
 
@@ -140,9 +144,11 @@ def evaluate_run(name: str, trained: Trained, protocol: Protocol, file: Partial 
         "curve_examples": curve.examples,
         "mean_minimal_displacement": curve.mean_minimal_displacement,
         "seed": protocol.seed,
+        "quantize": protocol.quantize,
         "environment": environment.describe(),
     }
-    return Study(row, evaluation, exhibits.sample())
+    sample = exhibits.sample()
+    return Study(row, evaluation, sample, frames_of(sample, trained))
 
 
 def _with_breaks_of(curve: Curve, evaluation: Evaluation, radius: float) -> Evaluation:
@@ -175,7 +181,7 @@ def _attacks(protocol: Protocol, steps: int, radii: Sequence[float]) -> list[str
 def _evaluators(protocol: Protocol, steps: int, batch_size: int) -> tuple[Evaluator, Evaluator]:
     """Evaluators of the suite and of the curve; runs of one protocol share what they compile."""
     suite, light = _suites(protocol, steps)
-    make = functools.partial(evaluator, image_range=(0.0, 1.0))
+    make = functools.partial(evaluator, image_range=(0.0, 1.0), quantize=protocol.quantize)
     # The released protocol reproduces published numbers; the search for red flags belongs to the strict suites.
     diagnosis = protocol.suite != "released"
     run_suite = make(suite, batch_size=batch_size, independent=protocol.independent, diagnosis=diagnosis)

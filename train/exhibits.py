@@ -13,7 +13,9 @@ from jax import Array
 
 import deformreg
 from deformreg.attacks import Attack, AttackResult
-from deformreg.evaluation import AttackOutcome
+from deformreg.evaluation import AttackOutcome, Frames, frames
+from deformreg.evaluation.frames import boundaries_of
+from deformreg.evaluation.quantized import to_8_bits
 from train.restored import LogitsFn, Trained
 
 
@@ -45,8 +47,8 @@ class Exhibits:
         arrays: what they look like after the attacks so far, by name: `flows`, `deformed`, and bool[n] `broken`.
     """
 
-    def __init__(self, trained: Trained, count: int) -> None:
-        self._trained, self._images = trained, trained.images[:count]
+    def __init__(self, trained: Trained, count: int, *, quantize: bool = False) -> None:
+        self._trained, self._images, self._quantize = trained, trained.images[:count], quantize
         self._found: tuple[deformreg.Perturbation, Any] | None = None
         self.arrays: dict[str, np.ndarray] = {
             "flows": np.zeros((*self._images.shape[:3], 2), np.float32),
@@ -87,11 +89,27 @@ class Exhibits:
         broken |= outcome.broken_mask[: len(broken)]
 
     def sample(self) -> Sample:
-        """The images with the network's answers."""
-        flows, deformed = self.arrays["flows"], self.arrays["deformed"]
+        """The images with the network's answers; with `quantize` images of 8 bits, as the network saw them."""
+        images, deformed = self._images, self.arrays["deformed"]
+        if self._quantize:
+            images, deformed = (np.asarray(to_8_bits(jnp.asarray(each), (0.0, 1.0))) for each in (images, deformed))
         size = self._trained.config.evaluation.batch_size
-        before, after = (_predictions(self._trained.logits_fn, batch, size) for batch in (self._images, deformed))
-        return Sample(self._images, self._trained.labels[: len(self._images)], flows, deformed, before, after)
+        before, after = (_predictions(self._trained.logits_fn, batch, size) for batch in (images, deformed))
+        return Sample(images, self._trained.labels[: len(images)], self.arrays["flows"], deformed, before, after)
+
+
+LARGEST = 32 << 20
+"""Bytes of the images that are kept with the network's answers, 8 bits a value and 16 a component of a flow."""
+
+
+def frames_of(sample: Sample, trained: Trained) -> Frames:
+    """The first images, moved along their flows in steps, with the network's answers on the way."""
+    _, height, width, channels = sample.images.shape
+    count = max(LARGEST // (height * width * (channels + 4)), 1)
+    images, labels, flows, deformed = (array[:count] for array in sample[:4])
+    boundaries = boundaries_of(images, flows, deformed)
+    size = trained.config.evaluation.batch_size
+    return frames(trained.logits_fn, images, labels, flows, boundary=boundaries, batch_size=size)
 
 
 def _deform(

@@ -2,8 +2,9 @@
 
 ``config.json`` (the full config), ``environment.json`` (versions, devices, settings; number and fingerprint of the
 training images), ``metrics.jsonl`` (one line per logged step), ``events*`` (the same for TensorBoard),
-``checkpoints/``, ``evaluation.json``, ``.csv`` and ``.md``, ``curve.csv``, ``certified.json`` and ``.md``, pictures;
-``evaluation-*.partial`` and ``certification-*.partial`` of unfinished ones; ``.lock``, held by the training.
+``checkpoints/``, ``evaluation.json``, ``.csv`` and ``.md``, ``curve.csv``, ``examples.npz``, ``certified.json`` and
+``.md``, pictures, ``report.html``; ``evaluation-*.partial`` and ``certification-*.partial`` of unfinished ones;
+``.lock``, held by the training.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from deformreg.evaluation import flags, reports, suites
 from deformreg.evaluation.curves import Curve, accuracy_curve
 from deformreg.evaluation.evaluate import Evaluator, evaluate, evaluator
 from deformreg.evaluation.flags import Flag
+from deformreg.evaluation.frames import Frames, frames
 from deformreg.evaluation.outcomes import AttackOutcome, Collect, Progress, ProgressCallback, Recall, Spent
 from deformreg.evaluation.results import Evaluation
 from deformreg.evaluation.suites import Suite
@@ -15,6 +16,7 @@ __all__ = [
     "Evaluation",
     "Evaluator",
     "Flag",
+    "Frames",
     "Progress",
     "ProgressCallback",
     "Recall",
@@ -24,6 +26,7 @@ __all__ = [
     "evaluate",
     "evaluator",
     "flags",
+    "frames",
     "reports",
     "suites",
 ]
