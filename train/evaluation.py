@@ -62,6 +62,7 @@ class Protocol(NamedTuple):
         independent: whether every attack runs on every correctly classified image, so that the attacks compare.
         sources: names and logits functions of networks whose deformed images are shown to the evaluated ones as well.
         seed: of the attacks' random numbers.
+        quantize: whether the networks see images of 8 bits, so that what is broken survives saving.
     """
 
     suite: SuiteName = "released"
@@ -70,6 +71,7 @@ class Protocol(NamedTuple):
     independent: bool = False
     sources: tuple[tuple[str, LogitsFn], ...] = ()
     seed: int = 0
+    quantize: bool = False
 
     @property
     def whole_curve(self) -> bool:
@@ -111,7 +113,7 @@ def evaluate_run(name: str, trained: Trained, protocol: Protocol, file: Partial 
     radii = protocol.radii or tuple(share * protocol.radius for share in CURVE)
     shown = slice(None if protocol.radii else CURVE_EXAMPLES)
     key = jax.random.key(protocol.seed)
-    exhibits = Exhibits(trained, CURVE_EXAMPLES)
+    exhibits = Exhibits(trained, CURVE_EXAMPLES, quantize=protocol.quantize)
     finished = Finished(_attacks(protocol, options.steps, radii), exhibits, file)
     with progress(name, "image") as show, finished.told(name):
 
@@ -142,6 +144,7 @@ def evaluate_run(name: str, trained: Trained, protocol: Protocol, file: Partial 
         "curve_examples": curve.examples,
         "mean_minimal_displacement": curve.mean_minimal_displacement,
         "seed": protocol.seed,
+        "quantize": protocol.quantize,
         "environment": environment.describe(),
     }
     sample = exhibits.sample()
@@ -178,7 +181,7 @@ def _attacks(protocol: Protocol, steps: int, radii: Sequence[float]) -> list[str
 def _evaluators(protocol: Protocol, steps: int, batch_size: int) -> tuple[Evaluator, Evaluator]:
     """Evaluators of the suite and of the curve; runs of one protocol share what they compile."""
     suite, light = _suites(protocol, steps)
-    make = functools.partial(evaluator, image_range=(0.0, 1.0))
+    make = functools.partial(evaluator, image_range=(0.0, 1.0), quantize=protocol.quantize)
     # The released protocol reproduces published numbers; the search for red flags belongs to the strict suites.
     diagnosis = protocol.suite != "released"
     run_suite = make(suite, batch_size=batch_size, independent=protocol.independent, diagnosis=diagnosis)

@@ -261,7 +261,7 @@ def evaluator(
         model = as_argument(logits_fn)
         model = on_8_bits(model, bounds) if quantize else model
         setting = Setting(
-            model, forward, data, min(batch_size, count), refill, bounds, progress, collect, recall, quantize
+            model, forward(), data, min(batch_size, count), refill, bounds, progress, collect, recall, quantize
         )  # fmt: skip
         attacks_at_radius = [(attack, compiled[attack.name](radius)) for attack in suite(radius)]
         _rehearse(setting, attacks_at_radius, key)

@@ -12,6 +12,7 @@ import numpy as np
 from jax.tree_util import Partial
 
 from deformreg import _checks
+from deformreg._programs import jitted
 from deformreg.attacks.attack import Attack, AttackResult, Budget
 from deformreg.criteria import Criterion
 from deformreg.criteria.classification import predicted_classes
@@ -154,10 +155,10 @@ def padded(count: int, batch_size: int) -> int:
     return -(-count // batch_size) * batch_size
 
 
-def compile_forward(criterion: Criterion) -> Callable[[Partial, Data], Judged]:
-    """Jits the pass of a batch through a model, with checks of what the model returns."""
+def compile_forward(criterion: Criterion) -> Callable[[], Any]:
+    """Jits the pass of a batch through a model, with checks of what the model returns: see `jitted`."""
 
-    @jax.jit
+    @jitted
     def forward(logits_fn: Partial, data: Any) -> Judged:
         returned = _checks.called("logits_fn", logits_fn, data.images)
         outputs = criterion.check_outputs(returned, len(data.images), "logits_fn")
@@ -175,7 +176,9 @@ def in_batches(setting: Setting, data: Data) -> Iterator[tuple[slice, Judged]]:
         place = slice(first, min(first + setting.batch_size, len(data.images)))
         count = place.stop - first
         filled = jax.tree.map(partial(_filled, setting.batch_size - count), data.at(place))
-        yield place, jax.tree.map(lambda leaf, count=count: leaf[:count], setting.forward(setting.logits_fn, filled))
+        # On the host: on the device, JAX would compile a slice of every shape.
+        judged = jax.device_get(setting.forward(setting.logits_fn, filled))
+        yield place, jax.tree.map(lambda leaf, count=count: leaf[:count], judged)
 
 
 class Clean(NamedTuple):
