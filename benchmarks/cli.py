@@ -18,13 +18,9 @@ BENCHMARKS = {
     "pods": "training steps compiled for TPU pods, without one",
     "robustness": "accuracies of trained runs beside the cost of their steps",
     "claims": "the paper's claims, as a grid of trainings",
-<<<<<<< HEAD
     "certified": "certified radii with and without the flow gradient penalty and noise in training",
-    "report": "writes the tables and plots of docs/benchmarks.md and docs/results.md",
-=======
     "ranking": "attacks by how near they come to the smallest known budgets",
     "report": "writes the tables and plots of docs/benchmarks.md, docs/results.md and docs/attacks.md",
->>>>>>> main
 }
 """What each benchmark measures; the module of that name in this folder has its `Options` and `run`.
 
