@@ -1,0 +1,78 @@
+"""The devices of an evaluation: the rows of a batch are divided over them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from deformreg import _checks
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+AXIS = "rows"
+"""The mesh axis over which the rows of a batch are divided."""
+
+ROWS, WHOLE = P(AXIS), P()
+"""How an argument or a result is placed: divided by rows, or whole on every device."""
+
+
+@dataclass(frozen=True)
+class Devices:
+    """Where batches are computed.
+
+    Attributes:
+        mesh: the devices; None for JAX's default device alone.
+    """
+
+    mesh: Mesh | None = None
+
+    @property
+    def count(self) -> int:
+        """How many devices there are."""
+        return 1 if self.mesh is None else self.mesh.size
+
+    @property
+    def axis(self) -> str | None:
+        """The mesh axis of the rows inside a compiled function."""
+        return None if self.mesh is None else AXIS
+
+    def jit(self, function: Function, arguments: tuple[P, ...], results: Any) -> Any:
+        """Jits a function of a batch. On several devices each runs it on its own rows.
+
+        Args:
+            function: of a batch; `jax.lax` collectives over `axis` connect the devices.
+            arguments: `ROWS` or `WHOLE` for each argument.
+            results: the same for the result or its parts.
+        """
+        if self.mesh is None:
+            return jax.jit(function)
+        mesh = self.mesh
+        placed = jax.tree.map(
+            lambda spec: NamedSharding(mesh, spec), arguments, is_leaf=lambda leaf: isinstance(leaf, P)
+        )
+        mapped = jax.shard_map(function, mesh=mesh, in_specs=arguments, out_specs=results, check_vma=False)
+        return jax.jit(mapped, in_shardings=placed)
+
+    def put(self, tree: Any) -> Any:
+        """Copies a pytree to every device, whichever devices it lies on."""
+        return tree if self.mesh is None else jax.device_put(tree, NamedSharding(self.mesh, WHOLE))
+
+
+def devices_of(devices: Sequence[jax.Device] | None) -> Devices:
+    """The devices that a user lists; None is JAX's default device."""
+    if devices is None:
+        return Devices()
+    listed = list(devices)
+    if not listed or len(set(listed)) < len(listed):
+        raise ValueError(f"devices must be one or more different ones, got {listed}")
+    for device in listed:
+        _checks.instance("devices", device, jax.Device, "jax.local_devices()")
+    if any(device.process_index != jax.process_index() for device in listed):
+        raise ValueError("devices must be of this process, for example jax.local_devices(): each evaluates its share")
+    return Devices(Mesh(np.array(listed), (AXIS,), axis_types=(AxisType.Auto,)))
