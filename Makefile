@@ -8,7 +8,7 @@ STAMP := $(VENV)/installed
 # and compile faster. Ignored where there is no glibc.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: help demo test test-all lint clean
+.PHONY: help demo docs test test-all lint clean
 
 help:  ## this text
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -26,6 +26,9 @@ demo: $(STAMP)  ## train a standard and a regularized model, attack both, show w
 	$(BIN)/python -m train fit mnist5k-flow --run-dir runs/demo/flow-gradient --no-evaluate
 	$(BIN)/python -m train evaluate runs/demo/standard runs/demo/flow-gradient --output runs/demo
 
+docs: $(STAMP)  ## the documentation as a site: open site/index.html, or serve the folder for its search
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 test: $(STAMP)  ## the tests, without the slow ones
 	$(BIN)/python -m pytest -n 2 -m "not slow"
 
@@ -38,4 +41,4 @@ lint: $(STAMP)  ## style and types
 	$(BIN)/mypy
 
 clean:  ## remove the environment and caches, not the runs
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

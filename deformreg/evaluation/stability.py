@@ -40,7 +40,8 @@ def smooth_fields(key: Array, count: int, height: int, width: int, *, cutoff: in
     Args:
         key: a JAX random key.
         count: number of fields.
-        height, width: in pixels.
+        height: of the fields, in pixels.
+        width: of the fields, in pixels.
         cutoff: the largest frequency, at least 2, in half waves per image.
 
     Returns:

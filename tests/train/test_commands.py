@@ -113,7 +113,7 @@ def test_a_coordinator_that_does_not_answer_is_named(capsys, tmp_path, monkeypat
             "--schedule.decay-epochs must be",
         ),
         (["fit", "digits-flow", "--data.name", "no-such-set", "--data-dir", "."], "no-such-set"),
-        (["fit", "cifar10-vgg11-flow", "--data.name", "digits", "--augmentation.resize", "20"], "crop"),
+        (["fit", "cifar10-vgg11-flow-2022", "--data.name", "digits", "--augmentation.resize", "20"], "crop"),
         (["fit", "digits-flow", "--process-id", "1"], "belong to --distributed"),
         (["fit", "digits-flow", "--distributed", "--coordinator", "host"], "--coordinator must be HOST:PORT, got host"),
         (["launch"], "launch needs a command"),

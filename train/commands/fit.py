@@ -155,7 +155,7 @@ def parse(name: str, arguments: list[str]) -> Fit:
         ConfigError: there is no such preset, or `--rule` without a penalty.
     """
     preset = find(name)
-    return _parse(f"fit {name}", preset.summary, preset.config, arguments)
+    return _parse(f"fit {name}", f"{preset}; {preset.source}", preset.config, arguments)
 
 
 def parse_continued(arguments: list[str]) -> tuple[Path, Config, Fit]:

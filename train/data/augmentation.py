@@ -20,13 +20,14 @@ import jax.numpy as jnp
 from annotated_types import Interval
 from jax import Array
 
+from train.data.rand import rand
 from train.data.trivial import trivial
 from train.ranges import Pixels, Share
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Changes to training images: resize, resized crop, pad by `shift`, crop, flip, TrivialAugment, erase, in turn.
+    """Changes to training images: resize, resized crop, pad by `shift`, crop, flip, RandAugment, TrivialAugment, erase.
 
     Evaluation resizes in the same way and crops the centre. The paper's recipe for CIFAR-10 is
     ``Augmentation(resize=36, crop=32, flip=True)``.
@@ -45,6 +46,11 @@ class Augmentation:
     resized to the image's size; 1 for no such crop. ImageNet's recipe takes 0.08."""
     trivial: bool = False
     """Changes each training image by one random operation of TrivialAugment: moves, colours, contrast."""
+    rand: Annotated[int, Interval(ge=0, le=16)] = 0
+    """Number of random operations by which RandAugment changes each training image in turn; 0 for none, 2 is usual."""
+    rand_strength: Share = 0.9
+    """Strength of RandAugment's operations, as a share of the largest.
+    Magnitude 9 of 10, as timm counts, is 0.9; 9 of 30, as torchvision counts, is 0.3."""
     erase: Annotated[float, Interval(ge=0, le=1)] = 0.0
     """Probability that a random rectangle of a training image, 2 to 33 % of its area, is replaced by noise."""
 
@@ -112,6 +118,8 @@ def augment(key: Array, images: Array, options: Augmentation, *, positions: Arra
         )(padded, draws)
     if options.flip:
         images = jnp.where(draws[:, 2, None, None, None] == 1, images[:, :, ::-1], images)
+    if options.rand:
+        images = rand(_other_keys(key, positions, 4), to_float(images), options.rand, options.rand_strength)
     if options.trivial:
         images = trivial(_other_keys(key, positions, 3), to_float(images))
     if options.erase:
