@@ -92,6 +92,11 @@ def is_lead() -> bool:
     return jax.process_index() == 0
 
 
+def index() -> int:
+    """This process's number, from 0."""
+    return jax.process_index()
+
+
 def barrier(name: str) -> None:
     """Waits until every process has reached this barrier."""
     multihost_utils.sync_global_devices(name)
@@ -122,7 +127,7 @@ def leave(code: int) -> None:
 
 
 @contextmanager
-def stop_on_sigterm() -> Iterator[Callable[[], bool]]:
+def stop_on_sigterm(saving: str = "saving a checkpoint") -> Iterator[Callable[[], bool]]:
     """Yields a function that says whether SIGTERM has arrived; a second SIGTERM ends the process at once.
 
     A thread listens, so that the second signal works while the main thread waits for a device or another process.
@@ -142,7 +147,7 @@ def stop_on_sigterm() -> Iterator[Callable[[], bool]]:
             if requested.is_set():
                 os._exit(PREEMPTED)
             requested.set()
-            print("SIGTERM: saving a checkpoint; a second one leaves at once", file=sys.stderr, flush=True)
+            print(f"SIGTERM: {saving}; a second one leaves at once", file=sys.stderr, flush=True)
 
     thread = threading.Thread(target=listen, daemon=True)
     thread.start()

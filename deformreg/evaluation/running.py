@@ -83,7 +83,7 @@ def run_attack(
         raise ValueError(f"begun must be what {attack.name!r} has found on these examples: keep such results apart")
     first, step = share
     indices = np.flatnonzero(attacked & ~begun.finished)[first::step]
-    found = _search(setting, number, attack, compiled, indices, attacked, standing, key, begun, keep)
+    found = _search(setting, number, attack, compiled, indices, standing, key, begun, keep)
     found = (found if gather is None else gather(found)).after(begun)
     if (attacked & ~found.finished).any():
         raise ValueError(f"gather must return what all processes have found with {attack.name!r}, got a part")
@@ -96,7 +96,6 @@ def _search(
     attack: Attack,
     compiled: Compiled,
     indices: HostArray,
-    attacked: HostArray,
     standing: HostArray,
     key: jax.Array,
     begun: Found,
@@ -108,7 +107,7 @@ def _search(
         compile_seconds = warm_up(compiled, setting.logits_fn, setting.data, key=key, batch_size=setting.batch_size)
     started = time.perf_counter()
     check = _Check(setting)
-    before, total = int(begun.finished.sum()), int(attacked.sum())
+    before = int(begun.finished.sum())
     finished = steps = 0
 
     def so_far() -> Found:
@@ -118,11 +117,6 @@ def _search(
             seconds=time.perf_counter() - started,
             compile_seconds=compile_seconds,
         )
-
-    def tell() -> None:
-        if setting.progress is not None:
-            accuracy = float((standing & ~begun.broken & ~check.broken_so_far()).mean())
-            setting.progress(Progress(attack.name, before + finished, total, accuracy))
 
     for part in run_refilled(
         compiled, setting.logits_fn, setting.data, indices, key=key, number=number, batch_size=setting.batch_size,
@@ -135,10 +129,14 @@ def _search(
         steps, finished = part.steps, finished + len(part.indices)
         if setting.collect is not None:
             setting.collect(attack, part.indices, part.result)
-        tell()
         if keep is not None:
             keep(so_far().after(begun))
+        if setting.progress is not None:
+            accuracy = float((standing & ~begun.broken & ~check.broken_so_far()).mean())
+            setting.progress(Progress(attack.name, before + finished, before + len(indices), accuracy))
     check.confirm()
+    if keep is not None and len(indices):
+        keep(so_far().after(begun))
     return so_far()
 
 

@@ -81,6 +81,7 @@ def open_split(request: Request) -> Records:
         decode=decode,
         copy=(request.data_dir or default_data_dir()) / "decoded" / copy,
         files=fingerprint((file.class_name, os.path.basename(file.path), file.facts[0]) for file in files),
+        labels=lambda indices: labels[indices],
     )
 
 

@@ -48,6 +48,8 @@ class Source:
         fingerprint: a hash of images and labels, which does not depend on where the data are. It covers all of a source
             in memory of at most 256 MiB; otherwise a sample that is spread over the source, and `files`.
         whole: the number of examples of the stored split that it is, or is a part of.
+        labels: ``indices int[n] -> int32[n]``, labels without decoding images; None if these must be decoded.
+        shuffled: whether the examples are in random order.
     """
 
     name: str
@@ -59,6 +61,8 @@ class Source:
     in_memory: bool
     files: str = ""
     whole: int = 0
+    labels: Callable[[np.ndarray], np.ndarray] | None = None
+    shuffled: bool = False
 
     def __len__(self) -> int:
         return self.size
@@ -184,12 +188,14 @@ def _part(source: Source, part: Part) -> Source:
 
 
 def _subset(source: Source, kept: np.ndarray, name: str) -> Source:
+    labels = source.labels
     return replace(
         source,
         name=name,
         size=len(kept),
         read=lambda indices: source.read(kept[indices]),
         unreadable=lambda indices: source.unreadable(kept[indices]),
+        labels=None if labels is None else lambda indices: labels(kept[indices]),
     )
 
 
@@ -221,12 +227,15 @@ def _from_records(records: Records, request: Request, unreadable: Unreadable) ->
                 unreadable.add_wrong_labels(labels, indices, len(class_names), name)
                 return images, labels
 
-            return Source(name, size, shape, class_names, read, unreadable.mask, in_memory=False, files=records.files)
+            return Source(
+                name, size, shape, class_names, read, unreadable.mask, in_memory=False, files=records.files,
+                labels=records.labels, shuffled=records.shuffled,
+            )  # fmt: skip
         with quiet_decoding():
             arrays = decode_split(decode, size, shape, name)
         if request.write and not len(unreadable):  # a copy does not record which examples were unreadable
             write_copy(records.copy, arrays)
-    return _from_arrays(InMemory(name, class_names, arrays), unreadable)
+    return replace(_from_arrays(InMemory(name, class_names, arrays), unreadable), shuffled=records.shuffled)
 
 
 def _printable_all(names: Iterable[str]) -> tuple[str, ...]:
@@ -242,4 +251,7 @@ def _from_arrays(split: InMemory, unreadable: Unreadable) -> Source:
         return np.take(images, indices, axis=0), np.take(labels, indices)
 
     height, width, channels = images.shape[1:]
-    return Source(name, len(labels), (height, width, channels), class_names, read, unreadable.mask, in_memory=True)
+    return Source(
+        name, len(labels), (height, width, channels), class_names, read, unreadable.mask, in_memory=True,
+        labels=lambda indices: np.take(labels, indices),
+    )  # fmt: skip
