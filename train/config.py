@@ -18,7 +18,7 @@ from train.methods import AnyMethod
 from train.methods.standard import Standard
 from train.models import MODELS
 from train.optimizers import AnyOptimizer, Sgd
-from train.ranges import FREE, HIDDEN, Count, CountOrNone, Fraction, Positive, Seed
+from train.ranges import FREE, HIDDEN, Count, CountOrNone, Fraction, Positive, Seed, Share
 from train.schedules import AnySchedule, Cosine
 
 if TYPE_CHECKING:
@@ -55,6 +55,13 @@ class Data:
     """Fraction of the training images, in [0, 1), that becomes the validation set."""
     image_size: Annotated[int, Interval(ge=1, le=4096)] | None = None
     """Height and width, in pixels, to which images are resized when they are read; needed if their sizes differ."""
+    center_crop: Share | None = None
+    """Share of the shorter side that the square in the centre of an image has, of which `image_size` is made.
+    0.875 resizes as ImageNet's evaluation does, to 256 for a crop of 224. By default whole images are stretched."""
+    random_crop: Share = 1.0
+    """Smallest share of an image file's area that a random crop shows in training, of an aspect ratio from 3/4 to 4/3,
+    resized to `image_size`; 1 for no such crop. ImageNet's recipe takes 0.08.
+    It is cut when the file is decoded, and so sharper than the crops of `--augmentation.min-area`."""
     given: Annotated[str, HIDDEN] = ""
     """The name of images that were passed to `fit`; they take the place of `name`."""
 

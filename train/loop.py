@@ -17,7 +17,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from tqdm import tqdm
 
 from train import checkpoints, optimizers, overfitting, own, parallel, processes, runs
 from train.config import Config
@@ -29,6 +28,7 @@ from train.methods.given import Given
 from train.metrics import MetricLog
 from train.optimizers import Make
 from train.options import check
+from train.progress import progress
 from train.state import State, predict
 from train.step import Batch, Metrics
 from train.task import Splits, Task, prepare
@@ -220,8 +220,6 @@ def _train(
     compiled = engine.compile(task.step)
     watch = Watch(log, config, task.method.every, step=int(state.step), skipped=int(state.skipped))
     batches = device_batches(config, task.splits.train, engine, watch.step + watch.skipped, stop_requested)
-    hidden = not (processes.is_lead() and sys.stderr.isatty())
-    progress = tqdm(total=last, initial=watch.step, desc=task.method.name, unit="step", disable=hidden)
 
     detector = overfitting.detector(
         task.method.watch, task.network, task.splits.validation, engine, config.augmentation,
@@ -232,27 +230,27 @@ def _train(
         saves = config.checkpoint_every and step % config.checkpoint_every == 0
         return step > saved and bool(step % task.steps_per_epoch == 0 or saves or watch.stopping)
 
-    saved = watch.step
-    while saved < last:
-        state, step_metrics = compiled(state, next(batches))
-        watch.push(step_metrics)
-        progress.n = watch.step
-        progress.update(0)
-        if not is_due(watch.step):
-            continue
-        watch.drain()
-        if not is_due(watch.step):
-            continue  # a step was skipped: the checkpoint is due after the next one
-        saved, whole, accuracy = watch.step, engine.whole(state), None
-        if saved % task.steps_per_epoch == 0:
-            accuracy = validate(config, task, engine, whole)
-            values = {"validation_accuracy": accuracy, **detector(whole)}
-            log.write(saved, {**values, "seconds": watch.seconds})
-            progress.set_postfix(accuracy=f"{accuracy:.3f}", loss=f"{watch.loss:.3f}")
-        writer.save(saved, whole, accuracy)
-        if watch.stopping and saved < last:
-            raise Preempted(f"saved step {saved} of {last}; --resume continues from there")
-    progress.close()
+    saved, note = watch.step, ""
+    with progress(task.method.name, "step", visible=processes.is_lead()) as show:
+        show(saved, last)
+        while saved < last:
+            state, step_metrics = compiled(state, next(batches))
+            watch.push(step_metrics)
+            show(watch.step, last, note=note)
+            if not is_due(watch.step):
+                continue
+            watch.drain()
+            if not is_due(watch.step):
+                continue  # a step was skipped: the checkpoint is due after the next one
+            saved, whole, accuracy = watch.step, engine.whole(state), None
+            if saved % task.steps_per_epoch == 0:
+                accuracy = validate(config, task, engine, whole)
+                values = {"validation_accuracy": accuracy, **detector(whole)}
+                log.write(saved, {**values, "seconds": watch.seconds})
+                note = f"validation accuracy {accuracy:.1%}, loss {watch.loss:.3f}"
+            writer.save(saved, whole, accuracy)
+            if watch.stopping and saved < last:
+                raise Preempted(f"saved step {saved} of {last}; --resume continues from there")
     return state
 
 

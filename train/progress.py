@@ -1,6 +1,6 @@
-"""How far long work is, on standard error: a bar on a terminal; elsewhere, such as in a log, a plain line every minute.
+"""How far long work is, on standard error: a bar on a terminal; elsewhere, such as in a log, a line every half minute.
 
-Work that takes less than a minute leaves nothing in a log.
+Work that takes less than half a minute leaves nothing in a log.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Protocol
 
 from train.errors import printable, say
 
-EVERY = 60.0
+EVERY = 30.0
 """Seconds between two lines where there is no terminal."""
 
 

@@ -197,6 +197,8 @@ def open_split(config: Config, split: str, data_dir: str | None = None, *, write
             train_split=data.train_split,
             data_dir=place,
             image_size=data.image_size,
+            center_crop=data.center_crop,
+            random_crop=data.random_crop if split == "train" else 1.0,
             holdout=holdout,
             max_unreadable=data.max_unreadable,
             write=write or place != data.data_dir or place is None,

@@ -74,7 +74,21 @@ class Found(NamedTuple):
 
 
 def together(parts: Iterable[Found]) -> Found:
-    """What several processes have found at the same time, each on its share of the examples."""
+    """Puts together what several processes have found at the same time, each on its share of the examples.
+
+    Args:
+        parts: one or more.
+
+    Returns:
+        What all have found; seconds are those of the slowest.
+
+    Example:
+        >>> import numpy as np
+        >>> first, second = Found.nothing(3), Found.nothing(3)
+        >>> first.finished[0] = second.finished[2] = True
+        >>> together([first, second]).finished.tolist()
+        [True, False, True]
+    """
     parts = list(parts)
     return reduce(lambda earlier, part: part.after(earlier), parts)._replace(
         seconds=max(part.seconds for part in parts), compile_seconds=max(part.compile_seconds for part in parts)

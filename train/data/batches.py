@@ -10,8 +10,9 @@ from typing import TypeVar
 
 import numpy as np
 
-from train.data.order import batch_indices
+from train.data.order import batch_draws, batch_indices
 from train.data.source import Source
+from train.data.view import NUM_DRAWS
 from train.errors import DataError
 
 Batch = dict[str, np.ndarray]
@@ -57,7 +58,11 @@ def train_batches(
         # NumPy orders a whole batch in microseconds. Grain's own shuffle calls Python for every
         # example, a millisecond a batch of 128 that the training step would wait for.
         indices = batch_indices(number, size=len(source), batch_size=batch_size, seed=seed)
-        images, labels = source.read(indices[part])
+        if source.random:
+            draws = batch_draws(number, batch_size=batch_size, count=NUM_DRAWS, seed=seed)
+            images, labels = source.read(indices[part], draws[part])
+        else:
+            images, labels = source.read(indices[part])
         return {"image": images, "label": labels, "position": positions}
 
     return _in_order(read, range(first, sys.maxsize), ahead=not source.in_memory)

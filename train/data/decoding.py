@@ -8,7 +8,7 @@ import math
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from train.data.kind import Arrays, Read, Shape, require
+from train.data.view import View
 from train.errors import DataError, one_line
 from train.files import open_regular
 
@@ -29,26 +30,42 @@ MAX_BYTES = 2**28
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP")
 """By content, whatever a file is called. PIL's other decoders stay off: one of them runs Ghostscript."""
 
+DECODER = "simplejpeg"
+"""What makes JPEGs smaller: decoded copies that another one made are decoded again."""
+
+WHOLE = View()
+
 CHANNEL_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _GRAYSCALE_MODES = {"1", "L", "LA"}
 _EIGHT_BIT_MODES = _GRAYSCALE_MODES | {"P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"}
 # What undoes each EXIF orientation: PIL.Image.Transpose by number, as PIL.ImageOps.exif_transpose has it.
 _TURNS = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}
 _SWAPPING = (2, 4, 5, 6)  # of these, those that exchange height and width
-_CHUNK = 64  # examples a thread decodes at a time: enough to hide the cost of handing them out
+_CHUNK = 64  # examples of a split a thread decodes at a time: enough to hide the cost of handing them out
+_PART = 4  # examples of a batch a thread decodes at a time: few, so that no thread waits for the last one
 
 
 def decode_image(
-    data: bytes | Path, where: str, *, shape: Shape, image_size: int | None = None, upright: bool = False
+    data: bytes | Path,
+    where: str,
+    *,
+    shape: Shape,
+    view: View = WHOLE,
+    draws: Sequence[float] | None = None,
+    upright: bool = False,
 ) -> np.ndarray:
     """Decodes one image. Without an alpha channel in `shape`, transparent images are laid on white, as viewers do.
+
+    A JPEG that is made smaller is decoded by simplejpeg at the smallest of libjpeg's sizes, eighths of its own, that is
+    large enough: its inverse cosine transform then leaves out high frequencies. PIL does the rest, and all other files.
 
     Args:
         data: the encoded bytes, or the path of the file.
         where: names the image in errors.
         shape: the expected ``(h, w, c)``, ``c`` = 1, 3 or 4. A grayscale image is repeated into colour channels; a
             colour image is never reduced to one channel.
-        image_size: resizes to this height and width, in pixels, bilinear; None keeps the size.
+        view: the part that is shown and its size; resized bilinearly, and antialiased where it gets smaller.
+        draws: the random numbers of a random crop; None for none.
         upright: whether to turn the image as its EXIF orientation says.
 
     Returns:
@@ -59,15 +76,27 @@ def decode_image(
             colour but for an alpha channel that is not kept.
     """
     height, width, channels = shape
-    with _opened(data, where) as image:
+    with _opened(data, where) as (image, file):
         if channels == 1 and image.mode not in _GRAYSCALE_MODES:
             raise DataError(f"{where}: a colour image (mode {image.mode}) in a grayscale set; convert one or the other")
         turn = _turn(image) if upright else None
-        image = (image if channels == 4 else _on_white(image, where)).convert(CHANNEL_MODES[channels])
+        whole: tuple[int, int] = image.size[::-1] if turn in _SWAPPING else image.size
+        box, resized = view.box(*whole, draws), None if view.size is None else (view.size, view.size)
+        if resized == whole and box == (0, 0, *whole):
+            resized = None
+        scaled = None
+        if resized is not None and channels != 4:
+            least = [math.ceil(resized[i] * whole[i] / (box[i + 2] - box[i])) for i in (0, 1)]
+            scaled = _decode_scaled(image, file, *(least[::-1] if turn in _SWAPPING else least))
+        image = scaled or (image if channels == 4 else _on_white(image, where))
+        if image.mode != CHANNEL_MODES[channels]:
+            image = image.convert(CHANNEL_MODES[channels])
         if turn is not None:
             image = image.transpose(turn)
-        if image_size is not None and image.size != (image_size, image_size):
-            image = image.resize((image_size, image_size), resample=2)  # PIL's BILINEAR
+        if resized is not None:
+            factors = [after / before for after, before in zip(image.size, whole, strict=True)] * 2
+            place = [min(end * factor, side) for end, factor, side in zip(box, factors, image.size * 2, strict=True)]
+            image = image.resize(resized, resample=2, box=place)  # PIL's BILINEAR
         if image.size != (width, height):
             raise DataError(
                 f"{where}: {image.height} x {image.width} pixels (height x width), the first image has {height} x "
@@ -79,7 +108,7 @@ def decode_image(
 
 def image_header(data: bytes | Path, where: str, *, upright: bool = False) -> tuple[tuple[int, int], bool]:
     """Reads ``(height, width)`` and whether the image is grayscale, without decoding it; `upright` as above."""
-    with _opened(data, where) as image:
+    with _opened(data, where) as (image, _):
         height, width = image.height, image.width
         if upright and _turn(image) in _SWAPPING:
             height, width = width, height
@@ -108,7 +137,9 @@ def decode_split(decode: Read, size: int, shape: Shape, title: str) -> Arrays:
     return images, labels
 
 
-def decode_batch(decode: Read, indices: np.ndarray, shape: Shape, memory_limit: int, where: str) -> Arrays:
+def decode_batch(
+    decode: Read, indices: np.ndarray, draws: np.ndarray | None, shape: Shape, memory_limit: int, where: str
+) -> Arrays:
     """Decodes the examples at ``indices`` in threads, if they fit in memory.
 
     Raises:
@@ -120,9 +151,15 @@ def decode_batch(decode: Read, indices: np.ndarray, shape: Shape, memory_limit: 
             f"of {memory_limit}; read fewer at once (--batch-size, --evaluation.examples) or smaller ones "
             "(--data.image-size)"
         )
-    parts = min(_num_threads(), len(indices)) or 1
-    images, labels = zip(*_pool().map(decode, np.array_split(indices, parts)), strict=True)
-    return np.concatenate(images), np.concatenate(labels)
+    images, labels = np.empty((len(indices), *shape), np.uint8), np.empty(len(indices), np.int32)
+
+    def fill(part: slice) -> None:
+        images[part], labels[part] = decode(indices[part], None if draws is None else draws[part])
+
+    parts = [slice(start, start + _PART) for start in range(0, len(indices), _PART)]
+    for _ in _pool().map(fill, parts):
+        pass
+    return images, labels
 
 
 @contextmanager
@@ -134,8 +171,8 @@ def quiet_decoding() -> Iterator[None]:
 
 
 @contextmanager
-def _opened(data: bytes | Path, where: str) -> Iterator[Any]:
-    """Opens an image and turns whatever a damaged file raises into a ``DataError``."""
+def _opened(data: bytes | Path, where: str) -> Iterator[tuple[Any, BinaryIO]]:
+    """Opens an image and its file, and turns whatever a damaged file raises into a ``DataError``."""
     pil = require("PIL.Image", "pillow", "decoding images")
     try:
         if isinstance(data, bytes) and len(data) > MAX_BYTES:
@@ -152,7 +189,7 @@ def _opened(data: bytes | Path, where: str) -> Iterator[Any]:
                 )
             if image.mode not in _EIGHT_BIT_MODES:
                 raise DataError(f"{where}: mode {image.mode} is not 8 bits a channel; convert the image")
-            yield image
+            yield image, encoded
     except DataError:
         raise
     except pil.UnidentifiedImageError as error:
@@ -165,6 +202,22 @@ def _opened(data: bytes | Path, where: str) -> Iterator[Any]:
         ) from error
     except Exception as error:  # PIL's plugins raise nearly anything on damaged bytes
         raise DataError(f"{where}: the image cannot be decoded ({one_line(error)}); replace or remove it") from error
+
+
+def _decode_scaled(image: Any, file: BinaryIO, min_width: int, min_height: int) -> Any | None:
+    """A JPEG of 8-bit colour or gray, decoded no smaller than asked unless it is; None for PIL to decode or refuse."""
+    if image.format not in ("JPEG", "MPO") or image.mode not in ("RGB", "L"):
+        return None
+    pil = require("PIL.Image", "pillow", "decoding images")
+    simplejpeg = require("simplejpeg", "simplejpeg", "resizing JPEGs")
+    file.seek(0)
+    try:
+        pixels = simplejpeg.decode_jpeg(
+            file.read(MAX_BYTES), "RGB" if image.mode == "RGB" else "GRAY", min_width=min_width, min_height=min_height
+        )
+    except ValueError:
+        return None
+    return pil.fromarray(pixels if image.mode == "RGB" else pixels[:, :, 0])
 
 
 def _png_depth(file: BinaryIO) -> int:
@@ -206,7 +259,7 @@ def _on_white(image: Any, where: str) -> Any:
 
 
 def _num_threads() -> int:
-    return min(32, os.cpu_count() or 1)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @functools.cache

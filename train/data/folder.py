@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from train.data.decoded import facts, fingerprint
-from train.data.decoding import decode_image, image_header
+from train.data.decoding import DECODER, decode_image, image_header
 from train.data.kind import (
     SPLIT_NAMES,
     Arrays,
@@ -53,7 +53,7 @@ def open_split(request: Request) -> Records:
     Raises:
         DataError: nothing there, unreadable, classes that differ between splits, or symbolic links.
     """
-    root, split, image_size = user_path(request.name.removeprefix("folder:")), request.split, request.image_size
+    root, split, view = user_path(request.name.removeprefix("folder:")), request.split, request.view
     if not _has_splits(root):
         raise DataError(f"{root}: no image folder; it needs train/CLASS/ and test/CLASS/ with images")
     splits = _scan(root)
@@ -65,19 +65,21 @@ def open_split(request: Request) -> Records:
     labels = np.array([numbers[file.class_name] for file in files], np.int32)
     every = [file for found in splits.values() for file in found]
 
-    def decode(indices: np.ndarray, shape: Shape) -> Arrays:
-        paths = [root / files[index].path for index in indices]
-        images = [decode_image(path, str(path), shape=shape, image_size=image_size, upright=True) for path in paths]
-        return np.stack(images), labels[indices]
+    def decode(indices: np.ndarray, shape: Shape, draws: np.ndarray | None) -> Arrays:
+        images = np.empty((len(indices), *shape), np.uint8)
+        for position, index in enumerate(indices):
+            path, drawn = root / files[index].path, None if draws is None else draws[position].tolist()
+            images[position] = decode_image(path, str(path), shape=shape, view=view, draws=drawn, upright=True)
+        return images, labels[indices]
 
-    key = fingerprint([str(root.resolve()), split, *every])
+    key = fingerprint([str(root.resolve()), split, *every, *([DECODER] if view.size else [])])
     place = fingerprint([str(root.resolve())])[:8]
-    copy = f"{root.name}-{place}-{split}-{image_size or 'original'}-{key}"
+    copy = f"{root.name}-{place}-{split}-{view.label}-{key}"
     return Records(
         name=f"{root}, split {split}",
         size=len(files),
         class_names=class_names,
-        probe=functools.partial(_image_shape, root, every, image_size),
+        probe=functools.partial(_image_shape, root, every, view.size),
         decode=decode,
         copy=(request.data_dir or default_data_dir()) / "decoded" / copy,
         files=fingerprint((file.class_name, os.path.basename(file.path), file.facts[0]) for file in files),

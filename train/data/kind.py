@@ -8,17 +8,22 @@ import os
 import re
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from train.data.view import View
 from train.errors import DataError, NoSplit, one_line, say
 
 Arrays = tuple[np.ndarray, np.ndarray]
 """``(images uint8[n, h, w, c], labels int32[n])``."""
 
-Read = Callable[[np.ndarray], Arrays]
-"""Reads the examples at ``indices int[n]``."""
+
+class Read(Protocol):
+    """Reads the examples at ``indices int[n]``; ``draws float[n, NUM_DRAWS]`` in [0, 1) place random crops."""
+
+    def __call__(self, indices: np.ndarray, draws: np.ndarray | None = None, /) -> Arrays: ...
+
 
 Shape = tuple[int, int, int]
 """``(h, w, c)`` of an image."""
@@ -36,7 +41,7 @@ class Request(NamedTuple):
     name: str
     split: str
     data_dir: Path | None
-    image_size: int | None
+    view: View
     memory_limit: int
     write: bool = True
 
@@ -50,7 +55,7 @@ class Records(NamedTuple):
         class_names: the name of every label.
         probe: ``max_unreadable -> image shape``; looks into files where the set does not state the shape, and passes
             over as many unreadable ones as its argument allows.
-        decode: ``(indices, image shape) -> arrays``, in the calling thread.
+        decode: ``(indices, image shape, draws) -> arrays``, in the calling thread; draws are None without random crops.
         copy: the folder for a decoded copy, ``.../SPLIT-OPTIONS-FINGERPRINT``; the fingerprint changes with the files.
         files: a hash of the files' names and sizes, for `Source.files`; empty where the same examples may lie in other
             files after they were prepared again.
@@ -62,7 +67,7 @@ class Records(NamedTuple):
     size: int
     class_names: tuple[str, ...]
     probe: Callable[[int], Shape]
-    decode: Callable[[np.ndarray, Shape], Arrays]
+    decode: Callable[[np.ndarray, Shape, np.ndarray | None], Arrays]
     copy: Path
     files: str = ""
     labels: Callable[[np.ndarray], np.ndarray] | None = None

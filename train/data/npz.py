@@ -71,7 +71,7 @@ def open_split(request: Request) -> InMemory:
     Raises:
         DataError: damaged, of objects, with wrong keys, shapes or dtypes, too large or empty.
     """
-    path, size = user_path(request.name), request.image_size
+    path, size = user_path(request.name), request.view.size
     if not path.is_file():
         raise DataError(f"{path}: no such file; give the path of an .npz file")
     try:

@@ -49,3 +49,19 @@ def batch_indices(number: int, *, size: int, batch_size: int, seed: int) -> np.n
         permutation(size, seed, int(epoch))[offsets[epochs == epoch]] for epoch in range(epochs[0], epochs[-1] + 1)
     ]
     return np.concatenate(parts)
+
+
+def batch_draws(number: int, *, batch_size: int, count: int, seed: int) -> np.ndarray:
+    """Random numbers for every example of one global batch, from the same kind of stream as `permutation`.
+
+    Args:
+        number: of the batch, from 0.
+        batch_size: examples in a global batch.
+        count: numbers per example.
+        seed: the run's seed.
+
+    Returns:
+        ``float64[batch_size, count]`` in [0, 1).
+    """
+    words = np.random.PCG64(np.random.SeedSequence((seed, number, 1))).random_raw(batch_size * count)
+    return (words >> 11).reshape(batch_size, count) * 2.0**-53

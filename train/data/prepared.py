@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from train.data.decoded import facts, fingerprint
-from train.data.decoding import MAX_PIXELS, decode_image, image_header
+from train.data.decoding import DECODER, MAX_PIXELS, decode_image, image_header
 from train.data.kind import (
     MAX_CLASSES,
     Arrays,
@@ -27,6 +27,7 @@ from train.data.kind import (
 )
 from train.data.metadata import check_metadata, check_shards
 from train.data.unreadable import check_labelled
+from train.data.view import View
 from train.errors import DataError, one_line
 
 _NAME = re.compile(r"(?P<name>\w+)(/(?P<config>[\w.-]+))?(:(?P<version>\d+\.\d+\.\d+))?")
@@ -77,18 +78,19 @@ def open_folder(request: Request, folder: Path, remedy: str) -> Records:
     features = info.features
     height, width, channels = features["image"].shape
     split = _Split(
-        f"{folder}, split {request.split}", remedy, size, examples, (height, width, channels or 3), request.image_size
+        f"{folder}, split {request.split}", remedy, size, examples, (height, width, channels or 3), request.view
     )
     split.check_labelled()
     files = [*sorted(folder.glob(f"*-{stored}.*")), folder / "dataset_info.json"]
-    key = fingerprint([channels or 3, *((file.name, *facts(file.stat())) for file in files)])
+    made_by = [DECODER] if request.view.size else []
+    key = fingerprint([channels or 3, *((file.name, *facts(file.stat())) for file in files), *made_by])
     return Records(
         name=f"{request.name}, split {request.split}",
         size=size,
         class_names=tuple(features["label"].names),
         probe=split.probe,
         decode=split.decode,
-        copy=folder / "decoded" / f"{request.split}-{request.image_size or 'original'}-{key}",
+        copy=folder / "decoded" / f"{request.split}-{request.view.label}-{key}",
         labels=split.labels,
         shuffled=not info.disable_shuffling,
     )
@@ -104,7 +106,7 @@ class _Split:
         size: the number of examples.
         examples: TFDS's data source.
         shape: of all images; None where heights or widths differ.
-        image_size: resizes to this height and width in pixels.
+        view: the part of images that is shown.
     """
 
     where: str
@@ -112,7 +114,7 @@ class _Split:
     size: int
     examples: Any
     shape: tuple[int | None, int | None, int]
-    image_size: int | None
+    view: View
 
     def read(self, indices: np.ndarray) -> list[dict[str, Any]]:
         """Reads records: the encoded image and the label."""
@@ -135,8 +137,8 @@ class _Split:
     def probe(self, max_unreadable: int) -> Shape:
         """The shape of decoded images, of the first readable one where the set does not state it."""
         height, width, channels = self.shape
-        if self.image_size is not None:
-            return self.image_size, self.image_size, channels
+        if self.view.size is not None:
+            return self.view.size, self.view.size, channels
         if height is not None and width is not None:
             return height, width, channels
         for index in range(self.size):
@@ -148,13 +150,14 @@ class _Split:
                     raise
         raise DataError(f"{self.where}: no image can be decoded; {self.remedy}")
 
-    def decode(self, indices: np.ndarray, shape: Shape) -> Arrays:
+    def decode(self, indices: np.ndarray, shape: Shape, draws: np.ndarray | None) -> Arrays:
         """Decodes the images of the examples at ``indices``."""
         records = self.read(indices)
         images = np.empty((len(records), *shape), np.uint8)
         for position, record in enumerate(records):
             where = f"{self.where}, example {indices[position]}"
-            images[position] = decode_image(record["image"], where, shape=shape, image_size=self.image_size)
+            drawn = None if draws is None else draws[position].tolist()
+            images[position] = decode_image(record["image"], where, shape=shape, view=self.view, draws=drawn)
         return images, _labels_of(records)
 
     def labels(self, indices: np.ndarray) -> np.ndarray:

@@ -18,6 +18,7 @@ from train.data.kind import Arrays, InMemory, Kind, Read, Records, Request, Shap
 from train.data.order import permutation
 from train.data.parts import Part, parse
 from train.data.unreadable import Unreadable, check_labelled, tolerant, with_substitutes
+from train.data.view import View, check_view
 from train.errors import DataError, printable
 
 KINDS: tuple[Kind, ...] = (npz.KIND, embedded.KIND, prepared.KIND, folder.KIND)
@@ -50,6 +51,7 @@ class Source:
         whole: the number of examples of the stored split that it is, or is a part of.
         labels: ``indices int[n] -> int32[n]``, labels without decoding images; None if these must be decoded.
         shuffled: whether the examples are in random order.
+        random: whether training takes random crops: `read` then also takes draws, ``float[n, NUM_DRAWS]`` in [0, 1).
     """
 
     name: str
@@ -63,6 +65,7 @@ class Source:
     whole: int = 0
     labels: Callable[[np.ndarray], np.ndarray] | None = None
     shuffled: bool = False
+    random: bool = False
 
     def __len__(self) -> int:
         return self.size
@@ -93,6 +96,8 @@ def load(
     train_split: str = "train",
     holdout: float = 0.0,
     image_size: int | None = None,
+    center_crop: float | None = None,
+    random_crop: float = 1.0,
     memory_limit: int = MEMORY_LIMIT,
     max_unreadable: int = 0,
     write: bool = True,
@@ -122,6 +127,11 @@ def load(
         holdout: the fraction of ``"train"``, in [0, 1), that becomes ``"validation"``. The choice does not depend on
             the training seed, so that runs can be compared.
         image_size: resizes images to this height and width, in pixels, when they are decoded.
+        center_crop: resizes the square in their centre that has this share, in (0, 1], of the shorter side; None
+            stretches whole images.
+        random_crop: the smallest share, in (0, 1], of an image's area that a random crop shows to `train_batches`, of
+            an aspect ratio from 3/4 to 4/3 and resized to `image_size`; 1 for no such crop. The split is then decoded
+            batch by batch.
         memory_limit: the largest size, in bytes, of a decoded split that is kept in memory.
         max_unreadable: how many unreadable examples are tolerated. Each is named on standard error and replaced by
             another; one more raises.
@@ -140,12 +150,12 @@ def load(
     """
     if not 0.0 <= holdout < 1.0:
         raise DataError(f"holdout {holdout} is not a fraction in [0, 1); give for example 0.1")
-    if image_size is not None and image_size < 1:
-        raise DataError(f"image_size {image_size} is not a number of pixels; give 1 or more")
+    view = View(image_size, center_crop, random_crop)
+    check_view(view)
     cut = bool(holdout) and split in ("train", "validation")
     place = None if data_dir is None else user_path(data_dir)
     part = parse(train_split if cut or split == "train" else split)
-    request = Request(name, stored_name(part.name), place, image_size, memory_limit, write)
+    request = Request(name, stored_name(part.name), place, view, memory_limit, write)
     source = _open(request, Unreadable(max_unreadable))
     source = _part(replace(source, whole=len(source)), part)
     if cut:
@@ -193,7 +203,7 @@ def _subset(source: Source, kept: np.ndarray, name: str) -> Source:
         source,
         name=name,
         size=len(kept),
-        read=lambda indices: source.read(kept[indices]),
+        read=lambda indices, *draws: source.read(kept[indices], *draws),
         unreadable=lambda indices: source.unreadable(kept[indices]),
         labels=None if labels is None else lambda indices: labels(kept[indices]),
     )
@@ -205,31 +215,34 @@ def _open(request: Request, unreadable: Unreadable) -> Source:
     opened = next(accepting, prepared.KIND).open(request)
     if isinstance(opened, Records):
         return _from_records(opened, request, unreadable)
+    if request.view.center is not None or request.view.random:
+        raise DataError(f"{printable(opened.name)}: arrays are not cropped; use the augmentation's crop and min_area")
     return _from_arrays(opened, unreadable)
 
 
 def _from_records(records: Records, request: Request, unreadable: Unreadable) -> Source:
     """Opens the decoded copy of a split; without one, decodes the split now or, if it is large, batch by batch."""
     name, size, class_names = printable(records.name), records.size, _printable_all(records.class_names)
+    random = request.view.random
     if request.write:
         remove_leftovers(records.copy)
-    arrays = read_copy(records.copy, size, request.memory_limit)
+    arrays = None if random else read_copy(records.copy, size, request.memory_limit)
     if arrays is None:
         with quiet_decoding():
             shape = records.probe(unreadable.limit)
-        decode = tolerant(lambda indices: records.decode(indices, shape), unreadable, shape)
-        if size * math.prod(shape) > request.memory_limit:
+        decode = tolerant(lambda indices, draws=None: records.decode(indices, shape, draws), unreadable, shape)
+        if random or size * math.prod(shape) > request.memory_limit:
             limit = max(request.memory_limit, MEMORY_LIMIT)
 
-            def read(indices: np.ndarray) -> Arrays:
-                images, labels = decode_batch(decode, indices, shape, limit, name)
+            def read(indices: np.ndarray, draws: np.ndarray | None = None) -> Arrays:
+                images, labels = decode_batch(decode, indices, draws, shape, limit, name)
                 # Labels are checked batch by batch, because checking them all at the start would read the whole set.
                 unreadable.add_wrong_labels(labels, indices, len(class_names), name)
                 return images, labels
 
             return Source(
                 name, size, shape, class_names, read, unreadable.mask, in_memory=False, files=records.files,
-                labels=records.labels, shuffled=records.shuffled,
+                labels=records.labels, shuffled=records.shuffled, random=random,
             )  # fmt: skip
         with quiet_decoding():
             arrays = decode_split(decode, size, shape, name)
@@ -247,7 +260,7 @@ def _from_arrays(split: InMemory, unreadable: Unreadable) -> Source:
     check_labelled(labels, name)
     unreadable.add_wrong_labels(labels, np.arange(len(labels)), len(class_names), name)
 
-    def read(indices: np.ndarray) -> Arrays:
+    def read(indices: np.ndarray, draws: np.ndarray | None = None) -> Arrays:
         return np.take(images, indices, axis=0), np.take(labels, indices)
 
     height, width, channels = images.shape[1:]

@@ -78,14 +78,15 @@ def tolerant(decode: Read, unreadable: Unreadable, shape: Shape) -> Read:
     if not unreadable.limit:
         return decode
 
-    def read(indices: np.ndarray) -> Arrays:
+    def read(indices: np.ndarray, draws: np.ndarray | None = None) -> Arrays:
         try:
-            return decode(indices)
+            return decode(indices, draws)
         except DataError:  # now one by one, to find which
             images, labels = np.zeros((len(indices), *shape), np.uint8), np.zeros(len(indices), np.int32)
         for position, index in enumerate(indices):
             try:
-                image, label = decode(indices[position : position + 1])
+                one = slice(position, position + 1)
+                image, label = decode(indices[one], None if draws is None else draws[one])
             except DataError as error:
                 unreadable.add(int(index), error)
             else:
@@ -105,14 +106,16 @@ def with_substitutes(read: Read, unreadable: Callable[[np.ndarray], np.ndarray],
         where: names the split in errors.
     """
 
-    def read_substituted(indices: np.ndarray) -> Arrays:
-        images, labels = read(indices)
+    def read_substituted(indices: np.ndarray, draws: np.ndarray | None = None) -> Arrays:
+        images, labels = read(indices, draws)
         wanted, open_places = np.array(indices), np.flatnonzero(unreadable(indices))
         for _ in range(size):
             if not open_places.size:
                 return images, labels
             wanted[open_places] = (wanted[open_places] + 1) % size
-            images[open_places], labels[open_places] = read(wanted[open_places])
+            images[open_places], labels[open_places] = read(
+                wanted[open_places], None if draws is None else draws[open_places]
+            )
             open_places = open_places[unreadable(wanted[open_places])]
         raise DataError(f"{where}: no example can be read; copy or prepare the set again")
 
