@@ -125,6 +125,11 @@ def check(smoothing: Smoothing) -> Smoothing:
     family = FAMILIES[smoothing.family]
     sigma, radii, samples = smoothing.sigma or family.sigma, smoothing.radii, smoothing.num_samples
     counts = {len(family.units)} if len(set(family.units)) > 1 else {1, len(family.units)}
+    if smoothing.family != "smooth" and smoothing.stride != Smoothing.stride:
+        raise ConfigError(
+            f"--stride {smoothing.stride} has no effect on the family {smoothing.family}: leave it out, or add "
+            "--family smooth"
+        )
     if len(sigma) not in counts:
         expected = " or ".join(str(count) for count in sorted(counts))
         raise ConfigError(f"--sigma must be {expected} numbers: {family.units}, got {' '.join(map(str, sigma))}")

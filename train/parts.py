@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from deformreg.evaluation import Found, together
@@ -42,8 +43,7 @@ def team() -> Team:
     """All processes that have joined; they call this together."""
     if not processes.is_joined():
         return Team(start=_new_number())
-    count = len(processes.from_all(0))
-    return Team(processes.index(), count, processes.from_lead(_new_number()))
+    return Team(jax.process_index(), jax.process_count(), processes.from_lead(_new_number()))
 
 
 def _new_number() -> int:

@@ -92,11 +92,6 @@ def is_lead() -> bool:
     return jax.process_index() == 0
 
 
-def index() -> int:
-    """This process's number, from 0."""
-    return jax.process_index()
-
-
 def barrier(name: str) -> None:
     """Waits until every process has reached this barrier."""
     multihost_utils.sync_global_devices(name)

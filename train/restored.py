@@ -180,8 +180,6 @@ def open_run(
     """
     opened = open_network(folder, data_dir=data_dir, model=model, optimizer=optimizer, test=test)
     config, test = opened.config, opened.test
-    if examples > len(test):
-        say(f"--examples {examples}: {test.name} has {len(test)}, and all of them are taken")
     indices = sample(test, examples or config.evaluation.examples, sample_seed)
     views = open_views(test, indices, config.augmentation, tolerant=config.data.max_unreadable > 0)
     seconds = metrics.train_seconds(metrics.read_metrics(runs.Run(folder)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -57,11 +57,26 @@ class Devices:
             lambda spec: NamedSharding(mesh, spec), arguments, is_leaf=lambda leaf: isinstance(leaf, P)
         )
         mapped = jax.shard_map(function, mesh=mesh, in_specs=arguments, out_specs=results, check_vma=False)
-        return jax.jit(mapped, in_shardings=placed)
+        return _Placed(jax.jit(mapped), placed)
 
     def put(self, tree: Any) -> Any:
         """Copies a pytree to every device, whichever devices it lies on."""
         return tree if self.mesh is None else jax.device_put(tree, NamedSharding(self.mesh, WHOLE))
+
+
+class _Placed(NamedTuple):
+    """A jitted function that takes arrays from anywhere. With several processes `jit` divides no NumPy arrays."""
+
+    jitted: Any
+    shardings: tuple[NamedSharding, ...]
+
+    def __call__(self, *arguments: Any) -> Any:
+        placed = (jax.device_put(*each) for each in zip(arguments, self.shardings, strict=True))
+        return self.jitted(*placed)
+
+    @property
+    def eval_shape(self) -> Any:
+        return self.jitted.eval_shape
 
 
 def devices_of(devices: Sequence[jax.Device] | None) -> Devices:

@@ -10,7 +10,7 @@ import tyro
 
 from train import files, reports, runs
 from train.certification import Smoothing, certify_run, check, partial_of
-from train.errors import ConfigError
+from train.errors import ConfigError, say
 from train.options import validate
 from train.ranges import CountOrNone, Seed
 from train.restored import load_networks, network_of, open_run
@@ -61,6 +61,8 @@ def run(arguments: list[str]) -> int:
     trained = open_run(
         options.run, data_dir=options.data_dir, examples=options.examples, sample_seed=options.sample_seed, model=model
     )
+    if Certify.examples != options.examples > len(trained.labels):
+        say(f"--examples {options.examples}: {trained.source} has {len(trained.labels)}; all are certified")
     still_same = reports.guard(folder, trained)
     kept = partial_of(folder, trained, options.smoothing, still_same)
     certified = certify_run(name, trained, options.smoothing, kept)

@@ -12,7 +12,7 @@ import tyro
 
 from train import files, parts, processes, reports, runs
 from train.commands.placement import Placement, join
-from train.errors import ConfigError
+from train.errors import ConfigError, say
 from train.evaluation import Protocol, SuiteName, evaluate_run, partial_of
 from train.options import validate
 from train.ranges import CountOrNone, Positive, Seed
@@ -92,6 +92,8 @@ def compare(options: Evaluate) -> None:
         sample_seed=options.sample_seed,
         networks=networks,
     )
+    if options.examples > len(trained[0].labels):
+        say(f"--examples {options.examples}: {trained[0].source} has {len(trained[0].labels)}; all are evaluated")
     radius = trained[0].config.evaluation.radius if options.radius is None else options.radius
     sources = open_sources(options.transfer_from, trained[0], data_dir=options.data_dir, networks=networks)
     protocol = Protocol(options.suite, radius, options.radii, options.independent, sources, options.seed)
