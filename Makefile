@@ -8,7 +8,7 @@ STAMP := $(VENV)/installed
 # and compile faster. Ignored where there is no glibc.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: help demo docs test test-all lint clean
+.PHONY: help demo docs test test-all lint release clean
 
 help:  ## this text
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -20,11 +20,12 @@ $(STAMP): requirements.txt setup.cfg pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
 	touch $(STAMP)
 
-demo: $(STAMP)  ## train a standard and a regularized model, attack both, show what regularization bought
+demo: $(STAMP)  ## train a standard and a regularized model, attack both, write a report to open
 	rm -rf runs/demo
 	$(BIN)/python -m train fit mnist5k-standard --run-dir runs/demo/standard --no-evaluate
 	$(BIN)/python -m train fit mnist5k-flow --run-dir runs/demo/flow-gradient --no-evaluate
 	$(BIN)/python -m train evaluate runs/demo/standard runs/demo/flow-gradient --output runs/demo
+	$(BIN)/python -m train report runs/demo/standard runs/demo/flow-gradient
 
 docs: $(STAMP)  ## the documentation as a site: open site/index.html, or serve the folder for its search
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
@@ -39,6 +40,9 @@ lint: $(STAMP)  ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+release: $(STAMP)  ## REPOSITORY=https://...: check version and changelog, build and test the wheel and the sdist
+	REPOSITORY="$(REPOSITORY)" PYTHON=$(abspath $(BIN))/python .ci/release
 
 clean:  ## remove the environment and caches, not the runs
 	rm -rf $(VENV) build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -41,6 +41,8 @@ METHODS: dict[str, AnyMethod] = {
     "standard": Standard(),
     "input-gradient": InputGradient(weight=0.1),
     "flow-gradient": FlowGradient(weight=WEIGHT),
+    "flow-gradient, held statistics": FlowGradient(weight=WEIGHT, statistics="held"),
+    "flow-gradient, dual norm": FlowGradient(weight=0.1, size="linf"),
     "flow-gradient, finite difference": FlowGradient(weight=WEIGHT, rule=FiniteDifference()),
     "flow-gradient, every 4th step": FlowGradient(weight=WEIGHT, every=4),
     "flow-gradient, a quarter of the batch": FlowGradient(weight=WEIGHT, share=0.25),

@@ -15,6 +15,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
+import sys
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -29,19 +30,20 @@ from tqdm import tqdm
 from benchmarks import harness
 from benchmarks.cost import find, make_training_step, without_loop
 from benchmarks.options import BatchSize, Case, Networks, Several, Written
-from benchmarks.rows import Rows
+from benchmarks.rows import Rows, read, write
 from train.config import ModelName
 from train.errors import ConfigError
 from train.methods import AnyMethod
 from train.methods.penalties import FiniteDifference
 from train.methods.standard import Standard
-from train.models import create_model
-from train.parallel import AXIS
+from train.models import MODELS, create_model
+from train.parallel import AXIS, on_split_state, split
+from train.ranges import Count
 from train.state import init_state
 
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 
-NormName = Literal["batch", "group"]
+NormName = Literal["batch", "group", "layer"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,9 +57,13 @@ class Options(Networks, Written):
     batch_size: Several[BatchSize] = (128,)
     """Images per chip."""
     norm: Several[NormName] = ("batch",)
-    """Normalization: over the whole batch, or group normalization."""
+    """Normalization: over the whole batch, by groups of channels, or the layer norm of transformers."""
     methods: Several[str] = ("standard", "flow-gradient", "flow-gradient, finite difference")
     """Methods of `cost` without an attack."""
+    shard_state: Several[bool] = (False,)
+    """Whether the state is split over the chips."""
+    num_classes: Count = 10
+    """Logits of the networks."""
     effort: Annotated[float, Interval(ge=-1, le=1)] = 0.0
     """The compiler's optimization effort. At -1 compiling takes a quarter of the time;
     FLOPs and communication come out the same, bytes and memory only roughly."""
@@ -66,7 +72,7 @@ class Options(Networks, Written):
 
 
 def run(options: Options) -> Rows:
-    """A row per topology, network and method.
+    """A row per topology, network and method; those that `--json` holds already are kept, and new ones added at once.
 
     Raises:
         ConfigError: a topology is not available, or a method is unknown or attacks.
@@ -76,13 +82,25 @@ def run(options: Options) -> Rows:
     for name, method in methods.items():
         if without_loop(method)[0] != method:
             raise ConfigError(f"pods cannot count the loop of an attack: leave out {name!r}")
+    for model, norm in itertools.product(options.model, options.norm):
+        if norm not in MODELS[model].norms:
+            raise ConfigError(f"{model} has no {norm} norm: --norm must be {' or '.join(MODELS[model].norms)}")
     targets = [
-        Target(topology, norm, case, options.effort)
-        for topology, norm, case in itertools.product(options.topology, options.norm, options.cases())
+        Target(topology, norm, case, options.effort, shard_state=shard_state, num_classes=options.num_classes)
+        for topology, norm, case, shard_state in itertools.product(
+            options.topology, options.norm, options.cases(), options.shard_state
+        )
     ]
+    file = options.json
+    rows = read(file)["rows"] if file is not None and file.exists() else []
     cases = list(itertools.product(targets, methods.items()))
-    progress = tqdm(cases, desc="compiling", disable=None, leave=False)
-    return [_measure(target, name, method, options.fit) for target, (name, method) in progress]
+    for target, (name, method) in tqdm(cases, desc="compiling", disable=None, leave=False):
+        if any(case_of(target, name).items() <= row.items() for row in rows):
+            continue
+        rows.append(_measure(target, name, method, options.fit))
+        if file is not None:
+            write(file, sys.argv[1:], rows)
+    return rows
 
 
 class Chip(NamedTuple):
@@ -138,6 +156,8 @@ class Target(NamedTuple):
         case: network and images per chip.
         effort: of the compiler, in [-1, 1].
         width: of the network.
+        shard_state: whether the state is split over the chips.
+        num_classes: logits of the network.
     """
 
     topology: str
@@ -145,6 +165,8 @@ class Target(NamedTuple):
     case: Case
     effort: float = 0.0
     width: float = 1.0
+    shard_state: bool = False
+    num_classes: int = 10
 
     @property
     def chip(self) -> Chip:
@@ -176,7 +198,7 @@ def compile_step(method: AnyMethod, target: Target) -> Compiled:
     devices, case = topology_devices(target.topology), target.case
     network = create_model(
         case.model,
-        num_classes=10,
+        num_classes=target.num_classes,
         width=target.width,
         norm=target.norm,
         dtype=jnp.dtype(case.dtype),
@@ -192,7 +214,10 @@ def compile_step(method: AnyMethod, target: Target) -> Compiled:
     }
     mesh = Mesh(np.array(devices), (AXIS,), axis_types=(AxisType.Auto,))
     whole, divided = NamedSharding(mesh, P()), NamedSharding(mesh, P(AXIS))
-    options = {"in_shardings": (whole, divided), "out_shardings": whole, "donate_argnums": 0}
+    place: Any = whole
+    if target.shard_state:
+        step, place = on_split_state(step, mesh), split(state, mesh)
+    options = {"in_shardings": (place, divided), "out_shardings": (place, whole), "donate_argnums": 0}
     # At effort -1 the compiler takes a quarter of the time and counts the same arithmetic and communication; bytes and
     # memory come out up to tens of per cent higher.
     previous = jax.config.jax_exec_time_optimization_effort  # type: ignore[attr-defined]
@@ -228,21 +253,27 @@ def _bytes(kind: str, sizes: str) -> int:
     return width * int(np.prod([int(size) for size in sizes.split(",") if size], dtype=np.int64))
 
 
-def _measure(target: Target, name: str, method: AnyMethod, fit: bool) -> dict[str, Any]:
-    compiled, plain = compile_step(method, target), None
-    if isinstance(getattr(method, "rule", None), FiniteDifference):
-        plain = compile_step(Standard(), target)  # its loop has two turns, each with the passes of a standard step
-    row = {
+def case_of(target: Target, method: str) -> dict[str, Any]:
+    """The columns that say what was compiled."""
+    return {
         "topology": target.topology,
         "model": target.case.model,
-        "method": name,
+        "method": method,
         "norm": target.norm,
         "dtype": target.case.dtype,
         "batch_size_per_chip": target.case.batch_size,
         "image_size": target.case.image_size,
         "effort": target.effort,
-        **describe(compiled, target.chip, plain),
+        "shard_state": target.shard_state,
+        "num_classes": target.num_classes,
     }
+
+
+def _measure(target: Target, name: str, method: AnyMethod, fit: bool) -> dict[str, Any]:
+    compiled, plain = compile_step(method, target), None
+    if isinstance(getattr(method, "rule", None), FiniteDifference):
+        plain = compile_step(Standard(), target)  # its loop has two turns, each with the passes of a standard step
+    row = {**case_of(target, name), **describe(compiled, target.chip, plain)}
     # The batch whose temporary memory, in proportion, fills what the arguments leave of the chip's.
     free = target.chip.memory - row["argument_bytes"]
     row["largest_batch_estimate"] = int(free / row["temporary_bytes"] * target.case.batch_size)

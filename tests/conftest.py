@@ -8,6 +8,9 @@ import pytest
 jax.config.update("jax_num_cpu_devices", 8)
 # The tests compile much and compute little: optimizing would double their time. Results are the same mathematics.
 jax.config.update("jax_disable_most_optimizations", True)
+# Nothing is written into the home of whoever runs the tests; the processes that they start inherit the variable.
+jax.config.update("jax_enable_compilation_cache", False)
+os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "0"
 if jax.__version_info__ < (0, 11):
     # XLA's newer emitters for CPUs take twice the time of the older ones, which later versions have no more.
     FLAGS = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"

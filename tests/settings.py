@@ -1,8 +1,9 @@
-"""Every training method at small settings, by the name that tests give it, and a tiny training."""
+"""Every training method and every kind of network, small, by the names that tests give them; a tiny training."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 
 import jax
@@ -13,15 +14,17 @@ from train.methods.adversarial import Adversarial, Deformation
 from train.methods.cure import Cure
 from train.methods.elle import Elle
 from train.methods.fast import NFgsm
-from train.methods.gradient import FlowGradient, FlowGradientDeformation, InputGradient
+from train.methods.gradient import FlowGradient, FlowGradientAdversarial, FlowGradientDeformation, InputGradient
 from train.methods.llr import Llr
 from train.methods.mart import Mart
+from train.methods.noise import Noise
 from train.methods.penalties import FiniteDifference, ForwardOverReverse
 from train.methods.random_flows import RandomFlows
 from train.methods.spatial import Spatial
 from train.methods.standard import Standard
 from train.methods.trades import Trades
-from train.models import create_model
+from train.models import convnext, create_model, resnet, vit
+from train.models.blocks import Style
 from train.optimizers import Sgd
 from train.schedules import Constant
 from train.state import init_state
@@ -41,8 +44,10 @@ METHODS = {
     "adversarial": Adversarial(radius=0.03, steps=2),
     "deformation": Deformation(radius=0.2, steps=2),
     "both": FlowGradientDeformation(radius=0.2, steps=2),
+    "both, pixels": FlowGradientAdversarial(radius=0.03, steps=2),
     "spatial": Spatial(radius=1.0, degrees=10.0, draws=3),
     "random flows": RandomFlows(),
+    "noise": Noise(family="rotation", flow_gradient=1.0),
     "trades": Trades(radius=0.2, steps=2),
     "mart": Mart(radius=0.4, steps=2),
     "n-fgsm": NFgsm(radius=0.2, radius_ramp_steps=4),
@@ -50,6 +55,26 @@ METHODS = {
     "cure": Cure(radius=0.2, weight=0.1),
     "llr": Llr(radius=0.2, weight=0.1, steps=2),
 }
+
+LAYER = Style(norm="layer", activation="gelu")
+GROUP = Style(norm="group")
+
+SMALL = {
+    "basic": resnet.ResNet(resnet.Architecture(((8, 1), (16, 1)), stem=8), 4, style=GROUP),
+    "padded": resnet.ResNet(resnet.Architecture(((8, 1), (16, 1)), resnet.PaddedBlock, 8), 4, style=GROUP),
+    "bottleneck": resnet.ResNet(
+        resnet.Architecture(((8, 1), (16, 1)), resnet.BottleneckBlock, 8, for_large_images=True),
+        4,
+        style=replace(GROUP, activation="softplus"),
+    ),
+    "preactivated": resnet.ResNet(
+        resnet.Architecture(((8, 1), (16, 1)), resnet.PreactivatedBlock, 8), 4, style=replace(GROUP, activation="silu")
+    ),
+    "convnext": convnext.ConvNext(((8, 1), (16, 1)), 4, style=LAYER),
+    "vit": vit.VisionTransformer(vit.Architecture(2, 4, depth=2), 4, width=0.125, style=LAYER),
+    "vit-conv": vit.VisionTransformer(vit.Architecture(2, 4, stem=16, depth=1), 4, style=LAYER),
+}
+"""One of every kind of block and stem, for images of 8x8."""
 
 TINY = Config(
     data=Data(name="digits"),

@@ -1,11 +1,19 @@
-"""The Python blocks of README and the pages run, in order. Pages with tests of their own are left out."""
+"""The Python blocks of README and the pages run, in order, and their commands can be given.
+
+Pages with tests of their own are left out.
+"""
 
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
+import tyro
+
+from train import options
+from train.commands import COMMANDS, certify, evaluate, export, fit, verify
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
@@ -60,3 +68,36 @@ def test_links_between_files_lead_somewhere(page):
             headings = re.findall(r"^#+ (.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
             names = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
             assert anchor in names, f"{target}#{anchor}"
+
+
+COMMAND = re.compile(r"python -m train (\w+)((?:[^\n|&;\"#\\]|\\\n|\"[^\"\n]*\")*)")
+OPTIONS = {
+    "evaluate": evaluate.Evaluate,
+    "certify": certify.Certify,
+    "export": export.Export,
+    "verify": verify.Verify,
+}
+
+
+def commands():
+    """The commands in the pages' shell blocks, by the command's name: its arguments, a placeholder made a preset."""
+    for page in PAGES:
+        for block in re.findall(r"^```bash\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE):
+            for name, rest in COMMAND.findall(block):
+                yield name, shlex.split(rest.replace("\\\n", " ").replace("PRESET", "digits-flow"))
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_pages_can_be_given():
+    found = {(name, *arguments) for name, arguments in commands()}
+    assert len(found) > 25
+    for name, *arguments in sorted(found):
+        if name == "launch":
+            assert "fit" in arguments
+            name, *arguments = arguments[arguments.index("fit") :]
+        if name == "fit" and not arguments[0].startswith("--") and "--help" not in arguments:
+            options.check(fit.parse(arguments[0], arguments[1:]).config)
+        elif name in OPTIONS:
+            assert tyro.cli(OPTIONS[name], args=arguments)
+        else:
+            assert name in COMMANDS

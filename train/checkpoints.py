@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 
-from train import manifests, options, processes, runs
+from train import manifests, options, processes, runs, shards
 from train.config import Config
 from train.errors import CheckpointError, ConfigError, Stopped, StorageError, UserError, one_line
 from train.manifests import Damaged, Removed, Stored
@@ -87,13 +86,13 @@ class Writer(NamedTuple):
         with _storing(self.run):
             self.manager.wait_until_finished()
         _purge(self.run)
-        # Copied, because the next step may reuse the buffers while Orbax still writes them.
-        leaves = {path: np.array(leaf) for path, leaf in manifests.flat(state).items()}
+        leaves = shards.copied(manifests.flat(state))
         if accuracy is not None:
             self.keep.accuracies[step] = accuracy
+        summaries = shards.summarize(leaves)
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(manifests.nested(leaves)),
-            manifest=ocp.args.JsonSave(manifests.create(leaves, self.config, accuracy)),
+            manifest=ocp.args.JsonSave(manifests.create(summaries, self.config, accuracy)),
         )
         with _storing(self.run), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -245,7 +244,7 @@ def _check_fits(stored: Stored, state: Tree, config: Config) -> None:
         raise CheckpointError(f"{stored.path}: {error}; use the version of this program that wrote it") from error
     if differing:
         raise CheckpointError(f"{stored.path} is of another config (stored, current): {'; '.join(differing)}")
-    current = {name: manifests.describe(leaf) for name, leaf in manifests.flat(state).items()}
+    current = {name: shards.describe(leaf) for name, leaf in manifests.flat(state).items()}
     kinds = {name: leaf.kind for name, leaf in stored.leaves.items()}
     differing = [
         f"{name}: {kinds.get(name, 'missing')}, {current.get(name, 'missing')}"

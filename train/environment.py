@@ -105,12 +105,20 @@ def _settings() -> dict[str, Any]:
 
 def _processor() -> str:
     """The processor's model name, or its kind where the system does not tell."""
+    return _processor_fact("model name") or platform.processor() or platform.machine()
+
+
+def processor_features() -> str:
+    """The processor's instruction sets; empty where the system does not tell."""
+    return _processor_fact("flags") or _processor_fact("Features")
+
+
+def _processor_fact(name: str) -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(name)), "")
 
 
 def _version(name: str) -> str | None:

@@ -18,6 +18,7 @@ from deformreg.evaluation import (
     Curve,
     Evaluation,
     Evaluator,
+    Frames,
     Progress,
     Suite,
     accuracy_curve,
@@ -29,7 +30,7 @@ from deformreg.statistics import wilson_interval
 from train import environment
 from train import partial as partials
 from train.errors import Preempted
-from train.exhibits import Exhibits, Sample
+from train.exhibits import Exhibits, Sample, frames_of
 from train.finished import Finished
 from train.partial import Partial
 from train.parts import Team
@@ -79,11 +80,12 @@ class Protocol(NamedTuple):
 
 
 class Study(NamedTuple):
-    """An evaluated run: `row` is the content of ``evaluation.json``, `sample` what the pictures show."""
+    """An evaluated run: `row` is the content of ``evaluation.json``, `sample` and `frames` what the pictures show."""
 
     row: dict[str, Any]
     evaluation: Evaluation
     sample: Sample
+    frames: Frames
 
 
 def budget(suite: str) -> str:
@@ -164,7 +166,8 @@ def evaluate_run(
         "seed": protocol.seed,
         "environment": environment.describe(),
     }
-    return Study(row, evaluation, exhibits.sample())
+    sample = exhibits.sample()
+    return Study(row, evaluation, sample, frames_of(sample, trained))
 
 
 def _with_breaks_of(curve: Curve, evaluation: Evaluation, radius: float) -> Evaluation:

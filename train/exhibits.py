@@ -12,7 +12,8 @@ import numpy as np
 from jax import Array
 
 from deformreg.attacks import Attack, AttackResult
-from deformreg.evaluation import AttackOutcome
+from deformreg.evaluation import AttackOutcome, Frames, frames
+from deformreg.evaluation.frames import boundaries_of
 from train.restored import LogitsFn, Trained
 
 
@@ -105,6 +106,20 @@ class Exhibits:
         size = self._trained.config.evaluation.batch_size
         before, after = (_predictions(self._trained.logits_fn, batch, size) for batch in (self._images, deformed))
         return Sample(self._images, self._trained.labels[: len(self._images)], flows, deformed, before, after)
+
+
+LARGEST = 32 << 20
+"""Bytes of the images that are kept with the network's answers, 8 bits a value and 16 a component of a flow."""
+
+
+def frames_of(sample: Sample, trained: Trained) -> Frames:
+    """The first images, moved along their flows in steps, with the network's answers on the way."""
+    _, height, width, channels = sample.images.shape
+    count = max(LARGEST // (height * width * (channels + 4)), 1)
+    images, labels, flows, deformed = (array[:count] for array in sample[:4])
+    boundaries = boundaries_of(images, flows, deformed)
+    size = trained.config.evaluation.batch_size
+    return frames(trained.logits_fn, images, labels, flows, boundary=boundaries, batch_size=size)
 
 
 def _deform(

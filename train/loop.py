@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import os
-import sys
-import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -20,19 +16,33 @@ from jax import Array
 
 from train import checkpoints, optimizers, overfitting, own, parallel, processes, runs
 from train.config import Config
-from train.data import Augmentation, Source, center_view, device_prefetch, eval_batches, places, train_batches
+from train.data import (
+    Augmentation,
+    Source,
+    center_view,
+    device_prefetch,
+    eval_batches,
+    output_shape,
+    places,
+    train_batches,
+)
 from train.data.kind import user_path
-from train.errors import ConfigError, NonFiniteLoss, Preempted, say
+from train.errors import ConfigError, Preempted, say
 from train.methods import Method
 from train.methods.given import Given
 from train.metrics import MetricLog
+from train.models import advice
 from train.optimizers import Make
 from train.options import check
+from train.pace import Pace, forward_flops, peak
 from train.progress import progress
+from train.starting import Start
 from train.state import State, predict
-from train.step import Batch, Metrics
+from train.step import Batch
 from train.task import Splits, Task, prepare
-from train.weights.start import start
+from train.tracing import traced
+from train.watch import Watch
+from train.weights import start as weights
 
 
 def fit(
@@ -47,6 +57,7 @@ def fit(
     evaluated: bool = False,
     stop_requested: Callable[[], bool] = lambda: False,
     write_data: bool = True,
+    profile: range = range(0),
 ) -> State:
     """Trains what a config describes in a run folder, or continues the run from its newest intact checkpoint.
 
@@ -66,6 +77,7 @@ def fit(
         stop_requested: called before every step. Once it returns True in any process, all processes save and stop.
         write_data: whether embedded sets and decoded copies may be written into the config's `data_dir`; pass False if
             an untrusted run folder chose it.
+        profile: the steps to trace into `profile` in the run folder, counted from 0.
 
     Returns:
         The trained state.
@@ -77,12 +89,14 @@ def fit(
         Preempted: a stop was requested; the last step is saved.
         StorageError: the run folder can no longer be written; earlier checkpoints remain.
     """
-    folder = Path(folder)
+    folder, start = Path(folder), Start()
     _check_values(config, method, data, optimizer)
     config = check(_recorded(config, method, model, data, optimizer))
     config = _located(config, folder, resume) if data is None else config
     runs.claim(folder, config, resume=resume)  # raises before the data are read if the folder cannot be used
-    engine = parallel.make_engine(config.parallel, devices=config.devices, batch_size=config.batch_size)
+    engine = parallel.make_engine(
+        config.parallel, devices=config.devices, batch_size=config.batch_size, shard_state=config.shard_state
+    )
     if config.batch_size % (engine.devices * config.accumulate):
         raise ConfigError(
             f"--batch-size must be a multiple of {engine.devices} devices times --accumulate {config.accumulate}, "
@@ -93,22 +107,25 @@ def fit(
             "--labels.mixup and --labels.cutmix mix pairs of images: --batch-size must be an even number per device, "
             f"got {config.batch_size} on {engine.devices}"
         )
-    task = prepare(
-        config, evaluated=evaluated, method=method, model=model, data=data, optimizer=optimizer, write_data=write_data
-    )
-    run, changes = runs.hold(folder, config, resume=resume)
-    images = task.splits.train
-    contents = images.fingerprint
+    with start.waiting_for("data"):
+        task = prepare(
+            config, evaluated=evaluated, method=method, model=model, data=data, optimizer=optimizer,
+            write_data=write_data,
+        )  # fmt: skip
+        run, changes = runs.hold(folder, config, resume=resume)
+        images = task.splits.train
+        contents = images.fingerprint
     runs.check_data(run, len(images), contents)
-    restored = checkpoints.resume(run, task.network.shapes, config=config) if resume else None
-    state = restored.state if restored else _initial(config, task)
+    with start.waiting_for("checkpoint" if resume else "first weights"):
+        restored = checkpoints.resume(run, task.network.shapes, config=config) if resume else None
+        state = restored.state if restored else _initial(config, task)
     runs.create(run, config, len(images), contents)
     if processes.is_lead():
         announce(config, engine, task, restored, changes)
     log = MetricLog(run, after_step=int(state.step))
     try:
-        with checkpoints.open_writer(run, config) as writer:
-            return _train(config, task, engine, writer, log, engine.put_state(state), stop_requested)
+        with checkpoints.open_writer(run, config) as writer, traced(folder / "profile", profile) as trace:
+            return _train(config, task, engine, writer, log, engine.put_state(state), stop_requested, start, trace)
     finally:
         log.close()
 
@@ -172,7 +189,7 @@ def _initial(config: Config, task: Task) -> State:
     state = task.network.init()
     if config.init is None:
         return state
-    state, matched = start(state, task.network.optimizer, Path(config.init), config.model.name)
+    state, matched = weights.start(state, task.network.optimizer, Path(config.init), config.model.name)
     if processes.is_lead():
         print(f"started from {config.init}: {len(matched.arrays)} arrays")
         for line in matched.lines():
@@ -191,10 +208,13 @@ def announce(
     where = f"{engine.devices} {jax.default_backend()} device{'s' * (engine.devices > 1)}"
     if jax.process_count() > 1:
         where += f" of {jax.process_count()} processes"
-    text = f"training on {where} by {config.parallel}"
+    text = f"training on {where} by {config.parallel}{', each with its part of the state' * config.shard_state}"
     if jax.tree.leaves(task.network.shapes.batch_stats) and engine.devices > 1:
         text += f", batch statistics {'of each alone' if config.model.norm == 'device-batch' else 'over all of them'}"
     validation = task.splits.validation
+    side = max(output_shape(config.augmentation, task.splits.train.image_shape)[:2])
+    if not config.model.given and (better := advice(config.model.name, side)):
+        say(better)
     print(f"{text}\nvalidating on {validation.name}: {len(validation)} images")
     if restored is None:
         return
@@ -215,10 +235,13 @@ def _train(
     log: MetricLog,
     state: State,
     stop_requested: Callable[[], bool],
+    start: Start,
+    trace: Callable[[int, Any], None],
 ) -> State:
     last = config.epochs * task.steps_per_epoch
-    compiled = engine.compile(task.step)
-    watch = Watch(log, config, task.method.every, step=int(state.step), skipped=int(state.skipped))
+    pace = Pace(config.batch_size, _share_of_peak(config, task, engine))
+    compiled = start.first_call(engine.compile(task.step), pace.restart)
+    watch = Watch(log, config, task.method.every, step=int(state.step), skipped=int(state.skipped), pace=pace)
     batches = device_batches(config, task.splits.train, engine, watch.step + watch.skipped, stop_requested)
 
     detector = overfitting.detector(
@@ -234,7 +257,8 @@ def _train(
     with progress(task.method.name, "step", visible=processes.is_lead()) as show:
         show(saved, last)
         while saved < last:
-            state, step_metrics = compiled(state, next(batches))
+            trace(watch.step, state)
+            state, step_metrics = compiled(state, pace.next_of(batches))
             watch.push(step_metrics)
             show(watch.step, last, note=note)
             if not is_due(watch.step):
@@ -244,8 +268,10 @@ def _train(
                 continue  # a step was skipped: the checkpoint is due after the next one
             saved, whole, accuracy = watch.step, engine.whole(state), None
             if saved % task.steps_per_epoch == 0:
-                accuracy = validate(config, task, engine, whole)
-                values = {"validation_accuracy": accuracy, **detector(whole)}
+                gathered = engine.gather(whole)
+                accuracy = validate(config, task, engine, gathered)
+                values = {"validation_accuracy": accuracy, **detector(gathered)}
+                del gathered
                 log.write(saved, {**values, "seconds": watch.seconds})
                 note = f"validation accuracy {accuracy:.1%}, loss {watch.loss:.3f}"
             writer.save(saved, whole, accuracy)
@@ -254,99 +280,14 @@ def _train(
     return state
 
 
-class Log(Protocol):
-    """Where metrics go: `MetricLog`."""
-
-    seconds: float
-
-    def write(self, step: int, values: dict[str, float]) -> None:
-        """Appends the values of a step."""
-
-
-class Watch:
-    """Reads metrics a few steps late, so that the device never waits, and raises after too many non-finite steps.
-
-    A line of the log holds means over the steps since the last line; the mean penalty is over the steps with a penalty.
-    A `drain` also ends a line. There is a `drain` before every checkpoint, and a resumed run starts from a checkpoint,
-    so the log does not depend on where a run was killed.
-
-    Attributes:
-        skipped: batches left out so far.
-        loss: of the last step read.
-        stopping: whether a process was asked to stop.
-    """
-
-    def __init__(self, log: Log, config: Config, every: int, *, step: int, skipped: int) -> None:
-        self._log, self._config, self._every = log, config, every
-        self._began = time.perf_counter() - log.seconds
-        self._pending: deque[Metrics] = deque()
-        self._window: dict[int, dict[str, float]] = {}
-        self._read_step = step
-        self.skipped = skipped
-        self.loss = math.nan
-        self.stopping = False
-
-    @property
-    def step(self) -> int:
-        """Steps taken, if none of those whose metrics are not read yet was skipped."""
-        return self._read_step + len(self._pending)
-
-    @property
-    def seconds(self) -> float:
-        """Seconds spent training, over all starts of the run."""
-        return time.perf_counter() - self._began
-
-    def push(self, metrics: Metrics) -> None:
-        """Takes the metrics of the next step."""
-        self._pending.append(metrics)
-        while len(self._pending) > 2:
-            self._read()
-
-    def drain(self) -> None:
-        """Reads all pending metrics and ends a line of the log."""
-        while self._pending:
-            self._read()
-        self._write()
-
-    def _read(self) -> None:
-        values = {name: float(value) for name, value in jax.device_get(self._pending.popleft()).items()}
-        step, skipped = int(values.pop("step")), int(values.pop("skipped"))
-        self.stopping |= values.pop("stop") > 0
-        self._read_step = step
-        if skipped > self.skipped:
-            self.skipped = skipped
-            self._name_skipped(step + 1, values)
-            return
-        self.loss = values["loss"]
-        self._window[step] = values
-        if step % self._config.log_every == 0:
-            self._write()
-
-    def _name_skipped(self, step: int, values: dict[str, float]) -> None:
-        what = f"step {step}: loss {values['loss']}, gradient norm {values['gradient_norm']}"
-        allowed = self._config.max_skipped
-        if self.skipped > allowed:
-            raise NonFiniteLoss(
-                f"{what}; earlier checkpoints are kept. Lower --optimizer.learning-rate or --method.weight, or "
-                "raise --max-skipped"
-            )
-        batch = step + self.skipped - 2
-        self._log.write(step, {"skipped_batch": batch, "skipped": self.skipped, "seconds": self.seconds})
-        if processes.is_lead():
-            print(f"skipped batch {batch} ({self.skipped} of at most {allowed}): {what}", file=sys.stderr)
-
-    def _write(self) -> None:
-        if not self._window:
-            return
-        step, last = next(reversed(self._window.items()))
-        means = {name: np.mean([values[name] for values in self._window.values()]).item() for name in last}
-        penalties = [values["penalty"] for number, values in self._window.items() if (number - 1) % self._every == 0]
-        if penalties:
-            means["penalty"] = np.mean(penalties).item()
-        else:
-            del means["penalty"]
-        self._log.write(step, {**means, "learning_rate": last["learning_rate"], "seconds": self.seconds})
-        self._window.clear()
+def _share_of_peak(config: Config, task: Task, engine: parallel.Engine) -> float | None:
+    """The share of the devices' peak that one step per second would use, if their peak is known."""
+    most = peak(jax.devices()[0])
+    if most is None:
+        return None
+    shape = output_shape(config.augmentation, task.splits.train.image_shape)
+    flops = forward_flops(task.network.model, task.network.shapes, shape)
+    return flops and task.method.passes * flops * config.batch_size / (most * engine.devices)
 
 
 def device_batches(

@@ -1,7 +1,8 @@
 """What a checkpoint contains, and reading it back: the bytes that were written, or an error.
 
 Orbax notices missing and truncated files but not flipped bits inside an array. So each step holds a manifest beside
-its state: type, shape and CRC-32 of every leaf, the run's config, the validation accuracy, and a CRC-32 of all this.
+its state: type, shape and CRC-32 of every leaf or of each of its parts, the run's config, the validation accuracy, and
+a CRC-32 of all this.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ import orbax.checkpoint as ocp
 from train import files, options
 from train.config import Config
 from train.errors import StorageError, one_line
+from train.shards import Leaf, describe
 
 Tree = Any
 Leaves = dict[str, np.ndarray]
@@ -57,13 +59,6 @@ class Damaged(Exception):
 
 class Removed(Damaged):
     """A training removed the checkpoint while it was read."""
-
-
-class Leaf(NamedTuple):
-    """What a manifest says of an array: type and shape as ``float32[3, 4]``, and the CRC-32 of its bytes."""
-
-    kind: str
-    crc: int
 
 
 class Stored(NamedTuple):
@@ -110,8 +105,8 @@ class Stored(NamedTuple):
         for path, leaf in self.leaves.items():
             if path not in arrays:
                 raise Damaged(f"{path} is missing")
-            if summarize(arrays[path]) != leaf:
-                raise Damaged(f"the checksum of {path} does not match")
+            if damage := leaf.damage(arrays[path]):
+                raise Damaged(f"{damage} of {path} does not match")
         step = arrays.get("step")
         if step is not None and str(step) != self.path.name:
             raise Damaged(f"it holds step {step!s:.40}: its folder was renamed")
@@ -170,16 +165,20 @@ def _open_step(path: Path) -> Stored:
         raise Damaged(f"its manifest cannot be read ({one_line(error)})") from error
     if not intact:
         raise Damaged("the checksum of its manifest does not match")
-    leaves, accuracy = content["leaves"], content["accuracy"]
-    if not (_are_leaves(leaves) and type(accuracy) in (float, int, type(None))):
+    accuracy = content["accuracy"]
+    try:
+        leaves = {name: Leaf.from_json(value) for name, value in content["leaves"].items()}
+    except (AttributeError, TypeError, ValueError) as error:
+        raise Damaged("not a deformreg checkpoint manifest") from error
+    if type(accuracy) not in (float, int, type(None)):
         raise Damaged("not a deformreg checkpoint manifest")
-    return Stored(path, {name: Leaf(*leaf) for name, leaf in leaves.items()}, content["config"], accuracy)
+    return Stored(path, leaves, content["config"], accuracy)
 
 
-def create(leaves: Leaves, config: Config, accuracy: float | None) -> dict[str, Any]:
+def create(leaves: dict[str, Leaf], config: Config, accuracy: float | None) -> dict[str, Any]:
     """The manifest of a state's leaves, as JSON values."""
     content = {
-        "leaves": {path: list(summarize(leaf)) for path, leaf in leaves.items()},
+        "leaves": {path: leaf.to_json() for path, leaf in leaves.items()},
         "config": options.to_tree(config),
         "accuracy": accuracy,
     }
@@ -188,12 +187,6 @@ def create(leaves: Leaves, config: Config, accuracy: float | None) -> dict[str, 
 
 def _text_crc(content: Any) -> int:
     return zlib.crc32(json.dumps(content, sort_keys=True).encode())
-
-
-def _are_leaves(value: Any) -> bool:
-    return isinstance(value, dict) and all(
-        isinstance(leaf, list) and [type(part) for part in leaf] == [str, int] for leaf in value.values()
-    )
 
 
 def flat(tree: Tree) -> dict[str, Any]:
@@ -216,11 +209,6 @@ def nested(leaves: Leaves) -> dict[str, Any]:
     return tree
 
 
-def describe(leaf: Any) -> str:
-    """Type and shape, ``float32[3, 4]``, of an array or a `jax.ShapeDtypeStruct`."""
-    return f"{np.dtype(leaf.dtype)}{list(leaf.shape)}"
-
-
 def _bytes(kind: str) -> int:
     """The bytes of an array, from what `describe` says of it; 0 if it says something else."""
     found = re.fullmatch(r"(\w+)\[([\d, ]*)\]", kind)
@@ -229,11 +217,6 @@ def _bytes(kind: str) -> int:
         return np.dtype(found[1]).itemsize * math.prod(shape) if found else 0
     except (TypeError, ValueError):
         return 0
-
-
-def summarize(array: np.ndarray) -> Leaf:
-    """What a manifest says of an array."""
-    return Leaf(describe(array), zlib.crc32(np.ascontiguousarray(array).view(np.uint8).data))
 
 
 @contextmanager
@@ -287,12 +270,15 @@ def _read_state(folder: Path, kinds: Mapping[str, str], alone: ocp.options.Multi
 def _restore(folder: Path, kinds: Mapping[str, str], alone: ocp.options.MultiprocessingOptions) -> Leaves:
     handler = ocp.StandardCheckpointHandler(multiprocessing_options=alone)
     with ocp.Checkpointer(handler, multiprocessing_options=alone) as reader:
+        metadata = handler.metadata(folder.resolve()).tree
         # Compared before they are read: arrays that claim more than the manifest would take that memory.
-        found = {path: describe(leaf) for path, leaf in flat(handler.metadata(folder.resolve()).tree).items()}
+        found = {path: describe(leaf) for path, leaf in flat(metadata).items()}
         for path in sorted({*kinds, *found}):
             if found.get(path) != kinds.get(path):
                 raise Damaged(f"{path} is {found.get(path, 'missing')}, its manifest has {kinds.get(path, 'none')}")
-        tree = reader.restore(folder.resolve(), args=ocp.args.StandardRestore())
+        # NumPy arrays are asked for: otherwise Orbax restores split arrays to the devices that they were saved from.
+        wanted = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), metadata)
+        tree = reader.restore(folder.resolve(), args=ocp.args.StandardRestore(wanted))
     return {path: np.asarray(leaf) for path, leaf in flat(tree).items()}
 
 

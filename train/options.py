@@ -15,11 +15,12 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 
 from train import files
 from train.config import Config, Model
+from train.data import Augmentation
 from train.data.places import path_of
 from train.errors import ConfigError
 from train.methods import METHODS
 from train.methods.elle import Elle
-from train.methods.penalties import RULES, FiniteDifference
+from train.methods.penalties import RULES, Exact, FiniteDifference
 from train.models import MODELS
 from train.optimizers import OPTIMIZERS, Sgd
 from train.own import is_own
@@ -69,12 +70,17 @@ def check(config: Config) -> Config:
         )
     if isinstance(config.optimizer, Sgd) and config.optimizer.nesterov and not config.optimizer.momentum:
         raise ConfigError("--optimizer.nesterov needs --optimizer.momentum above 0, got 0")
+    if not config.augmentation.rand and config.augmentation.rand_strength != Augmentation.rand_strength:
+        raise ConfigError("--augmentation.rand-strength needs --augmentation.rand above 0, for example 2")
     if config.model.norm == "device-batch" and config.parallel == "jit":
         raise ConfigError("--model.norm device-batch needs --parallel pmap: sharded jit sees the whole batch")
-    if config.model.dtype != "float32" and isinstance(getattr(config.method, "rule", None), FiniteDifference):
+    rule = getattr(config.method, "rule", None)
+    if config.model.dtype != "float32" and isinstance(rule, FiniteDifference):
         # The difference drowns in the rounding of the images: measured, the penalty is off by half and the cosine
         # between its gradient and the exact one is 0.28.
         raise ConfigError(f"--rule finite-difference needs --model.dtype float32, got {config.model.dtype}")
+    if getattr(config.method, "statistics", None) == "held" and rule is not None and not isinstance(rule, Exact):
+        raise ConfigError(f"--method.statistics held needs --rule exact, got {rule.name}")
     if config.model.dtype != "float32" and isinstance(config.method, Elle):
         # So does the error of the interpolation: measured, the cosine between its gradient in bfloat16 and in float32
         # is 0.57 for flows and 0.40 for pixel values.

@@ -3,22 +3,34 @@
 A step (`train.step.Step`) is told the name of a mapped axis, works on one device's share and averages over the axis
 itself; or it is told none, sees the global batch, and the compiler inserts the communication. The state is never
 stacked: both engines take and return the same replicated arrays, so that checkpoints fit either.
+
+Under `jit` the state may also be split: each device keeps its part of every large array, and the step gathers the
+parameters for its passes.
+
+References:
+    Rajbhandari et al., "ZeRO: Memory Optimizations Toward Training Trillion Parameter Models", SC 2020.
+    Xu et al., "Automatic Cross-Replica Sharding of Weight Update in Data-Parallel Training", 2020 (arXiv 2004.13336).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
+from jax import Array
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from train.errors import ConfigError
 
 AXIS = "data"
+
+SMALLEST_SPLIT = 4096
+"""Elements of the smallest array that is split. Smaller ones take no memory, and gathering each takes time."""
 
 
 class Engine(NamedTuple):
@@ -27,11 +39,12 @@ class Engine(NamedTuple):
     Attributes:
         devices: how many, over all processes.
         compile: ``step -> compiled step``; donates the state.
-        put_state: moves a tree of arrays to every device, copied, so that donation cannot reach the caller's.
+        put_state: moves a tree of arrays to the devices, copied, so that donation cannot reach the caller's.
         put_batch: moves a process's share of a batch, dividing it over the devices.
         feed: prepares a process's share of a batch for one step. On the CPUs of one process the step takes it as it
             is: a transfer would take five times as long.
         whole: a state as arrays over the devices of all processes, as `jax.jit` takes them; shares the buffers.
+        gather: what `whole` returns with all that an evaluation reads on every device.
         divide: moves a process's share of examples, divided over all devices, for `jax.jit`.
     """
 
@@ -41,20 +54,57 @@ class Engine(NamedTuple):
     put_batch: Callable[[Any], Any]
     feed: Callable[[Any], Any]
     whole: Callable[[Any], Any]
+    gather: Callable[[Any], Any]
     divide: Callable[[Any], Any]
 
 
-def make_engine(kind: Literal["pmap", "jit"], *, devices: int = 0, batch_size: int) -> Engine:
+def split(tree: Any, mesh: Mesh) -> Any:
+    """Where the arrays of a tree lie when they are split over a mesh, as a tree of `NamedSharding`s.
+
+    An array is split along the longest axis that the number of devices divides, the first of equally long ones. One
+    that has none, or fewer than `SMALLEST_SPLIT` elements, lies whole on every device.
+    """
+
+    def place(leaf: Any) -> NamedSharding:
+        fitting = [axis for axis, length in enumerate(leaf.shape) if length and length % mesh.size == 0]
+        if not fitting or math.prod(leaf.shape) < SMALLEST_SPLIT:
+            return NamedSharding(mesh, P())
+        longest = max(fitting, key=lambda axis: (leaf.shape[axis], -axis))
+        return NamedSharding(mesh, P(*[None] * longest, AXIS))
+
+    return jax.tree.map(place, tree)
+
+
+def on_split_state(step: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
+    """A step that takes and returns a split state, for `jax.jit`."""
+    replicated = NamedSharding(mesh, P())
+
+    def stepped(state: Any, batch: Any) -> Any:
+        # Said explicitly: left to itself, the compiler may divide the activations by channels instead. Optimizer and
+        # averages need no gathering: the compiler computes each part of the new state where it is kept.
+        state = state._replace(params=jax.lax.with_sharding_constraint(state.params, replicated))
+        state, metrics = step(state, batch)
+        return jax.lax.with_sharding_constraint((state, metrics), (split(state, mesh), replicated))
+
+    return stepped
+
+
+def make_engine(
+    kind: Literal["pmap", "jit"], *, devices: int = 0, batch_size: int, shard_state: bool = False
+) -> Engine:
     """Prepares an engine.
 
     Args:
         kind: ``"pmap"`` or ``"jit"``.
         devices: how many of the visible devices; 0 for all. Several processes always use all.
         batch_size: examples per step over all devices.
+        shard_state: split the state over the devices, as `split` says; with ``"jit"`` only.
 
     Raises:
-        ConfigError: more devices than there are, or a batch that does not divide among them.
+        ConfigError: more devices than there are, a batch that does not divide among them, or a split state with pmap.
     """
+    if shard_state and kind != "jit":
+        raise ConfigError("--shard-state needs --parallel jit: pmap keeps the whole state on every device")
     visible = jax.devices()
     if devices > len(visible):
         raise ConfigError(f"--devices must be at most {len(visible)}, the visible devices, got {devices}")
@@ -67,22 +117,38 @@ def make_engine(kind: Literal["pmap", "jit"], *, devices: int = 0, batch_size: i
     replicated, divided = NamedSharding(mesh, P()), NamedSharding(mesh, P(AXIS))
     on_host = used[0].platform == "cpu" and jax.process_count() == 1
 
+    def put(leaf: Any, sharding: NamedSharding) -> Array:
+        local = np.asarray(leaf)
+        return jax.make_array_from_callback(local.shape, sharding, lambda index: np.array(local[index], copy=True))
+
     def put_state(tree: Any) -> Any:
-        return jax.tree.map(
-            lambda leaf: jax.make_array_from_process_local_data(replicated, np.array(leaf, copy=True)),
-            tree,
-        )
+        return jax.tree.map(put, tree, split(tree, mesh) if shard_state else jax.tree.map(lambda _: replicated, tree))
 
     def divide(tree: Any) -> Any:
         return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(divided, leaf), tree)
 
+    def same(state: Any) -> Any:
+        return state
+
     if kind == "jit":
 
         def compile_sharded(step: Callable[..., Any]) -> Callable[..., Any]:
+            if shard_state:
+                return jax.jit(on_split_state(step, mesh), in_shardings=(None, divided), donate_argnums=0)
             return jax.jit(step, in_shardings=(replicated, divided), out_shardings=replicated, donate_argnums=0)
 
-        feed = (lambda batch: batch) if on_host else divide
-        return Engine(len(used), compile_sharded, put_state, divide, feed, lambda state: state, divide)
+        @partial(jax.jit, out_shardings=replicated)
+        def gather_tree(tree: Any) -> Any:
+            return tree
+
+        def gather(state: Any) -> Any:
+            params, average = gather_tree((state.params, state.average))
+            return state._replace(params=params, average=average)
+
+        feed = same if on_host else divide
+        return Engine(
+            len(used), compile_sharded, put_state, divide, feed, same, gather if shard_state else same, divide
+        )
 
     local = [device for device in used if device.process_index == jax.process_index()]
 
@@ -106,4 +172,4 @@ def make_engine(kind: Literal["pmap", "jit"], *, devices: int = 0, batch_size: i
         return jax.make_array_from_single_device_arrays(leaf.shape, replicated, shards)
 
     feed = fold if on_host else put_batch
-    return Engine(len(used), compile_mapped, put_state, put_batch, feed, partial(jax.tree.map, globalize), divide)
+    return Engine(len(used), compile_mapped, put_state, put_batch, feed, partial(jax.tree.map, globalize), same, divide)

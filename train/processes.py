@@ -107,6 +107,13 @@ def from_all(number: int) -> list[int]:
     return [int(value) for value in np.atleast_1d(multihost_utils.process_allgather(np.int32(number)))]
 
 
+def largest_of_all(numbers: np.ndarray) -> np.ndarray:
+    """The largest of each number over all processes, in every process."""
+    gathered = np.asarray(multihost_utils.process_allgather(numbers))
+    largest: np.ndarray = gathered.reshape(-1, *numbers.shape).max(axis=0)
+    return largest
+
+
 def leave(code: int) -> None:
     """Ends a process that fails alone, at once: an ordinary exit waits for the others, which wait for this one.
 

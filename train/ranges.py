@@ -35,3 +35,4 @@ HIDDEN: Any = tyro.conf.Suppress
 """Marks the name of a kind: it is chosen by `--method NAME` and the like, not as a field."""
 
 Statistics = Literal["batch", "running"]
+PenaltyStatistics = Literal["batch", "held", "running"]

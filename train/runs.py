@@ -2,8 +2,9 @@
 
 ``config.json`` (the full config), ``environment.json`` (versions, devices, settings; number and fingerprint of the
 training images), ``metrics.jsonl`` (one line per logged step), ``events*`` (the same for TensorBoard),
-``checkpoints/``, ``evaluation.json``, ``.csv`` and ``.md``, ``curve.csv``, ``certified.json`` and ``.md``, pictures;
-``evaluation-*.partial`` and ``certification-*.partial`` of unfinished ones; ``.lock``, held by the training.
+``checkpoints/``, ``evaluation.json``, ``.csv`` and ``.md``, ``curve.csv``, ``examples.npz``, ``certified.json`` and
+``.md``, pictures, ``report.html``; ``evaluation-*.partial`` and ``certification-*.partial`` of unfinished ones;
+``.lock``, held by the training.
 """
 
 from __future__ import annotations
@@ -99,6 +100,9 @@ def claim(folder: Path, config: Config, *, resume: bool) -> tuple[Run, list[str]
             change, or the folder cannot be used.
     """
     check_name(folder)
+    above = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not above.is_dir():
+        raise RunError(f"{folder} cannot be a run folder, because {above} is a file: choose another --run-dir")
     run = Run(folder)
     _check_links(run)
     if run.config.exists():

@@ -66,7 +66,7 @@ def compute(cell: Cell, folder: Path, *, data_dir: str | None = None, known: Lin
         "strength": cell.strength,
         "seed": cell.seed,
         "config": options.to_tree(cell.config),
-        "passes": cell.config.method.make().passes,
+        "passes": round(cell.config.method.make().mean_passes(cell.setting.steps), 2),
         "train_seconds": round(metrics.train_seconds(metrics.read_metrics(Run(folder))), 1),
         "environment": rows.setting(["claims", "--only", cell.name]),
         "seconds": 0.0,

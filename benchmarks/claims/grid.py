@@ -14,7 +14,9 @@ from train.config import Config, Data, Model
 from train.data import Augmentation
 from train.methods import AnyMethod
 from train.methods.adversarial import Adversarial, Deformation
-from train.methods.gradient import FlowGradient, FlowGradientDeformation, InputGradient
+from train.methods.elle import Elle
+from train.methods.gradient import FlowGradient, FlowGradientAdversarial, FlowGradientDeformation, InputGradient
+from train.methods.penalties import FiniteDifference
 from train.methods.random_flows import RandomFlows
 from train.methods.spatial import Spatial
 from train.methods.standard import Standard
@@ -46,14 +48,16 @@ class Setting(NamedTuple):
     Attributes:
         name: of data and network.
         config: all but method and seed.
+        steps: of a training.
         budgets: of the evaluation.
         strengths: for each method of `METHODS`, the weights or radii that are tried.
         examples: number of test images to attack.
-        seeds: how many.
+        seeds: how many, for the methods that the claims name; one for the others.
     """
 
     name: str
     config: Config
+    steps: int
     budgets: Budgets
     strengths: Mapping[str, tuple[float, ...]]
     examples: int = 200
@@ -83,31 +87,41 @@ class Cell(NamedTuple):
     @property
     def config(self) -> Config:
         """What is trained."""
-        method = METHODS[self.method](self.strength, self.setting.budgets)
+        method = METHODS[self.method](self.strength, self.setting)
         return replace(self.setting.config, method=method, seed=self.seed)
 
 
-METHODS: dict[str, Callable[[float, Budgets], AnyMethod]] = {
-    "standard": lambda _, budgets: Standard(),
-    "random flows": lambda radius, budgets: RandomFlows(radius=radius),
-    "input gradient": lambda weight, budgets: InputGradient(weight=weight),
-    "flow gradient": lambda weight, budgets: FlowGradient(weight=weight),
-    "flow gradient, dual norm": lambda radius, budgets: FlowGradient(weight=radius, size="linf"),
-    "flow gradient, random start": lambda weight, budgets: FlowGradient(
-        weight=weight, random_start=budgets.seen[0] / 2
+METHODS: dict[str, Callable[[float, Setting], AnyMethod]] = {
+    "standard": lambda _, setting: Standard(),
+    "random flows": lambda radius, setting: RandomFlows(radius=radius),
+    "input gradient": lambda weight, setting: InputGradient(weight=weight),
+    "input gradient, dual norm": lambda radius, setting: InputGradient(weight=radius, size="linf"),
+    "flow gradient": lambda weight, setting: FlowGradient(weight=weight),
+    "flow gradient, dual norm": lambda radius, setting: FlowGradient(weight=radius, size="linf"),
+    "flow gradient, random start": lambda weight, setting: FlowGradient(
+        weight=weight, random_start=setting.budgets.seen[0] / 2
     ),
-    "pixel adversarial": lambda radius, budgets: Adversarial(radius=radius),
-    "deformation": lambda radius, budgets: Deformation(radius=radius),
-    "deformation, 1 step": lambda radius, budgets: Deformation(radius=radius, steps=1, step_size=1.25 * radius),
-    "worst of 10 rotations": lambda share, budgets: Spatial(
-        radius=share * budgets.shift, degrees=share * budgets.degrees, draws=10
+    "flow gradient, every 4th step": lambda weight, setting: FlowGradient(weight=weight, every=4),
+    "flow gradient, a quarter": lambda weight, setting: FlowGradient(weight=weight, share=0.25),
+    "flow gradient, last third": lambda weight, setting: FlowGradient(weight=weight, first_step=2 * setting.steps // 3),
+    "flow gradient, growing": lambda weight, setting: FlowGradient(weight=weight, weight_ramp_steps=setting.steps // 2),
+    "flow gradient, finite difference": lambda weight, setting: FlowGradient(weight=weight, rule=FiniteDifference()),
+    "local linearity": lambda weight, setting: Elle(weight=weight, radius=setting.budgets.seen[1]),
+    "pixel adversarial": lambda radius, setting: Adversarial(radius=radius),
+    "deformation": lambda radius, setting: Deformation(radius=radius),
+    "deformation, 1 step": lambda radius, setting: Deformation(radius=radius, steps=1, step_size=1.25 * radius),
+    "worst of 10 rotations": lambda share, setting: Spatial(
+        radius=share * setting.budgets.shift, degrees=share * setting.budgets.degrees, draws=10
     ),
-    "TRADES": lambda beta, budgets: Trades(beta=beta, radius=budgets.seen[1]),
-    "flow gradient + deformation": lambda weight, budgets: FlowGradientDeformation(
-        weight=weight, radius=budgets.seen[1]
+    "TRADES": lambda beta, setting: Trades(beta=beta, radius=setting.budgets.seen[1]),
+    "flow gradient + deformation": lambda weight, setting: FlowGradientDeformation(
+        weight=weight, radius=setting.budgets.seen[1]
+    ),
+    "flow gradient + pixel adversarial": lambda weight, setting: FlowGradientAdversarial(
+        weight=weight, radius=setting.budgets.pixels
     ),
 }
-"""What each method trains with at a strength: a weight, for the last radius methods a radius in its unit."""
+"""What each method trains with at a strength: a weight, for those that know an attack by its radius that radius."""
 
 _DIGITS = Setting(
     "digits/small-cnn-relu",
@@ -118,11 +132,12 @@ _DIGITS = Setting(
         batch_size=64,
         epochs=30,
     ),
+    570,
     Budgets(seen=(0.1, 0.2, 0.3), smooth=0.5, pixels=0.15, shift=0.5, degrees=10.0),
     {
         "standard": (0.0,),
-        "flow gradient": (0.3, 1.0, 3.0, 10.0),
-        "input gradient": (0.03, 0.1, 0.3, 1.0),
+        "flow gradient": (0.3, 1.0, 3.0, 5.0, 10.0),
+        "input gradient": (0.03, 0.1, 0.3, 1.0, 3.0),
         "deformation": (0.1, 0.2, 0.3),
         "pixel adversarial": (0.05, 0.1, 0.15, 0.2),
         "flow gradient + deformation": (0.3, 1.0, 3.0),
@@ -132,6 +147,14 @@ _DIGITS = Setting(
         "TRADES": (1.0, 3.0, 6.0),
         "worst of 10 rotations": (0.5, 1.0),
         "flow gradient, random start": (1.0, 3.0),
+        "flow gradient, every 4th step": (1.0, 3.0),
+        "flow gradient, a quarter": (1.0, 3.0),
+        "flow gradient, last third": (3.0, 10.0),
+        "flow gradient, growing": (3.0, 10.0),
+        "flow gradient, finite difference": (3.0,),
+        "input gradient, dual norm": (0.02, 0.05, 0.1),
+        "local linearity": (10.0, 100.0, 1000.0),
+        "flow gradient + pixel adversarial": (1.0, 3.0),
     },
     seeds=3,
 )
@@ -146,6 +169,7 @@ _MNIST = Setting(
         batch_size=32,
         epochs=8,
     ),
+    896,
     Budgets(seen=(0.25, 0.5, 0.75), smooth=1.5, pixels=0.1, shift=3.0, degrees=30.0),
     {
         "standard": (0.0,),
@@ -160,30 +184,83 @@ _MNIST = Setting(
         "TRADES": (1.0, 6.0),
         "worst of 10 rotations": (0.5, 1.0),
         "flow gradient, random start": (12.0, 36.0),
+        "flow gradient, every 4th step": (4.0, 12.0),
+        "flow gradient, a quarter": (4.0, 12.0),
+        "flow gradient, last third": (12.0, 36.0),
+        "flow gradient, growing": (12.0, 36.0),
+        "flow gradient, finite difference": (12.0,),
+        "input gradient, dual norm": (0.02, 0.05, 0.1),
+        "local linearity": (10.0, 100.0, 1000.0),
+        "flow gradient + pixel adversarial": (4.0, 12.0),
     },
     seeds=3,
 )
 
 
+CLAIMED = (
+    "standard", "flow gradient", "input gradient", "deformation", "pixel adversarial", "flow gradient + deformation"
+)  # fmt: skip
+"""The methods that the claims name."""
+
+
 def _smooth(setting: Setting) -> Setting:
-    """The same with GELU in place of ReLU: smooth networks fit gradient penalties better."""
-    model = replace(setting.config.model, activation="gelu")
+    """The same with GELU in place of ReLU, which gradient penalties suit better, for fewer methods."""
+    tried = (*CLAIMED, "flow gradient, dual norm", "input gradient, dual norm")
     return setting._replace(
-        name=setting.name.replace("relu", "gelu"), config=replace(setting.config, model=model), seeds=1
+        name=setting.name.replace("relu", "gelu"),
+        config=replace(setting.config, model=replace(setting.config.model, activation="gelu")),
+        strengths={method: setting.strengths[method] for method in tried},
+        seeds=1,
     )
 
 
-SETTINGS = (_DIGITS, _MNIST, _smooth(_DIGITS), _smooth(_MNIST))
+def _cifar(network: str, model: Model) -> Setting:
+    """A part of the JPEG copy of CIFAR-10 and a narrow network: small enough for two cores."""
+    return Setting(
+        f"cifar10-jpeg/{network}",
+        Config(
+            data=Data(name="cifar10", train_split="train[:10000]", holdout=0.1),
+            augmentation=Augmentation(shift=4, flip=True),
+            model=model,
+            optimizer=Sgd(learning_rate=0.05, nesterov=True),
+            batch_size=64,
+            epochs=12,
+        ),
+        1680,
+        Budgets(seen=(0.155, 0.3, 0.5), smooth=1.0, pixels=4 / 255, shift=2.0, degrees=15.0),
+        {
+            "standard": (0.0,),
+            "flow gradient": (0.3, 1.0, 4.0),
+            "input gradient": (0.03, 0.1, 0.3),
+            "deformation": (0.155, 0.3),
+            "pixel adversarial": (2 / 255, 4 / 255),
+            "flow gradient + deformation": (1.0,),
+        },
+        examples=100,
+    )
+
+
+SETTINGS = (
+    _MNIST,
+    _DIGITS,
+    _smooth(_MNIST),
+    _smooth(_DIGITS),
+    _cifar("preact-resnet-18-gelu", Model(name="preact-resnet-18", width=0.25, activation="gelu")),
+    _cifar("resnet-20-relu", Model(name="resnet-20", width=0.5)),
+    _cifar("vgg-13-relu", Model(name="vgg-13", width=0.25)),
+)
 
 
 def cells() -> list[Cell]:
-    """All cells, in the order in which they are computed: one seed of everything before the second."""
-    seeds = max(setting.seeds for setting in SETTINGS)
-    return [
+    """All cells, in the order in which they are computed.
+
+    One seed comes before the second, and the methods that the claims name come before the others.
+    """
+    found = [
         Cell(setting, method, strength, seed)
-        for seed in range(seeds)
         for setting in SETTINGS
-        if seed < setting.seeds
         for method, strengths in setting.strengths.items()
+        for seed in range(setting.seeds if method in CLAIMED else 1)
         for strength in strengths
     ]
+    return sorted(found, key=lambda cell: (cell.seed, cell.method not in CLAIMED))

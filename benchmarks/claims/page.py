@@ -18,15 +18,23 @@ COLORS = {
     "standard": "#6e7781",
     "random flows": "#953800",
     "input gradient": "#1a7f37",
+    "input gradient, dual norm": "#4ac26b",
     "flow gradient": "#0969da",
     "flow gradient, dual norm": "#0a3069",
     "flow gradient, random start": "#54aeff",
+    "flow gradient, every 4th step": "#218bff",
+    "flow gradient, a quarter": "#80ccff",
+    "flow gradient, last third": "#0550ae",
+    "flow gradient, growing": "#033d8b",
+    "flow gradient, finite difference": "#b6e3ff",
+    "local linearity": "#bf8700",
     "pixel adversarial": "#cf222e",
     "deformation": "#bc4c00",
     "deformation, 1 step": "#fb8f44",
     "worst of 10 rotations": "#bf3989",
     "TRADES": "#8250df",
     "flow gradient + deformation": "#1b1f24",
+    "flow gradient + pixel adversarial": "#82071e",
 }
 
 

@@ -6,6 +6,7 @@ from deformreg.evaluation.data import OnDemand
 from deformreg.evaluation.evaluate import Evaluator, evaluate, evaluator
 from deformreg.evaluation.flags import Flag
 from deformreg.evaluation.found import Found, together
+from deformreg.evaluation.frames import Frames, frames
 from deformreg.evaluation.outcomes import AttackOutcome, Collect, Progress, ProgressCallback, Recall, Run, Spent
 from deformreg.evaluation.results import Evaluation
 from deformreg.evaluation.suites import Suite
@@ -18,6 +19,7 @@ __all__ = [
     "Evaluator",
     "Flag",
     "Found",
+    "Frames",
     "OnDemand",
     "Progress",
     "ProgressCallback",
@@ -29,6 +31,7 @@ __all__ = [
     "evaluate",
     "evaluator",
     "flags",
+    "frames",
     "reports",
     "suites",
     "together",

@@ -56,6 +56,25 @@ def test_pmap_and_jit_agree_over_processes(together):
     assert largest_difference(together["pmap", 2, 2], together["jit", 2, 2]) <= 1e-4
 
 
+def test_a_split_state_is_written_in_parts_and_continues_on_other_devices(trainer, tmp_path):
+    """Fifteen steps on two devices of each of two processes, fifteen on four of one; against thirty on four, whole."""
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    same = ("--parallel", "jit", "--optimizer.learning-rate", "0.01", "--schedule", "constant", "--model.width", "1.0")
+    same = (*same, "--model.activation", "softplus")  # no kinks, at which rounding decides the side
+    out, _ = trainer.run(launch(trainer.options(run, *same, "--shard-state", epochs=1), 2, 2), devices=2)
+    assert "by jit, each with its part of the state" in out
+    written = [run / "checkpoints" / "15" / "state" / f"ocdbt.process_{index}" / "d" for index in (0, 1)]
+    sizes = [sum(path.stat().st_size for path in folder.iterdir()) for folder in written]
+    assert min(sizes) > 0.5 * max(sizes)
+    more = trainer.options(run, *same, "--shard-state", "--resume", epochs=2)
+    out, err = trainer.run(more, devices=4)
+    assert "continuing after step 15" in out
+    assert "processes: 2, 1" in err
+    trainer.run(trainer.options(whole, *same, epochs=2), devices=4)
+    assert last_step(run) == last_step(whole) == 30
+    assert largest_difference(run, whole) <= 1e-4
+
+
 def start_two(trainer, arguments):
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from train import manifests
+from train.pace import TIMES
 
 ROOT = Path(__file__).parents[2]
 
@@ -42,6 +43,7 @@ class Trainer(NamedTuple):
             "JAX_PLATFORMS": "cpu",
             "JAX_NUM_CPU_DEVICES": str(devices),
             "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+            "JAX_ENABLE_COMPILATION_CACHE": "1",
             "JAX_COMPILATION_CACHE_DIR": str(self.folder / "compiled"),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "PYTHONUNBUFFERED": "1",
@@ -83,7 +85,7 @@ def last_step(run: Path) -> int:
 def log(run: Path) -> list[dict]:
     """The metric log without the times."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
+    return [{name: value for name, value in line.items() if name not in TIMES} for line in lines]
 
 
 def assert_same_to_the_bit(run: Path, other: Path) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from train import checkpoints, manifests, processes, runs
+from train import checkpoints, manifests, parallel, processes, runs, shards
 from train import files as train_files
 from train.commands import main
 from train.config import Config, Model
@@ -112,11 +112,73 @@ def flip_a_bit(folder):
     path.write_bytes(data)
 
 
+def placed(tree, devices):
+    """A state that so many devices keep in parts."""
+    return parallel.make_engine("jit", devices=devices, batch_size=devices, shard_state=True).put_state(tree)
+
+
+@pytest.fixture
+def small_splits(monkeypatch):
+    """Arrays of the tests' state are split, although they are small."""
+    monkeypatch.setattr(parallel, "SMALLEST_SPLIT", 32)
+
+
+def write_one(folder, saved):
+    """A run with a checkpoint of this state, after step 1."""
+    run = runs.Run(folder)
+    runs.create(run, CONFIG, 1500)
+    with checkpoints.open_writer(run, CONFIG) as writer:
+        writer.save(1, saved, 0.5)
+    return run
+
+
 @pytest.mark.slow
-def test_flips_and_truncations_are_found_or_harmless(pytestconfig, tmp_path):
+def test_a_state_in_parts_moves_from_eight_devices_to_two_and_back(tmp_path, small_splits):
+    saved = state(1)
+    for number, devices in enumerate((8, 2, 8)):
+        split = placed(saved, devices)
+        assert len(split["params"]["kernel"].addressable_shards) == devices
+        assert split["params"]["kernel"].addressable_shards[0].data.shape == (40 // devices, 30)
+        run = write_one(tmp_path / str(number), split)
+        restored = restore(run)
+        assert_is(restored, 1)
+        leaves = manifests.open_step(run.checkpoints, 1).leaves
+        assert {len(leaf.crcs) for leaf in leaves.values()} == {1, devices}
+        saved = restored.state
+
+
+@pytest.mark.slow
+def test_a_flipped_bit_in_any_part_is_found_and_the_part_is_named(tmp_path, small_splits):
+    """The arrays of another checkpoint, which Orbax reads without an error, under the manifest of this one."""
+    run = write_one(tmp_path / "run", placed(state(1), 8))
+    for part in range(8):
+        flipped = state(1)
+        flipped["params"]["kernel"].view(np.uint32)[5 * part + part % 5, 4 * part % 30] ^= 1 << (4 * part)
+        other = write_one(tmp_path / f"other-{part}", placed(flipped, 8))
+        shutil.rmtree(run.checkpoints / "1" / "state")
+        shutil.copytree(other.checkpoints / "1" / "state", run.checkpoints / "1" / "state")
+        with pytest.raises(CheckpointError, match=rf"the checksum of part {part + 1} of 8 of params/kernel does not"):
+            restore(run)
+
+
+def test_what_a_save_holds_does_not_change_with_the_next_step(small_splits):
+    step = jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf + 1, tree), donate_argnums=0)
+    split = manifests.flat(placed(state(1), 8))
+    copies = shards.copied(split)
+    summaries = shards.summarize(copies)
+    jax.block_until_ready(step(split))
+    for path, leaf in manifests.flat(state(1)).items():
+        assert summaries[path].damage(np.asarray(copies[path])) is None
+        np.testing.assert_array_equal(copies[path], leaf)
+    assert not copies["params/kernel"].is_fully_replicated  # it is copied where it lies
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [1, 8])
+def test_flips_and_truncations_are_found_or_harmless(pytestconfig, tmp_path, devices, small_splits):
     """One checkpoint with one flipped bit, or one file cut short: never a wrong state, step, config or accuracy."""
     flips = pytestconfig.getoption("flips")
-    run = write(tmp_path / "run", [0.5])
+    run = write_one(tmp_path / "run", placed(state(1), devices))
     rng, outcomes = random.Random(flips), {"found": 0, "harmless": 0}
     paths = files(run.checkpoints)
     for index in range(flips + flips // 5):
@@ -236,6 +298,7 @@ def change_manifest(run, step, **changes):
         {"leaves": {"step": ["int32[]"]}},
         {"leaves": {"step": [4, "int32[]"]}},
         {"leaves": {"step": {}}},
+        {"leaves": {"step": ["int32[]", 0, 1]}},
         {"accuracy": "0.5"},
         {"accuracy": [0.5]},
     ],

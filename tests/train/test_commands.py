@@ -115,11 +115,20 @@ def test_a_coordinator_that_does_not_answer_is_named(capsys, tmp_path, monkeypat
         (["fit", "digits-flow", "--data.name", "no-such-set", "--data-dir", "."], "no-such-set"),
         (["fit", "cifar10-vgg11-flow-2022", "--data.name", "digits", "--augmentation.resize", "20"], "crop"),
         (["fit", "digits-flow", "--process-id", "1"], "belong to --distributed"),
+        (["fit", "digits-flow", "--profile", "20:10"], "--profile must be START:STOP"),
+        (["fit", "digits-flow", "--process-id", "1"], "--process-id and --join-seconds need --distributed"),
+        (["fit", "digits-flow", "--join-seconds", "9"], "--join-seconds need --distributed"),
+        (["fit", "digits-flow", "--augmentation.rand-strength", "0.5"], "needs --augmentation.rand above 0"),
         (["fit", "digits-flow", "--distributed", "--coordinator", "host"], "--coordinator must be HOST:PORT, got host"),
         (["launch"], "launch needs a command"),
         (["launch", "--processes", "0", "fit", "digits-flow"], "--processes must be at least 1, got 0"),
         (["launch", "--devices", "2", "fit", "digits-flow"], "--devices"),
+        (
+            ["launch", "fit", "digits-flow", "--process-id=1"],
+            "launch tells each process its place: leave out --process-id",
+        ),
         (["verify"], "verify"),
+        (["verify", "no/such/run", "--json", f"{__file__}/x"], f"{__file__} is a file, not a folder"),
         (["verify", "no/such/run"], "no/such/run"),
         (["evaluate"], "evaluate"),
         (["evaluate", "no/such/run"], "no/such/run"),
@@ -142,10 +151,10 @@ def test_a_coordinator_that_does_not_answer_is_named(capsys, tmp_path, monkeypat
         (["certify", "no/such/run", "--examples", "-1"], "--examples must be at least 0"),
         (["certify", "no/such/run", "--radii", "0.5", "0.2"], "--radii must be increasing"),
         (["certify", "no/such/run", "--stride", "0"], "--stride must be at least 1"),
-        (["certify", "no/such/run", "--stride", "8"], "--stride 8 has no effect on the family flow: leave it out"),
-        (["evaluate", "no/such/run", "--process-id", "1"], "--process-id belong to --distributed"),
+        (["evaluate", "no/such/run", "--process-id", "1"], "need --distributed"),
         (["evaluate", "no/such/run", "--devices", "999"], "--devices must be at most"),
         (["evaluate", "no/such/run"], "holds no run: there is no config.json in it; give the folder"),
+        (["certify", "no/such/run", "--stride", "2"], "--stride needs --family smooth, got flow"),
         (["certify", "no/such/run", "--batch-size", "0"], "--batch-size must be at least 1"),
         (["certify", "no/such/run", "--seed", "-1"], "--seed must be at least 0, got -1"),
     ],
@@ -160,6 +169,23 @@ def test_what_cannot_be_used_is_named(capsys, tmp_path, arguments, culprit):
     # tyro boxes its own messages and breaks their lines.
     assert culprit in " ".join(err.replace("│", " ").split())
     assert "Traceback" not in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_file_is_no_run_folder(capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file", tmp_path / "file" / "run"):
+        code, _, err = run(capsys, "fit", "digits-flow", "--run-dir", str(folder))
+        assert code == 2
+        assert err.startswith(f"error: {folder} cannot be a run folder, because {tmp_path / 'file'} is a file")
+
+
+def test_photographs_as_the_place_of_an_embedded_set_are_a_mix_up(capsys, tmp_path):
+    (tmp_path / "photos" / "train" / "cat").mkdir(parents=True)
+    options = ("--data-dir", str(tmp_path / "photos"), "--run-dir", str(tmp_path / "run"))
+    code, _, err = run(capsys, "fit", "digits-flow", *options)
+    assert code == 2
+    assert f"--data.name folder:{tmp_path / 'photos'} trains on it" in err
     assert not (tmp_path / "run").exists()
 
 

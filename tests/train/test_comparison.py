@@ -164,13 +164,18 @@ def test_whether_results_can_be_written_is_seen_before_the_first_attack(capsys, 
     (tmp_path / "file").write_text("")
     below = tmp_path / "file" / "below"
     for command in ("evaluate", "certify"):
-        assert f"{below}: nothing can be written" in refused(capsys, command, folder, "--output", below)
-        assert f"{below}: nothing can be written" in refused(capsys, command, folder, "--json", below / "a.json")
+        for option, path in (("--output", below), ("--json", below / "a.json")):
+            error = refused(capsys, command, folder, option, path)
+            assert error == f"error: {tmp_path / 'file'} is a file, not a folder: choose another {option}"
+        assert (
+            refused(capsys, command, folder, "--json", tmp_path)
+            == f"error: {tmp_path} is a folder: --json names a file"
+        )
     # Whoever may write everywhere sees no folder that is read-only.
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != folder)
     for command in ("evaluate", "certify"):
         error = refused(capsys, command, folder)
-        assert error == f"error: {folder}: nothing can be written into {folder}; choose another --output or --json"
+        assert error == f"error: {folder}: nothing can be written into {folder}; choose another --output"
 
 
 def test_names_reach_the_terminal_as_text(capsys, tmp_path, monkeypatch):

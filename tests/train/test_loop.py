@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from settings import TINY
 
-from train import Method, Splits, fit, loop, manifests, metrics, parallel, runs
+from train import Method, Splits, fit, loop, manifests, metrics, pace, parallel, runs
 from train.config import Data, Model
 from train.data import Augmentation, load
 from train.errors import ConfigError, DataError, NonFiniteLoss, Preempted, RunError
@@ -20,6 +20,7 @@ from train.methods.gradient import FlowGradient
 from train.optimizers import Sgd
 from train.restored import open_run
 from train.task import Task, build, prepare
+from train.watch import Watch
 
 
 @pytest.fixture(scope="module")
@@ -42,11 +43,16 @@ def test_resume_is_exact_to_the_bit(tmp_path, data_dir):
     with pytest.raises(Preempted, match=r"saved step 12 of 15; --resume"):
         loop.fit(config, tmp_path / "cut", stop_requested=lambda: next(asked))
     assert manifests.steps(tmp_path / "cut" / "checkpoints") == [7, 12]
-    resumed = loop.fit(config, tmp_path / "cut", resume=True)
+    resumed = loop.fit(config, tmp_path / "cut", resume=True, profile=range(13, 14))
     for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(resumed), strict=True):
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+    assert list((tmp_path / "cut" / "profile").rglob("*.xplane.pb"))
+    assert list((tmp_path / "cut" / "profile").rglob("perfetto_trace.json.gz"))
     ours, theirs = (
-        [{**line, "seconds": 0} for line in metrics.read_metrics(runs.Run(tmp_path / name))]
+        [
+            {value: line[value] for value in line if value not in pace.TIMES}
+            for line in metrics.read_metrics(runs.Run(tmp_path / name))
+        ]
         for name in ("whole", "cut")
     )
     assert [line["step"] for line in theirs] == [7, 12, 14, 15, 15]
@@ -67,7 +73,7 @@ class _Log:
 
 def test_the_log_counts_every_step_once_and_the_penalty_where_it_was_taken():
     log = _Log()
-    watch = loop.Watch(log, replace(TINY, log_every=4), every=3, step=0, skipped=0)
+    watch = Watch(log, replace(TINY, log_every=4), every=3, step=0, skipped=0)
     for step in range(1, 11):
         values = {"loss": step, "penalty": 10.0 * step * (step % 3 == 1), "learning_rate": 1 / step, "stop": 0}
         watch.push({"step": step, "skipped": 0, "gradient_norm": 1.0, "parameter_norm": 1.0, **values})

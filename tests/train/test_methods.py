@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from settings import METHODS, TINY, batches, compiled, network
 
-import deformreg
+import deformreg.certification
 from train.config import Model
+from train.errors import ConfigError
 from train.methods import METHODS as KINDS
 from train.methods import Forward, Inputs
 from train.methods.adversarial import Adversarial, Deformation
@@ -21,10 +22,12 @@ from train.methods.cure import Cure
 from train.methods.elle import Elle
 from train.methods.fast import Fast, NFgsm
 from train.methods.given import Given
-from train.methods.gradient import FlowGradient, FlowGradientDeformation, InputGradient
+from train.methods.gradient import FlowGradient, FlowGradientAdversarial, FlowGradientDeformation, InputGradient
+from train.methods.held import held_statistics
 from train.methods.inputs import in_turn
 from train.methods.llr import Llr
 from train.methods.mart import Mart, boosted_loss
+from train.methods.noise import Noise
 from train.methods.penalties import FiniteDifference, ForwardOverReverse
 from train.methods.random_flows import RandomFlows
 from train.methods.spatial import Spatial
@@ -61,8 +64,11 @@ def test_every_kind_makes_a_method_of_its_name():
         (FlowGradient(share=0.25), 3.75),
         (FlowGradient(statistics="running"), 9),
         (Deformation(steps=7), 17),
+        (FlowGradientAdversarial(steps=7), 20),
         (Spatial(draws=10), 13),
         (RandomFlows(), 3),
+        (Noise(), 3),
+        (Noise(family="affine", flow_gradient=1.0), 6),
         (FlowGradient(size="linf"), 6),
         (Trades(steps=10), 26),
         (Mart(steps=10), 26),
@@ -79,10 +85,17 @@ def test_the_cost_of_a_step_in_passes(method, passes):
     assert method.make().passes == passes
 
 
+def test_the_mean_cost_of_a_training_counts_the_steps_before_the_penalty():
+    assert FlowGradient(first_step=60).make().mean_passes(90) == pytest.approx(4.0)
+    assert FlowGradient(first_step=60).make().mean_passes(30) == pytest.approx(3.0)
+    assert FlowGradient(every=4).make().mean_passes(90) == pytest.approx(3.75)
+
+
 ONE_STEP = [
     Adversarial(steps=1),
     Deformation(steps=1),
     FlowGradientDeformation(steps=1),
+    FlowGradientAdversarial(steps=1),
     Trades(steps=1),
     Mart(steps=1),
     Elle(steps=1),
@@ -108,6 +121,23 @@ def test_inputs_in_turn_draw_from_other_keys():
     drawn += [jax.vmap(jax.random.fold_in, (0, None))(keys, number) for number in (1, 2, 3)]
     data = np.concatenate([jax.random.key_data(each) for each in drawn])
     assert len(np.unique(data, axis=0)) == len(data) == 15
+
+
+def test_noise_is_that_of_the_certificate():
+    forward = Forward(Bare(), {}, {}, jnp.zeros(3, int), keys := jax.random.split(jax.random.key(0), 3))
+    images = jax.random.uniform(jax.random.key(1), (3, 6, 6, 1))
+    noisy = Noise(family="rotation", sigma=(20.0,)).make().inputs.make(forward, images, keys)
+    family = deformreg.affine(parameters=("rotation",), boundary="zeros")
+    law = deformreg.certification.gaussian(np.deg2rad(20.0))
+    for key, image, found in zip(keys, images, noisy, strict=True):
+        expected = family.apply(law.noise(key, jnp.zeros((1, 1))), image[None])[0]
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(("family", "sigma"), [("rotation", (1.0, 2.0)), ("affine", (1.0,))])
+def test_noise_of_another_number_of_parameters_is_refused(family, sigma):
+    with pytest.raises(ConfigError, match=r"--method\.sigma must be"):
+        Noise(family=family, sigma=sigma).make()
 
 
 class Bare(nn.Module):
@@ -274,3 +304,68 @@ def test_methods_train_on_several_devices_with_accumulation(name, dtype):
         state, metrics = mapped(state, engine.feed(batch))
         assert np.isfinite(float(metrics["loss"]))
     assert int(state.step) == 2
+
+
+class WithBatchNorm(nn.Module):
+    """Two layers in double precision; its running statistics are those of the last batch."""
+
+    @nn.compact
+    def __call__(self, images, train=True):
+        wide = {"dtype": jnp.float64, "param_dtype": jnp.float64}
+        for features in (3, 4):
+            images = nn.Dense(features, **wide)(images)
+            images = nn.softplus(nn.BatchNorm(use_running_average=not train, momentum=0.0, **wide)(images))
+        return nn.Dense(3, **wide)(images.mean((1, 2)))
+
+
+@pytest.mark.slow
+def test_held_statistics_are_constants_of_the_inner_gradient_alone(float64):
+    """Against the penalty on the batch's statistics given as numbers, which are functions of the parameters."""
+    model, labels = WithBatchNorm(), jnp.array([0, 1, 2, 1])
+    images = jax.random.uniform(jax.random.key(0), (4, 3, 3, 2), jnp.float64)
+    variables = model.init(jax.random.key(1), images)
+
+    def forward(params, batch_stats):
+        return Forward(model, params, batch_stats, labels, jax.random.split(jax.random.key(2), 4))
+
+    def objective(losses, penalties):
+        return losses.mean() + 3.0 * penalties.mean(), (losses, penalties)
+
+    def held(params):
+        with held_statistics():
+            penalties, (losses, _) = deformreg.gradient_penalty(
+                forward(params, variables["batch_stats"]).train, images, has_aux=True
+            )
+        return objective(losses, penalties)
+
+    def given(params):
+        losses, aux = forward(params, variables["batch_stats"]).train(images)
+        on_statistics = forward(params, aux.batch_stats)
+        penalties, _ = deformreg.gradient_penalty(lambda some: on_statistics.losses(some, "running"), images)
+        return objective(losses, penalties)
+
+    def of_batch(params):
+        train = forward(params, variables["batch_stats"]).train
+        penalties, (losses, _) = deformreg.gradient_penalty(train, images, has_aux=True)
+        return objective(losses, penalties)
+
+    found, expected, other = (
+        jax.jit(jax.grad(function, has_aux=True))(variables["params"]) for function in (held, given, of_batch)
+    )
+    jax.tree.map(lambda ours, theirs: np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-12), found, expected)
+    assert not np.allclose(found[1][1], other[1][1], rtol=1e-2)
+
+
+def test_a_single_image_has_the_penalty_that_it_has_in_a_batch_with_held_statistics():
+    """With the batch's own statistics as constants, another image's loss has no gradient with respect to this one."""
+    norm = nn.BatchNorm(use_running_average=False)
+    images = jax.random.normal(jax.random.key(0), (4, 2, 2, 3))
+    variables = norm.init(jax.random.key(1), images)
+
+    def outputs(images):
+        with held_statistics():
+            return norm.apply(variables, images, mutable=["batch_stats"])[0]
+
+    (gradient,) = jax.vjp(outputs, images)[1](jnp.zeros_like(images).at[0].set(1.0))
+    np.testing.assert_allclose(gradient[0], jnp.broadcast_to(images.std((0, 1, 2)) ** -1, (2, 2, 3)), rtol=1e-3)
+    np.testing.assert_array_equal(gradient[1:], 0)

@@ -92,6 +92,10 @@ def test_bad_config_files_are_named(change, message):
         ({"schedule": Step(decay_epochs=(3, 0))}, "--schedule.decay-epochs must be at least 1, got 0"),
         ({"schedule": Constant(warmup_epochs=2.0)}, "--schedule.warmup-epochs must be at most --epochs 1, got 2.0"),
         ({"optimizer": Sgd(momentum=0.0, nesterov=True)}, "--optimizer.nesterov needs --optimizer.momentum"),
+        (
+            {"method": FlowGradient(statistics="held", rule=FiniteDifference())},
+            "--method.statistics held needs --rule exact, got finite-difference",
+        ),
         ({"model": Model(norm="device-batch"), "parallel": "jit"}, "device-batch needs --parallel pmap"),
         (
             {"model": Model(dtype="bfloat16"), "method": FlowGradient(rule=FiniteDifference())},

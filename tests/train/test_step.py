@@ -39,6 +39,8 @@ def run(config, devices, kind, steps):
 
 
 COMBINED = (
+    "both, pixels",
+    "noise",
     "every third",
     "both",
     "dual norm",
@@ -124,6 +126,19 @@ def test_every_kth_step_has_k_times_the_weight():
             np.testing.assert_allclose(a, b, atol=1e-6)
 
 
+@pytest.mark.slow
+def test_steps_before_the_first_one_with_the_penalty_are_standard_ones():
+    late = replace(TINY, method=FlowGradient(first_step=2, weight_ramp_steps=2))
+    halved = replace(TINY, method=FlowGradient(weight=0.5))
+    _, state, _ = network(late)
+    for index, batch in enumerate(batches(4)):
+        expected, _ = compiled(halved if index == 3 else TINY)(state, batch)
+        state, metrics = compiled(late)(state, batch)
+        assert (float(metrics["penalty"]) > 0) == (index >= 2)
+        for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(expected.params), strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     "name",
     [
@@ -139,10 +154,14 @@ def test_running_statistics_are_updated_once_and_on_the_training_images_only(nam
     batch = next(batches(1))
     after, _ = compiled(config)(state, batch)
     # Attacked images are not known here; their statistics stay within one update of the clean ones.
-    attacked = "deformation" in method.name or method.name in (
+    attacked = method.name in (
         "adversarial",
+        "deformation",
+        "flow-gradient+adversarial",
+        "flow-gradient+deformation",
         "spatial",
         "random-flows",
+        "noise",
         "mart",
         "fast",
         "n-fgsm",

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import tyro
 
-from train import files, reports, runs
+from train import compiled, files, processes, reports, runs
 from train.certification import Smoothing, certify_run, check, partial_of
 from train.errors import ConfigError, say
 from train.options import validate
@@ -39,6 +39,9 @@ class Certify:
     It is never imported otherwise."""
     output: Path | None = None
     """Folder for certified.json, certified.md and certified.png; by default the run folder."""
+    compilation_cache: str | None = None
+    """Folder that keeps compiled programs for the next start, or off.
+    By default `compiled` in $DEFORMREG_DATA, or else in ~/.cache/deformreg/data; $JAX_COMPILATION_CACHE_DIR is kept."""
     json: Path | None = None
     """Also write the result to this JSON file."""
 
@@ -57,6 +60,8 @@ def run(arguments: list[str]) -> int:
     options = parse(arguments)
     folder, name = options.output or options.run, runs.short_names([options.run])[0]
     reports.check_writable([folder], options.json)
+    processes.check_devices()
+    compiled.keep(options.compilation_cache)
     model = network_of(options.run, load_networks(options.networks, [options.run]))
     trained = open_run(
         options.run, data_dir=options.data_dir, examples=options.examples, sample_seed=options.sample_seed, model=model

@@ -10,7 +10,7 @@ from typing import Annotated
 import jax
 import tyro
 
-from train import files, parts, processes, reports, runs
+from train import compiled, files, parts, processes, reports, runs
 from train.commands.placement import Placement, join
 from train.errors import ConfigError, say
 from train.evaluation import Protocol, SuiteName, evaluate_run, partial_of
@@ -55,6 +55,9 @@ class Evaluate:
     """Folder for all output, with a sub-folder for each of several runs.
     By default the evaluation and its pictures go into each run folder,
     and the comparison of several runs into the folder above the first one."""
+    compilation_cache: str | None = None
+    """Folder that keeps compiled programs for the next start, or off.
+    By default `compiled` in $DEFORMREG_DATA, or else in ~/.cache/deformreg/data; $JAX_COMPILATION_CACHE_DIR is kept."""
     json: Path | None = None
     """Also write the evaluation to this JSON file; for several runs, all evaluations by name."""
     seed: Seed = 0
@@ -72,6 +75,7 @@ def run(arguments: list[str]) -> int:
     if not all(low < high for low, high in pairwise(options.radii)):
         raise ConfigError(f"--radii must be increasing, got {' '.join(map(str, options.radii))}")
     join(options.placement)
+    compiled.keep(options.compilation_cache)
     compare(options)
     return 0
 

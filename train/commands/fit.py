@@ -21,6 +21,7 @@ from train.optimizers import OPTIMIZERS
 from train.options import check, validate
 from train.presets import find, table
 from train.schedules import SCHEDULES
+from train.tracing import parse_steps
 
 if TYPE_CHECKING:
     MethodName: TypeAlias = str
@@ -76,6 +77,11 @@ class Fit:
     Without a preset, `fit --resume RUN` takes every option from the run."""
     evaluate: bool = True
     """At the end, attack the trained network and write a report and pictures."""
+    profile: str | None = None
+    """START:STOP: trace these steps into `profile` in the run folder, for TensorBoard (xprof) and ui.perfetto.dev."""
+    compilation_cache: str | None = None
+    """Folder that keeps compiled programs for the next start, or off.
+    By default `compiled` in $DEFORMREG_DATA, or else in ~/.cache/deformreg/data; $JAX_COMPILATION_CACHE_DIR is kept."""
     placement: Annotated[Placement, tyro.conf.arg(name="")] = field(default_factory=Placement)
 
 
@@ -93,12 +99,13 @@ def run(arguments: list[str]) -> int:
         options = parse(name, rest)
         folder = options.run_dir or Path("runs") / name
     placement = validate(options.placement)
-    config = check(options.config)
-    from train import processes
+    config, profile = check(options.config), parse_steps(options.profile) if options.profile else range(0)
+    from train import compiled, processes
     from train.loop import fit
 
     networks = own.load([config.model.name] if own.is_own(config.model.name) else [])
     join(placement)
+    compiled.keep(options.compilation_cache)
     # A run folder may be untrusted, so the data folder that it names is not written to.
     write_data = stored is None or stored.data.data_dir != config.data.data_dir
     with processes.stop_on_sigterm() as stop_requested:
@@ -110,6 +117,7 @@ def run(arguments: list[str]) -> int:
             evaluated=options.evaluate,
             stop_requested=stop_requested,
             write_data=write_data,
+            profile=profile,
         )
         if stop_requested():
             print("stopped: SIGTERM after the last step: training is done, --resume evaluates it", file=sys.stderr)

@@ -28,6 +28,9 @@ from train.ranges import Count
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 """Passed on; SIGHUP is what the end of an ssh session sends."""
 
+PLACED = ("--distributed", "--coordinator", "--num-processes", "--process-id")
+"""Options of `fit` that this command sets."""
+
 GRACE = 10.0
 """Seconds that the others have to leave by themselves, once one process has failed."""
 
@@ -49,6 +52,9 @@ def run(arguments: list[str]) -> int:
     options = validate(tyro.cli(Launch, prog="python -m train launch", args=arguments[:split]))
     if split >= len(arguments) - 1:
         raise ConfigError("launch needs a command: python -m train launch --processes 2 fit PRESET [options]")
+    given = [argument for argument in arguments[split:] if argument.split("=")[0] in PLACED]
+    if given:
+        raise ConfigError(f"launch tells each process its place: leave out {' '.join(given)}")
     port = _free_port()
     return _supervise([partial(_start, arguments[split:], index, port, options) for index in range(options.processes)])
 

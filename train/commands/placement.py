@@ -37,9 +37,9 @@ def join(placement: Placement) -> None:
     """
     from train import processes
 
-    place = (placement.coordinator, placement.num_processes, placement.process_id)
     if placement.distributed:
+        place = (placement.coordinator, placement.num_processes, placement.process_id)
         processes.join(*place, placement.join_seconds)
-    elif any(value is not None for value in place):
-        raise ConfigError("--coordinator, --num-processes and --process-id belong to --distributed")
+    elif placement != Placement():
+        raise ConfigError("--coordinator, --num-processes, --process-id and --join-seconds need --distributed")
     processes.check_devices()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import tyro
 
-from train import checkpoints, files, runs
+from train import checkpoints, files, reports, runs
 from train.errors import ConfigError, printable
 
 DAMAGED = 1
@@ -29,6 +29,7 @@ def run(arguments: list[str]) -> int:
     options = tyro.cli(Verify, prog="python -m train verify", args=arguments)
     if not options.runs:
         raise ConfigError("verify needs at least one run folder, for example runs/mnist5k-flow")
+    reports.check_writable([], options.json)
     findings: dict[str, dict[int, str | None]] = {}
     for folder in options.runs:
         found = findings[str(folder)] = {}

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from train.data import folder as folder_kind
 from train.data import prepared
 from train.data.kind import Kind, Records, Request, default_data_dir, require
 from train.data.temporary import remove_leftovers, temporary_folder
@@ -75,6 +76,11 @@ def open_split(request: Request) -> Records:
         DataError: a package is missing, the folder cannot be written, or there is no such split.
     """
     data_dir = request.data_dir or default_data_dir()
+    if folder_kind.accepts(str(data_dir), None):
+        raise DataError(
+            f"{data_dir} is an image folder, and {request.name} comes from a package: "
+            f"--data.name folder:{data_dir} trains on it"
+        )
     if not (request.write or (data_dir / request.name / VERSION).is_dir()):
         raise DataError(f"{data_dir}: {request.name} is not there any more; say by --data-dir where it is, or shall be")
     folder = prepare(request.name, data_dir) if request.write else data_dir / request.name / VERSION

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from train.data import embedded, folder, npz, prepared
+from train.data import embedded, folder, listing, npz, prepared
 from train.data.kind import user_path
 from train.errors import DataError
 
@@ -42,7 +42,8 @@ def moved(name: str, data_dir: str | Path) -> str | None:
         return None
     start = _FOLDER if name.startswith(_FOLDER) else ""
     for candidate in (place, place / path.name):
-        if candidate.is_file() if path.suffix == ".npz" and not start else folder.accepts(str(candidate), None):
+        there = listing.has_images if start else listing.has_splits
+        if candidate.is_file() if path.suffix == ".npz" and not start else there(candidate):
             return start + os.path.abspath(candidate)
     return None
 

@@ -9,10 +9,11 @@ from train.methods.cure import Cure
 from train.methods.elle import Elle
 from train.methods.fast import Fast, NFgsm
 from train.methods.given import Given
-from train.methods.gradient import FlowGradient, FlowGradientDeformation, InputGradient
+from train.methods.gradient import FlowGradient, FlowGradientAdversarial, FlowGradientDeformation, InputGradient
 from train.methods.llr import Llr
 from train.methods.mart import Mart
 from train.methods.method import CLEAN, NO_PENALTY, Aux, Forward, Inputs, Method, Penalty, Terms
+from train.methods.noise import Noise
 from train.methods.random_flows import RandomFlows
 from train.methods.spatial import Spatial
 from train.methods.standard import Standard
@@ -25,8 +26,10 @@ AnyMethod = (
     | Adversarial
     | Deformation
     | FlowGradientDeformation
+    | FlowGradientAdversarial
     | Spatial
     | RandomFlows
+    | Noise
     | Trades
     | Mart
     | Fast

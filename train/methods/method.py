@@ -6,8 +6,8 @@ step is built from that value. A new method is a new value, in a file of this fo
     penalty = gradient_penalty(deformreg.flow(), Exact())
     mine = Method("mine", noisy(0.2), penalty, weight=optax.constant_schedule(4.0))
 
-The objective of a step is ``mean(losses) + weight(step) * every * mean(penalties)`` on every `every`-th step, and
-``mean(losses)`` on the others.
+The objective of a step is ``mean(losses) + weight(step) * every * mean(penalties)`` on every `every`-th step from
+`first_step` on, and ``mean(losses)`` on the others.
 """
 
 from __future__ import annotations
@@ -152,9 +152,11 @@ class Penalty(NamedTuple):
     passes: float
 
 
-def ramp(peak: float, steps: int) -> optax.Schedule:
-    """A schedule that grows linearly from 0 to `peak` over some steps; with 0 steps it is constant."""
-    return optax.linear_schedule(0.0, peak, steps) if steps else optax.constant_schedule(peak)
+def ramp(peak: float, steps: int, *, first_step: int = 0) -> optax.Schedule:
+    """A schedule that grows linearly from 0 to `peak` over some steps from a first one; with 0 steps it is constant."""
+    if not steps:
+        return optax.constant_schedule(peak)
+    return optax.linear_schedule(0.0, peak, steps, transition_begin=first_step)
 
 
 CLEAN = Inputs(lambda forward, images, keys: images)
@@ -179,6 +181,7 @@ class Method(NamedTuple):
         penalty: what is added to their loss.
         weight: of the mean penalty, as a function of the step.
         every: k: the penalty is taken on every k-th step, with k times the weight.
+        first_step: the first step with the penalty.
         watch: attacked images on which the accuracy is measured after every epoch, on validation images: of a stronger
             attack than the training's, which shows when the training has learnt to resist its own attack only.
     """
@@ -188,9 +191,15 @@ class Method(NamedTuple):
     penalty: Penalty = NO_PENALTY
     weight: optax.Schedule = optax.constant_schedule(1.0)
     every: int = 1
+    first_step: int = 0
     watch: Inputs | None = None
 
     @property
     def passes(self) -> float:
-        """Mean cost of a step in forward passes, over `every` steps; a standard step costs 3."""
+        """Mean cost of a step in forward passes from `first_step` on, over `every` steps; a standard step costs 3."""
         return self.inputs.passes + (self.penalty.passes + STANDARD_PASSES * (self.every - 1)) / self.every
+
+    def mean_passes(self, num_steps: int) -> float:
+        """Mean cost of a step in forward passes, over a training of `num_steps` steps."""
+        before = min(self.first_step, num_steps) / num_steps
+        return before * (self.inputs.passes + STANDARD_PASSES) + (1 - before) * self.passes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any, Literal, get_args
@@ -13,8 +14,9 @@ from jax import Array
 import deformreg
 from deformreg import Perturbation, l2, linf, pixelwise_l2
 from deformreg.penalties import LossFn, Size, squared_norm
+from train.methods.held import held_statistics
 from train.methods.method import STANDARD_PASSES, Aux, Forward, Penalty, Terms
-from train.ranges import HIDDEN, Positive, Statistics
+from train.ranges import HIDDEN, PenaltyStatistics, Positive
 
 Rule = Callable[..., tuple[Array, Any]]
 """``(loss_fn, images, family, size=..., has_aux=...) -> (penalties[n], losses)``: `deformreg.gradient_penalty`."""
@@ -79,7 +81,7 @@ def gradient_penalty(
     *,
     size: Size = squared_norm,
     share: float = 1.0,
-    statistics: Statistics = "batch",
+    statistics: PenaltyStatistics = "batch",
 ) -> Penalty:
     """The size of the loss's gradient with respect to a family's parameters.
 
@@ -98,7 +100,9 @@ def gradient_penalty(
     return penalty_of(penalize, rule.passes, share=share, statistics=statistics)
 
 
-def penalty_of(penalize: Penalize, passes: float, *, share: float = 1.0, statistics: Statistics = "batch") -> Penalty:
+def penalty_of(
+    penalize: Penalize, passes: float, *, share: float = 1.0, statistics: PenaltyStatistics = "batch"
+) -> Penalty:
     """The part of a method that takes a penalty of `deformreg.penalties`.
 
     Args:
@@ -106,12 +110,14 @@ def penalty_of(penalize: Penalize, passes: float, *, share: float = 1.0, statist
         passes: its cost with that of the loss, in forward passes.
         share: the fraction of each batch, in (0, 1], that the penalty is taken on: its first examples.
         statistics: of batch normalization. The batch's: losses and penalties share one pass, and examples interact.
-            The running ones: a penalty per image, at the price of a second pass.
+            The batch's, held: a penalty per image in that one pass; the penalty must differentiate twice. The running
+            ones: a penalty per image, at the price of a second pass.
     """
 
     def on_all(forward: Forward, images: Array, keys: Array) -> Terms:
-        if statistics == "batch":
-            penalties, (losses, aux) = penalize(forward.train, images, keys, has_aux=True)
+        if statistics != "running":
+            with held_statistics() if statistics == "held" else nullcontext():
+                penalties, (losses, aux) = penalize(forward.train, images, keys, has_aux=True)
             return Terms(losses, penalties, aux)
         losses, aux = forward.train(images)
         penalties, _ = penalize(lambda some: forward.losses(some, "running"), images, keys)

@@ -31,6 +31,9 @@ FAMILIES = (chain.FAMILY, resnet.FAMILY, convnext.FAMILY, vit.FAMILY)
 MODELS: dict[str, Family] = {name: family for family in FAMILIES for name in family.architectures}
 """The family of every network, by the network's name."""
 
+_LARGE = 128
+"""Side in pixels from which on the residual networks in their CIFAR form are advised against."""
+
 
 def create_model(
     name: str,
@@ -94,6 +97,18 @@ def create_model(
         raise ValueError(f"stochastic_depth needs residual branches, which {name} does not have")
     style = Style(norm, activation, dtype, axis_name, implementation, dropout, stochastic_depth)
     return family.module(family.architectures[name], num_classes, width, style, remat)
+
+
+def advice(name: str, side: int) -> str | None:
+    """What to train instead of a network whose maps are too large on images of this side; None where it fits."""
+    family = MODELS.get(name)
+    if family is not resnet.FAMILY or family.architectures[name].for_large_images or side < _LARGE:
+        return None
+    other = f"{name}-imagenet" if f"{name}-imagenet" in MODELS else "resnet-18-imagenet"
+    return (
+        f"{name} is in its CIFAR form and keeps {side} x {side} pixels after the first layer, at 16 times the time and "
+        f"memory of the ImageNet form: --model.name {other} shrinks them first"
+    )
 
 
 def _check_choice(argument: str, value: str, choices: tuple[str, ...]) -> None:

@@ -44,8 +44,8 @@ def _methods(radius: float, ramp: int) -> dict[str, AnyMethod]:
 
 _RESNET = Preset(
     Config(
-        data=Data(name="imagenet2012", image_size=224),
-        augmentation=Augmentation(min_area=0.08, flip=True),
+        data=Data(name="imagenet2012", image_size=224, center_crop=0.875, random_crop=0.08),
+        augmentation=Augmentation(flip=True),
         model=Model(name="resnet-50", activation="gelu", dtype="bfloat16"),
         optimizer=Sgd(learning_rate=0.1 * 1024 / 256, nesterov=True, weight_decay=1e-4, decay_all=False),
         schedule=Step(decay_epochs=(30, 60, 80), warmup_epochs=5.0),
@@ -61,7 +61,8 @@ _RESNET = Preset(
 _VIT = Preset(
     replace(
         _RESNET.config,
-        augmentation=Augmentation(min_area=0.05, flip=True, rand=2, rand_strength=1.0),
+        data=replace(_RESNET.config.data, random_crop=0.05),
+        augmentation=Augmentation(flip=True, rand=2, rand_strength=1.0),
         labels=Labels(mixup=0.2),
         model=Model(name="vit-s-16", dtype="bfloat16"),
         optimizer=AdamW(learning_rate=1e-3, weight_decay=0.1, clip_norm=1.0),
@@ -75,7 +76,7 @@ _VIT = Preset(
 _RESNET18 = Preset(
     replace(
         _RESNET.config,
-        data=Data(name="folder:imagenet100", image_size=224),
+        data=replace(_RESNET.config.data, name="folder:imagenet100"),
         model=Model(name="resnet-18-imagenet", activation="gelu", dtype="bfloat16"),
         optimizer=replace(_RESNET.config.optimizer, learning_rate=0.1),
         schedule=Cosine(warmup_epochs=5.0),
@@ -89,8 +90,7 @@ _RESNET18 = Preset(
 _IMAGENETTE = _RESNET18._replace(
     config=replace(
         _RESNET18.config,
-        data=Data(name="imagenette/160px-v2", image_size=128),
-        augmentation=Augmentation(min_area=0.35, flip=True),
+        data=replace(_RESNET.config.data, name="imagenette/160px-v2", image_size=128, random_crop=0.35),
         optimizer=replace(_RESNET.config.optimizer, learning_rate=0.05),
         evaluation=Evaluation(radius=0.5, steps=50),
         batch_size=128,
@@ -103,7 +103,7 @@ _IMAGENETTE = _RESNET18._replace(
 _PHOTOS = _IMAGENETTE._replace(
     config=replace(
         _IMAGENETTE.config,
-        data=Data(name="folder:photos", image_size=128),
+        data=replace(_IMAGENETTE.config.data, name="folder:photos", holdout=0.1),
         model=replace(_IMAGENETTE.config.model, dtype="float32"),
         optimizer=replace(_RESNET.config.optimizer, learning_rate=0.02),
         evaluation=Evaluation(radius=0.5, steps=50, examples=500, batch_size=50),

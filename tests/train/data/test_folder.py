@@ -82,8 +82,6 @@ def test_what_is_left_out_is_counted_and_named_once(tmp_path, capsys):
         for number in range(3):
             (root / split / "xray").mkdir(exist_ok=True)
             Image.new("RGB", (5, 4)).save(root / split / "xray" / f"{number}.tif")
-        (root / split / "dog" / "2021").mkdir()
-        Image.new("RGB", (5, 4)).save(root / split / "dog" / "2021" / "0.png")
     Image.new("RGB", (5, 4)).save(root / "train" / "0.png")
     (root / "train" / ".DS_Store").write_text("hidden")
     (root / "evaluation").mkdir()
@@ -94,13 +92,50 @@ def test_what_is_left_out_is_counted_and_named_once(tmp_path, capsys):
     for words in (
         f"{root}: not read: ",
         "6 files of other formats (train/xray/0.tif, ...)",
-        "2 folders inside a class (train/dog/2021, ...)",
         "2 classes without images (train/xray, ...)",
         "1 files outside of a class (train/0.png)",
         "1 folders that are no split (evaluation)",
         ".png|.jpg",
     ):
         assert words in line
+
+
+def test_folders_inside_a_class_are_read(tmp_path, capsys):
+    pixels = write_folder(tmp_path / "set", sizes=[(4, 5)] * 2, splits=("train",))
+    (tmp_path / "set" / "train" / "dog" / "2021" / "may").mkdir(parents=True)
+    (tmp_path / "set" / "train" / "dog" / "0.png").rename(tmp_path / "set" / "train" / "dog" / "2021" / "may" / "0.png")
+    images, labels = whole(data.load(str(tmp_path / "set"), data_dir=tmp_path))
+    assert labels.tolist() == [0, 0, 1, 1]
+    np.testing.assert_array_equal(images[[0, 1, 3, 2]], list(pixels.values()))
+    (tmp_path / "set" / "train" / "dog" / "2022").symlink_to(tmp_path)
+    refused([str(tmp_path / "set" / "train" / "dog" / "2022"), "symbolic link"], tmp_path / "set", data_dir=tmp_path)
+    assert not capsys.readouterr().err
+
+
+def test_a_folder_of_classes_has_a_fixed_test_split_of_every_class(tmp_path, capsys):
+    root = tmp_path / "set"
+    for number, name in enumerate(("cat", "dog", "emu")):
+        for index in range((20, 4, 1)[number]):
+            (root / name).mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (3, 2), (index, number, 0)).save(root / name / f"{index:02}.png")
+    (root / "notes").mkdir()
+    found = {}
+    for split in SPLITS:
+        source = data.load(f"folder:{root}", split=split, data_dir=tmp_path / "cache")
+        assert source.class_names == ("cat", "dog", "emu")
+        images, labels = whole(source)
+        np.testing.assert_array_equal(images[:, 0, 0, 1], labels)
+        found[split] = [(label, index) for label, index in zip(labels.tolist(), indices_of(images), strict=True)]
+    assert [label for label, _ in found["test"]] == [0, 0, 1]
+    assert sorted(found["train"] + found["test"]) == [(0, i) for i in range(20)] + [(1, i) for i in range(4)] + [(2, 0)]
+    (line,) = capsys.readouterr().err.splitlines()
+    for words in ("no train/ and test/", "a tenth of every class", "1 classes without images (notes)"):
+        assert words in line
+    refused(["'validation'", "use one that has: train, test"], f"folder:{root}", data_dir=tmp_path, split="validation")
+    (root / "cat").rename(tmp_path / "cat")
+    (root / "dog").rename(tmp_path / "dog")
+    (root / "emu").rename(tmp_path / "emu")
+    refused("no image folder", f"folder:{root}", data_dir=tmp_path)
 
 
 def test_a_plain_folder_says_nothing(tmp_path, capsys):

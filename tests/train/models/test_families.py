@@ -10,35 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from settings import TINY, batches
+from settings import GROUP, SMALL, TINY, batches
 
 from train import parallel
 from train.methods.gradient import FlowGradient
-from train.methods.standard import Standard
-from train.models import convnext, create_model, layers, resnet, vit
-from train.models.blocks import Style
+from train.models import advice, create_model, layers
 from train.state import init_state
 from train.step import make_step
-
-LAYER = Style(norm="layer", activation="gelu")
-GROUP = Style(norm="group")
-
-SMALL = {
-    "basic": resnet.ResNet(resnet.Architecture(((8, 1), (16, 1)), stem=8), 4, style=GROUP),
-    "padded": resnet.ResNet(resnet.Architecture(((8, 1), (16, 1)), resnet.PaddedBlock, 8), 4, style=GROUP),
-    "bottleneck": resnet.ResNet(
-        resnet.Architecture(((8, 1), (16, 1)), resnet.BottleneckBlock, 8, for_large_images=True),
-        4,
-        style=replace(GROUP, activation="softplus"),
-    ),
-    "preactivated": resnet.ResNet(
-        resnet.Architecture(((8, 1), (16, 1)), resnet.PreactivatedBlock, 8), 4, style=replace(GROUP, activation="silu")
-    ),
-    "convnext": convnext.ConvNext(((8, 1), (16, 1)), 4, style=LAYER),
-    "vit": vit.VisionTransformer(vit.Architecture(2, 4, depth=2), 4, width=0.125, style=LAYER),
-    "vit-conv": vit.VisionTransformer(vit.Architecture(2, 4, stem=16, depth=1), 4, style=LAYER),
-}
-"""One of every kind of block and stem, for images of 8x8."""
 
 SOME = [pytest.param(name, marks=[pytest.mark.slow] * (name != "vit")) for name in SMALL]
 """All of them, and without the slow tests one."""
@@ -184,28 +162,6 @@ def test_narrow_arithmetic_and_rematerialization_change_neither_parameters_nor_t
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", [Standard(), FlowGradient()], ids=lambda method: method.name)
-@pytest.mark.parametrize("name", SMALL)
-def test_every_kind_of_network_trains_two_steps(name, method):
-    model = SMALL[name].clone(style=replace(SMALL[name].style, dropout=0.2, stochastic_depth=0.2))
-    rate = TINY.schedule.make(0.02, epochs=1, steps_per_epoch=10)
-    optimizer = TINY.optimizer.make(rate)
-    state = init_state(model, optimizer, (8, 8, 1), 0)
-    step = quick_jit(make_step(method.make(), model, optimizer, rate=rate, augmentation=TINY.augmentation))
-    before = state.params
-    for batch in batches(2):
-        state, metrics = step(state, batch)
-        assert all(np.isfinite(value) for value in metrics.values())
-        assert (float(metrics["penalty"]) > 0) == (method.name == "flow-gradient")
-    assert int(state.step) == 2
-    # A padding of the first patch, or a branch that starts near zero, may keep single parameters where they were.
-    changed = [
-        float(jnp.abs(a - b).max()) > 0 for a, b in zip(*map(jax.tree.leaves, (before, state.params)), strict=True)
-    ]
-    assert np.mean(changed) > 0.9
-
-
-@pytest.mark.slow
 def test_dropout_does_not_depend_on_the_number_of_devices():
     model = SMALL["basic"].clone(style=replace(GROUP, dropout=0.3, stochastic_depth=0.3))
     rate = TINY.schedule.make(0.02, epochs=1, steps_per_epoch=10)
@@ -239,3 +195,11 @@ def test_networks_with_layer_norm_have_no_other():
         create_model("vit-s-16", num_classes=3, norm="batch")
     assert create_model("vit-s-16", num_classes=3).style == LAYER
     assert create_model("convnext-t", num_classes=3, activation="silu").style == replace(LAYER, activation="silu")
+
+
+def test_networks_for_small_images_are_advised_against_on_large_ones():
+    assert "--model.name resnet-18-imagenet" in advice("resnet-18", 224)
+    assert "--model.name resnet-34-imagenet" in advice("resnet-34", 128)
+    assert "--model.name resnet-18-imagenet" in advice("wide-resnet-28-10", 224)
+    for name, side in (("resnet-18", 64), ("resnet-50", 224), ("vgg-16", 224), ("vit-s-16", 224), ("mine:make", 224)):
+        assert advice(name, side) is None
