@@ -114,7 +114,7 @@ def test_a_coordinator_that_does_not_answer_is_named(capsys, tmp_path, monkeypat
         ),
         (["fit", "digits-flow", "--data.name", "no-such-set", "--data-dir", "."], "no-such-set"),
         (["fit", "cifar10-vgg11-flow-2022", "--data.name", "digits", "--augmentation.resize", "20"], "crop"),
-        (["fit", "digits-flow", "--process-id", "1"], "belong to --distributed"),
+        (["fit", "digits-flow", "--process-id", "1"], "need --distributed"),
         (["fit", "digits-flow", "--profile", "20:10"], "--profile must be START:STOP"),
         (["fit", "digits-flow", "--process-id", "1"], "--process-id and --join-seconds need --distributed"),
         (["fit", "digits-flow", "--join-seconds", "9"], "--join-seconds need --distributed"),
