@@ -64,6 +64,7 @@ class Protocol(NamedTuple):
         independent: whether every attack runs on every correctly classified image, so that the attacks compare.
         sources: names and logits functions of networks whose deformed images are shown to the evaluated ones as well.
         seed: of the attacks' random numbers.
+        quantize: whether the networks see images of 8 bits, so that what is broken survives saving.
     """
 
     suite: SuiteName = "released"
@@ -72,6 +73,7 @@ class Protocol(NamedTuple):
     independent: bool = False
     sources: tuple[tuple[str, LogitsFn], ...] = ()
     seed: int = 0
+    quantize: bool = False
 
     @property
     def whole_curve(self) -> bool:
@@ -130,7 +132,7 @@ def evaluate_run(
     if not protocol.radii:
         images, labels = images[:CURVE_EXAMPLES], labels[:CURVE_EXAMPLES]
     key = jax.random.key(protocol.seed)
-    exhibits = Exhibits(trained, CURVE_EXAMPLES)
+    exhibits = Exhibits(trained, CURVE_EXAMPLES, quantize=protocol.quantize)
     attacks = _attacks(protocol, options.steps, radii, (len(trained.labels), len(labels)))
     finished = Finished(attacks, exhibits, file, team)
     with progress(name, "image", visible=team is None or team.index == 0) as show, finished.told(name):
@@ -164,6 +166,7 @@ def evaluate_run(
         "curve_examples": curve.examples,
         "mean_minimal_displacement": curve.mean_minimal_displacement,
         "seed": protocol.seed,
+        "quantize": protocol.quantize,
         "environment": environment.describe(),
     }
     sample = exhibits.sample()
@@ -203,7 +206,7 @@ def _evaluators(
 ) -> tuple[Evaluator, Evaluator]:
     """Evaluators of the suite and of the curve; runs of one protocol share what they compile."""
     suite, light = _suites(protocol, steps)
-    make = functools.partial(evaluator, image_range=(0.0, 1.0), devices=devices)
+    make = functools.partial(evaluator, image_range=(0.0, 1.0), quantize=protocol.quantize, devices=devices)
     # The released protocol reproduces published numbers; the search for red flags belongs to the strict suites.
     diagnosis = protocol.suite != "released"
     run_suite = make(suite, batch_size=batch_size, independent=protocol.independent, diagnosis=diagnosis)

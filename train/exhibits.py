@@ -14,6 +14,7 @@ from jax import Array
 from deformreg.attacks import Attack, AttackResult
 from deformreg.evaluation import AttackOutcome, Frames, frames
 from deformreg.evaluation.frames import boundaries_of
+from deformreg.evaluation.quantized import to_8_bits
 from train.restored import LogitsFn, Trained
 
 
@@ -45,8 +46,8 @@ class Exhibits:
         arrays: what they look like after the attacks so far, by name: `flows`, `deformed`, and bool[n] `broken`.
     """
 
-    def __init__(self, trained: Trained, count: int) -> None:
-        self._trained, self._images = trained, trained.images[:count]
+    def __init__(self, trained: Trained, count: int, *, quantize: bool = False) -> None:
+        self._trained, self._images, self._quantize = trained, trained.images[:count], quantize
         self._params: list[np.ndarray] = []
         self._seen = np.zeros(len(self._images), bool)
         self.arrays: dict[str, np.ndarray] = {
@@ -101,11 +102,13 @@ class Exhibits:
         broken |= outcome.broken_mask[: len(broken)]
 
     def sample(self) -> Sample:
-        """The images with the network's answers."""
-        flows, deformed = self.arrays["flows"], self.arrays["deformed"]
+        """The images with the network's answers; with `quantize` images of 8 bits, as the network saw them."""
+        images, deformed = self._images, self.arrays["deformed"]
+        if self._quantize:
+            images, deformed = (np.asarray(to_8_bits(jnp.asarray(each), (0.0, 1.0))) for each in (images, deformed))
         size = self._trained.config.evaluation.batch_size
-        before, after = (_predictions(self._trained.logits_fn, batch, size) for batch in (self._images, deformed))
-        return Sample(self._images, self._trained.labels[: len(self._images)], flows, deformed, before, after)
+        before, after = (_predictions(self._trained.logits_fn, batch, size) for batch in (images, deformed))
+        return Sample(images, self._trained.labels[: len(images)], self.arrays["flows"], deformed, before, after)
 
 
 LARGEST = 32 << 20

@@ -175,6 +175,9 @@ class Attack(NamedTuple):
     ) -> AttackResult:
         """Attacks a batch. Works inside `jit`; compile it there if you call it more than once.
 
+        All rows are computed until the last one is done. `deformreg.evaluate` gives the rows of finished examples to
+        waiting ones, which saves most of the model calls of a grid on a model that breaks early.
+
         Args:
             logits_fn: ``images -> logits[n, classes]``, or the outputs that the criterion asks for; every row depends
                 on its own image alone (inference mode).

@@ -12,6 +12,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from deformreg import _checks
+from deformreg._programs import jitted
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -42,22 +43,22 @@ class Devices:
         """The mesh axis of the rows inside a compiled function."""
         return None if self.mesh is None else AXIS
 
-    def jit(self, function: Function, arguments: tuple[P, ...], results: Any) -> Any:
+    def jit(self, function: Function, arguments: tuple[P, ...], results: Any) -> Callable[[], Any]:
         """Jits a function of a batch. On several devices each runs it on its own rows.
 
         Args:
             function: of a batch; `jax.lax` collectives over `axis` connect the devices.
             arguments: `ROWS` or `WHOLE` for each argument.
             results: the same for the result or its parts.
+
+        Returns:
+            As `jitted`: a function without arguments that returns the jitted function.
         """
         if self.mesh is None:
-            return jax.jit(function)
-        mesh = self.mesh
-        placed = jax.tree.map(
-            lambda spec: NamedSharding(mesh, spec), arguments, is_leaf=lambda leaf: isinstance(leaf, P)
-        )
-        mapped = jax.shard_map(function, mesh=mesh, in_specs=arguments, out_specs=results, check_vma=False)
-        return _Placed(jax.jit(mapped), placed)
+            return jitted(function)
+        placed = tuple(NamedSharding(self.mesh, spec) for spec in arguments)
+        mapped = jitted(jax.shard_map(function, mesh=self.mesh, in_specs=arguments, out_specs=results, check_vma=False))
+        return lambda: _Placed(mapped(), placed)
 
     def put(self, tree: Any) -> Any:
         """Copies a pytree to every device, whichever devices it lies on."""
@@ -67,16 +68,16 @@ class Devices:
 class _Placed(NamedTuple):
     """A jitted function that takes arrays from anywhere. With several processes `jit` divides no NumPy arrays."""
 
-    jitted: Any
+    function: Any
     shardings: tuple[NamedSharding, ...]
 
     def __call__(self, *arguments: Any) -> Any:
         placed = (jax.device_put(*each) for each in zip(arguments, self.shardings, strict=True))
-        return self.jitted(*placed)
+        return self.function(*placed)
 
     @property
     def eval_shape(self) -> Any:
-        return self.jitted.eval_shape
+        return self.function.eval_shape
 
 
 def devices_of(devices: Sequence[jax.Device] | None) -> Devices:

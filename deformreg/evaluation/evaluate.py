@@ -263,9 +263,9 @@ def evaluator(
         model = on_8_bits(model, bounds) if quantize else model
         rows = min(batch_size, -(-count // spread.count)) * spread.count
         setting = Setting(
-            spread.put(model), forward, data, rows, refill, bounds, progress, collect, recall, quantize
+            spread.put(model), forward(), data, rows, refill, bounds, progress, collect, recall, quantize
         )  # fmt: skip
-        alone = setting._replace(logits_fn=model, forward=forward_alone, batch_size=min(batch_size, count))
+        alone = setting._replace(logits_fn=model, forward=forward_alone(), batch_size=min(batch_size, count))
         attacks_at_radius = [(attack, compiled[attack.name](radius)) for attack in suite(radius)]
         rehearse(setting, attacks_at_radius, key)
         watched = watched_rows(count, alone.batch_size)

@@ -57,8 +57,8 @@ def padded(count: int, batch_size: int) -> int:
     return -(-count // batch_size) * batch_size
 
 
-def compile_forward(criterion: Criterion, devices: Devices) -> Callable[[Partial, Data], Judged]:
-    """Jits the pass of a batch through a model, with checks of what the model returns."""
+def compile_forward(criterion: Criterion, devices: Devices) -> Callable[[], Any]:
+    """Jits the pass of a batch through a model, with checks of what the model returns: see `Devices.jit`."""
 
     def forward(logits_fn: Partial, data: Any) -> Judged:
         returned = _checks.called("logits_fn", logits_fn, data.images)
@@ -68,8 +68,7 @@ def compile_forward(criterion: Criterion, devices: Devices) -> Callable[[Partial
         broken = criterion.broken(outputs, data.labels) if data.targets is None else reached
         return Judged(outputs, broken, criterion.loss(outputs, data.labels), criterion.margin(outputs, data.labels))
 
-    compiled: Callable[[Partial, Data], Judged] = devices.jit(forward, (WHOLE, ROWS), ROWS)
-    return compiled
+    return devices.jit(forward, (WHOLE, ROWS), ROWS)
 
 
 def in_batches(setting: Setting, data: Data) -> Iterator[tuple[slice, Judged]]:
@@ -78,7 +77,9 @@ def in_batches(setting: Setting, data: Data) -> Iterator[tuple[slice, Judged]]:
         place = slice(first, min(first + setting.batch_size, len(data.images)))
         count = place.stop - first
         filled = jax.tree.map(partial(_filled, setting.batch_size - count), data.at(place))
-        yield place, jax.tree.map(lambda leaf, count=count: leaf[:count], setting.forward(setting.logits_fn, filled))
+        # On the host: on the device, JAX would compile a slice of every shape.
+        judged = jax.device_get(setting.forward(setting.logits_fn, filled))
+        yield place, jax.tree.map(lambda leaf, count=count: leaf[:count], judged)
 
 
 class Clean(NamedTuple):

@@ -14,6 +14,7 @@ import numpy as np
 from jax.tree_util import Partial
 
 from deformreg._arrays import choose, spread
+from deformreg._programs import jitted
 from deformreg.attacks.attack import Attack, AttackResult, Examples, Search, advance, finish, row_keys
 from deformreg.evaluation.data import Data, HostArray
 from deformreg.evaluation.devices import ROWS, WHOLE, Devices
@@ -97,16 +98,19 @@ def compile_attack(make: Callable[[Any], Attack], devices: Devices = _ONE) -> Ca
         return idle
 
     return lambda radius: Compiled(
-        partial(turn, radius), partial(turn.eval_shape, radius), partial(idle_search, radius)
+        partial(turn(), radius), partial(turn().eval_shape, radius), partial(idle_search, radius)
     )  # fmt: skip
 
 
-@jax.jit
 def example_keys(key: jax.Array, number: int, indices: HostArray) -> jax.Array:
-    """The random keys of the examples in a batch for attack `number`.
+    """The random keys of the examples in a batch for attack `number`."""
+    keys: jax.Array = _example_keys()(key, number, indices)
+    return keys
 
-    One small program serves all attacks: within each of theirs it would be compiled again.
-    """
+
+@jitted
+def _example_keys(key: jax.Array, number: int, indices: HostArray) -> jax.Array:
+    """One small program for all attacks: within each of theirs it would be compiled again."""
     return row_keys(jax.random.fold_in(key, number), jnp.asarray(indices))
 
 

@@ -126,10 +126,21 @@ def test_an_interrupted_evaluation_continues_with_the_same_report(studied, tmp_p
     assert len(writes) == 1
     assert without_times(again) == without_times(study)
     assert again.row["seconds"] > sum(attack.seconds for attack in again.evaluation.attacks)
-    for other in (PROTOCOL._replace(seed=1), PROTOCOL._replace(radius=0.6), PROTOCOL._replace(suite="quick")):
+    for other in ({"seed": 1}, {"radius": 0.6}, {"suite": "quick"}, {"quantize": True}):
+        other = PROTOCOL._replace(**other)
         assert evaluation.partial_of(tmp_path, run, other).path != file.path
     file.remove()
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_what_a_quantized_evaluation_breaks_has_8_bits(studied):
+    _, _, run = studied
+    study = evaluation.evaluate_run("run", run, PROTOCOL._replace(quantize=True))
+    assert study.row["quantize"]
+    deformed = study.sample.deformed[study.sample.after != study.sample.before]
+    assert len(deformed) > 10
+    np.testing.assert_allclose(255 * deformed, np.rint(255 * deformed), atol=1e-4)
 
 
 def test_pictures_show_the_flow_that_broke_an_image_or_the_last_one():

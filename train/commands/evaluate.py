@@ -39,6 +39,8 @@ class Evaluate:
     independent: bool = False
     """Run every attack on every correctly classified image, so that you can compare the attacks.
     By default each runs on the images that no earlier attack broke."""
+    quantize: bool = False
+    """The networks see attacked images of 8 bits: what is broken survives saving as an image file."""
     transfer_from: tuple[Path, ...] = ()
     """Run folders of other networks. Images deformed to fool these are also tried on the evaluated networks."""
     examples: CountOrNone = 0
@@ -100,7 +102,9 @@ def compare(options: Evaluate) -> None:
         say(f"--examples {options.examples}: {trained[0].source} has {len(trained[0].labels)}; all are evaluated")
     radius = trained[0].config.evaluation.radius if options.radius is None else options.radius
     sources = open_sources(options.transfer_from, trained[0], data_dir=options.data_dir, networks=networks)
-    protocol = Protocol(options.suite, radius, options.radii, options.independent, sources, options.seed)
+    protocol = Protocol(
+        options.suite, radius, options.radii, options.independent, sources, options.seed, options.quantize
+    )  # fmt: skip
     folders, above = reports.places(options.runs, options.output), options.output or options.runs[0].parent
     reports.check_writable(folders if len(folders) == 1 else [*folders, above], options.json)
     studies, files_kept, team = {}, [], parts.team()

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from deformreg._programs import jitted
 from deformreg.attacks.attack import Attack, Examples, row_keys
 from deformreg.evaluation.data import HostArray, spaced
 from deformreg.evaluation.flags.flag import Flag, raised
@@ -92,7 +93,8 @@ def compile_diagnosis(suite: Suite) -> Diagnosis:
             zeros = examined.constrain(examined.init(images), images)  # not zeros if the images leave its range
             return jnp.max(jnp.abs(examined.apply(zeros, images) - images))
 
-        return jax.jit(change)
+        compiled: Callable[[Any, HostArray], jax.Array] = jitted(change)()
+        return compiled
 
     def without_gradients(
         setting: Setting, resisting: HostArray, clean: Clean, radius: Any, calls: int
