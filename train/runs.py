@@ -15,6 +15,7 @@ import stat
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -56,6 +57,10 @@ class Run(NamedTuple):
     @property
     def checkpoints(self) -> Path:
         return self.folder / "checkpoints"
+
+    @property
+    def profile(self) -> Path:
+        return self.folder / "profile"
 
 
 def short_names(folders: Sequence[Path]) -> list[str]:
@@ -225,9 +230,9 @@ def _check_links(run: Run) -> None:
     What is written by `train.files` replaces a link and needs no check.
     """
     entries = [path for folder in (run.folder, run.checkpoints) if folder.is_dir() for path in sorted(folder.iterdir())]
-    for path in entries:
-        opened = path.name in (run.lock.name, run.checkpoints.name) or path.name.startswith("events")
-        if path.is_symlink() and (opened or path.parent == run.checkpoints):
+    for path in chain(entries, run.profile.rglob("*")):
+        opened = path in (run.lock, run.checkpoints, run.profile) or path.name.startswith("events")
+        if path.is_symlink() and (opened or path.parent != run.folder):
             raise _link_error(path)
 
 
