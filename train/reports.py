@@ -10,10 +10,11 @@ from typing import Any
 
 from deformreg.evaluation.reports import curves_to_csv, to_csv, to_markdown
 from train import files, pictures, results, runs
-from train.certification import FAMILIES, Certified
+from train.certification import Certified
 from train.errors import RunError, printable
 from train.evaluation import Study, budget
 from train.restored import Opened, Trained, check_same
+from train.smoothing import FAMILIES
 
 Row = Mapping[str, Any]
 

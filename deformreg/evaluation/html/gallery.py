@@ -11,9 +11,9 @@ from typing import Any, cast
 
 import numpy as np
 
+from deformreg.evaluation.data import HostArray
 from deformreg.evaluation.frames import Frames
 from deformreg.evaluation.html.elements import Html, element, swatch
-from deformreg.evaluation.rows import HostArray
 from deformreg.warping import Boundary, warp
 
 MOST = 8
