@@ -369,3 +369,22 @@ def test_a_single_image_has_the_penalty_that_it_has_in_a_batch_with_held_statist
     (gradient,) = jax.vjp(outputs, images)[1](jnp.zeros_like(images).at[0].set(1.0))
     np.testing.assert_allclose(gradient[0], jnp.broadcast_to(images.std((0, 1, 2)) ** -1, (2, 2, 3)), rtol=1e-3)
     np.testing.assert_array_equal(gradient[1:], 0)
+
+
+class OwnNorm(nn.Module):
+    """A normalization by the batch that Flax's layers have no part in."""
+
+    @nn.compact
+    def __call__(self, images, train=True):
+        mean = self.variable("batch_stats", "mean", jnp.zeros, ())
+        mean.value = images.mean()
+        return nn.Dense(2)((images - mean.value).mean((1, 2)))
+
+
+def test_statistics_that_cannot_be_held_are_refused():
+    images, model = jnp.ones((2, 3, 3, 1)), OwnNorm()
+    variables = model.init(jax.random.key(0), images)
+    keys = jax.random.split(jax.random.key(1), 2)
+    forward = Forward(model, variables["params"], variables["batch_stats"], jnp.array([0, 1]), keys)
+    with pytest.raises(ConfigError, match=r"held needs a network with flax\.linen\.BatchNorm"):
+        FlowGradient(statistics="held").make().penalty.terms(forward, images, keys)
