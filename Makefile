@@ -20,11 +20,12 @@ $(STAMP): requirements.txt setup.cfg pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
 	touch $(STAMP)
 
-demo: $(STAMP)  ## train a standard and a regularized model, attack both, show what regularization bought
+demo: $(STAMP)  ## train a standard and a regularized model, attack both, write a report to open
 	rm -rf runs/demo
 	$(BIN)/python -m train fit mnist5k-standard --run-dir runs/demo/standard --no-evaluate
 	$(BIN)/python -m train fit mnist5k-flow --run-dir runs/demo/flow-gradient --no-evaluate
 	$(BIN)/python -m train evaluate runs/demo/standard runs/demo/flow-gradient --output runs/demo
+	$(BIN)/python -m train report runs/demo/standard runs/demo/flow-gradient
 
 docs: $(STAMP)  ## the documentation as a site: open site/index.html, or serve the folder for its search
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

@@ -11,14 +11,16 @@ BENCHMARKS = {
     "cost": "one training step per method",
     "kernels": "the warp and its gradients, against other samplers and a copy",
     "attacks": "images per second of the multi-step attack",
-    "input": "a preset's steps with its data, against the same steps on one batch",
+    "input": "a preset's steps with its data; photographs read by this program and by others",
     "storage": "training steps while a checkpoint is written",
     "peers": "a training step, against plain PyTorch",
     "interop": "a PyTorch network called from JAX, against plain PyTorch",
     "pods": "training steps compiled for TPU pods, without one",
     "robustness": "accuracies of trained runs beside the cost of their steps",
     "claims": "the paper's claims, as a grid of trainings",
-    "report": "writes the tables and plots of docs/benchmarks.md and docs/results.md",
+    "certified": "certified radii with and without the flow gradient penalty and noise in training",
+    "ranking": "attacks by how near they come to the smallest known budgets",
+    "report": "writes the tables and plots of docs/benchmarks.md, docs/results.md and docs/attacks.md",
 }
 """What each benchmark measures; the module of that name in this folder has its `Options` and `run`.
 

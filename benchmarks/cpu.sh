@@ -48,6 +48,7 @@ for name; do
     attacks) measure attacks attacks --quick --rounds 5 "${torch[@]}" ;;
     input)
         measure input input --rounds 60 --preset mnist5k-standard mnist5k-flow digits-standard digits-flow
+        measure input-photographs input --photographs 256 --rounds 5 "${torch[@]}"
         if [ -n "${DATA_DIR:-}" ]; then
             measure input-cifar input --rounds 15 --data-dir "$DATA_DIR" \
                 --preset cifar10-vgg11-standard-narrow cifar10-vgg11-flow-narrow

@@ -1,4 +1,4 @@
-"""Whether the input keeps up: a preset's training steps on its own data, against the same steps on one batch."""
+"""Whether the input keeps up: a preset's steps on its own data, and photographs read by this program and by others."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from typing import Any
 
 import jax
 
-from benchmarks import harness
-from benchmarks.options import Several, Timed
+from benchmarks import harness, loaders
+from benchmarks.options import Several, Timed, WithTorch
 from benchmarks.rows import Rows
 from train import parallel, presets
 from train.config import Config
 from train.data import Source
 from train.loop import device_batches
+from train.ranges import CountOrNone
 from train.task import prepare
 
 AHEAD = 6
@@ -24,8 +25,11 @@ AHEAD = 6
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(Timed):
-    """Times blocks of training steps in turn: with batches from the input, and with one batch again and again."""
+class Options(WithTorch, Timed):
+    """Times blocks of training steps in turn: with batches from the input, and with one batch again and again.
+
+    With `--photographs`, times instead what reading photographs costs this program, plain decoders and other loaders.
+    """
 
     quick: bool = False
     """At most a minute per preset, with shorter blocks if a step takes long."""
@@ -33,19 +37,30 @@ class Options(Timed):
     """Presets of `python -m train presets`."""
     data_dir: str | None = None
     """Folder of prepared data sets, for the CIFAR-10 presets."""
+    photographs: CountOrNone = 0
+    """Number of photographs to generate and to read; 0 for presets."""
+    tensorflow_python: str | None = None
+    """An interpreter with TensorFlow, to time that too."""
 
 
 def run(options: Options) -> Rows:
-    """A row per preset.
+    """A row per preset, or per loader of photographs.
 
     `milliseconds` are those of a step with the input, `share_of_constant` its speed relative to steps on one batch,
     `batch_milliseconds` the time of a batch from the input alone (on CPUs without handing it over, which is part of a
-    step).
+    step). For photographs, `milliseconds` are an image's processor time, and `cores_for_...` the cores that a host
+    needs for as many images as its accelerators take.
 
     Raises:
         ConfigError: an unknown preset.
         DataError: its data cannot be used.
+        UserError: an interpreter does not have its library.
     """
+    if options.photographs:
+        budget = 60 if options.quick else None
+        return loaders.measure(
+            options.photographs, options.rounds, budget, options.torch_python, options.tensorflow_python
+        )
     return [_measure(name, options) for name in options.preset]
 
 

@@ -43,6 +43,9 @@ from train.state import init_state
 
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 
+_FUSED = "all-reduce-scatter"
+"""How the TPU compiler names a computation in which an all-reduce keeps one part: a reduce-scatter of the whole."""
+
 NormName = Literal["batch", "group", "layer"]
 
 
@@ -244,7 +247,7 @@ def collectives(program: str, *, trips: int = 1) -> list[tuple[str, int]]:
         bodies.update(re.findall(r" while\(.*body=%?([\w.-]+)", line))
         for shape, name in re.findall(rf"= (\(.*?\)|\S+) ({'|'.join(COLLECTIVES)})(?:-start)?\(", line):
             size = sum(_bytes(kind, sizes) for kind, sizes in re.findall(r"(\w+)\[([\d,]*)\]", shape))
-            found.append((computation, name, size))
+            found.append((computation, "reduce-scatter" if computation.startswith(_FUSED) else name, size))
     return [(name, size) for computation, name, size in found for _ in range(trips if computation in bodies else 1)]
 
 
@@ -299,8 +302,9 @@ def describe(compiled: Compiled, chip: Chip, loop_body: Compiled | None = None) 
     sent = collectives(program, trips=1 if loop_body is None else 2)
     sent_bytes = sum(size for _, size in sent)
     compute, movement = flops / chip.flops, moved / chip.memory_bandwidth
-    # A ring sends every byte nearly twice: once for the sum, once to distribute it.
-    communication = 2 * (compiled.devices - 1) / compiled.devices * sent_bytes / chip.link_bandwidth
+    # A ring sends every byte of a sum nearly twice, once to add and once to distribute; a half of that nearly once.
+    turns = sum((2 if name == "all-reduce" else 1) * size for name, size in sent)
+    communication = (compiled.devices - 1) / compiled.devices * turns / chip.link_bandwidth
     operations = harness.operations(program)
     return {
         "chips": compiled.devices,

@@ -6,6 +6,7 @@ A document names its tables in comments; the lines between such a comment and th
     <!-- setting cost-cpu.json -->
     <!-- plot benchmarks-cost.png: what it shows -->
     <!-- claims verdicts -->
+    <!-- ranking ranking.jsonl -->
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks import ranking
 from benchmarks.claims import grid, lines, page
 from benchmarks.claims.lines import Line
 from benchmarks.plots import PLOTS
@@ -25,8 +27,8 @@ from train.errors import ConfigError
 from train.files import write_text
 
 RESULTS = Path(__file__).with_name("results")
-DOCUMENTS = ("benchmarks.md", "results.md")
-BLOCK = re.compile(r"<!-- (table|setting|plot|claims) ([\w.-]+)(?:: ([^>]*?))? -->\n.*?<!-- end -->", re.DOTALL)
+DOCUMENTS = ("benchmarks.md", "results.md", "attacks.md")
+BLOCK = re.compile(r"<!-- (table|setting|plot|claims|ranking) ([\w.-]+)(?:: ([^>]*?))? -->\n.*?<!-- end -->", re.DOTALL)
 
 TITLES = {
     "milliseconds": "ms",
@@ -38,11 +40,14 @@ TITLES = {
     "ratio_to_ours": "time relative to ours",
     "bandwidth_fraction": "share of a copy's bandwidth",
     "images_per_second": "images/s",
+    "images_per_second_and_core": "images/s/core",
     "share_of_constant": "speed relative to one batch",
     "batch_milliseconds": "ms of the input alone",
     "flops": "GFLOP",
     "hbm_bytes": "HBM GB",
     "temporary_bytes": "temporary MB",
+    "argument_bytes": "state and batch MB",
+    "shard_state": "split state",
     "collective_operations": "collectives",
     "collective_bytes": "MB sent",
     "roofline_milliseconds": "roofline ms",
@@ -51,6 +56,10 @@ TITLES = {
     "largest_batch_estimate": "largest batch, estimated",
     "largest_batch": "largest batch that compiles",
     "gathers_and_scatters": "gathers, scatters",
+    "cores_for_v5e-8_standard": "cores for v5e-8, standard",
+    "cores_for_v5e-8_flow-gradient": "cores for v5e-8, flow gradient",
+    "cores_for_8 H100_standard": "cores for 8 H100, standard",
+    "cores_for_8 H100_flow-gradient": "cores for 8 H100, flow gradient",
     "clean_accuracy": "clean",
     "robust_accuracy": "robust",
 }
@@ -68,6 +77,8 @@ FORMATS: dict[str, Callable[[float], str]] = {
     "flops": lambda value: f"{value / 1e9:.0f}",
     "hbm_bytes": lambda value: f"{value / 1e9:.2f}",
     "temporary_bytes": lambda value: f"{value / 1e6:.0f}",
+    "argument_bytes": lambda value: f"{value / 1e6:.0f}",
+    "shard_state": lambda value: "yes" if value else "no",
     "collective_bytes": lambda value: f"{value / 1e6:.1f}",
     **dict.fromkeys(PERCENT, lambda value: f"{100 * value:.1f} %"),
     "bandwidth_fraction": lambda value: f"{100 * value:.0f} %",
@@ -76,12 +87,12 @@ FORMATS: dict[str, Callable[[float], str]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Replaces the tables of benchmarks.md and results.md by those of JSON files, and draws the plots beside them."""
+    """Replaces the tables of the documents by those of JSON files, and draws the plots beside them."""
 
     results: Path = RESULTS
     """Folder of the JSON files."""
     output: Path = Path("docs")
-    """Folder of benchmarks.md and results.md."""
+    """Folder of benchmarks.md, results.md and attacks.md."""
 
 
 def run(options: Options) -> str:
@@ -127,6 +138,8 @@ def _text(kind: str, name: str, words: str | None, options: Options, cells: Sequ
         return f"![{words}]({name})"
     if kind == "claims" and cells:
         return page.PARTS[name](cells)
+    if kind == "ranking" and (options.results / name).is_file():
+        return ranking.table(ranking.read(options.results / name))
     if not (options.results / name).is_file():
         missing = lines.FILE.name if kind == "claims" else name
         return f"*Not measured yet: `{missing}` is missing.*"

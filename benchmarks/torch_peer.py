@@ -40,31 +40,35 @@ def optional_peer(
 
 
 @contextlib.contextmanager
-def torch_peer(python: str, script: str, words: Sequence[str]) -> Iterator[TorchPeer]:
+def torch_peer(python: str, script: str, words: Sequence[str], library: str = "PyTorch") -> Iterator[TorchPeer]:
     """Starts a script of this folder, on all cores, and ends it.
 
     Args:
-        python: an interpreter that has PyTorch.
+        python: an interpreter that has the library.
         script: the file's name.
         words: its options.
+        library: what it needs.
 
     Raises:
         UserError: the interpreter cannot run the script.
     """
-    path = Path(__file__).with_name(script)
+    path, option = (
+        Path(__file__).with_name(script),
+        "--tensorflow-python" if library == "TensorFlow" else "--torch-python",
+    )
     command = [python, str(path), *words, "--threads", str(os.cpu_count() or 1)]
     environment = os.environ if allocator.is_chosen() else {"GLIBC_TUNABLES": allocator.TUNABLES, **os.environ}
     pipe = subprocess.PIPE
     try:
         process = subprocess.Popen(command, text=True, env=environment, stdin=pipe, stdout=pipe, stderr=pipe)
     except OSError as error:
-        raise UserError(f"{python} cannot be run ({error.strerror}): --torch-python names an interpreter") from error
+        raise UserError(f"{python} cannot be run ({error.strerror}): {option} names an interpreter") from error
     try:
         assert process.stdout is not None
         if process.stdout.readline().strip() != "ready":
             _, errors = process.communicate()
             last = (errors.strip().splitlines() or ["no message"])[-1]
-            raise UserError(f"{python} cannot run {script} ({last}): --torch-python names one that has PyTorch")
+            raise UserError(f"{python} cannot run {script} ({last}): {option} names one that has {library}")
         yield TorchPeer(process, script)
     finally:
         process.kill()

@@ -200,7 +200,8 @@ def smooth(flow: Float[Array, "n *space axes"], sigma: float) -> Float[Array, "n
     total = sum(weights)
     for axis in range(1, flow.ndim - 1):
         padding = [(reach, reach) if i == axis else (0, 0) for i in range(1, flow.ndim)]
-        padded = pad_examples(flow, padding, "edge")
+        # The barrier: XLA would compute the field anew for each of its shifts, and compile all of that code.
+        padded = jax.lax.optimization_barrier(pad_examples(flow, padding, "edge"))
         size = flow.shape[axis]
         flow = sum(
             (weight / total) * jax.lax.slice_in_dim(padded, i, i + size, axis=axis) for i, weight in enumerate(weights)

@@ -17,6 +17,7 @@ from train.methods.fast import NFgsm
 from train.methods.gradient import FlowGradient, FlowGradientAdversarial, FlowGradientDeformation, InputGradient
 from train.methods.llr import Llr
 from train.methods.mart import Mart
+from train.methods.noise import Noise
 from train.methods.penalties import FiniteDifference, ForwardOverReverse
 from train.methods.random_flows import RandomFlows
 from train.methods.spatial import Spatial
@@ -46,6 +47,7 @@ METHODS = {
     "both, pixels": FlowGradientAdversarial(radius=0.03, steps=2),
     "spatial": Spatial(radius=1.0, degrees=10.0, draws=3),
     "random flows": RandomFlows(),
+    "noise": Noise(family="rotation", flow_gradient=1.0),
     "trades": Trades(radius=0.2, steps=2),
     "mart": Mart(radius=0.4, steps=2),
     "n-fgsm": NFgsm(radius=0.2, radius_ramp_steps=4),

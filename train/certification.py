@@ -1,25 +1,22 @@
-"""The certificate of a trained run by randomized smoothing: families and laws by name, and the certified accuracy."""
+"""The certificate of a trained run by randomized smoothing, and the certified accuracy."""
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import numpy as np
 import tyro
 from annotated_types import Interval
 
-import deformreg
-from deformreg import Perturbation, certified_accuracy, certify
-from deformreg.certification import Certificates, CertifiedCurve, Progress, Votes, laws
-from deformreg.fields import AFFINE_PARAMETERS
+from deformreg import certified_accuracy, certify
+from deformreg.certification import Certificates, CertifiedCurve, Progress, Votes
 from deformreg.statistics import clopper_pearson_bound
 from train import environment
 from train import partial as partials
@@ -29,6 +26,7 @@ from train.partial import Kept, Partial
 from train.progress import progress
 from train.ranges import Count, NonNegative, Positive, Seed
 from train.restored import Trained
+from train.smoothing import FAMILIES, SIGMA, SUMMARIES, FamilyName, LawName
 
 LISTED = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 2.5, 3.0)
 """Radii of the report where none are named, as multiples of sigma (of one, where there are several)."""
@@ -37,72 +35,17 @@ KEEP_SECONDS = 5.0
 """How often finished images are written to a file: a killed process loses no more."""
 
 
-class Family(NamedTuple):
-    """A perturbation family to certify against.
-
-    Attributes:
-        make: the family, of which only coarse flows use the stride; black enters at the border, as in training.
-        sigma: of its noise by default, in `units`.
-        units: of its parameters; one for all of them, or one each.
-        threat: one of its perturbations in words.
-        summary: for the help text.
-    """
-
-    make: Callable[[int], Perturbation]
-    sigma: tuple[float, ...]
-    units: tuple[str, ...]
-    threat: str
-    summary: str
-
-
-def _affine(*parameters: str) -> Callable[[int], Perturbation]:
-    return lambda _: deformreg.affine(parameters=parameters, boundary="zeros")
-
-
-FAMILIES = {
-    "flow": Family(lambda _: deformreg.flow(boundary="zeros"), (0.3,), ("px",), "flow", "every pixel on its own"),
-    "smooth": Family(
-        make=lambda stride: deformreg.lowres_flow(stride, boundary="zeros"),
-        sigma=(1.0,),
-        units=("px",),
-        threat="coarse flow",
-        summary="a coarse flow, interpolated",
-    ),
-    "translation": Family(_affine("dy", "dx"), (1.0,), ("px", "px"), "translation", "dy, dx"),
-    "rotation": Family(_affine("rotation"), (10.0,), ("degrees",), "rotation", "about the centre"),
-    "affine": Family(
-        make=_affine(*AFFINE_PARAMETERS),
-        sigma=(10.0, 1.0, 1.0, 0.1, 0.1, 0.1),
-        units=("degrees", "px", "px", "log scale", "log scale", "px per px"),
-        threat="affine map",
-        summary="rotation, dy, dx, two log scales, shear",
-    ),
-}
-
-if TYPE_CHECKING:
-    FamilyName = str
-    LawName = str
-else:
-    FamilyName = Literal[(*FAMILIES,)]
-    LawName = Literal[(*laws.LAWS,)]
-
-_SUMMARIES = "; ".join(f"{name}: {family.summary}" for name, family in FAMILIES.items())
-_SIGMAS = ", ".join(f"{' '.join(map(str, family.sigma))} for {name}" for name, family in FAMILIES.items())
-_SIGMA = (
-    "Standard deviation of Gaussian noise, or half the width of uniform noise, in pixels; for rotation in degrees. "
-    "Give one number, or one per parameter; then the norm of parameters / sigma is certified. affine needs six: "
-    f"degrees, two in pixels, two log scales, pixels per pixel. By default {_SIGMAS}."
-)
-
-
 @dataclass(frozen=True)
 class Smoothing:
     """What to certify, with which noise, and with which confidence; `check` fills in `sigma`."""
 
-    family: Annotated[FamilyName, tyro.conf.arg(help=f"Deformations to certify. {_SUMMARIES}.")] = "flow"
+    family: Annotated[FamilyName, tyro.conf.arg(help=f"Deformations to certify. {SUMMARIES}.")] = "flow"
     law: LawName = "gaussian"
     """Distribution of the noise. gaussian certifies the l2 norm of the parameters, uniform the l1 norm."""
-    sigma: Annotated[tuple[Positive, ...], tyro.conf.arg(help=_SIGMA)] = ()
+    sigma: Annotated[
+        tuple[Positive, ...],
+        tyro.conf.arg(help=f"{SIGMA} Then the norm of parameters / sigma is certified, if there are several."),
+    ] = ()
     num_samples: Count = 10_000
     """Number of draws per image that bound the probability of its class."""
     num_selection: Count = 100
@@ -122,12 +65,8 @@ class Smoothing:
 def check(smoothing: Smoothing) -> Smoothing:
     """Returns settings that fit each other, with sigma filled in; raises a `ConfigError` that names the option."""
     smoothing = validate(smoothing)
-    family = FAMILIES[smoothing.family]
-    sigma, radii, samples = smoothing.sigma or family.sigma, smoothing.radii, smoothing.num_samples
-    counts = {len(family.units)} if len(set(family.units)) > 1 else {1, len(family.units)}
-    if len(sigma) not in counts:
-        expected = " or ".join(str(count) for count in sorted(counts))
-        raise ConfigError(f"--sigma must be {expected} numbers: {family.units}, got {' '.join(map(str, sigma))}")
+    sigma = FAMILIES[smoothing.family].widths(smoothing.sigma, option="--sigma")
+    radii, samples = smoothing.radii, smoothing.num_samples
     if not all(low < high for low, high in pairwise(radii)):
         raise ConfigError(f"--radii must be increasing, got {' '.join(map(str, radii))}")
     if smoothing.family != "smooth" and smoothing.stride != Smoothing.stride:
@@ -260,14 +199,9 @@ def certify_run(name: str, trained: Trained, smoothing: Smoothing, file: Partial
 
 def _certificates(name: str, trained: Trained, smoothing: Smoothing, finished: _Finished) -> tuple[Certificates, str]:
     """The certificates, and the unit of their radii."""
-    family, make = FAMILIES[smoothing.family], laws.LAWS[smoothing.law]
-    factors = [math.pi / 180 if unit == "degrees" else 1.0 for unit in family.units]
-    if len(smoothing.sigma) == 1:
-        factor, unit = factors[0], family.units[0]
-        law = make(smoothing.sigma[0] * factor)
-    else:
-        factor, unit = 1.0, "sigma"
-        law = make(np.multiply(smoothing.sigma, factors))
+    family = FAMILIES[smoothing.family]
+    law = family.law(smoothing.law, smoothing.sigma)
+    factor, unit = (family.factors[0], family.units[0]) if len(smoothing.sigma) == 1 else (1.0, "sigma")
     total = len(trained.images)
     with progress(name, "image") as show, finished.told(name, total):
 

@@ -14,9 +14,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from deformreg.evaluation.pictures import RIGHT, WRONG, show_flow, show_image
-from train.certification import FAMILIES, Certified
+from train.certification import Certified
 from train.evaluation import Study, budget
 from train.files import write_bytes
+from train.smoothing import FAMILIES
 
 COLORS = ("#0969da", "#bc4c00", "#8250df", "#1a7f37", "#bf3989", "#6e7781")
 

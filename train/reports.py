@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from deformreg.evaluation.reports import curves_to_csv, to_csv, to_markdown
-from train import files, pictures, runs
-from train.certification import FAMILIES, Certified
+from train import files, pictures, results, runs
+from train.certification import Certified
 from train.errors import RunError, printable
 from train.evaluation import Study, budget
 from train.restored import Opened, Trained, check_same
+from train.smoothing import FAMILIES
 
 Row = Mapping[str, Any]
 
@@ -107,7 +108,7 @@ def _caption(row: Row) -> str:
 def write_run_report(
     folder: Path, name: str, study: Study, class_names: Sequence[str], check: Callable[[], None]
 ) -> None:
-    """Prints the table; if the folder passes `check`, writes ``evaluation.json``, ``.csv``, ``.md`` and pictures."""
+    """Prints the table; if the folder passes `check`, writes its numbers, tables and pictures."""
     row = study.row
     print(f"\n{table({name: row})}\n{_flags(row)}", end="", flush=True)
     check()
@@ -117,6 +118,7 @@ def write_run_report(
     text = f"# {name}\n\n{_caption(row)}\n\n{table({name: row})}\n\n{to_markdown(study.evaluation)}"
     files.write_text(folder / "evaluation.md", text + "\n![curve](curve.png)\n\n![examples](examples.png)\n")
     pictures.save_examples(folder / "examples.png", study, class_names)
+    results.write_frames(folder / results.EXAMPLES, study.frames, class_names)
     pictures.save_curves(folder / "curve.png", {name: row})
     print(printable(f"report: {folder / 'evaluation.md'}"))
 

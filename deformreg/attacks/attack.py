@@ -175,6 +175,9 @@ class Attack(NamedTuple):
     ) -> AttackResult:
         """Attacks a batch. Works inside `jit`; compile it there if you call it more than once.
 
+        All rows are computed until the last one is done. `deformreg.evaluate` gives the rows of finished examples to
+        waiting ones, which saves most of the model calls of a grid on a model that breaks early.
+
         Args:
             logits_fn: ``images -> logits[n, classes]``, or the outputs that the criterion asks for; every row depends
                 on its own image alone (inference mode).
@@ -252,13 +255,23 @@ def as_argument(logits_fn: LogitsFn) -> Partial:
 
 
 def advance(
-    attack: Attack, logits_fn: LogitsFn, examples: Examples, search: Search, quota: int | Array
+    attack: Attack,
+    logits_fn: LogitsFn,
+    examples: Examples,
+    search: Search,
+    quota: int | Array,
+    *,
+    axis: str | None = None,
 ) -> tuple[Search, Array]:
-    """Steps until at least `quota` rows are done; returns the state and the number of steps taken."""
+    """Steps until at least `quota` rows are done; returns the state and the number of steps taken.
+
+    Inside a `shard_map` over the mesh axis `axis`, the rows of all devices count: these take the same steps.
+    """
     search = aligned(search, examples.images)
 
     def unfinished(carry: tuple[Search, Array]) -> Array:
-        return jnp.sum(carry[0].done) < quota
+        done = jnp.sum(carry[0].done)
+        return (done if axis is None else jax.lax.psum(done, axis)) < quota
 
     def step(carry: tuple[Search, Array]) -> tuple[Search, Array]:
         search, steps = carry

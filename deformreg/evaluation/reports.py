@@ -1,4 +1,4 @@
-"""Evaluations and curves as JSON (complete), CSV and Markdown."""
+"""Evaluations and curves as JSON (complete), CSV, Markdown and HTML."""
 
 from __future__ import annotations
 
@@ -9,7 +9,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from deformreg.evaluation.curves import Curve
+from deformreg.evaluation.frames import Frames
+from deformreg.evaluation.html.overview import lead, sections
+from deformreg.evaluation.html.page import page
 from deformreg.evaluation.results import Evaluation
 
 COLUMNS = ("robust_accuracy", "attacked", "broken", "model_calls", "seconds", "radius_pixels")
@@ -134,3 +139,42 @@ def to_markdown(evaluation: Evaluation) -> str:
         lines += ["", f"Accuracy is the share of images that are right: {evaluation.criterion}."]
     flags = [f"- **{flag.name}**: {flag.explanation} {json.dumps(flag.evidence)}" for flag in evaluation.flags]
     return "\n".join([*lines, "", *(["Red flags:", "", *flags] if flags else ["No red flags."])]) + "\n"
+
+
+def to_html(
+    evaluations: Mapping[str, Evaluation],
+    *,
+    curves: Mapping[str, Curve] | None = None,
+    frames: Mapping[str, Frames] | None = None,
+    class_names: Sequence[str] = (),
+    title: str = "Robustness to deformations",
+) -> str:
+    """Writes evaluations as one HTML page of less than 2 MB that holds its pictures, style and script.
+
+    The page loads nothing. It has the models side by side, red flags, accuracy against the budget, a gallery with a
+    slider that moves images along the flows that deform them, and what each attack did.
+
+    Args:
+        evaluations: from `deformreg.evaluate`, by the models' names, on the same images.
+        curves: from `deformreg.accuracy_curve`, by the models' names; None leaves the chart out.
+        frames: from `deformreg.evaluation.frames`, by the models' names, of the same images with values in [0, 1]; None
+            leaves the gallery out. It shows up to eight images, fewer if they are large.
+        class_names: one per label; a label without a name is shown as its number.
+        title: the page's heading.
+
+    Returns:
+        The text of the file.
+
+    Raises:
+        ValueError: no evaluations, curves or frames of other models, or frames of different images.
+    """
+    curves, frames = curves or {}, frames or {}
+    if not evaluations:
+        raise ValueError("evaluations must be one or more by the models' names, got none")
+    for name, given in (("curves", curves), ("frames", frames)):
+        if others := [model for model in given if model not in evaluations]:
+            raise ValueError(f"{name} must be of models in evaluations {list(evaluations)}, got {others}")
+    images = [each.images for each in frames.values()]
+    if not all(np.array_equal(images[0], other) for other in images[1:]):
+        raise ValueError("frames must be of the same images for all models: give each the same first images")
+    return page(title, lead(evaluations), sections(evaluations, curves, frames, class_names))

@@ -13,7 +13,8 @@ OWNERS = {
     "--topology": ("pods",),
     "--comparison": ("robustness",),
     "--results": ("report",),
-    "--torch-python": ("kernels", "attacks", "peers"),
+    "--torch-python": ("kernels", "attacks", "input", "peers"),
+    "--photographs": ("input",),
     "--rounds": ("cost", "kernels", "attacks", "input", "storage", "peers", "interop"),
 }
 

@@ -19,11 +19,12 @@ jax.config.update("jax_platforms", "cpu")
 from benchmarks import cost, pods
 from benchmarks.options import Case
 
-for norm in ("group", "batch"):
-    target = pods.Target("v5e:2x2", norm, Case("small-cnn", 8, 32, "float32"), effort=-1.0, width=0.125)
-    compiled = pods.compile_step(cost.METHODS["flow-gradient"], target)
+for name, norm, method, split in ROWS:
+    case, width = Case("small-cnn", 8, 32, "float32"), 1.0 if split else 0.125
+    target = pods.Target("v5e:2x2", norm, case, effort=-1.0, width=width, shard_state=split)
+    compiled = pods.compile_step(cost.METHODS[method], target)
     print(json.dumps({
-        "norm": norm,
+        "name": name,
         "parameters": compiled.parameters,
         "sent": pods.collectives(compiled.executable.as_text()),
         "row": pods.describe(compiled, target.chip),
@@ -31,11 +32,17 @@ for norm in ("group", "batch"):
 """
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the libtpu wheel: the extra `pods`")
-def test_the_smallest_topology_sends_the_gradients_once():
+NEEDS_LIBTPU = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="needs the libtpu wheel: the extra `pods`"
+)
+METRICS = 3 * 4
+"""Bytes of loss, penalty and accuracy, which are means over the whole batch."""
+
+
+def compiled(*rows):
+    """What the program prints of each of the rows, by their names."""
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM],
+        [sys.executable, "-c", PROGRAM.replace("ROWS", repr(rows))],
         cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
@@ -43,26 +50,46 @@ def test_the_smallest_topology_sends_the_gradients_once():
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    found = {row["norm"]: row for row in map(json.loads, done.stdout.splitlines()) if "norm" in row}
-    metrics = 3 * 4  # loss, penalty and accuracy are means over the whole batch
+    return {row["name"]: row for row in map(json.loads, done.stdout.splitlines())}
+
+
+@pytest.mark.slow
+@NEEDS_LIBTPU
+def test_the_smallest_topology_sends_the_gradients_once():
+    found = compiled(("group", "group", "flow-gradient", False), ("batch", "batch", "flow-gradient", False))
     group, batch = found["group"], found["batch"]
     assert {name for name, _ in group["sent"] + batch["sent"]} == {"all-reduce"}
-    assert sum(size for _, size in group["sent"]) == group["parameters"] + metrics
+    assert sum(size for _, size in group["sent"]) == group["parameters"] + METRICS
     # Batch statistics on top: two numbers a channel and layer, forward, backward, and in the reverse of each. The
     # compiler knows from them some of the sums that would be gradients.
     *statistics, gradients = sorted(size for _, size in batch["sent"])
     assert statistics == sorted(4 * [2 * 4 * channels for channels in (8, 8, 8, 16)])
-    assert batch["parameters"] - 2 * 4 * (8 + 8 + 8 + 16) <= gradients <= batch["parameters"] + metrics
+    assert batch["parameters"] - 2 * 4 * (8 + 8 + 8 + 16) <= gradients <= batch["parameters"] + METRICS
     for row in (group["row"], batch["row"]):
         assert row["chips"] == 4
         assert row["gathers_and_scatters"] == 0
         assert 0 < row["weak_scaling"] < 1
 
 
+@pytest.mark.slow
+@NEEDS_LIBTPU
+def test_a_split_state_gathers_the_parameters_and_scatters_the_gradients():
+    split = compiled(("split", "group", "standard", True))["split"]
+    sent = {kind: sum(size for name, size in split["sent"] if name == kind) for kind in pods.COLLECTIVES}
+    divided = 4 * 9 * (32 * 64 + 64 * 64 + 64 * 128)
+    assert sent["all-gather"] == sent["reduce-scatter"] == divided
+    whole = split["parameters"] - divided
+    assert 0 <= sent["all-reduce"] - (whole + METRICS) <= 64  # and the sums of two norms
+    assert 2 * (whole + divided / 4) < split["row"]["argument_bytes"] < 2 * split["parameters"]
+
+
 def test_collectives_are_read_from_a_program():
     program = """
 %body.3 (p: f32[2]) -> f32[2] {
   %in_the_loop = f32[2]{0} all-reduce(%p), to_apply=%add
+}
+%all-reduce-scatter.1 (p: f32[8]) -> f32[2] {
+  %whole = f32[8]{0} all-reduce(%p), to_apply=%add
 }
 ENTRY %main.1 (a: f32[2]) -> f32[2] {
   %loop = f32[2]{0} while(%a), condition=%cond, body=%body.3
@@ -74,7 +101,8 @@ ENTRY %main.1 (a: f32[2]) -> f32[2] {
 }
 """
     reduced = [8, 8, 3 * 3 * 8 * 4 + 16 * 2, 16]  # the first one twice: its loop turns twice
-    assert pods.collectives(program, trips=2) == [*(("all-reduce", size) for size in reduced), ("all-gather", 4)]
+    in_loop, others = [("all-reduce", size) for size in reduced[:2]], [("all-reduce", size) for size in reduced[2:]]
+    assert pods.collectives(program, trips=2) == [*in_loop, ("reduce-scatter", 32), *others, ("all-gather", 4)]
 
 
 def test_an_unknown_topology_is_one_line_with_the_remedy():

@@ -26,6 +26,15 @@ def test_wilson_intervals():
         wilson_interval(1, 2, confidence=1.0)
 
 
+@pytest.mark.parametrize(("successes", "trials"), [(0, 1), (1, 1), (0, 50), (7, 10), (9_990, 10_000), (200, 200)])
+@pytest.mark.parametrize("confidence", [0.5, 0.95, 0.999])
+def test_wilson_intervals_are_those_that_scipy_computes(successes, trials, confidence):
+    expected = stats.binomtest(successes, trials).proportion_ci(confidence, method="wilson")
+    np.testing.assert_allclose(
+        wilson_interval(successes, trials, confidence=confidence), expected, rtol=1e-9, atol=1e-15
+    )
+
+
 @pytest.mark.parametrize(("successes", "trials"), [(1, 1), (7, 10), (99, 100), (9_990, 10_000), (10_000, 10_000)])
 @pytest.mark.parametrize("alpha", [0.001, 0.05])
 def test_the_bound_is_the_one_that_scipy_computes(successes, trials, alpha):

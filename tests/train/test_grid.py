@@ -1,9 +1,9 @@
 """Every method with every kind of network.
 
 Pairs are traced, in float32 or bfloat16, with or without accumulation and recomputation, by a seeded draw: what fails
-to differentiate, or mixes types or shapes, fails when it is traced. By default every method is traced with two networks;
-``--pairs 120`` traces all pairs, which takes minutes. Every network runs with one method, of which the others share the
-parts, under pmap or jit: two steps on one device and on four.
+to differentiate, or mixes types or shapes, fails when it is traced. By default every method is traced with two
+networks; ``--pairs 120`` traces all pairs, which takes minutes. Every network runs with one method, of which the others
+share the parts, under pmap or jit: two steps on one device and on four.
 """
 
 from __future__ import annotations

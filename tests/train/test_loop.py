@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from data_files import write_folder
 from settings import TINY
 
 from train import Method, Splits, fit, loop, manifests, metrics, pace, parallel, runs
@@ -140,6 +141,22 @@ def test_the_first_lines_say_what_batch_norm_sees_and_what_validates(capsys, dat
     loop.announce(config, parallel.make_engine(kind, batch_size=16), task, None, [])
     lines = capsys.readouterr().out.splitlines()
     assert lines == [f"training on 8 cpu devices {expected}", "validating on digits, split test: 297 images"]
+
+
+@pytest.mark.parametrize("kind", ["folder", "npz"])
+@pytest.mark.parametrize(("splits", "chosen"), [(("train", "val", "test"), "validation"), (("train", "test"), "test")])
+def test_images_called_val_choose_the_checkpoint_and_the_first_lines_name_them(capsys, tmp_path, kind, splits, chosen):
+    """`--select best` chooses by the images that validate: the test images only where there are no others."""
+    path = tmp_path / ("set" if kind == "folder" else "set.npz")
+    if kind == "folder":
+        write_folder(path, sizes=[(8, 8)] * 8, splits=splits)
+    else:
+        images, labels = np.zeros((16, 8, 8), np.uint8), np.arange(16) % 2
+        np.savez(path, **{f"{s}_images": images for s in splits}, **{f"{s}_labels": labels for s in splits})
+    config = replace(TINY, data=Data(name=str(path), data_dir=str(tmp_path / "cache")), devices=1)
+    task = prepare(config, evaluated=True)
+    loop.announce(config, parallel.make_engine("jit", devices=1, batch_size=16), task, None, [])
+    assert f"validating on {path}, split {chosen}: 16 images" in capsys.readouterr().out.splitlines()
 
 
 def poisoned(numbers):

@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 from settings import TINY, batches, compiled, network
 
-import deformreg
+import deformreg.certification
+from train.config import Model
+from train.errors import ConfigError
 from train.methods import METHODS as KINDS
 from train.methods import Forward, Inputs
 from train.methods.adversarial import Adversarial, Deformation
@@ -25,6 +27,7 @@ from train.methods.held import held_statistics
 from train.methods.inputs import in_turn
 from train.methods.llr import Llr
 from train.methods.mart import Mart, boosted_loss
+from train.methods.noise import Noise
 from train.methods.penalties import FiniteDifference, ForwardOverReverse
 from train.methods.random_flows import RandomFlows
 from train.methods.spatial import Spatial
@@ -64,6 +67,8 @@ def test_every_kind_makes_a_method_of_its_name():
         (FlowGradientAdversarial(steps=7), 20),
         (Spatial(draws=10), 13),
         (RandomFlows(), 3),
+        (Noise(), 3),
+        (Noise(family="affine", flow_gradient=1.0), 6),
         (FlowGradient(size="linf"), 6),
         (Trades(steps=10), 26),
         (Mart(steps=10), 26),
@@ -116,6 +121,23 @@ def test_inputs_in_turn_draw_from_other_keys():
     drawn += [jax.vmap(jax.random.fold_in, (0, None))(keys, number) for number in (1, 2, 3)]
     data = np.concatenate([jax.random.key_data(each) for each in drawn])
     assert len(np.unique(data, axis=0)) == len(data) == 15
+
+
+def test_noise_is_that_of_the_certificate():
+    forward = Forward(Bare(), {}, {}, jnp.zeros(3, int), keys := jax.random.split(jax.random.key(0), 3))
+    images = jax.random.uniform(jax.random.key(1), (3, 6, 6, 1))
+    noisy = Noise(family="rotation", sigma=(20.0,)).make().inputs.make(forward, images, keys)
+    family = deformreg.affine(parameters=("rotation",), boundary="zeros")
+    law = deformreg.certification.gaussian(np.deg2rad(20.0))
+    for key, image, found in zip(keys, images, noisy, strict=True):
+        expected = family.apply(law.noise(key, jnp.zeros((1, 1))), image[None])[0]
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(("family", "sigma"), [("rotation", (1.0, 2.0)), ("affine", (1.0,))])
+def test_noise_of_another_number_of_parameters_is_refused(family, sigma):
+    with pytest.raises(ConfigError, match=r"--method\.sigma must be"):
+        Noise(family=family, sigma=sigma).make()
 
 
 class Bare(nn.Module):
@@ -323,3 +345,22 @@ def test_a_single_image_has_the_penalty_that_it_has_in_a_batch_with_held_statist
     (gradient,) = jax.vjp(outputs, images)[1](jnp.zeros_like(images).at[0].set(1.0))
     np.testing.assert_allclose(gradient[0], jnp.broadcast_to(images.std((0, 1, 2)) ** -1, (2, 2, 3)), rtol=1e-3)
     np.testing.assert_array_equal(gradient[1:], 0)
+
+
+class OwnNorm(nn.Module):
+    """A normalization by the batch that Flax's layers have no part in."""
+
+    @nn.compact
+    def __call__(self, images, train=True):
+        mean = self.variable("batch_stats", "mean", jnp.zeros, ())
+        mean.value = images.mean()
+        return nn.Dense(2)((images - mean.value).mean((1, 2)))
+
+
+def test_statistics_that_cannot_be_held_are_refused():
+    images, model = jnp.ones((2, 3, 3, 1)), OwnNorm()
+    variables = model.init(jax.random.key(0), images)
+    keys = jax.random.split(jax.random.key(1), 2)
+    forward = Forward(model, variables["params"], variables["batch_stats"], jnp.array([0, 1]), keys)
+    with pytest.raises(ConfigError, match=r"held needs a network with flax\.linen\.BatchNorm"):
+        FlowGradient(statistics="held").make().penalty.terms(forward, images, keys)

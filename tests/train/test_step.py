@@ -40,6 +40,7 @@ def run(config, devices, kind, steps):
 
 COMBINED = (
     "both, pixels",
+    "noise",
     "every third",
     "both",
     "dual norm",
@@ -160,6 +161,7 @@ def test_running_statistics_are_updated_once_and_on_the_training_images_only(nam
         "flow-gradient+deformation",
         "spatial",
         "random-flows",
+        "noise",
         "mart",
         "fast",
         "n-fgsm",

@@ -16,8 +16,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from train.data import jpeg
 from train.data.kind import Arrays, Read, Shape, require
-from train.data.view import View
+from train.data.view import Box, View
 from train.errors import DataError, one_line
 from train.files import open_regular
 
@@ -42,7 +43,7 @@ _EIGHT_BIT_MODES = _GRAYSCALE_MODES | {"P", "PA", "RGB", "RGBA", "RGBX", "CMYK",
 _TURNS = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}
 _SWAPPING = (2, 4, 5, 6)  # of these, those that exchange height and width
 _CHUNK = 64  # examples of a split a thread decodes at a time: enough to hide the cost of handing them out
-_PART = 4  # examples of a batch a thread decodes at a time: few, so that no thread waits for the last one
+_PARTS = 4  # of a batch for every thread: several, so that no thread waits long for the last one
 
 
 def decode_image(
@@ -56,8 +57,7 @@ def decode_image(
 ) -> np.ndarray:
     """Decodes one image. Without an alpha channel in `shape`, transparent images are laid on white, as viewers do.
 
-    A JPEG that is made smaller is decoded by simplejpeg at the smallest of libjpeg's sizes, eighths of its own, that is
-    large enough: its inverse cosine transform then leaves out high frequencies. PIL does the rest, and all other files.
+    A JPEG that is resized is decoded by `train.data.jpeg` if nothing is odd with it. PIL decodes all other files.
 
     Args:
         data: the encoded bytes, or the path of the file.
@@ -76,27 +76,28 @@ def decode_image(
             colour but for an alpha channel that is not kept.
     """
     height, width, channels = shape
+    shrunk = _shrunk_jpeg(data, where, shape, view, draws, upright)
+    if shrunk is not None:
+        return shrunk
     with _opened(data, where) as (image, file):
         if channels == 1 and image.mode not in _GRAYSCALE_MODES:
             raise DataError(f"{where}: a colour image (mode {image.mode}) in a grayscale set; convert one or the other")
         turn = _turn(image) if upright else None
         whole: tuple[int, int] = image.size[::-1] if turn in _SWAPPING else image.size
-        box, resized = view.box(*whole, draws), None if view.size is None else (view.size, view.size)
-        if resized == whole and box == (0, 0, *whole):
-            resized = None
-        scaled = None
-        if resized is not None and channels != 4:
-            least = [math.ceil(resized[i] * whole[i] / (box[i + 2] - box[i])) for i in (0, 1)]
-            scaled = _decode_scaled(image, file, *(least[::-1] if turn in _SWAPPING else least))
-        image = scaled or (image if channels == 4 else _on_white(image, where))
+        box = view.box(*whole, draws)
+        resized = view.size is not None and not _is_shown(whole, box, view)
+        if resized and image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L") and channels != 4:
+            least = _least(whole, box, view)
+            file.seek(0)
+            scaled = jpeg.decode(file.read(), image.mode, least[::-1] if turn in _SWAPPING else least)
+            image = image if scaled is None else scaled
+        image = image if channels == 4 else _on_white(image, where)
         if image.mode != CHANNEL_MODES[channels]:
             image = image.convert(CHANNEL_MODES[channels])
         if turn is not None:
             image = image.transpose(turn)
-        if resized is not None:
-            factors = [after / before for after, before in zip(image.size, whole, strict=True)] * 2
-            place = [min(end * factor, side) for end, factor, side in zip(box, factors, image.size * 2, strict=True)]
-            image = image.resize(resized, resample=2, box=place)  # PIL's BILINEAR
+        if resized:
+            image = _shown(image, whole, box, view)
         if image.size != (width, height):
             raise DataError(
                 f"{where}: {image.height} x {image.width} pixels (height x width), the first image has {height} x "
@@ -104,6 +105,57 @@ def decode_image(
             )
         pixels = np.asarray(image)
     return pixels.reshape(shape)
+
+
+def _shrunk_jpeg(
+    data: bytes | Path, where: str, shape: Shape, view: View, draws: Sequence[float] | None, upright: bool
+) -> np.ndarray | None:
+    """`decode_image` for a JPEG that nothing is wrong or odd with, without PIL's parser; None for any other file."""
+    if view.size is None or shape[2] == 4:
+        return None
+    try:
+        encoded = data if isinstance(data, bytes) else _read(data)
+    except (OSError, ValueError):
+        return None
+    header = jpeg.header(encoded) if len(encoded) <= MAX_BYTES else None
+    if header is None or (upright and jpeg.may_be_turned(encoded)):
+        return None
+    whole, mode = header
+    if math.prod(whole) > MAX_PIXELS or (mode == "RGB" and shape[2] == 1):
+        return None
+    box = view.box(*whole, draws)
+    if _is_shown(whole, box, view):
+        return None
+    image = jpeg.decode(encoded, mode, _least(whole, box, view))
+    if image is None:
+        return None
+    if image.mode != CHANNEL_MODES[shape[2]]:
+        image = image.convert(CHANNEL_MODES[shape[2]])
+    return np.asarray(_shown(image, whole, box, view)).reshape(shape)
+
+
+def _read(path: Path) -> bytes:
+    with open_regular(path, limit=MAX_BYTES) as file:
+        # Not up to the limit, for which Python would allocate as much.
+        return file.read(os.fstat(file.fileno()).st_size)
+
+
+def _least(whole: tuple[int, int], box: Box, view: View) -> tuple[int, int]:
+    """The width and height that an image needs so that its box is no smaller than it is shown."""
+    width, height = (math.ceil((view.size or 0) * whole[i] / (box[i + 2] - box[i])) for i in (0, 1))
+    return width, height
+
+
+def _is_shown(whole: tuple[int, int], box: Box, view: View) -> bool:
+    """Whether a whole image has the size of the view."""
+    return whole == (view.size, view.size) and box == (0, 0, *whole)
+
+
+def _shown(image: Any, whole: tuple[int, int], box: Box, view: View) -> Any:
+    """The box of an image, in pixels of its whole size, at the size of the view."""
+    factors = [after / before for after, before in zip(image.size, whole, strict=True)] * 2
+    place = [min(end * factor, side) for end, factor, side in zip(box, factors, image.size * 2, strict=True)]
+    return image.resize((view.size, view.size), resample=2, box=place)  # PIL's BILINEAR
 
 
 def image_header(data: bytes | Path, where: str, *, upright: bool = False) -> tuple[tuple[int, int], bool]:
@@ -156,7 +208,8 @@ def decode_batch(
     def fill(part: slice) -> None:
         images[part], labels[part] = decode(indices[part], None if draws is None else draws[part])
 
-    parts = [slice(start, start + _PART) for start in range(0, len(indices), _PART)]
+    length = max(len(indices) // (_PARTS * _num_threads()), 1)
+    parts = [slice(start, start + length) for start in range(0, len(indices), length)]
     for _ in _pool().map(fill, parts):
         pass
     return images, labels
@@ -202,22 +255,6 @@ def _opened(data: bytes | Path, where: str) -> Iterator[tuple[Any, BinaryIO]]:
         ) from error
     except Exception as error:  # PIL's plugins raise nearly anything on damaged bytes
         raise DataError(f"{where}: the image cannot be decoded ({one_line(error)}); replace or remove it") from error
-
-
-def _decode_scaled(image: Any, file: BinaryIO, min_width: int, min_height: int) -> Any | None:
-    """A JPEG of 8-bit colour or gray, decoded no smaller than asked unless it is; None for PIL to decode or refuse."""
-    if image.format not in ("JPEG", "MPO") or image.mode not in ("RGB", "L"):
-        return None
-    pil = require("PIL.Image", "pillow", "decoding images")
-    simplejpeg = require("simplejpeg", "simplejpeg", "resizing JPEGs")
-    file.seek(0)
-    try:
-        pixels = simplejpeg.decode_jpeg(
-            file.read(MAX_BYTES), "RGB" if image.mode == "RGB" else "GRAY", min_width=min_width, min_height=min_height
-        )
-    except ValueError:
-        return None
-    return pil.fromarray(pixels if image.mode == "RGB" else pixels[:, :, 0])
 
 
 def _png_depth(file: BinaryIO) -> int:

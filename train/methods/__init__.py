@@ -13,6 +13,7 @@ from train.methods.gradient import FlowGradient, FlowGradientAdversarial, FlowGr
 from train.methods.llr import Llr
 from train.methods.mart import Mart
 from train.methods.method import CLEAN, NO_PENALTY, Aux, Forward, Inputs, Method, Penalty, Terms
+from train.methods.noise import Noise
 from train.methods.random_flows import RandomFlows
 from train.methods.spatial import Spatial
 from train.methods.standard import Standard
@@ -28,6 +29,7 @@ AnyMethod = (
     | FlowGradientAdversarial
     | Spatial
     | RandomFlows
+    | Noise
     | Trades
     | Mart
     | Fast

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -44,19 +45,29 @@ _with_slope.defvjp(_with_slope_forward, _with_slope_backward)
 
 
 @contextmanager
-def held_statistics() -> Iterator[None]:
+def held_statistics() -> Iterator[list[nn.BatchNorm]]:
     """Within it, Flax's batch normalization in training holds its statistics in the gradient that is taken first.
 
     Differentiate twice: a single gradient of what is called within it would miss the statistics.
 
+    Yields:
+        The layers that were called within it and hold their statistics.
+
     Raises:
-        ConfigError: a layer that normalizes another axis than the last.
+        ConfigError: a layer that normalizes another axis than the last, or only a part of its batch.
     """
-    with nn.intercept_methods(_hold):
-        yield
+    layers: list[nn.BatchNorm] = []
+    with nn.intercept_methods(partial(_hold, layers)):
+        yield layers
 
 
-def _hold(call: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
+def _hold(
+    layers: list[nn.BatchNorm],
+    call: Callable[..., Any],
+    args: Any,
+    kwargs: Any,
+    context: nn.module.InterceptorContext,
+) -> Any:
     result, layer = call(*args, **kwargs), context.module
     if not isinstance(layer, nn.BatchNorm) or context.method_name != "__call__":
         return result
@@ -64,8 +75,9 @@ def _hold(call: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.I
     given = kwargs.get("use_running_average", args[1] if len(args) > 1 else None)
     if layer.use_running_average or given:
         return result
-    if layer.axis not in (-1, features.ndim - 1):
-        raise ConfigError("--method.statistics held needs batch normalization over the last axis")
+    if layer.axis not in (-1, features.ndim - 1) or kwargs.get("mask") is not None:
+        raise ConfigError("--method.statistics held needs batch normalization over the last axis and without a mask")
+    layers.append(layer)
     wide = features.astype(jnp.promote_types(features.dtype, jnp.float32))
     axes = tuple(range(features.ndim - 1))
     # As Flax computes them, so that the compiler finds the same sums.

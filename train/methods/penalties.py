@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any, Literal, get_args
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
 import deformreg
 from deformreg import Perturbation, l2, linf, pixelwise_l2
 from deformreg.penalties import LossFn, Size, squared_norm
+from train.errors import ConfigError
 from train.methods.held import held_statistics
 from train.methods.method import STANDARD_PASSES, Aux, Forward, Penalty, Terms
 from train.ranges import HIDDEN, PenaltyStatistics, Positive
@@ -115,9 +116,14 @@ def penalty_of(
     """
 
     def on_all(forward: Forward, images: Array, keys: Array) -> Terms:
-        if statistics != "running":
-            with held_statistics() if statistics == "held" else nullcontext():
+        if statistics == "held":
+            with held_statistics() as layers:
                 penalties, (losses, aux) = penalize(forward.train, images, keys, has_aux=True)
+            if jax.tree.leaves(aux.batch_stats) and not layers:
+                raise ConfigError("--method.statistics held needs a network with flax.linen.BatchNorm")
+            return Terms(losses, penalties, aux)
+        if statistics == "batch":
+            penalties, (losses, aux) = penalize(forward.train, images, keys, has_aux=True)
             return Terms(losses, penalties, aux)
         losses, aux = forward.train(images)
         penalties, _ = penalize(lambda some: forward.losses(some, "running"), images, keys)

@@ -10,11 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
+from deformreg._programs import jitted
 from deformreg.attacks.attack import Examples
 from deformreg.attacks.search import sample_rows, step_keys
+from deformreg.evaluation.data import HostArray
 from deformreg.evaluation.flags.flag import Flag
 from deformreg.evaluation.flags.responses import identity_changes_the_loss
-from deformreg.evaluation.rows import HostArray
 from deformreg.noise import uniform
 from deformreg.perturbations import Perturbation
 
@@ -51,7 +52,7 @@ ObserveQueries = Callable[[Any, Partial, Examples, HostArray, float, int], Queri
 def compile_queries(make: Callable[[Any], Perturbation]) -> ObserveQueries:
     """Jits the observation of a family, which is made from a suite's (traced) radius: it compiles once per shape."""
 
-    @jax.jit
+    @jitted
     def perturbed(at: Any, logits_fn: Partial, rows: Examples, size: Any, number: Any) -> tuple[jax.Array, jax.Array]:
         family = make(at)
         zeros = family.init(rows.images)
@@ -69,7 +70,7 @@ def compile_queries(make: Callable[[Any], Perturbation]) -> ObserveQueries:
 
         def with_draw(number: int) -> tuple[HostArray, HostArray]:
             size = jnp.float32(radius if number else 0)  # draw 0 is the zero perturbation
-            logits, moved = zip(*(perturbed(at, logits_fn, batch, size, number) for batch in batches), strict=True)
+            logits, moved = zip(*(perturbed()(at, logits_fn, batch, size, number) for batch in batches), strict=True)
             return np.concatenate(logits)[:count].astype(np.float64), np.concatenate(moved)[:count]
 
         logits, moved = zip(*(with_draw(number) for number in range(1 + DRAWS)), strict=True)

@@ -12,10 +12,11 @@ import numpy as np
 from jax.tree_util import Partial
 
 from deformreg._arrays import choose, spread
+from deformreg._programs import jitted
 from deformreg.attacks.attack import Attack, Examples, row_keys
 from deformreg.attacks.search import differentiate
+from deformreg.evaluation.data import HostArray
 from deformreg.evaluation.flags.flag import Flag
-from deformreg.evaluation.rows import HostArray
 from deformreg.perturbations import Perturbation
 
 UNDERFLOW = 88.0  # nats; exp(-88) is about the smallest normal float32
@@ -103,7 +104,7 @@ Probe = Callable[[Any, Partial, Rows], tuple[Felt, jax.Array]]
 def compile_probe(make: Callable[[Any], Perturbation]) -> Probe:
     """Jits short attacks in a family, which is made from a suite's (traced) radius, as one program per shape."""
 
-    @jax.jit
+    @jitted
     def probe(at: Any, logits_fn: Partial, rows: Rows) -> tuple[Felt, jax.Array]:
         family, data, count = make(at), rows.data, len(rows.steps)
         keys = row_keys(jax.random.key(0), jnp.arange(count))  # not used
@@ -136,7 +137,8 @@ def compile_probe(make: Callable[[Any], Perturbation]) -> Probe:
         _, felt, _, steps = jax.lax.while_loop(lambda state: ~state[2].all(), step, start)
         return felt, steps
 
-    return probe
+    compiled: Probe = probe()
+    return compiled
 
 
 def half_side(attack: Attack, images: HostArray) -> float:

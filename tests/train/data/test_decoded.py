@@ -93,12 +93,14 @@ def test_flipped_bits_never_reach_a_batch(tmp_path, request):
 
 
 def test_a_copy_that_is_cut_off_while_it_is_used_changes_nothing(tmp_path):
+    """The first source has decoded the images, the second one has read them from the copy."""
     write_images(tmp_path / "set", count=4)
     for _ in range(2):
-        source = data.load(str(tmp_path / "set"), data_dir=tmp_path / "cache")
+        first, second = (data.load(str(tmp_path / "set"), data_dir=tmp_path / "cache") for _ in range(2))
         for path in (tmp_path / "cache" / "decoded").rglob("*.npy"):
             os.truncate(path, 0)  # the end of a mapped file would end the process
-        assert indices_of(whole(source)[0]) == [0, 1, 2, 3]
+        for source in (first, second):
+            assert indices_of(whole(source)[0]) == [0, 1, 2, 3]
 
 
 def test_an_image_that_is_replaced_with_equal_size_and_time_is_decoded_again(tmp_path):

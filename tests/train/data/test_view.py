@@ -95,6 +95,16 @@ def test_other_files_are_resized_as_pil_resizes_them(kind, mode):
     np.testing.assert_array_equal(found, np.asarray(expected))
 
 
+@pytest.mark.parametrize(
+    "segments", [{}, {"exif": b"Exif\0\0MM\0*"}, {"comment": b"it"}, {"icc_profile": b"0" * 70_000}]
+)
+def test_what_else_a_jpeg_holds_changes_no_pixel(segments):
+    pixels = np.random.default_rng(0).integers(0, 256, (50, 40, 3), np.uint8)
+    expected = decode_image(jpeg(pixels), "it", shape=(24, 24, 3), view=View(24))
+    found = decode_image(jpeg(pixels, **segments), "it", shape=(24, 24, 3), view=View(24), upright=True)
+    np.testing.assert_array_equal(found, expected)
+
+
 @pytest.mark.parametrize("keep", [30, 300, -400])
 def test_a_damaged_jpeg_is_named_where_it_is_resized(keep):
     encoded = jpeg(np.random.default_rng(0).integers(0, 256, (50, 40, 3), np.uint8))[:keep]

@@ -1,0 +1,243 @@
+"""What evaluations have written, read back for a report: the numbers, and images with the network's answers."""
+
+from __future__ import annotations
+
+import io
+import math
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import numpy as np
+from annotated_types import Interval, MinLen
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from typing_extensions import TypedDict
+
+from deformreg.attacks.attack import Budget
+from deformreg.evaluation import AttackOutcome, Curve, Evaluation, Flag, Frames, Spent
+from train import files
+from train.errors import RunError, one_line
+
+NUMBERS, EXAMPLES = "evaluation.json", "examples.npz"
+
+_LARGEST = 64 << 20
+"""Bytes of a file."""
+
+_NONE = np.zeros(0)
+"""In place of the masks over the examples, which no file has."""
+
+Share = Annotated[float, Interval(ge=0, le=1)]
+Number = Annotated[int, Interval(ge=0)]
+Amount = Annotated[float, Interval(ge=0)]
+
+
+class Result(NamedTuple):
+    """An evaluation that was written into a folder.
+
+    Attributes:
+        facts: what the trainer wrote beside the evaluation.
+        evaluation: without masks.
+        curve: likewise.
+        frames: the first test images; None if there is no file of them.
+        class_names: one per label; empty without frames.
+    """
+
+    facts: Facts
+    evaluation: Evaluation
+    curve: Curve
+    frames: Frames | None
+    class_names: tuple[str, ...]
+
+
+class Facts(TypedDict):
+    """How a run was trained and evaluated, as ``evaluation.json`` has it."""
+
+    method: str
+    suite: str
+    radius_pixels: Annotated[float, Interval(gt=0)]
+    images: str
+    step: Number
+    train_seconds: Amount
+    seed: Number
+    curve_suite: str
+    environment: dict[str, Any]
+
+
+class _Point(TypedDict):
+    radius_pixels: Amount
+    accuracy: Share
+    low: Share
+    high: Share
+
+
+class _Outcome(TypedDict):
+    robust_accuracy: Share
+    attacked: Number
+    broken: Number
+    success_rate: Share | None
+    model_calls: Number
+    seconds: Amount
+    compile_seconds: Amount
+    radius_pixels: float | None
+    norms: dict[str, dict[str, float | None]]
+    mean_calls: Amount
+    rejected: Number
+    uses_gradients: bool
+
+
+class _Spent(TypedDict):
+    model_calls: Number
+    seconds: Amount
+    compile_seconds: Amount
+
+
+class _Flag(TypedDict):
+    name: str
+    explanation: str
+    evidence: dict[str, Any]
+
+
+class _Numbers(Facts):
+    examples: Number
+    clean_accuracy: Share
+    robust_accuracy: Share
+    robust_interval: tuple[Share, Share]
+    attacks: dict[str, _Outcome]
+    flags: list[_Flag]
+    diagnosis: _Spent
+    model_calls: Number
+    seconds: Amount
+    independent: bool
+    criterion: str
+    curve: Annotated[list[_Point], MinLen(1)]
+    curve_examples: Number
+    mean_minimal_displacement: Amount
+
+
+_Numbers.__pydantic_config__ = ConfigDict(extra="ignore", allow_inf_nan=False)  # type: ignore[attr-defined]
+_NUMBERS = TypeAdapter(_Numbers)
+
+
+def read(folder: Path) -> Result:
+    """Reads an evaluation back.
+
+    Args:
+        folder: into which `evaluate` wrote: the run folder, or one below its `--output`.
+
+    Raises:
+        RunError: there is none, or it was not written by this program.
+    """
+    path = folder / NUMBERS
+    try:
+        numbers = _NUMBERS.validate_python(files.read_json(path, limit=_LARGEST))
+    except FileNotFoundError as error:
+        raise RunError(
+            f"{folder} holds no evaluation: `python -m train evaluate` writes one; if it wrote elsewhere, --results "
+            "names the folder that was its --output"
+        ) from error
+    except ValidationError as error:
+        where = ".".join(map(str, error.errors()[0]["loc"]))
+        raise RunError(f"{path} is no evaluation of this version ({where}): evaluate the run again") from error
+    except ValueError as error:
+        raise RunError(f"{path} cannot be read ({one_line(error)}): evaluate the run again") from error
+    frames, class_names = read_frames(folder / EXAMPLES)
+    return Result(numbers, _evaluation(numbers), _curve(numbers), frames, class_names)
+
+
+def _evaluation(numbers: _Numbers) -> Evaluation:
+    outcomes = tuple(
+        AttackOutcome(
+            **_without_none(outcome), name=name, settings={},
+            budget=Budget(outcome["radius_pixels"], "", ""), attacked_mask=_NONE, broken_mask=_NONE,
+        )
+        for name, outcome in numbers["attacks"].items()
+    )  # fmt: skip
+    fields = {name: numbers[name] for name in Evaluation._fields if name in numbers}  # type: ignore[literal-required]
+    changed = {
+        "attacks": outcomes,
+        "flags": tuple(Flag(**flag) for flag in numbers["flags"]),
+        "diagnosis": Spent(**numbers["diagnosis"]),
+    }
+    return Evaluation(**{**fields, **changed, "correct_mask": _NONE, "standing_mask": _NONE})
+
+
+def _without_none(outcome: _Outcome) -> dict[str, Any]:
+    """An outcome without the norms that were infinite, for which JSON has no number."""
+    norms = {
+        name: {kind: value for kind, value in values.items() if value is not None}
+        for name, values in outcome["norms"].items()
+    }
+    return {**outcome, "norms": norms}
+
+
+def _curve(numbers: _Numbers) -> Curve:
+    points = numbers["curve"]
+    return Curve(
+        examples=numbers["curve_examples"],
+        radii=tuple(point["radius_pixels"] for point in points),
+        accuracies=tuple(point["accuracy"] for point in points),
+        intervals=tuple((point["low"], point["high"]) for point in points),
+        mean_minimal_displacement=numbers["mean_minimal_displacement"],
+        smallest_radii=_NONE,
+        flags=(),
+        model_calls=0,
+        seconds=0.0,
+    )
+
+
+def write_frames(path: Path, frames: Frames, class_names: Sequence[str]) -> None:
+    """Writes images with the network's answers; images with 8 bits, flows with 16."""
+    arrays: dict[str, Any] = {
+        **frames._asdict(),
+        "images": np.round(np.clip(frames.images, 0, 1) * 255).astype(np.uint8),
+        "flows": frames.flows.astype(np.float16),
+        "boundaries": np.array(frames.boundaries),
+        "class_names": np.array(class_names),
+    }
+    data = io.BytesIO()
+    np.savez_compressed(data, **arrays)
+    files.write_bytes(path, data.getvalue())
+
+
+def read_frames(path: Path) -> tuple[Frames | None, tuple[str, ...]]:
+    """Reads what `write_frames` wrote, and the names of the classes; None where there is no file.
+
+    Raises:
+        RunError: the file was not written by this program.
+    """
+    try:
+        data = io.BytesIO(files.read_bytes(path, limit=_LARGEST))
+        with zipfile.ZipFile(data) as archive:
+            if sum(entry.file_size for entry in archive.infolist()) > 8 * _LARGEST:
+                raise ValueError("it is too large")
+        with np.load(data, allow_pickle=False) as arrays:
+            return _frames(dict(arrays))
+    except FileNotFoundError:
+        return None, ()
+    except (ValueError, LookupError, TypeError, EOFError, zipfile.BadZipFile, NotImplementedError) as error:
+        raise RunError(f"{path} cannot be read ({one_line(error)}): evaluate the run again") from error
+
+
+def _frames(arrays: dict[str, np.ndarray]) -> tuple[Frames, tuple[str, ...]]:
+    """The frames in arrays. Raises `ValueError` for arrays of other shapes or types."""
+    class_names = tuple(map(str, arrays.pop("class_names")))
+    count, height, width, _ = arrays["images"].shape
+    answers = (count, *arrays["shares"].shape)
+    expected = {
+        "images": ((*arrays["images"].shape,), np.uint8), "labels": ((count,), np.integer),
+        "flows": ((count, height, width, 2), np.float16), "boundaries": ((count,), np.str_),
+        "shares": (answers[1:], np.floating), "predicted": (answers, np.integer),
+        "confidences": (answers, np.floating), "label_confidences": (answers, np.floating),
+    }  # fmt: skip
+    for name, (shape, kind) in expected.items():
+        array = arrays[name]
+        if array.shape != shape or not np.issubdtype(array.dtype, kind):
+            raise ValueError(f"its array {name} is of another shape or type")
+        if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
+            raise ValueError(f"its array {name} is not finite")
+    if len(answers) != 2 or math.prod(answers) == 0 or not set(arrays["boundaries"]) <= {"zeros", "edge", "reflect"}:
+        raise ValueError("it holds no images, or boundaries that do not exist")
+    values: dict[str, Any] = {name: arrays[name] for name in expected}
+    values["images"], values["flows"] = values["images"] / np.float32(255), values["flows"].astype(np.float32)
+    return Frames(**{**values, "boundaries": tuple(map(str, values["boundaries"]))}), class_names
