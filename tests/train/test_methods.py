@@ -13,7 +13,6 @@ import pytest
 from settings import TINY, batches, compiled, network
 
 import deformreg.certification
-from train.config import Model
 from train.errors import ConfigError
 from train.methods import METHODS as KINDS
 from train.methods import Forward, Inputs
