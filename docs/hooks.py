@@ -49,6 +49,7 @@ def on_files(files: Files, config: Any) -> Files:
         pages[name.lower()] = (ROOT / name).read_text(encoding="utf-8").replace("](docs/", "](")
     for path in sorted((ROOT / "examples").glob("*.py")):
         pages[f"examples/{path.stem}.md"] = f"# {path.name}\n\n```python\n{path.read_text(encoding='utf-8')}```\n"
+    files.append(File.generated(config, "examples/quickstart.ipynb", abs_src_path=f"{ROOT}/examples/quickstart.ipynb"))
     for name, text in pages.items():
         inclusion = InclusionLevel.NOT_IN_NAV if name.startswith("examples/") else InclusionLevel.INCLUDED
         files.append(File.generated(config, name, content=text, inclusion=inclusion))
@@ -58,6 +59,7 @@ def on_files(files: Files, config: Any) -> Files:
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
     """Turns links to files beside `docs` into links to their pages."""
     markdown = re.sub(r"\]\(\.\./examples/(\w+)\.py\)", r"](examples/\1.md)", markdown)
+    markdown = markdown.replace("](../examples/quickstart.ipynb)", "](examples/quickstart.ipynb)")
     return re.sub(r"\]\(\.\./(CONTRIBUTING|CHANGELOG)\.md", lambda found: f"]({found[1].lower()}.md", markdown)
 
 

@@ -124,7 +124,7 @@ def fit(
         announce(config, engine, task, restored, changes)
     log = MetricLog(run, after_step=int(state.step))
     try:
-        with checkpoints.open_writer(run, config) as writer, traced(folder / "profile", profile) as trace:
+        with checkpoints.open_writer(run, config) as writer, traced(run.profile, profile) as trace:
             return _train(config, task, engine, writer, log, engine.put_state(state), stop_requested, start, trace)
     finally:
         log.close()

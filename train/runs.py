@@ -15,6 +15,7 @@ import stat
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -57,6 +58,10 @@ class Run(NamedTuple):
     def checkpoints(self) -> Path:
         return self.folder / "checkpoints"
 
+    @property
+    def profile(self) -> Path:
+        return self.folder / "profile"
+
 
 def short_names(folders: Sequence[Path]) -> list[str]:
     """The folders' own names if these differ, else their paths."""
@@ -83,7 +88,9 @@ def load_config(folder: Path) -> Config:
     check_name(folder)
     path = Run(folder).config
     if not path.is_file():
-        raise RunError(f"{folder} holds no run: there is no {path.name} in it")
+        raise RunError(
+            f"{folder} holds no run: there is no {path.name} in it; give the folder that `fit` named, its --run-dir"
+        )
     return options.from_file(path)
 
 
@@ -223,9 +230,9 @@ def _check_links(run: Run) -> None:
     What is written by `train.files` replaces a link and needs no check.
     """
     entries = [path for folder in (run.folder, run.checkpoints) if folder.is_dir() for path in sorted(folder.iterdir())]
-    for path in entries:
-        opened = path.name in (run.lock.name, run.checkpoints.name) or path.name.startswith("events")
-        if path.is_symlink() and (opened or path.parent == run.checkpoints):
+    for path in chain(entries, run.profile.rglob("*")):
+        opened = path in (run.lock, run.checkpoints, run.profile) or path.name.startswith("events")
+        if path.is_symlink() and (opened or path.parent != run.folder):
             raise _link_error(path)
 
 

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 
 from deformreg import _checks
 from deformreg.attacks.attack import LogitsFn, as_argument
-from deformreg.evaluation.rows import HostArray
+from deformreg.evaluation.data import HostArray
 from deformreg.warping import Boundary, warp
 
 

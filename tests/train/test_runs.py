@@ -217,7 +217,10 @@ def contents(folder):
     }
 
 
-@pytest.mark.parametrize("name", [".lock", "checkpoints", "events.out.tfevents.1.host", "checkpoints/5"])
+LINKS = [".lock", "checkpoints", "events.out.tfevents.1.host", "checkpoints/5", "profile", "profile/plugins/profile"]
+
+
+@pytest.mark.parametrize("name", LINKS)
 def test_nothing_outside_a_run_folder_is_written_through_a_link(tmp_path, name):
     """`checkpoints` of another run, whose steps a training would delete; a lock that would be created elsewhere."""
     run, outside = runs.Run(tmp_path / "run"), tmp_path / "outside"
@@ -226,6 +229,7 @@ def test_nothing_outside_a_run_folder_is_written_through_a_link(tmp_path, name):
         run.checkpoints.rmdir()
         (outside / "checkpoints" / "5").mkdir(parents=True)
     path = run.folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.symlink_to(outside / name)
     before = contents(tmp_path)
     for take in (runs.claim, runs.hold):
