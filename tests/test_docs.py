@@ -22,6 +22,13 @@ TESTED_APART = {"library.md", "models.md"}
 
 # What a reader of the page has already.
 READERS_OWN = {
+    "attacks.md": """
+import jax, jax.numpy as jnp, numpy as np
+import deformreg
+labels, key, attacks = np.array([0, 1]), jax.random.key(0), [deformreg.attacks.random_fields(ball=deformreg.linf(0.5))]
+logits_fn = lambda images: images.mean(axis=(1, 2))
+read = lambda indices: np.full((len(indices), 32, 32, 3), 0.5, np.float32)
+""",
     "certification.md": """
 import jax.numpy as jnp
 images, labels = jnp.ones((2, 4, 4, 1)), jnp.array([0, 1])

@@ -110,7 +110,8 @@ class Evaluation:
     steps: Annotated[int, Interval(ge=1, le=10**5)] = 50
     """Gradient steps."""
     examples: CountOrNone = 0
-    """Test images to attack, from the first; 0 for all."""
+    """Test images to attack; 0 for all. They are a random sample with every class in its proportion;
+    of a set that is stored in random order, as TFDS stores sets, they are the first."""
     batch_size: Annotated[int, Interval(ge=1, le=10**5)] = 250
     """Images per batch of the attack."""
 

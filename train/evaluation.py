@@ -29,9 +29,11 @@ from deformreg.evaluation import (
 from deformreg.statistics import wilson_interval
 from train import environment
 from train import partial as partials
+from train.errors import Preempted
 from train.exhibits import Exhibits, Sample, frames_of
 from train.finished import Finished
 from train.partial import Partial
+from train.parts import Team
 from train.progress import progress
 from train.restored import LogitsFn, Trained
 
@@ -93,33 +95,53 @@ def budget(suite: str) -> str:
     return "translation, with 10 degrees a pixel" if suite == "spatial" else "displacement per component"
 
 
-def evaluate_run(name: str, trained: Trained, protocol: Protocol, file: Partial | None = None) -> Study:
+def evaluate_run(
+    name: str,
+    trained: Trained,
+    protocol: Protocol,
+    file: Partial | None = None,
+    *,
+    devices: Sequence[jax.Device] | None = None,
+    team: Team | None = None,
+    stop_requested: Callable[[], bool] = lambda: False,
+) -> Study:
     """Evaluates a trained run.
 
     Args:
         name: shown beside the progress.
         trained: from `train.restored`.
         protocol: which attacks, at which budgets.
-        file: from `partial_of`: keeps what every finished attack found; attacks that it has from an earlier start do
-            not run again.
+        file: from `partial_of`: keeps what the attacks found; what it has from an earlier start is not done again.
+        devices: of this process, over which the rows of batches are divided; None for one.
+        team: the processes that share the work; each calls this function, and `file` lies where all can see it.
+        stop_requested: called whenever images are finished; once it returns True, the evaluation stops.
 
     Returns:
         The row, whose accuracies are fractions in [0, 1] of all examples (a clean error counts as broken), and the
         sample. `robust_accuracy` counts every break that is known, of the suite and of the curve within the radius;
         the curve counts those of the suite as well. On the same images it is therefore never above the curve.
+
+    Raises:
+        Preempted: a stop was requested.
     """
     options = trained.config.evaluation
-    run_suite, run_curve = _evaluators(protocol, options.steps, options.batch_size)
+    places = None if devices is None or len(devices) == 1 else tuple(devices)
+    run_suite, run_curve = _evaluators(protocol, options.steps, options.batch_size, places)
     radii = protocol.radii or tuple(share * protocol.radius for share in CURVE)
-    shown = slice(None if protocol.radii else CURVE_EXAMPLES)
+    images, labels = trained.images, trained.labels
+    if not protocol.radii:
+        images, labels = images[:CURVE_EXAMPLES], labels[:CURVE_EXAMPLES]
     key = jax.random.key(protocol.seed)
     exhibits = Exhibits(trained, CURVE_EXAMPLES, quantize=protocol.quantize)
-    finished = Finished(_attacks(protocol, options.steps, radii), exhibits, file)
-    with progress(name, "image") as show, finished.told(name):
+    attacks = _attacks(protocol, options.steps, radii, (len(trained.labels), len(labels)))
+    finished = Finished(attacks, exhibits, file, team)
+    with progress(name, "image", visible=team is None or team.index == 0) as show, finished.told(name):
 
         def tell(now: Progress) -> None:
             part = finished.missing[0] if finished.missing and now.attack != "diagnosis" else now.attack
             show(now.finished, now.total, part=part, note=f"robust {now.robust_accuracy:.1%}")
+            if stop_requested():
+                raise Preempted("SIGTERM; the same command continues")
 
         evaluation = run_suite(
             trained.logits_fn, trained.images, trained.labels, radius=protocol.radius, key=key, progress=tell,
@@ -127,8 +149,8 @@ def evaluate_run(name: str, trained: Trained, protocol: Protocol, file: Partial 
         )  # fmt: skip
         fallen = evaluation.correct_mask & ~evaluation.standing_mask
         curve = accuracy_curve(
-            run_curve, trained.logits_fn, trained.images[shown], trained.labels[shown], radii, key=key,
-            known=np.where(fallen, protocol.radius, np.inf)[shown], progress=tell, recall=finished.recall,
+            run_curve, trained.logits_fn, images, labels, radii, key=key,
+            known=np.where(fallen, protocol.radius, np.inf)[: len(labels)], progress=tell, recall=finished.recall,
         )  # fmt: skip
     evaluation = _with_breaks_of(curve, evaluation, protocol.radius)
     row = {
@@ -171,17 +193,20 @@ def partial_of(folder: Path, trained: Trained, protocol: Protocol, check: Callab
     return partials.of(folder, "evaluation", trained, {**options, "sources": sources, "steps": steps}, check)
 
 
-def _attacks(protocol: Protocol, steps: int, radii: Sequence[float]) -> list[str]:
-    """The attacks of an evaluation, in order."""
+def _attacks(protocol: Protocol, steps: int, radii: Sequence[float], counts: tuple[int, int]) -> dict[str, int]:
+    """The attacks of an evaluation, in order, and the numbers of images that suite and curve give them."""
     suite, light = _suites(protocol, steps)
-    return [*suite.names, *(f"{name} at {radius:g} px" for radius in radii for name in light.names)]
+    of_curve = {f"{name} at {radius:g} px": counts[1] for radius in radii for name in light.names}
+    return {**dict.fromkeys(suite.names, counts[0]), **of_curve}
 
 
 @functools.cache
-def _evaluators(protocol: Protocol, steps: int, batch_size: int) -> tuple[Evaluator, Evaluator]:
+def _evaluators(
+    protocol: Protocol, steps: int, batch_size: int, devices: tuple[jax.Device, ...] | None
+) -> tuple[Evaluator, Evaluator]:
     """Evaluators of the suite and of the curve; runs of one protocol share what they compile."""
     suite, light = _suites(protocol, steps)
-    make = functools.partial(evaluator, image_range=(0.0, 1.0), quantize=protocol.quantize)
+    make = functools.partial(evaluator, image_range=(0.0, 1.0), quantize=protocol.quantize, devices=devices)
     # The released protocol reproduces published numbers; the search for red flags belongs to the strict suites.
     diagnosis = protocol.suite != "released"
     run_suite = make(suite, batch_size=batch_size, independent=protocol.independent, diagnosis=diagnosis)

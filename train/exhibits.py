@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-import deformreg
 from deformreg.attacks import Attack, AttackResult
 from deformreg.evaluation import AttackOutcome, Frames, frames
 from deformreg.evaluation.frames import boundaries_of
@@ -49,7 +48,8 @@ class Exhibits:
 
     def __init__(self, trained: Trained, count: int, *, quantize: bool = False) -> None:
         self._trained, self._images, self._quantize = trained, trained.images[:count], quantize
-        self._found: tuple[deformreg.Perturbation, Any] | None = None
+        self._params: list[np.ndarray] = []
+        self._seen = np.zeros(len(self._images), bool)
         self.arrays: dict[str, np.ndarray] = {
             "flows": np.zeros((*self._images.shape[:3], 2), np.float32),
             "deformed": self._images.copy(),
@@ -63,28 +63,41 @@ class Exhibits:
                 raise ValueError(f"its array {name} is of another shape or type")
             self.arrays[name] = arrays[name]
 
+    @property
+    def at_work(self) -> tuple[np.ndarray, list[np.ndarray]]:
+        """The images that the attack at work has finished, int[k], and the leaves of their parameters."""
+        shown = np.flatnonzero(self._seen)
+        return shown, [leaf[shown] for leaf in self._params]
+
     def collect(self, attack: Attack, indices: np.ndarray, result: AttackResult) -> None:
         """Keeps a batch's result of the attack at work; zeros for images that it never saw."""
-        count = len(self._images)
-        if self._found is None:
-            params = jax.tree.map(lambda leaf: np.zeros((count, *leaf.shape[1:]), leaf.dtype), result.params)
-            self._found = attack.perturbation, params
-        shown = indices < count
-        for leaf, new in zip(jax.tree.leaves(self._found[1]), jax.tree.leaves(result.params), strict=True):
-            leaf[indices[shown]] = new[shown]
+        shown = indices < len(self._images)
+        self.add(indices[shown], [leaf[shown] for leaf in jax.tree.leaves(result.params)])
 
-    def conclude(self, outcome: AttackOutcome) -> None:
+    def add(self, shown: np.ndarray, params: list[np.ndarray]) -> None:
+        """Keeps parameters of the attack at work, as `at_work` has them."""
+        if not params:
+            return
+        count = len(self._images)
+        if not self._params:
+            self._params = [np.zeros((count, *leaf.shape[1:]), leaf.dtype) for leaf in params]
+        for leaf, new in zip(self._params, params, strict=True):
+            leaf[shown] = new
+        self._seen[shown] = True
+
+    def conclude(self, attack: Attack, outcome: AttackOutcome) -> None:
         """Deforms the images that no earlier attack broke by what the attack that has ended found."""
-        found, self._found = self._found, None
-        broken = self.arrays["broken"]
+        params, self._params = self._params, []
+        self._seen = np.zeros_like(self._seen)
+        broken, family = self.arrays["broken"], attack.perturbation
         rows = outcome.attacked_mask[: len(broken)] & ~broken
-        if found is None or not rows.any():
+        if not params or not rows.any() or family.field is None:
             return
-        family, params = found
-        if family.field is None:
-            return
+        structure = jax.tree.structure(jax.eval_shape(family.init, self._images))
         deform = jax.jit(partial(_deform, family.field, family.apply))
-        for name, new in zip(("flows", "deformed"), deform(params, self._images), strict=True):
+        for name, new in zip(
+            ("flows", "deformed"), deform(jax.tree.unflatten(structure, params), self._images), strict=True
+        ):
             self.arrays[name][rows] = np.asarray(new)[rows]
         broken |= outcome.broken_mask[: len(broken)]
 

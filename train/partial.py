@@ -24,6 +24,7 @@ from train.environment import Environment
 from train.errors import one_line, say
 from train.options import to_tree
 from train.restored import LogitsFn, Trained
+from train.views import digest
 
 T = TypeVar("T")
 
@@ -88,7 +89,8 @@ class Partial(NamedTuple):
         """Removes the file, and those of the same kind that belong to another network or to other versions."""
         kind, network, _ = self.path.stem.rsplit("-", 2)
         for path in [self.path, *self.path.parent.glob(f"{kind}-*-*{self.path.suffix}")]:
-            if path == self.path or path.stem.rsplit("-", 2)[1] != network:
+            ours = path.name.startswith(f"{self.path.stem}.")  # the parts of its processes, too
+            if ours or path.stem.rsplit("-", 2)[1] != network:
                 path.unlink(missing_ok=True)
 
 
@@ -111,7 +113,7 @@ def of(
         "code": _code(),
         "environment": {name: environment.describe()[name] for name in _MUST_AGREE},
     }
-    examples = {"examples": digest((trained.images, trained.labels)), "options": dict(options)}
+    examples = {"examples": trained.contents, "options": dict(options)}
     identity = json.loads(json.dumps({**network, **examples}))
     name = f"{kind}-{_short(network)}-{_short(examples)}.partial"
     return Partial(folder / name, identity, check)
@@ -134,15 +136,6 @@ def network_digests(logits_fn: LogitsFn, image_shape: tuple[int, ...]) -> dict[s
     images = jax.ShapeDtypeStruct((1, *image_shape), np.float32)
     text = jax.jit(program).lower([jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves], images).as_text()
     return {"weights": digest(leaves), "program": hashlib.sha256(text.encode()).hexdigest()}
-
-
-def digest(tree: Any) -> str:
-    """A hash of all arrays of a tree, with their types and shapes."""
-    found = hashlib.sha256()
-    for leaf in map(np.asarray, jax.tree.leaves(tree)):
-        found.update(f"{leaf.dtype}{leaf.shape}".encode())
-        found.update(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8).data)
-    return found.hexdigest()
 
 
 def _code() -> str:

@@ -129,7 +129,7 @@ def leave(code: int) -> None:
 
 
 @contextmanager
-def stop_on_sigterm() -> Iterator[Callable[[], bool]]:
+def stop_on_sigterm(saving: str = "saving a checkpoint") -> Iterator[Callable[[], bool]]:
     """Yields a function that says whether SIGTERM has arrived; a second SIGTERM ends the process at once.
 
     A thread listens, so that the second signal works while the main thread waits for a device or another process.
@@ -149,7 +149,7 @@ def stop_on_sigterm() -> Iterator[Callable[[], bool]]:
             if requested.is_set():
                 os._exit(PREEMPTED)
             requested.set()
-            print("SIGTERM: saving a checkpoint; a second one leaves at once", file=sys.stderr, flush=True)
+            print(f"SIGTERM: {saving}; a second one leaves at once", file=sys.stderr, flush=True)
 
     thread = threading.Thread(target=listen, daemon=True)
     thread.start()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,11 +14,13 @@ from jax import Array
 
 from train import checkpoints, metrics, options, own, processes, runs
 from train.config import Config
-from train.data import Source, center_view, output_shape
-from train.errors import ConfigError, DataError, RunError, UserError, say
+from train.data import Source, output_shape
+from train.data.sample import sample
+from train.errors import ConfigError, RunError, UserError, say
 from train.optimizers import Make
 from train.state import predict
 from train.task import build, open_split
+from train.views import Images, open_views
 
 LogitsFn = Callable[[Array], Array]
 
@@ -42,8 +43,9 @@ class Trained(NamedTuple):
     Attributes:
         config: its config.
         logits_fn: ``float[n, h, w, c] -> logits[n, classes]`` on running statistics.
-        images: float[n, h, w, c], the test images as the network sees them.
+        images: float[n, h, w, c], the test images as the network sees them; on demand if they are many.
         labels: int32[n].
+        contents: a hash of images and labels.
         source: names the data set and split that they are from.
         class_names: one per label.
         step: of the checkpoint.
@@ -53,8 +55,9 @@ class Trained(NamedTuple):
 
     config: Config
     logits_fn: LogitsFn
-    images: np.ndarray
+    images: Images
     labels: np.ndarray
+    contents: str
     source: str
     class_names: tuple[str, ...]
     step: int
@@ -155,6 +158,7 @@ def open_run(
     *,
     data_dir: str | None = None,
     examples: int = 0,
+    sample_seed: int | None = None,
     model: nn.Module | own.Factory | None = None,
     optimizer: Make | None = None,
     test: Source | None = None,
@@ -164,7 +168,8 @@ def open_run(
     Args:
         folder: the run folder.
         data_dir: where the data is now; None for where it was in training.
-        examples: number of test images, from the first; 0 for the config's choice.
+        examples: number of test images; 0 for the config's choice.
+        sample_seed: of the sample of these, see `train.data.sample`.
         model: the network in place of the config's, as it was given to `train.fit`. What the config of a run names is
             never imported.
         optimizer: as it was given to `train.fit`, if it was: the checkpoints hold its state.
@@ -175,28 +180,26 @@ def open_run(
     """
     opened = open_network(folder, data_dir=data_dir, model=model, optimizer=optimizer, test=test)
     config, test = opened.config, opened.test
-    count = min(examples or config.evaluation.examples or len(test), len(test))
-    indices = np.arange(count)
-    images, labels = test.read(indices)
-    readable = ~test.unreadable(indices)
-    if not readable.any():
-        raise DataError(f"{test.name}: none of the first {count} can be read; repair them, or --examples takes more")
-    images, labels = images[readable], labels[readable]
-    view = jax.jit(partial(center_view, options=config.augmentation))
-    views = [np.asarray(view(images[start : start + 1000])) for start in range(0, len(images), 1000)]
+    indices = sample(test, examples or config.evaluation.examples, sample_seed)
+    views = open_views(test, indices, config.augmentation, tolerant=config.data.max_unreadable > 0)
     seconds = metrics.train_seconds(metrics.read_metrics(runs.Run(folder)))
     logits_fn, step, place = opened.logits_fn, opened.step, opened.place
-    return Trained(config, logits_fn, np.concatenate(views), labels, test.name, test.class_names, step, seconds, place)
+    return Trained(config, logits_fn, *views, test.name, test.class_names, step, seconds, place)
 
 
 def open_runs(
-    folders: Sequence[Path], *, data_dir: str | None = None, examples: int = 0, networks: own.Networks = NONE
+    folders: Sequence[Path],
+    *,
+    data_dir: str | None = None,
+    examples: int = 0,
+    sample_seed: int | None = None,
+    networks: own.Networks = NONE,
 ) -> list[Trained]:
     """Restores runs to be compared: each one once, on the same test images.
 
     Args:
         folders: the run folders.
-        data_dir, examples: as in `open_run`.
+        data_dir, examples, sample_seed: as in `open_run`.
         networks: of the user's own, by the names that the configs of the runs have for them.
 
     Raises:
@@ -206,7 +209,8 @@ def open_runs(
     _check_each_once(folders)
     opened: list[Trained] = []
     for folder in folders:
-        run = open_run(folder, data_dir=data_dir, examples=examples, model=network_of(folder, networks))
+        model = network_of(folder, networks)
+        run = open_run(folder, data_dir=data_dir, examples=examples, sample_seed=sample_seed, model=model)
         opened.append(run)
         if not _comparable(run, opened[0]):
             raise RunError(
@@ -278,11 +282,7 @@ def _check_each_once(folders: Sequence[Path]) -> None:
 
 
 def _comparable(run: Trained, other: Trained) -> bool:
-    return (
-        run.class_names == other.class_names
-        and np.array_equal(run.labels, other.labels)
-        and np.array_equal(run.images, other.images)
-    )
+    return run.class_names == other.class_names and run.contents == other.contents
 
 
 def _tested_on(run: Trained) -> str:

@@ -88,7 +88,9 @@ def load_config(folder: Path) -> Config:
     check_name(folder)
     path = Run(folder).config
     if not path.is_file():
-        raise RunError(f"{folder} holds no run: there is no {path.name} in it")
+        raise RunError(
+            f"{folder} holds no run: there is no {path.name} in it; give the folder that `fit` named, its --run-dir"
+        )
     return options.from_file(path)
 
 

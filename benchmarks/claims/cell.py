@@ -78,7 +78,9 @@ def compute(cell: Cell, folder: Path, *, data_dir: str | None = None, known: Lin
 def _open(cell: Cell, config: Config, folder: Path) -> Trained:
     test = open_run(folder, examples=cell.setting.examples)
     held_out = open_run(folder, examples=cell.setting.examples, test=open_split(config, "validation"))
-    return Trained(test.logits_fn, test.images, test.labels, (held_out.images, held_out.labels), cell.setting.budgets)
+    return Trained(
+        test.logits_fn, test.images[:], test.labels, (held_out.images[:], held_out.labels), cell.setting.budgets
+    )
 
 
 def held_out(trained: Trained) -> Measured:

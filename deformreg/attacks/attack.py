@@ -255,13 +255,23 @@ def as_argument(logits_fn: LogitsFn) -> Partial:
 
 
 def advance(
-    attack: Attack, logits_fn: LogitsFn, examples: Examples, search: Search, quota: int | Array
+    attack: Attack,
+    logits_fn: LogitsFn,
+    examples: Examples,
+    search: Search,
+    quota: int | Array,
+    *,
+    axis: str | None = None,
 ) -> tuple[Search, Array]:
-    """Steps until at least `quota` rows are done; returns the state and the number of steps taken."""
+    """Steps until at least `quota` rows are done; returns the state and the number of steps taken.
+
+    Inside a `shard_map` over the mesh axis `axis`, the rows of all devices count: these take the same steps.
+    """
     search = aligned(search, examples.images)
 
     def unfinished(carry: tuple[Search, Array]) -> Array:
-        return jnp.sum(carry[0].done) < quota
+        done = jnp.sum(carry[0].done)
+        return (done if axis is None else jax.lax.psum(done, axis)) < quota
 
     def step(carry: tuple[Search, Array]) -> tuple[Search, Array]:
         search, steps = carry

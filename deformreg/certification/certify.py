@@ -26,6 +26,7 @@ from deformreg._families import check_layout, family_or_flow
 from deformreg.attacks.attack import LogitsFn, as_argument
 from deformreg.certification.laws import SmoothingLaw
 from deformreg.certification.votes import tally
+from deformreg.evaluation.data import OnDemand
 from deformreg.interop.host import model_errors
 from deformreg.perturbations import Perturbation
 from deformreg.statistics import clopper_pearson_bound, wilson_interval
@@ -105,7 +106,7 @@ class ProgressCallback(Protocol):
 @model_errors()
 def certify(
     logits_fn: LogitsFn,
-    images: ArrayLike,
+    images: ArrayLike | OnDemand,
     *,
     law: SmoothingLaw,
     perturbation: Perturbation | None = None,
@@ -134,7 +135,7 @@ def certify(
         logits_fn: ``images -> logits[n, classes]`` in inference mode; every row depends on its own image alone. Radii
             are largest for a model that was trained on the same noise. A ``jax.tree_util.Partial(apply, params)``
             passes the weights as arguments instead of compiling them in.
-        images: float[n, h, w, c] in the range the model expects.
+        images: float[n, h, w, c] in the range the model expects; or `OnDemand`, which reads them one by one.
         law: of the noise, for example ``deformreg.certification.gaussian(0.3)``.
         perturbation: the family; None is ``deformreg.flow()``.
         num_selection: draws that choose the class.
@@ -175,7 +176,7 @@ def certify(
     """
     if not isinstance(law, SmoothingLaw):
         raise TypeError(f"law must be a SmoothingLaw, for example deformreg.certification.gaussian(0.3), got {law!r}")
-    images = _checks.images_on_host(images)
+    images = images if isinstance(images, OnDemand) else _checks.images_on_host(images)
     key = _checks.key(key)
     if images.shape[0] == 0:
         raise ValueError(f"images must hold at least one example, got shape {images.shape}")

@@ -2,10 +2,12 @@
 
 from deformreg.evaluation import flags, reports, suites
 from deformreg.evaluation.curves import Curve, accuracy_curve
+from deformreg.evaluation.data import OnDemand
 from deformreg.evaluation.evaluate import Evaluator, evaluate, evaluator
 from deformreg.evaluation.flags import Flag
+from deformreg.evaluation.found import Found, together
 from deformreg.evaluation.frames import Frames, frames
-from deformreg.evaluation.outcomes import AttackOutcome, Collect, Progress, ProgressCallback, Recall, Spent
+from deformreg.evaluation.outcomes import AttackOutcome, Collect, Progress, ProgressCallback, Recall, Run, Spent
 from deformreg.evaluation.results import Evaluation
 from deformreg.evaluation.suites import Suite
 
@@ -16,10 +18,13 @@ __all__ = [
     "Evaluation",
     "Evaluator",
     "Flag",
+    "Found",
     "Frames",
+    "OnDemand",
     "Progress",
     "ProgressCallback",
     "Recall",
+    "Run",
     "Spent",
     "Suite",
     "accuracy_curve",
@@ -29,4 +34,5 @@ __all__ = [
     "frames",
     "reports",
     "suites",
+    "together",
 ]

@@ -11,10 +11,10 @@ from numpy.typing import ArrayLike
 
 from deformreg import _checks
 from deformreg.attacks.attack import LogitsFn
+from deformreg.evaluation.data import HostArray, OnDemand
 from deformreg.evaluation.evaluate import Evaluator
 from deformreg.evaluation.flags import Flag
 from deformreg.evaluation.outcomes import ProgressCallback, Recall
-from deformreg.evaluation.rows import HostArray
 from deformreg.evaluation.suites import Suite
 from deformreg.statistics import mean_minimal_displacement, wilson_interval
 
@@ -49,7 +49,7 @@ class Curve(NamedTuple):
 def accuracy_curve(
     run: Evaluator,
     logits_fn: LogitsFn,
-    images: ArrayLike,
+    images: ArrayLike | OnDemand,
     labels: ArrayLike,
     radii: Sequence[float],
     *,
@@ -67,7 +67,7 @@ def accuracy_curve(
         run: `deformreg.evaluator` of a suite, for example of `deformreg.evaluation.suites.quick`; best with
             ``diagnosis=False``, since one diagnosis is enough.
         logits_fn: ``images -> logits[n, classes]``.
-        images: float[n, h, w, c].
+        images: float[n, h, w, c], or `OnDemand`.
         labels: int[n], or what the evaluator's criterion asks for.
         radii: above 0, increasing; in pixels for the suites.
         key: a JAX random key.
@@ -95,7 +95,7 @@ def accuracy_curve(
     radii = _checks.increasing("radii", radii, from_zero=False)
     if isinstance(run, Suite):
         raise TypeError("run must be an evaluator, got a suite: give deformreg.evaluator(suite, diagnosis=False)")
-    images = _checks.images_on_host(images)
+    images = images if isinstance(images, OnDemand) else _checks.images_on_host(images)
     count = len(images)
     smallest = np.full(count, np.inf) if known is None else np.array(known, np.float64)
     if smallest.shape != (count,) or not (smallest >= 0).all():

@@ -18,34 +18,26 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from deformreg import _checks
-from deformreg._families import check_layout
-from deformreg.attacks.attack import Attack, LogitsFn, as_argument, check_suits
+from deformreg.attacks.attack import Attack, LogitsFn, as_argument
 from deformreg.criteria import Criterion
 from deformreg.criteria.classification import criterion_or_classification
+from deformreg.evaluation.data import HostArray, OnDemand, spaced
+from deformreg.evaluation.devices import Devices, devices_of
 from deformreg.evaluation.flags import OUTCOME_FLAGS, OUTPUT_FLAGS, compile_diagnosis, raised
 from deformreg.evaluation.flags.outputs import observe_outputs, watched_rows
-from deformreg.evaluation.outcomes import (
-    AttackOutcome,
-    Collect,
-    ProgressCallback,
-    Recall,
-    Setting,
-    Spent,
-    checked,
-    clean_pass,
-    compile_forward,
-    padded,
-    run_attack,
-)
+from deformreg.evaluation.inputs import checked_data, finite_range, mask_of, rehearse
+from deformreg.evaluation.outcomes import AttackOutcome, Collect, ProgressCallback, Recall, Spent
+from deformreg.evaluation.passes import Setting, clean_pass, compile_forward, padded
 from deformreg.evaluation.quantized import on_8_bits
 from deformreg.evaluation.results import Evaluation
-from deformreg.evaluation.rows import Compiled, Data, HostArray, check_alike, compile_attack, spaced
+from deformreg.evaluation.rows import Compiled, compile_attack
+from deformreg.evaluation.running import checked, run_attack
 from deformreg.evaluation.suites import Suite, fixed
-from deformreg.interop.host import NoGradients, model_errors
+from deformreg.interop.host import model_errors
 from deformreg.statistics import wilson_interval
 
 SHARE = 0.25
-"""The model calls that the diagnosis may spend, as a share of all others: a fifth of the sum."""
+"""The model calls that the diagnosis may spend, as a share of all others but idle rows: at most a fifth of the sum."""
 
 
 class Evaluator(Protocol):
@@ -58,7 +50,7 @@ class Evaluator(Protocol):
     def __call__(
         self,
         logits_fn: LogitsFn,
-        images: ArrayLike,
+        images: ArrayLike | OnDemand,
         labels: ArrayLike,
         *,
         key: jax.Array,
@@ -73,7 +65,7 @@ class Evaluator(Protocol):
 
 def evaluate(
     logits_fn: LogitsFn,
-    images: ArrayLike,
+    images: ArrayLike | OnDemand,
     labels: ArrayLike,
     attacks: Iterable[Attack],
     *,
@@ -86,6 +78,7 @@ def evaluate(
     diagnosis: bool = True,
     refill: bool = True,
     quantize: bool = False,
+    devices: Sequence[jax.Device] | None = None,
     progress: ProgressCallback | None = None,
     collect: Collect | None = None,
     recall: Recall | None = None,
@@ -101,11 +94,11 @@ def evaluate(
         logits_fn: ``images -> logits[n, classes]`` in inference mode: logits, not probabilities, and each row must
             depend only on its own image. With ``jax.tree_util.Partial(apply, params)`` the weights are passed as
             arguments, not compiled in as constants.
-        images: float[n, h, w, c] in the range the model expects.
+        images: float[n, h, w, c] in the range the model expects; or `OnDemand`, which reads them when they are needed.
         labels: int[n], or what the criterion asks for.
         attacks: one or more with different names, for example ``deformreg.evaluation.suites.standard(0.5)``.
-        batch_size: rows per batch; if there are fewer examples, their number. The model sees batches of this size only.
-            At most an eighth of the number of examples is best, because rows idle at the end.
+        batch_size: rows per batch and device; if there are fewer examples, their number. The model sees batches of this
+            size only. At most an eighth of a device's examples is best, because rows idle at the end.
         key: a JAX random key. Attack k (in order) draws for example i from ``fold_in(fold_in(key, k), i)``.
         targets: int[n], the class that the attacks should reach on each example; None for untargeted attacks. With
             targets, `robust_accuracy` is the fraction of examples that are classified correctly and do not reach their
@@ -123,6 +116,8 @@ def evaluate(
         refill: whether waiting examples take the rows of finished ones; False waits until a whole batch is finished.
         quantize: the model sees images rounded to the 256 levels of `image_range`, which must be given: what is broken
             survives saving with 8 bits. `collect` gets the rounded images.
+        devices: over which the rows are divided, for example ``jax.local_devices()``; None is JAX's default device.
+            The results do not depend on them, but for the model calls of idle rows. The diagnosis runs on one.
         progress: called with a `Progress` whenever examples are finished.
         collect: called at the same times with the `Attack`, the indices int[k] of the finished examples and their
             `AttackResult` as NumPy arrays, for example to keep deformed images or flows. The successes in it are not
@@ -130,6 +125,7 @@ def evaluate(
         recall: called once for each attack, in order, with the `Attack` and a function that runs it and returns its
             `AttackOutcome`. It returns that outcome, or one that it kept from an earlier evaluation with the same
             arguments, for example to continue one that was interrupted. `collect` is not called for kept outcomes.
+            The function is a `Run`: it can also continue in the middle of an attack, and share it among processes.
 
     Returns:
         The evaluation.
@@ -184,6 +180,7 @@ def evaluate(
         diagnosis=diagnosis,
         refill=refill,
         quantize=quantize,
+        devices=devices,
     )
     return run(logits_fn, images, labels, key=key, targets=targets, progress=progress, collect=collect, recall=recall)
 
@@ -198,6 +195,7 @@ def evaluator(
     diagnosis: bool = True,
     refill: bool = True,
     quantize: bool = False,
+    devices: Sequence[jax.Device] | None = None,
 ) -> Evaluator:
     """Makes an evaluation that compiles once and runs for many models and budgets.
 
@@ -210,6 +208,7 @@ def evaluator(
         diagnosis: whether to run the checks for red flags that need extra model calls.
         refill: whether waiting examples take the rows of finished ones.
         quantize: whether the model sees images of 8 bits.
+        devices: over which the rows are divided.
 
     Returns:
         A function of the model and the examples. For images of the same shape it does not recompile at another radius,
@@ -225,20 +224,22 @@ def evaluator(
         >>> run = evaluator(suites.quick, batch_size=64)  # then run(logits_fn, images, labels, radius=0.5, key=key)
     """
     batch_size = _checks.count("batch_size", batch_size)
-    allowed_range = None if image_range is None else _finite_range(image_range)
+    allowed_range = None if image_range is None else finite_range(image_range)
     if quantize and allowed_range is None:
         raise ValueError("image_range must be given to quantize, for example (0.0, 1.0), got None")
     takes_radius = isinstance(attacks, Suite)
     suite = attacks if isinstance(attacks, Suite) else fixed(attacks)
-    compiled = {name: compile_attack(partial(suite.member, name)) for name in suite.names}
+    spread = devices_of(devices)
+    compiled = {name: compile_attack(partial(suite.member, name), spread) for name in suite.names}
     criterion = criterion_or_classification(criterion)
     diagnose = compile_diagnosis(suite)
-    forward = compile_forward(criterion)
+    forward = compile_forward(criterion, spread)
+    forward_alone = forward if spread.mesh is None else compile_forward(criterion, Devices())
 
     @model_errors()
     def run(
         logits_fn: LogitsFn,
-        images: ArrayLike,
+        images: ArrayLike | OnDemand,
         labels: ArrayLike,
         *,
         key: jax.Array,
@@ -256,22 +257,24 @@ def evaluator(
         if radius is not None:
             _checks.radius("radius", radius)
         key = _checks.key(key)
-        data, bounds = _checked(images, labels, targets, allowed_range, criterion)
+        data, bounds = checked_data(images, labels, targets, allowed_range, criterion)
         count = len(data.labels)
         model = as_argument(logits_fn)
         model = on_8_bits(model, bounds) if quantize else model
+        rows = min(batch_size, -(-count // spread.count)) * spread.count
         setting = Setting(
-            model, forward(), data, min(batch_size, count), refill, bounds, progress, collect, recall, quantize
+            spread.put(model), forward(), data, rows, refill, bounds, progress, collect, recall, quantize
         )  # fmt: skip
+        alone = setting._replace(logits_fn=model, forward=forward_alone(), batch_size=min(batch_size, count))
         attacks_at_radius = [(attack, compiled[attack.name](radius)) for attack in suite(radius)]
-        _rehearse(setting, attacks_at_radius, key)
-        watched = watched_rows(count, setting.batch_size)
+        rehearse(setting, attacks_at_radius, key)
+        watched = watched_rows(count, alone.batch_size)
         clean = clean_pass(setting, watched)
         correct = ~clean.broken
-        begun = correct if broken is None else correct & ~_mask("broken", broken, count)
+        begun = correct if broken is None else correct & ~mask_of("broken", broken, count)
         flags, spent = [], Spent()
         if diagnosis:
-            seen = observe_outputs(setting, clean, watched)
+            seen = observe_outputs(alone, clean, watched)
             flags, spent = [*raised(OUTPUT_FLAGS, seen)], Spent(seen.model_calls)
         attacks_began = time.perf_counter()
         outcomes = _run_in_turn(setting, attacks_at_radius, begun, independent=independent, key=key)
@@ -280,8 +283,8 @@ def evaluator(
         calls = padded(count, setting.batch_size) + sum(outcome.model_calls for outcome in outcomes)
         standing = begun & ~np.any([outcome.broken_mask for outcome in outcomes], axis=0)
         if diagnosis:
-            budget = round(calls * SHARE) - spent.model_calls
-            more, cost = diagnose(setting, outcomes, begun, clean, radius=radius, calls=budget)
+            budget = round(_useful_calls(count, outcomes) * SHARE) - spent.model_calls
+            more, cost = diagnose(alone, outcomes, begun, clean, radius=radius, calls=budget)
             flags, spent = [*flags, *more], spent.plus(cost)
         return Evaluation(
             examples=count,
@@ -300,40 +303,6 @@ def evaluator(
         )
 
     return run
-
-
-def _finite_range(image_range: object) -> tuple[float, float]:
-    low, high = _checks.image_range(image_range)
-    if not np.isfinite([low, high]).all():
-        raise ValueError(f"image_range must be finite, got {(low, high)}: None takes the range of the images")
-    return low, high
-
-
-def _mask(name: str, value: object, count: int) -> HostArray:
-    mask = np.asarray(value)
-    if mask.shape != (count,) or mask.dtype != bool:
-        raise ValueError(f"{name} must be bool of shape ({count},), got {_checks.described(value)}")
-    return mask
-
-
-def _rehearse(setting: Setting, attacks: Sequence[tuple[Attack, Compiled]], key: jax.Array) -> None:
-    """Traces the model and all attacks without running them, so that errors are raised before the first attack."""
-    data, size = setting.data, setting.batch_size
-    for attack, _ in attacks:  # before the model, whose error would name a size of its own
-        check_layout(attack.perturbation, data.images.shape)
-    batch = data._replace(targets=None).at(np.zeros(size, int))
-    outputs = setting.forward.eval_shape(setting.logits_fn, batch).outputs
-    all_outputs = (len(data.images), *outputs.shape[1:])
-    data.criterion.check_labels(data.labels, data.images.shape, all_outputs)
-    if data.targets is not None:
-        _checks.class_indices("targets", data.targets, len(data.labels), classes=outputs.shape[1])
-    for attack, compiled in attacks:
-        check_suits(attack, data.criterion, targeted=data.targets is not None)
-        check_alike(attack, data, outputs)
-        try:
-            compiled.trace(setting.logits_fn, *compiled.idle_turn(data, key, size))
-        except NoGradients as error:
-            raise NoGradients(f"attack {attack.name!r} needs gradients: {error}") from None
 
 
 def _run_in_turn(
@@ -363,35 +332,13 @@ def _run_in_turn(
     return outcomes
 
 
+def _useful_calls(count: int, outcomes: Sequence[AttackOutcome]) -> int:
+    """The model calls without idle rows, so that the diagnosis does not depend on the number of devices."""
+    return count + sum(round(one.mean_calls * one.attacked) + one.broken + one.rejected for one in outcomes)
+
+
 def _thinned(mask: HostArray, count: int) -> HostArray:
     """At most `count` of the marked examples, evenly spaced."""
     kept = np.zeros_like(mask)
     kept[spaced(np.flatnonzero(mask), count)] = True
     return kept
-
-
-def _checked(
-    images: ArrayLike,
-    labels: ArrayLike,
-    targets: ArrayLike | None,
-    image_range: tuple[float, float] | None,
-    criterion: Criterion,
-) -> tuple[Data, tuple[float, float]]:
-    """The examples on the host, and the range of attacked images; None means that of `images`, extended to zero."""
-    images = _checks.images_on_host(images)
-    count = images.shape[0]
-    if count == 0:
-        raise ValueError(f"images must hold at least one example, got shape {images.shape}")
-    labels = np.asarray(criterion.check_labels(labels, images.shape, None))
-    labels = labels.astype(jax.dtypes.canonicalize_dtype(labels.dtype), copy=False)
-    targets = None if targets is None else np.asarray(_checks.class_indices("targets", targets, count))
-    low, high = float(images.min()), float(images.max())
-    if not np.isfinite([low, high]).all():
-        (bad,) = np.nonzero(~np.isfinite(images).reshape(count, -1).all(axis=1))
-        raise ValueError(
-            f"images must be finite, got NaN or infinity in {len(bad)}, the first at index {bad[0]}: leave these out"
-        )
-    if image_range is None:
-        return Data(images, labels, targets, criterion), (min(0.0, low), max(0.0, high))
-    _checks.in_range("images", images, image_range)
-    return Data(images, labels, targets, criterion), image_range

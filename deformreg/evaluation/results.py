@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from deformreg.evaluation.data import HostArray
 from deformreg.evaluation.flags.flag import Flag
 from deformreg.evaluation.outcomes import AttackOutcome, Spent
-from deformreg.evaluation.rows import HostArray
 
 
 class Evaluation(NamedTuple):

@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -16,29 +16,8 @@ from jax.tree_util import Partial
 from deformreg._arrays import choose, spread
 from deformreg._programs import jitted
 from deformreg.attacks.attack import Attack, AttackResult, Examples, Search, advance, finish, row_keys
-from deformreg.criteria import Criterion, classification
-
-HostArray = np.ndarray[Any, Any]
-
-
-class Data(NamedTuple):
-    """A data set on the host: images, what is right for them, the classes to reach or None, and the criterion."""
-
-    images: HostArray
-    labels: HostArray
-    targets: HostArray | None
-    criterion: Criterion = classification()
-
-    def at(self, indices: HostArray | slice) -> Data:
-        """Picks examples."""
-        targets = None if self.targets is None else self.targets[indices]
-        return self._replace(images=self.images[indices], labels=self.labels[indices], targets=targets)
-
-
-def spaced(indices: HostArray, count: int) -> HostArray:
-    """At most `count` of the indices, evenly spaced."""
-    chosen: HostArray = indices[np.linspace(0, len(indices) - 1, min(count, len(indices))).astype(int)]
-    return chosen
+from deformreg.evaluation.data import Data, HostArray
+from deformreg.evaluation.devices import ROWS, WHOLE, Devices
 
 
 class Turn(NamedTuple):
@@ -73,9 +52,8 @@ class Compiled(NamedTuple):
 
     def idle_turn(self, data: Data, key: jax.Array, batch_size: int) -> tuple[Any, ...]:
         """The arguments after the model of a turn in which no row has an example."""
-        at = np.zeros(batch_size, int)
-        examples = data.at(at), example_keys(key, 0, at)
-        return self.idle(*examples), at == 1, *examples, batch_size
+        examples = data.filler(batch_size), example_keys(key, 0, np.zeros(batch_size, int))
+        return self.idle(*examples), np.zeros(batch_size, bool), *examples, batch_size
 
 
 class Finished(NamedTuple):
@@ -94,18 +72,24 @@ class Finished(NamedTuple):
     steps: int
 
 
-def compile_attack(make: Callable[[Any], Attack]) -> Callable[[Any], Compiled]:
+_ONE = Devices()
+
+
+def compile_attack(make: Callable[[Any], Attack], devices: Devices = _ONE) -> Callable[[Any], Compiled]:
     """Jits an attack for all radii: the radius is traced, so it compiles once per batch shape, as one program."""
 
-    @jitted
-    def turn(
+    def one_turn(
         radius: Any, logits_fn: Partial, search: Search, take: Any, data: Data, keys: Any, quota: Any
     ) -> Turn:  # fmt: skip
         attack, examples = make(radius), _examples(data, keys)
         search = choose(take, attack.begin(examples), search)
-        search, steps = advance(attack, logits_fn, examples, search, quota)
+        search, steps = advance(attack, logits_fn, examples, search, quota, axis=devices.axis)
         size = jnp.zeros(take.shape) if attack.size is None else attack.size(search.kept, examples.images)
         return Turn(search, steps, finish(attack, examples, search), size)
+
+    rows, whole = cast(Any, ROWS), cast(Any, WHOLE)
+    results = Turn(rows, whole, rows, rows)
+    turn = devices.jit(one_turn, (WHOLE, WHOLE, ROWS, ROWS, ROWS, ROWS, WHOLE), results)
 
     def idle_search(radius: Any, data: Data, keys: jax.Array) -> Search:
         search = jax.eval_shape(lambda: make(radius).begin(_examples(data, keys)))
@@ -181,12 +165,13 @@ def run_refilled(
 ) -> Iterator[Finished]:
     """Runs attack `number` on the examples `indices` and yields them as they finish, in no particular order.
 
-    A batch runs on the device until a sixteenth of its rows is done: the host is asked rarely, and few rows idle. With
+    A batch runs on the devices until a sixteenth of its rows is done: the host is asked rarely, and few rows idle. With
     ``refill=False`` a batch runs until its last row is done and is then replaced as a whole.
     """
     queue = deque(indices.tolist())
     rows = np.full(batch_size, -1)  # the example in each row
-    search, *_ = compiled.idle_turn(data, key, batch_size)
+    search, _, filler, *_ = compiled.idle_turn(data, key, batch_size)
+    images = filler.images
     steps = 0
     patience = max(1, batch_size // 16)
     while queue or (rows >= 0).any():
@@ -196,8 +181,11 @@ def run_refilled(
         idle = int((rows < 0).sum())
         quota = min(idle + patience, batch_size) if refill and queue else batch_size
         at = np.maximum(rows, 0)
+        images = images.copy()  # JAX may hold on to the array that it was given
+        images[take] = data.images[at[take]]
         keys = example_keys(key, number, at)
-        search, taken, result, size = compiled.turn(logits_fn, search, take, data.at(at), keys, quota)
+        batch = data.with_images(at, images)
+        search, taken, result, size = compiled.turn(logits_fn, search, take, batch, keys, quota)
         taken, done, result, size = jax.device_get((taken, search.done, result, size))
         steps += int(taken)
         finished = done & (rows >= 0)

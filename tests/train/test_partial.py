@@ -28,7 +28,7 @@ def shifted(weight, images):
 def run(weight=0.5, step=3, shade=0.25, network=shifted):
     return SimpleNamespace(
         config=Config(), step=step, logits_fn=jax.tree_util.Partial(network, np.full(3, weight)),
-        images=np.full((2, 4, 4, 1), shade), labels=np.array([0, 1]),
+        images=np.full((2, 4, 4, 1), shade), labels=np.array([0, 1]), contents=str(shade),
     )  # fmt: skip
 
 

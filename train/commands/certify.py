@@ -10,9 +10,9 @@ import tyro
 
 from train import compiled, files, processes, reports, runs
 from train.certification import Smoothing, certify_run, check, partial_of
-from train.errors import ConfigError
+from train.errors import ConfigError, say
 from train.options import validate
-from train.ranges import CountOrNone
+from train.ranges import CountOrNone, Seed
 from train.restored import load_networks, network_of, open_run
 
 
@@ -28,7 +28,10 @@ class Certify:
     """The run folder."""
     smoothing: Annotated[Smoothing, tyro.conf.arg(name="")] = field(default_factory=Smoothing)
     examples: CountOrNone = 100
-    """Number of test images, counted from the first; 0 for the run's `evaluation.examples`."""
+    """Number of test images; 0 for the run's `evaluation.examples`.
+    They are a random sample with every class in its proportion, as `evaluate` takes it."""
+    sample_seed: Seed | None = None
+    """Seed of that sample. By default the first images of a set that is stored in random order, otherwise seed 0."""
     data_dir: str | None = None
     """Where the data is, if it has moved since training."""
     networks: Annotated[tuple[str, ...], tyro.conf.arg(name="model.name")] = ()
@@ -60,7 +63,11 @@ def run(arguments: list[str]) -> int:
     processes.check_devices()
     compiled.keep(options.compilation_cache)
     model = network_of(options.run, load_networks(options.networks, [options.run]))
-    trained = open_run(options.run, data_dir=options.data_dir, examples=options.examples, model=model)
+    trained = open_run(
+        options.run, data_dir=options.data_dir, examples=options.examples, sample_seed=options.sample_seed, model=model
+    )
+    if Certify.examples != options.examples > len(trained.labels):
+        say(f"--examples {options.examples}: {trained.source} has {len(trained.labels)}; all are certified")
     still_same = reports.guard(folder, trained)
     kept = partial_of(folder, trained, options.smoothing, still_same)
     certified = certify_run(name, trained, options.smoothing, kept)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated
 
+import jax
 import tyro
 
-from train import compiled, files, processes, reports, runs
-from train.errors import ConfigError
+from train import compiled, files, parts, processes, reports, runs
+from train.commands.placement import Placement, join
+from train.errors import ConfigError, say
 from train.evaluation import Protocol, SuiteName, evaluate_run, partial_of
 from train.options import validate
 from train.ranges import CountOrNone, Positive, Seed
@@ -42,7 +44,10 @@ class Evaluate:
     transfer_from: tuple[Path, ...] = ()
     """Run folders of other networks. Images deformed to fool these are also tried on the evaluated networks."""
     examples: CountOrNone = 0
-    """Number of test images, counted from the first; 0 for the run's `evaluation.examples`."""
+    """Number of test images; 0 for the run's `evaluation.examples`. They are a random sample with every class in its
+    proportion; of a set that is stored in random order, as TFDS stores sets, they are the first."""
+    sample_seed: Seed | None = None
+    """Seed of that sample. By default the first images of a set that is stored in random order, otherwise seed 0."""
     data_dir: str | None = None
     """Where the data is, if it has moved since training."""
     networks: Annotated[tuple[str, ...], tyro.conf.arg(name="model.name")] = ()
@@ -59,6 +64,9 @@ class Evaluate:
     """Also write the evaluation to this JSON file; for several runs, all evaluations by name."""
     seed: Seed = 0
     """Seed of the attacks' random numbers."""
+    devices: CountOrNone = 0
+    """Number of this process's devices over which the images are divided; 0 for all."""
+    placement: Annotated[Placement, tyro.conf.arg(name="")] = field(default_factory=Placement)
 
 
 def run(arguments: list[str]) -> int:
@@ -68,16 +76,30 @@ def run(arguments: list[str]) -> int:
         raise ConfigError("evaluate needs at least one run folder, for example runs/mnist5k-flow")
     if not all(low < high for low, high in pairwise(options.radii)):
         raise ConfigError(f"--radii must be increasing, got {' '.join(map(str, options.radii))}")
-    processes.check_devices()
+    join(options.placement)
     compiled.keep(options.compilation_cache)
     compare(options)
     return 0
 
 
 def compare(options: Evaluate) -> None:
-    """Evaluates runs, writes their reports and, of several, the comparison, and prints the tables."""
+    """Evaluates runs, writes their reports and, of several, the comparison, and prints the tables.
+
+    Where there are several processes, all of them call it: each attacks its share of the images, and process 0 writes.
+    """
+    local = jax.local_devices()
+    if options.devices > len(local):
+        raise ConfigError(f"--devices must be at most {len(local)}, the devices of this process, got {options.devices}")
     networks = load_networks(options.networks, [*options.runs, *options.transfer_from])
-    trained = open_runs(options.runs, data_dir=options.data_dir, examples=options.examples, networks=networks)
+    trained = open_runs(
+        options.runs,
+        data_dir=options.data_dir,
+        examples=options.examples,
+        sample_seed=options.sample_seed,
+        networks=networks,
+    )
+    if options.examples > len(trained[0].labels):
+        say(f"--examples {options.examples}: {trained[0].source} has {len(trained[0].labels)}; all are evaluated")
     radius = trained[0].config.evaluation.radius if options.radius is None else options.radius
     sources = open_sources(options.transfer_from, trained[0], data_dir=options.data_dir, networks=networks)
     protocol = Protocol(
@@ -85,12 +107,24 @@ def compare(options: Evaluate) -> None:
     )  # fmt: skip
     folders, above = reports.places(options.runs, options.output), options.output or options.runs[0].parent
     reports.check_writable(folders if len(folders) == 1 else [*folders, above], options.json)
-    studies, files_kept = {}, []
-    for name, folder, one in zip(runs.short_names(options.runs), folders, trained, strict=True):
-        check = reports.guard(folder, one)
-        files_kept.append(partial_of(folder, one, protocol, check))
-        studies[name] = evaluate_run(name, one, protocol, files_kept[-1])
-        reports.write_run_report(folder, name, studies[name], one.class_names, check)
+    studies, files_kept, team = {}, [], parts.team()
+    with processes.stop_on_sigterm("keeping what was found") as stop_requested:
+        for name, folder, one in zip(runs.short_names(options.runs), folders, trained, strict=True):
+            check = reports.guard(folder, one)
+            files_kept.append(partial_of(folder, one, protocol, check))
+            studies[name] = evaluate_run(
+                name,
+                one,
+                protocol,
+                files_kept[-1],
+                devices=local[: options.devices or len(local)],
+                team=team,
+                stop_requested=stop_requested,
+            )
+            if team.index == 0:
+                reports.write_run_report(folder, name, studies[name], one.class_names, check)
+    if team.index > 0:
+        return
     if len(studies) > 1:
         reports.write_comparison(above, studies, trained[0].class_names)
     if options.json:

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, TypeVar
 
 import tyro
-from annotated_types import Interval
 
 from train import own, runs
+from train.commands.placement import Placement, join
 from train.config import Config, Model
 from train.errors import ConfigError, Preempted, printable
 from train.methods import METHODS
@@ -64,25 +64,6 @@ class Kinds:
 
 
 @dataclass(frozen=True)
-class Placement:
-    """This process among several."""
-
-    distributed: bool = False
-    """This process is one of several that train together, on one host or many.
-    Each reads its part of every batch, and all need a shared run folder. See docs/distributed.md."""
-    coordinator: str | None = None
-    """With --distributed: HOST:PORT of process 0.
-    By default $JAX_COORDINATOR_ADDRESS, or as detected from SLURM, Open MPI, Kubernetes or a TPU pod."""
-    num_processes: int | None = None
-    """With --distributed: how many processes there are. By default $JAX_NUM_PROCESSES, or as detected."""
-    process_id: int | None = None
-    """With --distributed: the number of this process, from 0. By default $JAX_PROCESS_ID, or as detected."""
-    join_seconds: Annotated[float, Interval(gt=0, le=86400)] = 300.0
-    """With --distributed: seconds to wait for all processes to start.
-    Process 0 prints every half minute which are missing."""
-
-
-@dataclass(frozen=True)
 class Fit:
     """Trains a preset; every option overrides one of its values."""
 
@@ -123,12 +104,7 @@ def run(arguments: list[str]) -> int:
     from train.loop import fit
 
     networks = own.load([config.model.name] if own.is_own(config.model.name) else [])
-    if placement.distributed:
-        place = (placement.coordinator, placement.num_processes, placement.process_id)
-        processes.join(*place, placement.join_seconds)
-    elif placement != Placement():
-        raise ConfigError("--coordinator, --num-processes, --process-id and --join-seconds need --distributed")
-    processes.check_devices()
+    join(placement)
     compiled.keep(options.compilation_cache)
     # A run folder may be untrusted, so the data folder that it names is not written to.
     write_data = stored is None or stored.data.data_dir != config.data.data_dir
@@ -148,11 +124,11 @@ def run(arguments: list[str]) -> int:
             return Preempted.exit_code
     if processes.is_lead():
         print(printable(f"trained: {folder}"))
-        if options.evaluate:
-            from train.commands import evaluate
+    if options.evaluate:
+        from train.commands import evaluate
 
-            runs.check_still_ours(folder)  # what is there would be evaluated, and its report written
-            evaluate.compare(evaluate.Evaluate((folder,), networks=tuple(networks)))
+        runs.check_still_ours(folder)  # what is there would be evaluated, and its report written
+        evaluate.compare(evaluate.Evaluate((folder,), networks=tuple(networks)))
     return 0
 
 

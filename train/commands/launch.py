@@ -1,4 +1,4 @@
-"""`launch`: several processes of one training on this host, for its GPUs and for tests.
+"""`launch`: several processes of one training or evaluation on this host, for its GPUs and for tests.
 
 Each process gets its share of the devices; lines of output carry the process's number; signals go to all of them;
 when one fails the others end, and its exit code is the launcher's.
@@ -37,7 +37,7 @@ GRACE = 10.0
 
 @dataclass(frozen=True)
 class Launch:
-    """Runs `fit PRESET ...`, which follows these options, in several processes that train together on this host."""
+    """Runs `fit PRESET ...` or `evaluate RUN ...`, which follows these options, in several processes of this host."""
 
     processes: Count = 2
     """How many processes."""
@@ -48,7 +48,7 @@ class Launch:
 
 def run(arguments: list[str]) -> int:
     """Runs the launcher and returns the exit code: 0, or that of the first process that failed."""
-    split = arguments.index("fit") if "fit" in arguments else len(arguments)
+    split = next((at for at, argument in enumerate(arguments) if argument in ("fit", "evaluate")), len(arguments))
     options = validate(tyro.cli(Launch, prog="python -m train launch", args=arguments[:split]))
     if split >= len(arguments) - 1:
         raise ConfigError("launch needs a command: python -m train launch --processes 2 fit PRESET [options]")

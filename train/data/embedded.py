@@ -84,7 +84,8 @@ def open_split(request: Request) -> Records:
     if not (request.write or (data_dir / request.name / VERSION).is_dir()):
         raise DataError(f"{data_dir}: {request.name} is not there any more; say by --data-dir where it is, or shall be")
     folder = prepare(request.name, data_dir) if request.write else data_dir / request.name / VERSION
-    return prepared.open_folder(request, folder, "remove that folder, and it is prepared again")
+    records = prepared.open_folder(request, folder, "remove that folder, and it is prepared again")
+    return records._replace(shuffled=True)  # by the permutation of `_builder`
 
 
 KIND = Kind(accepts, open_split)

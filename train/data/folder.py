@@ -62,6 +62,7 @@ def open_split(request: Request) -> Records:
         decode=decode,
         copy=cache / f"{root.name}-{place}-{split}-{view.label}-{key}",
         files=fingerprint([class_names, _digest(labels, files.names, files.facts[:, 0])]),
+        labels=lambda indices: labels[indices],
     )
 
 

@@ -59,6 +59,8 @@ class Records(NamedTuple):
         copy: the folder for a decoded copy, ``.../SPLIT-OPTIONS-FINGERPRINT``; the fingerprint changes with the files.
         files: a hash of the files' names and sizes, for `Source.files`; empty where the same examples may lie in other
             files after they were prepared again.
+        labels: ``indices -> int32[n]``, labels without images, as `decode` gives them.
+        shuffled: whether the examples are stored in random order.
     """
 
     name: str
@@ -68,6 +70,8 @@ class Records(NamedTuple):
     decode: Callable[[np.ndarray, Shape, np.ndarray | None], Arrays]
     copy: Path
     files: str = ""
+    labels: Callable[[np.ndarray], np.ndarray] | None = None
+    shuffled: bool = False
 
 
 class InMemory(NamedTuple):

@@ -74,7 +74,8 @@ def open_folder(request: Request, folder: Path, remedy: str) -> Records:
     Raises:
         DataError: damaged, of the wrong kind, or without that split.
     """
-    stored, size, features, examples = _open_examples(request, folder, remedy)
+    stored, size, info, examples = _open_examples(request, folder, remedy)
+    features = info.features
     height, width, channels = features["image"].shape
     split = _Split(
         f"{folder}, split {request.split}", remedy, size, examples, (height, width, channels or 3), request.view
@@ -90,6 +91,8 @@ def open_folder(request: Request, folder: Path, remedy: str) -> Records:
         probe=split.probe,
         decode=split.decode,
         copy=folder / "decoded" / f"{request.split}-{request.view.label}-{key}",
+        labels=split.labels,
+        shuffled=not info.disable_shuffling,
     )
 
 
@@ -155,13 +158,22 @@ class _Split:
             where = f"{self.where}, example {indices[position]}"
             drawn = None if draws is None else draws[position].tolist()
             images[position] = decode_image(record["image"], where, shape=shape, view=self.view, draws=drawn)
-        labels = np.array([record["label"] for record in records], np.int64)
-        # A cast alone could wrap labels outside the range back into it.
-        return images, np.clip(labels, -1, MAX_CLASSES).astype(np.int32)
+        return images, _labels_of(records)
+
+    def labels(self, indices: np.ndarray) -> np.ndarray:
+        """Reads the labels of the examples at ``indices`` without decoding their images."""
+        parts = [_labels_of(self.read(indices[at : at + 256])) for at in range(0, len(indices), 256)]
+        return np.concatenate([np.zeros(0, np.int32), *parts])
+
+
+def _labels_of(records: list[dict[str, Any]]) -> np.ndarray:
+    labels = np.array([record["label"] for record in records], np.int64)
+    # A cast alone could wrap labels outside the range back into it.
+    return np.clip(labels, -1, MAX_CLASSES).astype(np.int32)
 
 
 def _open_examples(request: Request, folder: Path, remedy: str) -> tuple[str, int, Any, Any]:
-    """The split's name in the set, the number of examples, the features, and random access to encoded examples."""
+    """The split's name in the set, the number of examples, the set's info, and random access to encoded examples."""
     tfds = require("tensorflow_datasets", "tensorflow-datasets", f"the data set {request.name}")
     check_metadata(folder)
     try:
@@ -182,7 +194,7 @@ def _open_examples(request: Request, folder: Path, remedy: str) -> tuple[str, in
         examples = builder.as_data_source(stored, decoders=encoded, file_format="array_record")
     except Exception as error:
         raise DataError(f"{folder}: no random access ({one_line(error)}); {remedy}") from error
-    return stored, sizes[stored], features, examples
+    return stored, sizes[stored], builder.info, examples
 
 
 def _check_features(tfds: Any, folder: Path, features: Any) -> None:

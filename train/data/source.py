@@ -49,6 +49,8 @@ class Source:
         fingerprint: a hash of images and labels, which does not depend on where the data are. It covers all of a source
             in memory of at most 256 MiB; otherwise a sample that is spread over the source, and `files`.
         whole: the number of examples of the stored split that it is, or is a part of.
+        labels: ``indices int[n] -> int32[n]``, labels without decoding images; None if these must be decoded.
+        shuffled: whether the examples are in random order.
         random: whether training takes random crops: `read` then also takes draws, ``float[n, NUM_DRAWS]`` in [0, 1).
     """
 
@@ -61,6 +63,8 @@ class Source:
     in_memory: bool
     files: str = ""
     whole: int = 0
+    labels: Callable[[np.ndarray], np.ndarray] | None = None
+    shuffled: bool = False
     random: bool = False
 
     def __len__(self) -> int:
@@ -194,12 +198,14 @@ def _part(source: Source, part: Part) -> Source:
 
 
 def _subset(source: Source, kept: np.ndarray, name: str) -> Source:
+    labels = source.labels
     return replace(
         source,
         name=name,
         size=len(kept),
         read=lambda indices, *draws: source.read(kept[indices], *draws),
         unreadable=lambda indices: source.unreadable(kept[indices]),
+        labels=None if labels is None else lambda indices: labels(kept[indices]),
     )
 
 
@@ -234,13 +240,15 @@ def _from_records(records: Records, request: Request, unreadable: Unreadable) ->
                 unreadable.add_wrong_labels(labels, indices, len(class_names), name)
                 return images, labels
 
-            source = Source(name, size, shape, class_names, read, unreadable.mask, in_memory=False, files=records.files)
-            return replace(source, random=random)
+            return Source(
+                name, size, shape, class_names, read, unreadable.mask, in_memory=False, files=records.files,
+                labels=records.labels, shuffled=records.shuffled, random=random,
+            )  # fmt: skip
         with quiet_decoding():
             arrays = decode_split(decode, size, shape, name)
         if request.write and not len(unreadable):  # a copy does not record which examples were unreadable
             write_copy(records.copy, arrays)
-    return _from_arrays(InMemory(name, class_names, arrays), unreadable)
+    return replace(_from_arrays(InMemory(name, class_names, arrays), unreadable), shuffled=records.shuffled)
 
 
 def _printable_all(names: Iterable[str]) -> tuple[str, ...]:
@@ -256,4 +264,7 @@ def _from_arrays(split: InMemory, unreadable: Unreadable) -> Source:
         return np.take(images, indices, axis=0), np.take(labels, indices)
 
     height, width, channels = images.shape[1:]
-    return Source(name, len(labels), (height, width, channels), class_names, read, unreadable.mask, in_memory=True)
+    return Source(
+        name, len(labels), (height, width, channels), class_names, read, unreadable.mask, in_memory=True,
+        labels=lambda indices: np.take(labels, indices),
+    )  # fmt: skip

@@ -13,6 +13,7 @@ import numpy as np
 
 from deformreg._programs import jitted
 from deformreg.attacks.attack import Attack, Examples, row_keys
+from deformreg.evaluation.data import HostArray, spaced
 from deformreg.evaluation.flags.flag import Flag, raised
 from deformreg.evaluation.flags.queries import QUERY_CALLS, QUERY_FLAGS, ObserveQueries, compile_queries
 from deformreg.evaluation.flags.responses import (
@@ -26,8 +27,8 @@ from deformreg.evaluation.flags.responses import (
     half_side,
     no_responses,
 )
-from deformreg.evaluation.outcomes import AttackOutcome, Clean, Progress, Setting, Spent, in_batches
-from deformreg.evaluation.rows import HostArray, spaced
+from deformreg.evaluation.outcomes import AttackOutcome, Progress, Spent
+from deformreg.evaluation.passes import Clean, Setting, in_batches
 from deformreg.evaluation.suites import Suite
 from deformreg.interop.host import ModelError, NoGradients, model_errors
 from deformreg.perturbations import Perturbation, flow
@@ -121,7 +122,7 @@ def compile_diagnosis(suite: Suite) -> Diagnosis:
         started = time.perf_counter()
         images, size = setting.data.images, setting.batch_size
         name, side = _examined((attack for attack in suite(radius) if attack.uses_gradients), images)
-        radii = _radii(side, family(name, radius), images)
+        radii = _radii(side, family(name, radius), setting)
         share, resisting = _resisting(outcomes, correct)
         change = float(largest_change(name)(radius, images[:size]))
         felt, cost = no_responses(share, change, radii), Spent()
@@ -182,10 +183,11 @@ def _examined(attacks: Iterable[Attack], images: HostArray) -> tuple[str | None,
     return (name, side) if side > 0 else (None, 1.0)
 
 
-def _radii(side: float, family: Perturbation, images: HostArray) -> Radii:
+def _radii(side: float, family: Perturbation, setting: Setting) -> Radii:
     """The budgets to try; the last one allows nearly anything."""
     # A flow of half the image reaches any pixel; other families may use the whole range of the images.
-    anything = max(images.shape[1:-1]) / 2 if family.field is not None else max(float(np.ptp(images)), 1e-3)
+    low, high = setting.image_range
+    anything = max(setting.data.images.shape[1:-1]) / 2 if family.field is not None else max(high - low, 1e-3)
     return side, 2 * side, 4 * side, max(anything, 4 * side)
 
 

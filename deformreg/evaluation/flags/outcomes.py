@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from deformreg.evaluation.data import HostArray
 from deformreg.evaluation.flags.flag import Flag
 from deformreg.evaluation.outcomes import AttackOutcome
-from deformreg.evaluation.rows import HostArray
 
 TOLERANCE = 0.002  # the share of the examples that AutoAttack allows Square over the gradient attacks
 

@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from deformreg.evaluation.data import HostArray
 from deformreg.evaluation.flags.flag import Flag
-from deformreg.evaluation.outcomes import Clean, Setting
-from deformreg.evaluation.rows import HostArray
+from deformreg.evaluation.passes import Clean, Setting
 
 
 class Outputs(NamedTuple):

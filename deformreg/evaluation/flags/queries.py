@@ -13,9 +13,9 @@ from jax.tree_util import Partial
 from deformreg._programs import jitted
 from deformreg.attacks.attack import Examples
 from deformreg.attacks.search import sample_rows, step_keys
+from deformreg.evaluation.data import HostArray
 from deformreg.evaluation.flags.flag import Flag
 from deformreg.evaluation.flags.responses import identity_changes_the_loss
-from deformreg.evaluation.rows import HostArray
 from deformreg.noise import uniform
 from deformreg.perturbations import Perturbation
 

@@ -15,8 +15,8 @@ from deformreg._arrays import choose, spread
 from deformreg._programs import jitted
 from deformreg.attacks.attack import Attack, Examples, row_keys
 from deformreg.attacks.search import differentiate
+from deformreg.evaluation.data import HostArray
 from deformreg.evaluation.flags.flag import Flag
-from deformreg.evaluation.rows import HostArray
 from deformreg.perturbations import Perturbation
 
 UNDERFLOW = 88.0  # nats; exp(-88) is about the smallest normal float32

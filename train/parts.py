@@ -1,0 +1,163 @@
+"""What the processes of an evaluation have found with the attack at work: kept in files, and exchanged through them.
+
+Each process attacks its share of the images and writes what it has found into a file of its own beside that of the
+finished attacks. A process that has finished its share waits for the others' files, and puts them together. Started
+again, on any number of processes and devices, the evaluation continues with all that these files hold.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from deformreg.evaluation import Found, together
+from train import processes
+from train.partial import Kept, Partial
+
+WAIT = 0.2
+"""Seconds between two looks for a file of another process."""
+
+
+@dataclass(frozen=True)
+class Team:
+    """The processes that share an evaluation.
+
+    Attributes:
+        index: of this one, from 0.
+        count: of all.
+        start: a number that is the same in all processes, and another one at every start.
+    """
+
+    index: int = 0
+    count: int = 1
+    start: int = 0
+
+
+def team() -> Team:
+    """All processes that have joined; they call this together."""
+    if not processes.is_joined():
+        return Team(start=_new_number())
+    return Team(jax.process_index(), jax.process_count(), processes.from_lead(_new_number()))
+
+
+def _new_number() -> int:
+    return time.time_ns() % (1 << 31)
+
+
+class Part(NamedTuple):
+    """What one process has found.
+
+    Attributes:
+        attack: number of the attack at work.
+        start: of the team.
+        complete: whether the process has finished its share.
+        found: all that it knows of, costs only of this start and process.
+        earlier: model calls, seconds and seconds of compiling of earlier starts.
+        shown: int[k], which of the images for the pictures it has attacked.
+        params: what the attack found for these, leaves whose first axis is k.
+    """
+
+    attack: int
+    start: int
+    complete: bool
+    found: Found
+    earlier: tuple[int, float, float]
+    shown: np.ndarray
+    params: list[np.ndarray]
+
+
+class Begun(NamedTuple):
+    """What earlier starts have found with an attack, and the parts that say so."""
+
+    found: Found
+    parts: list[Part]
+
+
+def write(file: Partial, team: Team, part: Part) -> None:
+    """Replaces this process's file."""
+    found = part.found
+    arrays = {"finished": found.finished, "claimed": found.claimed, "broken": found.broken, "calls": found.calls}
+    arrays |= {f"norm {name}": values for name, values in found.norms.items()}
+    arrays |= {"shown": part.shown, **{f"params {at}": leaf for at, leaf in enumerate(part.params)}}
+    costs = (found.model_calls, found.seconds, found.compile_seconds)
+    facts = {"attack": part.attack, "start": part.start, "complete": part.complete, "costs": costs}
+    _place(file, team.index, part.attack).write({**facts, "earlier": part.earlier}, arrays)
+
+
+def begun(file: Partial, attack: int, count: int) -> Begun | None:
+    """What earlier starts have found with an attack on `count` images; None if nothing."""
+    read = (file._replace(path=path).read(lambda kept: _parse(kept, count)) for path in _paths(file))
+    parts = [part for part in read if part is not None and part.attack == attack]
+    if not parts:
+        return None
+    newest = max(parts, key=lambda part: (part.earlier, part.start))
+    spent = together(part.found for part in parts if part.start == newest.start)
+    calls, seconds, compile_seconds = newest.earlier
+    found = together(part.found for part in parts)._replace(
+        model_calls=calls + spent.model_calls,
+        seconds=seconds + spent.seconds,
+        compile_seconds=compile_seconds + spent.compile_seconds,
+    )
+    return Begun(found, parts)
+
+
+def gathered(file: Partial, team: Team, own: Part) -> list[Part]:
+    """Writes this process's part, which is complete, and waits for those of all others."""
+    write(file, team, own)
+    return [own if index == team.index else _wait_for(file, team, index, own) for index in range(team.count)]
+
+
+def _wait_for(file: Partial, team: Team, index: int, own: Part) -> Part:
+    place = _place(file, index, own.attack)
+    seen = None
+    while True:
+        try:
+            now = place.path.stat().st_mtime_ns
+        except OSError:
+            now = None
+        if now not in (None, seen):
+            seen = now
+            part = place.read(lambda kept: _parse(kept, len(own.found.finished)))
+            if part is not None and part.complete and (part.start, part.attack) == (team.start, own.attack):
+                return part
+        time.sleep(WAIT)
+
+
+def _place(file: Partial, index: int, attack: int) -> Partial:
+    # Two files in turn: a process may be an attack ahead of one that has yet to read what it found with the last.
+    return file._replace(path=file.path.with_suffix(f".{index}.{attack % 2}{file.path.suffix}"))
+
+
+def _paths(file: Partial) -> Iterable[Path]:
+    return sorted(file.path.parent.glob(f"{file.path.stem}.*{file.path.suffix}"))
+
+
+def _parse(kept: Kept, count: int) -> Part:
+    facts, arrays = kept.facts, kept.arrays
+    finished, claimed, broken, calls = (arrays[name] for name in ("finished", "claimed", "broken", "calls"))
+    norms = {name.removeprefix("norm "): array for name, array in arrays.items() if name.startswith("norm ")}
+    shown = arrays["shown"]
+    params = [arrays[f"params {at}"] for at in range(sum(name.startswith("params ") for name in arrays))]
+    each = (finished, claimed, broken, calls, *norms.values())
+    if any(mask.dtype != bool for mask in each[:3]) or any(array.shape != (count,) for array in each):
+        raise ValueError("its results are not one for each image")
+    if shown.ndim != 1 or shown.dtype != np.int64 or any(len(leaf) != len(shown) for leaf in params):
+        raise ValueError("its pictures are not one for each image")
+    (spent, *times), (before, *times_before) = facts["costs"], facts["earlier"]
+    seconds, compile_seconds = map(float, times)
+    seconds_before, compile_before = map(float, times_before)
+    return Part(
+        int(facts["attack"]),
+        int(facts["start"]),
+        bool(facts["complete"]),
+        Found(finished, claimed, broken, calls, norms, int(spent), seconds, compile_seconds),
+        (int(before), seconds_before, compile_before),
+        shown,
+        params,
+    )
