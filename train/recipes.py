@@ -23,7 +23,7 @@ def fit_command(config: Config, folder: Path) -> str | None:
         folder: the run folder to name.
     """
     options = _flat(config)
-    if any(value for path, value in options.items() if path.rpartition(".")[2] == "given"):
+    if options["data.given"] or options["model.given"] or "given" in (options["method"], options["optimizer"]):
         return None
     changes = {name: list(_changes(options, _flat(preset.config))) for name, preset in PRESETS.items()}
     name = min(changes, key=lambda name: len(changes[name]))

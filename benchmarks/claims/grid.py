@@ -49,6 +49,7 @@ class Setting(NamedTuple):
         name: of data and network.
         config: all but method and seed.
         steps: of a training.
+        weight: of the flow gradient penalty where a method's strength is a radius.
         budgets: of the evaluation.
         strengths: for each method of `METHODS`, the weights or radii that are tried.
         examples: number of test images to attack.
@@ -58,6 +59,7 @@ class Setting(NamedTuple):
     name: str
     config: Config
     steps: int
+    weight: float
     budgets: Budgets
     strengths: Mapping[str, tuple[float, ...]]
     examples: int = 200
@@ -114,11 +116,11 @@ METHODS: dict[str, Callable[[float, Setting], AnyMethod]] = {
         radius=share * setting.budgets.shift, degrees=share * setting.budgets.degrees, draws=10
     ),
     "TRADES": lambda beta, setting: Trades(beta=beta, radius=setting.budgets.seen[1]),
-    "flow gradient + deformation": lambda weight, setting: FlowGradientDeformation(
-        weight=weight, radius=setting.budgets.seen[1]
+    "flow gradient + deformation": lambda radius, setting: FlowGradientDeformation(
+        weight=setting.weight, radius=radius
     ),
-    "flow gradient + pixel adversarial": lambda weight, setting: FlowGradientAdversarial(
-        weight=weight, radius=setting.budgets.pixels
+    "flow gradient + pixel adversarial": lambda radius, setting: FlowGradientAdversarial(
+        weight=setting.weight, radius=radius
     ),
 }
 """What each method trains with at a strength: a weight, for those that know an attack by its radius that radius."""
@@ -133,6 +135,7 @@ _DIGITS = Setting(
         epochs=30,
     ),
     570,
+    1.0,
     Budgets(seen=(0.1, 0.2, 0.3), smooth=0.5, pixels=0.15, shift=0.5, degrees=10.0),
     {
         "standard": (0.0,),
@@ -140,7 +143,7 @@ _DIGITS = Setting(
         "input gradient": (0.03, 0.1, 0.3, 1.0, 3.0),
         "deformation": (0.1, 0.2, 0.3),
         "pixel adversarial": (0.05, 0.1, 0.15, 0.2),
-        "flow gradient + deformation": (0.3, 1.0, 3.0),
+        "flow gradient + deformation": (0.1, 0.2, 0.3),
         "flow gradient, dual norm": (0.05, 0.1, 0.2),
         "random flows": (0.2, 0.4),
         "deformation, 1 step": (0.1, 0.2, 0.3),
@@ -154,7 +157,7 @@ _DIGITS = Setting(
         "flow gradient, finite difference": (3.0,),
         "input gradient, dual norm": (0.02, 0.05, 0.1),
         "local linearity": (10.0, 100.0, 1000.0),
-        "flow gradient + pixel adversarial": (1.0, 3.0),
+        "flow gradient + pixel adversarial": (0.05, 0.1, 0.15),
     },
     seeds=3,
 )
@@ -170,14 +173,15 @@ _MNIST = Setting(
         epochs=8,
     ),
     896,
+    4.0,
     Budgets(seen=(0.25, 0.5, 0.75), smooth=1.5, pixels=0.1, shift=3.0, degrees=30.0),
     {
         "standard": (0.0,),
         "flow gradient": (4.0, 12.0, 36.0),
         "input gradient": (0.1, 0.3, 1.0),
-        "deformation": (0.25, 0.5),
-        "pixel adversarial": (0.05, 0.1, 0.2),
-        "flow gradient + deformation": (4.0, 12.0),
+        "deformation": (0.125, 0.25, 0.5),
+        "pixel adversarial": (0.025, 0.05, 0.1, 0.2),
+        "flow gradient + deformation": (0.125, 0.25, 0.5),
         "flow gradient, dual norm": (0.1, 0.2, 0.4),
         "random flows": (0.5, 1.0),
         "deformation, 1 step": (0.25, 0.5),
@@ -191,7 +195,7 @@ _MNIST = Setting(
         "flow gradient, finite difference": (12.0,),
         "input gradient, dual norm": (0.02, 0.05, 0.1),
         "local linearity": (10.0, 100.0, 1000.0),
-        "flow gradient + pixel adversarial": (4.0, 12.0),
+        "flow gradient + pixel adversarial": (0.025, 0.05, 0.1),
     },
     seeds=3,
 )
@@ -227,6 +231,7 @@ def _cifar(network: str, model: Model) -> Setting:
             epochs=12,
         ),
         1680,
+        1.0,
         Budgets(seen=(0.155, 0.3, 0.5), smooth=1.0, pixels=4 / 255, shift=2.0, degrees=15.0),
         {
             "standard": (0.0,),
@@ -234,7 +239,7 @@ def _cifar(network: str, model: Model) -> Setting:
             "input gradient": (0.03, 0.1, 0.3),
             "deformation": (0.155, 0.3),
             "pixel adversarial": (2 / 255, 4 / 255),
-            "flow gradient + deformation": (1.0,),
+            "flow gradient + deformation": (0.155,),
         },
         examples=100,
     )

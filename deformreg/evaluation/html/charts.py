@@ -152,7 +152,8 @@ def _within(at: float, left: float, right: float) -> float:
 def _value(y: Axis, point: Point) -> str:
     if point.low is None or point.high is None:
         return y.text(point.y)
-    return f"{y.text(point.y)} ({y.text(point.low)} to {y.text(point.high)})"
+    low = y.text(point.low).removesuffix(y.unit).rstrip()
+    return f"{y.text(point.y)} ({low} to {y.text(point.high)})"
 
 
 def _numbers(title: str, x: Axis, y: Axis, lines: Sequence[Line]) -> Html:

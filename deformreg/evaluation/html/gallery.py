@@ -77,9 +77,10 @@ def _gain(frames: Sequence[Frames], order: HostArray) -> float:
 
 def _explanation(gain: float) -> str:
     return (
-        "Each image with the flow that an attack found against each model. The slider moves the pixels along the flow; "
-        "the answers below are the model's at that place. In the flow, hue is the direction from which a pixel takes "
-        f"its content, saturation the distance. Differences are magnified {gain:.3g} times around grey."
+        "Test images with the flow that an attack found for each against each model. The slider moves the pixels along "
+        "the flow; below are the model's answer to that image, its probability of the label (green) and of another "
+        "class (red). In the flow, hue is the direction from which a pixel takes its content, and saturation the "
+        f"distance. Differences are magnified {gain:.3g} times around grey."
     )
 
 

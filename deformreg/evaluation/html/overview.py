@@ -10,8 +10,11 @@ from deformreg.evaluation.frames import Frames
 from deformreg.evaluation.html.charts import Line, Point, axis, chart
 from deformreg.evaluation.html.elements import COLORS, Html, Section, element, join, percent, swatch, table
 from deformreg.evaluation.html.gallery import gallery
-from deformreg.evaluation.html.page import LIMIT
+from deformreg.evaluation.html.page import LIMIT, anchor
 from deformreg.evaluation.results import Evaluation
+
+TRUST = "Can the numbers be trusted?"
+"""The heading of the red flags."""
 
 
 def lead(evaluations: Mapping[str, Evaluation], facts: Sequence[str] = ()) -> Html:
@@ -22,11 +25,17 @@ def lead(evaluations: Mapping[str, Evaluation], facts: Sequence[str] = ()) -> Ht
             element("span", swatch(number), name, class_="name"),
             element("b", percent(evaluation.robust_accuracy)),
             element("span", f"right under every attack; {percent(evaluation.clean_accuracy)} without one"),
+            _warning(len(evaluation.flags)),
         )
         for number, (name, evaluation) in enumerate(evaluations.items())
     ]
     about = [*_setting(list(evaluations.values())), *facts]
     return join([element("p", " · ".join(about), class_="facts"), element("ul", *figures, class_="figures")])
+
+
+def _warning(count: int) -> Html | None:
+    text = f"\N{BLACK FLAG} {count} red flag{'s' if count > 1 else ''}"
+    return element("a", text, href=f"#{anchor(TRUST)}") if count else None
 
 
 def _setting(evaluations: Sequence[Evaluation]) -> list[str]:
@@ -103,16 +112,15 @@ def doubts(evaluations: Mapping[str, Evaluation]) -> Section:
     ]
     unsearched = [name for name, evaluation in evaluations.items() if not evaluation.diagnosis.model_calls]
     if unsearched:
-        notices.append(
-            element(
-                "p",
-                f"For {', '.join(unsearched)} only the attacks' own results were checked: the search for red flags "
-                "that needs further model calls did not run.",
-            )
+        models = "" if len(unsearched) == len(evaluations) else f" of {', '.join(unsearched)}"
+        text = (
+            f"Only the attacks' own results{models} were checked: the search for red flags that needs further model "
+            "calls did not run."
         )
+        notices.append(element("p", text))
     elif not notices:
         notices.append(element("p", "No red flag was raised: the attacks behave as on a model that hides nothing."))
-    return Section("Can the numbers be trusted?", join(notices))
+    return Section(TRUST, join(notices))
 
 
 def _notice(number: int, name: str, flag: Flag) -> Html:
@@ -122,7 +130,7 @@ def _notice(number: int, name: str, flag: Flag) -> Html:
     ]
     return element(
         "div",
-        element("h3", element("span", "⚑ ", aria_hidden="true"), flag.name.replace("_", " ")),
+        element("h3", element("span", "\N{BLACK FLAG} ", aria_hidden="true"), flag.name.replace("_", " ")),
         element("p", swatch(number), element("b", name), ": ", flag.explanation),
         element("dl", *evidence) if evidence else None,
         class_="flag",
@@ -222,4 +230,4 @@ def sections(
         return [*before, *after]
     taken = sum(len(section.body.encode()) for section in [*before, *after]) + 50_000
     pictures = gallery(frames, numbers, class_names, limit=LIMIT - taken)
-    return [*before, Section("The images, moved", pictures), *after]
+    return [*before, Section("Images and flows", pictures), *after]

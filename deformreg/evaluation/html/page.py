@@ -27,14 +27,10 @@ def page(title: str, lead: Html, sections: Sequence[Section]) -> str:
     Returns:
         The text of the file.
     """
-    anchors = [re.sub(r"\W+", "-", section.title.lower()).strip("-") for section in sections]
-    links = [
-        element("li", element("a", section.title, href=f"#{anchor}"))
-        for section, anchor in zip(sections, anchors, strict=True)
-    ]
+    links = [element("li", element("a", section.title, href=f"#{anchor(section.title)}")) for section in sections]
     bodies = [
-        element("section", element("h2", section.title, id=anchor), section.body, aria_labelledby=anchor)
-        for section, anchor in zip(sections, anchors, strict=True)
+        element("section", element("h2", title, id=anchor(title)), body, aria_labelledby=anchor(title))
+        for title, body in sections
     ]
     script = _resource("page.js")
     return Template(_resource("page.html")).substitute(
@@ -47,6 +43,11 @@ def page(title: str, lead: Html, sections: Sequence[Section]) -> str:
         sections="\n".join(bodies),
         script=script,
     )
+
+
+def anchor(title: str) -> str:
+    """The address of a section within the page."""
+    return re.sub(r"\W+", "-", title.lower()).strip("-")
 
 
 @cache

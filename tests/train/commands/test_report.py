@@ -1,0 +1,143 @@
+"""The report of runs that were evaluated: it is written from what the evaluations left, and refuses what is damaged."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from settings import METHODS, TINY
+
+from deformreg.evaluation import Frames
+from train import files, options, results
+from train.commands import main
+
+EVIL = "<script>x</script>\udce9"
+ATTACK = {
+    "robust_accuracy": 0.25, "attacked": 3, "broken": 2, "success_rate": 0.5, "model_calls": 9, "seconds": 1.0,
+    "compile_seconds": 2.0, "radius_pixels": 0.5, "budget": {}, "mean_calls": 3.0, "rejected": 0, "settings": {},
+    "norms": {"mean_displacement": {"mean": 0.125, "max": None}}, "uses_gradients": True,
+}  # fmt: skip
+ROW = {
+    "method": "standard", "suite": "quick", "radius_pixels": 0.5, "images": "digits, split test", "step": 9,
+    "train_seconds": 12.0, "seed": 0, "environment": {"python": "3.11", "devices": ["cpu"]}, "examples": 4,
+    "clean_accuracy": 0.75, "robust_accuracy": 0.25, "robust_interval": [0.1, 0.7], "attacks": {"pgd": ATTACK},
+    "flags": [{"name": "zero_gradients", "explanation": EVIL, "evidence": {"share": 0.5}}], "model_calls": 20,
+    "diagnosis": {"model_calls": 4, "seconds": 1.0, "compile_seconds": 1.0}, "seconds": 9.0, "independent": False,
+    "criterion": "classification", "curve_suite": "15 sign steps", "curve_examples": 4,
+    "mean_minimal_displacement": 0.3,
+    "curve": [{"radius_pixels": r, "accuracy": 0.5, "low": 0.2, "high": 0.8} for r in (0.0, 0.5)],
+}  # fmt: skip
+METRICS = [{"step": step, "loss": 1 / step, "accuracy": 0.5, "seconds": 1.0} for step in range(1, 200)]
+
+
+def answered(seed=0):
+    rng = np.random.default_rng(seed)
+    images = np.random.default_rng(1).integers(0, 256, (3, 4, 4, 1)).astype(np.float32) / 255
+    predicted = np.array([[0, 1]] * 3)
+    flows = rng.uniform(-1, 1, (3, 4, 4, 2)).astype(np.float16).astype(np.float32)
+    return Frames(images, np.zeros(3, int), flows, ("edge",) * 3, np.array([0.0, 1.0]), predicted, predicted * 0.5,
+                  predicted * 0.25)  # fmt: skip
+
+
+def write(folder, *, config=TINY, row=ROW, frames=True):
+    files.write_text(folder / "config.json", options.to_json(config))
+    files.write_json(folder / "evaluation.json", row)
+    files.write_text(folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in METRICS))
+    if frames:
+        results.write_frames(folder / "examples.npz", answered(), ["cat", EVIL])
+    return folder
+
+
+def report(capsys, *arguments):
+    code = main(["report", *map(str, arguments)])
+    captured = capsys.readouterr()
+    return code, captured.out + captured.err
+
+
+def test_a_report_of_two_runs_is_one_page(capsys, tmp_path):
+    first = write(tmp_path / "a&b")
+    other = write(tmp_path / "c", config=replace(TINY, method=METHODS["flow-gradient"]))
+    assert report(capsys, first, other) == (0, f"report: {tmp_path / 'report.html'}\n")
+    text = (tmp_path / "report.html").read_text()
+    assert text.count("<article") == 3
+    assert text.count("<script>") == 1
+    for words in ("a&amp;b", "Loss</strong>", "fit digits-flow", "method.weight", "zero gradients", "12 s"):
+        assert words in text, words
+    assert report(capsys, first, "--output", tmp_path / "one.html")[0] == 0
+    assert "Penalty" not in (tmp_path / "one.html").read_text()  # standard training has none
+
+
+def test_evaluations_written_elsewhere_are_found(capsys, tmp_path):
+    run = write(tmp_path / "run")
+    write(tmp_path / "out", row={**ROW, "clean_accuracy": 0.625})
+    code, said = report(capsys, run, "--results", tmp_path / "out")
+    assert (code, said) == (0, f"report: {tmp_path / 'out' / 'report.html'}\n")
+    assert "62.5" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_without_examples_there_is_no_gallery(capsys, tmp_path):
+    assert report(capsys, write(tmp_path / "run", frames=False))[0] == 0
+    text = (tmp_path / "run" / "report.html").read_text()
+    assert "<article" not in text
+    assert "has no examples.npz: evaluate it again" in text
+
+
+@pytest.mark.parametrize("field", ["suite", "radius_pixels", "images", "examples"])
+def test_only_what_compares_stands_side_by_side(capsys, tmp_path, field):
+    other = {**ROW, field: 2 * ROW[field]}
+    code, said = report(capsys, write(tmp_path / "a"), write(tmp_path / "b", row=other))
+    assert code == 2
+    assert said.startswith("error: b was evaluated ")
+    assert said.count("\n") == 1
+    assert not (tmp_path / "report.html").exists()
+
+
+def refused(capsys, *arguments):
+    code, said = report(capsys, *arguments)
+    assert (code, said.count("\n")) == (2, 1), said
+    return said
+
+
+def test_what_cannot_be_read_is_one_line(capsys, tmp_path):
+    assert "at least one run folder" in refused(capsys)
+    run = write(tmp_path / "run")
+    assert "takes each run once" in refused(capsys, run, run)
+    for row in ({**ROW, "clean_accuracy": 1.5}, {**ROW, "curve": []}, {**ROW, "flags": 3}, [], {}):
+        files.write_json(run / "evaluation.json", row)
+        assert "is no evaluation of this version" in refused(capsys, run)
+    (run / "evaluation.json").write_text("{")
+    assert "cannot be read" in refused(capsys, run)
+    (run / "evaluation.json").unlink()
+    assert "holds no evaluation: `python -m train evaluate` writes one" in refused(capsys, run)
+
+
+def test_examples_come_back_as_they_were(tmp_path):
+    path = tmp_path / "examples.npz"
+    results.write_frames(path, answered(), ["cat", EVIL])
+    found, names = results.read_frames(path)
+    assert names == ("cat", EVIL)
+    for before, after in zip(answered(), found, strict=True):
+        np.testing.assert_array_equal(before, after)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"images": np.zeros((3, 4, 4, 1))},
+        {"flows": np.zeros((3, 4, 4, 3), np.float16)},
+        {"flows": np.full((3, 4, 4, 2), np.nan, np.float16)},
+        {"predicted": np.zeros((3, 5), int)},
+        {"boundaries": np.array(["edge", "edge", "<b>"])},
+        {"labels": np.array([None] * 3)},
+    ],
+)
+def test_damaged_examples_are_refused(capsys, tmp_path, damage):
+    run = write(tmp_path / "run")
+    with np.load(run / "examples.npz") as stored:
+        arrays = dict(stored)
+    np.savez(run / "examples.npz", **{**arrays, **damage})
+    assert "examples.npz cannot be read" in refused(capsys, run)
+    (run / "examples.npz").write_bytes(b"PK nothing")
+    assert "examples.npz cannot be read" in refused(capsys, run)
