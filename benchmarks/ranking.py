@@ -237,16 +237,18 @@ def optimality(lines: list[Line]) -> dict[tuple[str, str, int], float]:
 
 
 def table(lines: list[Line]) -> str:
-    """Optimality in percent, the strongest attack first; the numbers of a cell are for increasing numbers of passes."""
+    """Optimality in percent, the strongest attack first; a column for each model and number of passes."""
     found = optimality(lines)
-    models, attacks = dict.fromkeys(key[0] for key in found), dict.fromkeys(key[1] for key in found)
-    passes = sorted({key[2] for key in found})
+    order = list(dict.fromkeys(model for model, _, _ in found))
+    columns = sorted({(model, passes) for model, _, passes in found}, key=lambda one: (order.index(one[0]), one[1]))
+    attacks = dict.fromkeys(attack for _, attack, _ in found)
+
+    def cell(model: str, attack: str, passes: int) -> str:
+        number = found.get((model, attack, passes))
+        return "" if number is None else f"{100 * number:.0f}"
+
     means = {attack: np.mean([found[key] for key in found if key[1] == attack]) for attack in attacks}
-
-    def cell(model: str, attack: str) -> str:
-        numbers = (found.get((model, attack, one)) for one in passes)
-        return " / ".join("-" if number is None else f"{100 * number:.0f}" for number in numbers)
-
     ranked = sorted(attacks, key=lambda attack: -means[attack])
-    body = [[attack, *(cell(model, attack) for model in models)] for attack in ranked]
-    return rows.markdown([["attack", *models], ["---", *["---:"] * len(models)], *body])
+    titles = [f"{model}, {passes} passes" for model, passes in columns]
+    body = [[attack, *(cell(model, attack, passes) for model, passes in columns)] for attack in ranked]
+    return rows.markdown([["attack", *titles], ["---", *["---:"] * len(columns)], *body])

@@ -57,9 +57,9 @@ TITLES = {
     "largest_batch": "largest batch that compiles",
     "gathers_and_scatters": "gathers, scatters",
     "cores_for_v5e-8_standard": "cores for v5e-8, standard",
-    "cores_for_v5e-8_flow-gradient": "flow gradient",
+    "cores_for_v5e-8_flow-gradient": "cores for v5e-8, flow gradient",
     "cores_for_8 H100_standard": "cores for 8 H100, standard",
-    "cores_for_8 H100_flow-gradient": "flow gradient",
+    "cores_for_8 H100_flow-gradient": "cores for 8 H100, flow gradient",
     "clean_accuracy": "clean",
     "robust_accuracy": "robust",
 }

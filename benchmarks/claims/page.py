@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from statistics import fmean
 
@@ -101,6 +102,42 @@ def _cells(one: Chosen) -> list[str]:
     ]
 
 
+def gains(lines: Sequence[Line]) -> str:
+    """What robustness costs: each method's gain over the standard network at matched clean accuracy, against its cost.
+
+    The gain counts under flows; its share is that of exact flow gradient regularization's and of the deformation
+    training's gain.
+    """
+    titles = ["setting", "method", "strength", "cost in standard steps", "gain in points"]
+    titles += [f"share of {method}'s gain" for method in _COMPARED]
+    rows = []
+    for setting in verdicts.settings(lines):
+        found = {name: one for name, one in verdicts.chosen(lines, setting).items() if one.matched}
+        if "standard" not in found:
+            continue
+        over = {name: one.mean(verdicts.seen) - found["standard"].mean(verdicts.seen) for name, one in found.items()}
+        ordered = sorted(found.values(), key=lambda one: float(one.lines[0]["passes"]))
+        rows += [
+            [
+                f"`{setting}`",
+                one.method,
+                "" if one.method == "standard" else f"{one.strength:g}",
+                f"{one.lines[0]['passes'] / 3:.2f}",
+                f"{100 * over[one.method]:.1f}",
+                *(_share(over[one.method], over.get(method, 0.0)) for method in _COMPARED),
+            ]
+            for one in ordered
+        ]
+    return markdown([titles, ["---", "---", *["---:"] * (len(titles) - 2)], *rows])
+
+
+_COMPARED = ("flow gradient", "deformation")
+
+
+def _share(part: float, whole: float) -> str:
+    return f"{100 * part / whole:.0f} %" if whole > 0 else ""
+
+
 def _range(accuracies: Sequence[float]) -> str:
     """The mean over the seeds in percent and, if there are several, the range."""
     values = [100 * accuracy for accuracy in accuracies]
@@ -161,15 +198,20 @@ def costs(lines: Sequence[Line]) -> Figure:
 def _panels(lines: Sequence[Line], draw: Callable[[Axes, str], None]) -> Figure:
     """A panel for each setting, and one legend for all."""
     settings = verdicts.settings(lines)
-    figure = Figure(figsize=(4.6 * len(settings) + 2.6, 4.2), layout="constrained")
+    columns = min(len(settings), 3)
+    rows = math.ceil(len(settings) / columns)
+    figure = Figure(figsize=(4.6 * columns + 2.6, 4.2 * rows), layout="constrained")
+    places = figure.subplots(rows, columns, squeeze=False).flat
     legend: dict[str, Artist] = {}
-    for axes, setting in zip(figure.subplots(1, len(settings), squeeze=False)[0], settings, strict=True):
+    for axes, setting in zip(places, settings, strict=False):
         draw(axes, setting)
         axes.set_title(setting, fontsize=10)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
         handles, labels = axes.get_legend_handles_labels()
         legend |= dict(zip(labels, handles, strict=True))
+    for axes in places:  # those that are left over
+        axes.set_visible(False)
     figure.legend(list(legend.values()), list(legend), loc="outside right center", frameon=False, fontsize=8)
     return figure
 
@@ -178,6 +220,7 @@ PARTS: dict[str, Callable[[Sequence[Line]], str]] = {
     "state": state,
     "verdicts": judged,
     "matched": matched,
+    "gains": gains,
     "cells": every_cell,
 }
 """What the document can show, by the name in its comment."""

@@ -72,7 +72,7 @@ def frames(
     Example:
         >>> import jax.numpy as jnp
         >>> edge = lambda x: jnp.stack([x[:, 0, 1, 0], 0.75 - x[:, 0, 1, 0]], axis=1)  # class 0 where bright
-        >>> ramp, left = jnp.arange(4.0).reshape(1, 1, 4, 1) / 2, jnp.zeros((1, 1, 4, 2)).at[..., 1].set(-0.5)
+        >>> ramp, left = jnp.arange(4.0).reshape(1, 1, 4, 1) / 2, jnp.zeros((1, 1, 4, 2)).at[..., 1].set(-0.6)
         >>> frames(edge, ramp, [0], left, num_steps=2).predicted.tolist()
         [[0, 1, 1]]
     """

@@ -210,6 +210,13 @@ def test_a_line_of_another_config_does_not_count():
     assert lines.of_cell([changed], one) is None
 
 
+def test_gains_are_shares_of_the_penaltys_and_of_the_deformation_trainings():
+    table = page.gains(made()).splitlines()
+    assert "| `digits` | flow gradient | 1 | 1.00 | 45.0 | 100 % | 69 % |" in table
+    assert "| `digits` | input gradient | 0 | 1.00 | 15.0 | 33 % | 23 % |" in table
+    assert "| `digits` | standard |  | 1.00 | 0.0 | 0 % | 0 % |" in table
+
+
 def test_the_page_is_written_from_the_lines(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(lines, "current", lambda found, cells: found)
     for one in made() + made(setting="mnist", seed=0):

@@ -43,7 +43,7 @@ _EIGHT_BIT_MODES = _GRAYSCALE_MODES | {"P", "PA", "RGB", "RGBA", "RGBX", "CMYK",
 _TURNS = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}
 _SWAPPING = (2, 4, 5, 6)  # of these, those that exchange height and width
 _CHUNK = 64  # examples of a split a thread decodes at a time: enough to hide the cost of handing them out
-_PART = 4  # examples of a batch a thread decodes at a time: few, so that no thread waits for the last one
+_PARTS = 4  # of a batch for every thread: several, so that no thread waits long for the last one
 
 
 def decode_image(
@@ -208,7 +208,8 @@ def decode_batch(
     def fill(part: slice) -> None:
         images[part], labels[part] = decode(indices[part], None if draws is None else draws[part])
 
-    parts = [slice(start, start + _PART) for start in range(0, len(indices), _PART)]
+    length = max(len(indices) // (_PARTS * _num_threads()), 1)
+    parts = [slice(start, start + length) for start in range(0, len(indices), length)]
     for _ in _pool().map(fill, parts):
         pass
     return images, labels

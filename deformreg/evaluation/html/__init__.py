@@ -4,3 +4,5 @@
 - `page`: sections become a document, with the style and the script in this folder.
 - `overview`, `charts`, `gallery`, `attacks`: the sections.
 """
+
+__all__: tuple[str, ...] = ()  # parts of a page, no interface of the library

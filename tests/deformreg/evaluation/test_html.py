@@ -142,6 +142,7 @@ def test_the_gallery_shows_first_what_tells_the_models_apart():
     assert order.tolist() == [3, 2, 1, 0]
 
 
+@pytest.mark.slow
 def test_a_page_stays_below_two_megabytes():
     large = {"run": answered(count=4, size=300)}
     text = reports.to_html({"run": evaluation()}, frames=large)
@@ -179,6 +180,7 @@ def test_what_does_not_belong_together_is_refused():
         reports.to_html({"a": evaluation(), "b": evaluation()}, frames=others)
 
 
+@pytest.mark.slow
 def test_frames_ask_the_network_about_the_warped_images():
     rng = np.random.default_rng(0)
     images, flows = rng.random((3, 5, 4, 2)).astype(np.float32), rng.normal(size=(3, 5, 4, 2)).astype(np.float32)

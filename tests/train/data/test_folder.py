@@ -9,7 +9,7 @@ from data_files import SPLITS, indices_of, refused, whole, write_folder, write_i
 from PIL import Image
 
 from train import data
-from train.data import DataError
+from train.data import DataError, places
 
 
 @pytest.mark.parametrize(("mode", "channels"), [("L", 1), ("RGB", 3)])
@@ -136,6 +136,16 @@ def test_a_folder_of_classes_has_a_fixed_test_split_of_every_class(tmp_path, cap
     (root / "dog").rename(tmp_path / "dog")
     (root / "emu").rename(tmp_path / "emu")
     refused("no image folder", f"folder:{root}", data_dir=tmp_path)
+
+
+def test_a_folder_of_classes_is_found_where_it_has_moved(tmp_path):
+    path = tmp_path / "new" / "set" / "cat" / "0.png"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"not looked at")
+    for place in (tmp_path / "new", tmp_path / "new" / "set"):
+        assert places.moved(f"folder:{tmp_path / 'old' / 'set'}", place) == f"folder:{tmp_path / 'new' / 'set'}"
+    assert places.moved(f"folder:{tmp_path / 'old' / 'other'}", tmp_path) is None
+    assert places.moved(str(tmp_path / "old" / "set"), tmp_path / "new" / "set") is None
 
 
 def test_a_plain_folder_says_nothing(tmp_path, capsys):
