@@ -46,7 +46,7 @@ class OnDemand:
         images = np.asarray(self.read(at))
         if images.shape != (len(at), *self.shape[1:]) or images.dtype != self.dtype:
             raise ValueError(
-                f"images must be read as {self.dtype} of shape {(len(at), *self.shape[1:])}, "
+                f"images must be read as {np.dtype(self.dtype)} of shape {(len(at), *self.shape[1:])}, "
                 f"got {_checks.described(images)}"
             )
         return images

@@ -10,10 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from settings import METHODS, TINY, batches, compiled, network
+from settings import TINY, batches, compiled, network
 
 import deformreg.certification
-from train.config import Model
 from train.errors import ConfigError
 from train.methods import METHODS as KINDS
 from train.methods import Forward, Inputs
@@ -280,30 +279,6 @@ def test_random_flows_are_smooth_and_bounded():
 @pytest.mark.slow
 def test_a_deformation_of_radius_zero_is_standard_training():
     assert_same_step(Deformation(radius=1e-9, steps=2), Standard(), atol=1e-5)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "dtype"),
-    [
-        ("random flows", "bfloat16"),
-        ("trades", "bfloat16"),
-        ("mart", "bfloat16"),
-        ("elle", "float32"),
-        ("llr", "bfloat16"),
-    ],
-)
-def test_methods_train_on_several_devices_with_accumulation(name, dtype):
-    from train import parallel
-
-    config = replace(TINY, method=METHODS[name], accumulate=2, model=Model(width=0.25, norm="batch", dtype=dtype))
-    engine = parallel.make_engine("pmap", devices=2, batch_size=16)
-    _, state, step = network(config, parallel.AXIS)
-    state, mapped = engine.put_state(state), engine.compile(step)
-    for batch in batches(2):
-        state, metrics = mapped(state, engine.feed(batch))
-        assert np.isfinite(float(metrics["loss"]))
-    assert int(state.step) == 2
 
 
 class WithBatchNorm(nn.Module):
