@@ -114,7 +114,8 @@ def evaluate_run(
         file: from `partial_of`: keeps what the attacks found; what it has from an earlier start is not done again.
         devices: of this process, over which the rows of batches are divided; None for one.
         team: the processes that share the work; each calls this function, and `file` lies where all can see it.
-        stop_requested: called whenever images are finished; once it returns True, the evaluation stops.
+        stop_requested: called whenever images are finished and while other processes are waited for; once it returns
+            True, the evaluation stops.
 
     Returns:
         The row, whose accuracies are fractions in [0, 1] of all examples (a clean error counts as broken), and the
@@ -134,14 +135,18 @@ def evaluate_run(
     key = jax.random.key(protocol.seed)
     exhibits = Exhibits(trained, CURVE_EXAMPLES, quantize=protocol.quantize)
     attacks = _attacks(protocol, options.steps, radii, (len(trained.labels), len(labels)))
-    finished = Finished(attacks, exhibits, file, team)
+
+    def stop_if_asked() -> None:
+        if stop_requested():
+            raise Preempted("SIGTERM; the same command continues")
+
+    finished = Finished(attacks, exhibits, file, team, stop_if_asked)
     with progress(name, "image", visible=team is None or team.index == 0) as show, finished.told(name):
 
         def tell(now: Progress) -> None:
             part = finished.missing[0] if finished.missing and now.attack != "diagnosis" else now.attack
             show(now.finished, now.total, part=part, note=f"robust {now.robust_accuracy:.1%}")
-            if stop_requested():
-                raise Preempted("SIGTERM; the same command continues")
+            stop_if_asked()
 
         evaluation = run_suite(
             trained.logits_fn, trained.images, trained.labels, radius=protocol.radius, key=key, progress=tell,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 
@@ -51,15 +51,21 @@ class Finished:
         exhibits: what the pictures show.
         file: where results are kept, if anywhere.
         team: the processes that share the work.
+        waiting: called again and again while another process is waited for; may raise.
 
     Attributes:
         missing: the attacks that have not finished.
     """
 
     def __init__(
-        self, attacks: Mapping[str, int], exhibits: Exhibits, file: Partial | None, team: Team | None = None
+        self,
+        attacks: Mapping[str, int],
+        exhibits: Exhibits,
+        file: Partial | None,
+        team: Team | None = None,
+        waiting: Callable[[], None] = lambda: None,
     ) -> None:
-        self._exhibits, self._file, self._at = exhibits, file, 0
+        self._exhibits, self._file, self._waiting, self._at = exhibits, file, waiting, 0
         self._team = Team() if team is None else team
         self._rows: list[_Row] = []
         self._masks: dict[str, np.ndarray] = {}
@@ -154,11 +160,16 @@ class Finished:
 
         def gather(found: Found) -> Found:
             self._unwritten = None
-            everything = parts.gathered(file, team, part(found if before is None else found.after(before), True))
+            everything = parts.gathered(
+                file, team, part(found if before is None else found.after(before), True), self._waiting
+            )
             for each in everything:
                 self._exhibits.add(each.shown, each.params)
             return together(each.found for each in everything)
 
+        if begun is not None and team.count > 1:
+            # None begins before all have read what earlier starts found: else their shares would not fit together.
+            parts.gathered(file, team, part(begun.found, False), self._waiting)
         return run(before, keep=keep, share=(team.index, team.count), gather=gather if team.count > 1 else None)
 
     def _write(self, file: Partial, part: Part) -> None:

@@ -8,7 +8,7 @@ again, on any number of processes and devices, the evaluation continues with all
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -90,12 +90,12 @@ def write(file: Partial, team: Team, part: Part) -> None:
     _place(file, team.index, part.attack).write({**facts, "earlier": part.earlier}, arrays)
 
 
-def begun(file: Partial, attack: int, count: int) -> Begun | None:
-    """What earlier starts have found with an attack on `count` images; None if nothing."""
+def begun(file: Partial, attack: int, count: int) -> Begun:
+    """What earlier starts have found with an attack on `count` images."""
     read = (file._replace(path=path).read(lambda kept: _parse(kept, count)) for path in _paths(file))
     parts = [part for part in read if part is not None and part.attack == attack]
     if not parts:
-        return None
+        return Begun(Found.nothing(count), [])
     newest = max(parts, key=lambda part: (part.earlier, part.start))
     spent = together(part.found for part in parts if part.start == newest.start)
     calls, seconds, compile_seconds = newest.earlier
@@ -107,26 +107,41 @@ def begun(file: Partial, attack: int, count: int) -> Begun | None:
     return Begun(found, parts)
 
 
-def gathered(file: Partial, team: Team, own: Part) -> list[Part]:
-    """Writes this process's part, which is complete, and waits for those of all others."""
+def gathered(file: Partial, team: Team, own: Part, waiting: Callable[[], None]) -> list[Part]:
+    """Writes this process's part and waits for those of all others; for complete ones if this one is complete.
+
+    Args:
+        file: of the finished attacks.
+        team: the processes.
+        own: this process's part.
+        waiting: called again and again while others are waited for; may raise.
+    """
     write(file, team, own)
-    return [own if index == team.index else _wait_for(file, team, index, own) for index in range(team.count)]
+    return [own if index == team.index else _wait_for(file, team, index, own, waiting) for index in range(team.count)]
 
 
-def _wait_for(file: Partial, team: Team, index: int, own: Part) -> Part:
+def _wait_for(file: Partial, team: Team, index: int, own: Part, waiting: Callable[[], None]) -> Part:
     place = _place(file, index, own.attack)
     seen = None
     while True:
         try:
-            now = place.path.stat().st_mtime_ns
+            status = place.path.stat()
+            # Some file systems keep times in steps of a second; a file in the place of another has another number.
+            now = status.st_mtime_ns, status.st_ino
         except OSError:
             now = None
         if now not in (None, seen):
             seen = now
             part = place.read(lambda kept: _parse(kept, len(own.found.finished)))
-            if part is not None and part.complete and (part.start, part.attack) == (team.start, own.attack):
+            if part is not None and _answers(part, own):
                 return part
+        waiting()
         time.sleep(WAIT)
+
+
+def _answers(part: Part, own: Part) -> bool:
+    """Whether a part is of the same start and attack, and complete if `own` is."""
+    return (part.start, part.attack) == (own.start, own.attack) and (part.complete or not own.complete)
 
 
 def _place(file: Partial, index: int, attack: int) -> Partial:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import threading
+import time
 from types import SimpleNamespace
 
 import jax
@@ -13,7 +15,9 @@ import pytest
 import deformreg
 from train import evaluation, reports
 from train.config import Config, Evaluation
+from train.errors import Preempted
 from train.exhibits import Exhibits
+from train.parts import Team
 
 PROTOCOL = evaluation.Protocol(radius=0.5)
 
@@ -172,3 +176,39 @@ def test_pictures_show_the_flow_that_broke_an_image_or_the_last_one():
     np.testing.assert_array_equal(sample.deformed, deformreg.warp(images, flows, boundary="edge"))
     np.testing.assert_array_equal(sample.before, jnp.argmax(logits_fn(images), axis=1))
     np.testing.assert_array_equal(sample.after, jnp.argmax(logits_fn(sample.deformed), axis=1))
+
+
+def in_a_thread(*arguments, **options):
+    """Starts an evaluation beside the test; returns its thread and a list that gets its study, or what it raises."""
+    ends = []
+
+    def evaluate():
+        try:
+            ends.append(evaluation.evaluate_run(*arguments, **options))
+        except Preempted as error:
+            ends.append(error)
+
+    thread = threading.Thread(target=evaluate, daemon=True)
+    thread.start()
+    return thread, ends
+
+
+def test_a_process_that_comes_late_takes_its_own_share(studied, tmp_path):
+    """What the others have found of this start by then is no work of an earlier one."""
+    study, _, run = studied
+    file = evaluation.partial_of(tmp_path, run, PROTOCOL)
+    thread, ends = in_a_thread("run", run, PROTOCOL, file, team=Team(1, 2, start=7))
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("*.1.0.partial")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    own = evaluation.evaluate_run("run", run, PROTOCOL, file, team=Team(0, 2, start=7))
+    thread.join(timeout=120)
+    for mask in (own.evaluation.standing_mask, ends[0].evaluation.standing_mask):
+        np.testing.assert_array_equal(mask, study.evaluation.standing_mask)
+
+
+def test_a_process_that_waits_for_another_one_stops_when_asked(studied, tmp_path):
+    file = evaluation.partial_of(tmp_path, studied[2], PROTOCOL)
+    thread, ends = in_a_thread("run", studied[2], PROTOCOL, file, team=Team(1, 2, start=7), stop_requested=lambda: True)
+    thread.join(timeout=60)
+    assert isinstance(ends[0], Preempted)

@@ -119,7 +119,8 @@ def run(arguments: list[str]) -> int:
             write_data=write_data,
             profile=profile,
         )
-        if stop_requested():
+        # Of all processes: the others would wait in the evaluation for one that was asked alone.
+        if any(processes.from_all(stop_requested())):
             print("stopped: SIGTERM after the last step: training is done, --resume evaluates it", file=sys.stderr)
             return Preempted.exit_code
     if processes.is_lead():
