@@ -47,7 +47,8 @@ class Family(NamedTuple):
         counts = {len(self.units)} if len(set(self.units)) > 1 else {1, len(self.units)}
         if len(sigma) not in counts:
             expected = " or ".join(str(count) for count in sorted(counts))
-            raise ConfigError(f"{option} must be {expected} numbers: {self.units}, got {' '.join(map(str, sigma))}")
+            given, units = " ".join(map(str, sigma)), ", ".join(self.units)
+            raise ConfigError(f"{option} must be {expected} numbers ({units}), got {given}")
         return sigma
 
     def law(self, name: str, sigma: Sequence[float]) -> SmoothingLaw:

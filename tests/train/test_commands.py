@@ -92,6 +92,8 @@ def test_a_coordinator_that_does_not_answer_is_named(capsys, tmp_path, monkeypat
     ("arguments", "culprit"),
     [
         (["fitt"], "'fitt': did you mean fit?"),
+        (["resume", "runs/a"], "no command 'resume': choose fit, evaluate, report"),
+        (["presets", "photos-flow"], "`fit PRESET --help` explains one"),
         (["fit", "digits-flwo"], "did you mean digits-flow?"),
         (["fit", "digits-flow", "--method.wieght", "3"], "--method.weight"),
         (["fit", "digits-flow", "--method", "magic"], "magic"),

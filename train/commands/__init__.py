@@ -55,8 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0 if arguments else UNUSABLE
     name, *rest = arguments
     if name not in COMMANDS:
-        near = difflib.get_close_matches(name, COMMANDS, 1)
-        return _fail(f"there is no command {name!r}: " + (f"did you mean {near[0]}?" if near else "see --help"))
+        near = difflib.get_close_matches(name, COMMANDS, 1, cutoff=0.65)
+        remedy = f"did you mean {near[0]}?" if near else f"choose {', '.join(COMMANDS)}; --help explains them"
+        return _fail(f"there is no command {name!r}: {remedy}")
     try:
         _prepare_jax()
     except ValueError as error:

@@ -14,7 +14,7 @@ def run(arguments: list[str]) -> int:
     """
     if arguments and arguments[0] not in ("-h", "--help"):
         raise ConfigError(
-            f"presets takes no options, got {' '.join(arguments)}: `fit PRESET --help` explains a preset's"
+            f"presets takes no options, got {' '.join(arguments)}: it lists all; `fit PRESET --help` explains one"
         )
     print(table())
     return 0
