@@ -203,7 +203,7 @@ def _panels(lines: Sequence[Line], draw: Callable[[Axes, str], None]) -> Figure:
     figure = Figure(figsize=(4.6 * columns + 2.6, 4.2 * rows), layout="constrained")
     places = figure.subplots(rows, columns, squeeze=False).flat
     legend: dict[str, Artist] = {}
-    for axes, setting in zip(places, settings, strict=False):
+    for setting, axes in zip(settings, places, strict=False):  # the settings first: zip drops no axes then
         draw(axes, setting)
         axes.set_title(setting, fontsize=10)
         axes.spines[["top", "right"]].set_visible(False)

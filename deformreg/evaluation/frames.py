@@ -67,7 +67,8 @@ def frames(
         The frames' answers, with the images and the flows.
 
     Raises:
-        ValueError: shapes that do not fit, or an unknown boundary.
+        TypeError: labels that are not integers.
+        ValueError: shapes that do not fit, labels outside the classes, or an unknown boundary.
 
     Example:
         >>> import jax.numpy as jnp
@@ -79,9 +80,9 @@ def frames(
     images, flows = _checks.images_on_host(images), np.asarray(flows, np.float32)
     _checks.flow_for(flows, images.shape, "flows")
     count = len(images)
-    labels = np.asarray(labels)
-    if labels.shape != (count,):
-        raise ValueError(f"labels must be int of shape ({count},), got {_checks.described(labels)}")
+    model, batch_size = as_argument(logits_fn), _checks.count("batch_size", batch_size)
+    outputs = jax.eval_shape(lambda some: _checks.logits(model(some), count), images)
+    labels = np.asarray(_checks.class_indices("labels", labels, count, classes=outputs.shape[1]))
     boundaries = (boundary,) * count if isinstance(boundary, str) else tuple(boundary)
     for each in boundaries:
         _checks.choice("boundary", each, get_args(Boundary))
@@ -95,7 +96,7 @@ def frames(
             at = rows[start : start + batch_size]
             for step, share in enumerate(shares):
                 moved = _moved(images[at], flows[at] * np.float32(share), cast(Boundary, name))
-                answers[at, step] = _answers(as_argument(logits_fn), moved, labels[at])
+                answers[at, step] = _answers(model, moved, labels[at])
     predicted, confidences, of_labels = np.moveaxis(answers, -1, 0)
     return Frames(images, labels, flows, boundaries, shares, predicted.astype(int), confidences, of_labels)
 

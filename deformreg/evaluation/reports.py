@@ -166,7 +166,7 @@ def to_html(
         The text of the file.
 
     Raises:
-        ValueError: no evaluations, curves or frames of other models, or frames of different images.
+        ValueError: no evaluations, curves or frames of other models, or frames of different images, labels or steps.
     """
     curves, frames = curves or {}, frames or {}
     if not evaluations:
@@ -174,7 +174,7 @@ def to_html(
     for name, given in (("curves", curves), ("frames", frames)):
         if others := [model for model in given if model not in evaluations]:
             raise ValueError(f"{name} must be of models in evaluations {list(evaluations)}, got {others}")
-    images = [each.images for each in frames.values()]
-    if not all(np.array_equal(images[0], other) for other in images[1:]):
-        raise ValueError("frames must be of the same images for all models: give each the same first images")
+    shown = [(each.images, each.labels, each.shares) for each in frames.values()]
+    if not all(all(map(np.array_equal, shown[0], other)) for other in shown[1:]):
+        raise ValueError("frames must be of the same images, labels and steps for all models: give each the same ones")
     return page(title, lead(evaluations), sections(evaluations, curves, frames, class_names))

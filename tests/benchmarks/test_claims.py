@@ -236,6 +236,13 @@ def test_the_page_is_written_from_the_lines(tmp_path, capsys, monkeypatch):
     capsys.readouterr()
 
 
+def test_only_settings_have_panels():
+    cells = [one for number in range(4) for one in made(setting=f"setting {number}")]
+    for plot in page.PLOTS.values():
+        shown = [axes.get_title() for axes in plot(cells).axes if axes.get_visible()]
+        assert shown == [f"setting {number}" for number in range(4)]
+
+
 @pytest.mark.slow
 def test_a_cell_is_trained_and_measured(tmp_path):
     setting = next(one for one in grid.SETTINGS if one.name.startswith("digits"))

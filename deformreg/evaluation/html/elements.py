@@ -29,7 +29,7 @@ class Section(NamedTuple):
 
 
 def element(tag: str, *children: object, **attributes: Any) -> Html:
-    """Makes an element. Children and attributes are escaped unless they are `Html`; None is left out.
+    """Makes an element. Attributes are escaped, and children unless they are `Html`; None is left out.
 
     Attributes are named as in HTML, with `_` for `-`; a trailing `_` is dropped, so that ``class_`` can be given.
     True is an attribute without a value; False and None leave it out.

@@ -65,14 +65,14 @@ def telling(frames: Sequence[Frames]) -> HostArray:
 
 
 def _gain(frames: Sequence[Frames], order: HostArray) -> float:
-    """The factor at which the largest difference of any image spans the whole range from grey."""
+    """The factor at which the largest difference of any image reaches from grey to black or white."""
     largest = 1e-6
     for each in frames:
         for index in order:
             image, flow = each.images[index : index + 1], each.flows[index : index + 1]
             moved = warp(cast(Any, image), cast(Any, flow), boundary=cast(Boundary, each.boundaries[index]))
             largest = max(largest, float(np.abs(np.asarray(moved) - image).max()))
-    return 1 / largest
+    return 0.5 / largest
 
 
 def _explanation(gain: float) -> str:
@@ -113,11 +113,12 @@ def _card(index: int, frames: Mapping[str, Frames], numbers: Mapping[str, int], 
 def _row(number: int, name: str, frames: Frames, index: int, class_names: Sequence[str]) -> Html:
     """What one model's attack makes of an image: three canvases, which the script draws, and the answer."""
     height, width = frames.images.shape[1:3]
-    flow = frames.flows[index]
+    flow, label = frames.flows[index], frames.labels[index]
     scale = max(float(np.abs(flow).max()), 1e-9)
     packed = np.round(flow / scale * 32767).astype("<i2").tobytes()
     answers = [
-        [_name(class_names, predicted), round(float(confidence), 4), round(float(of_label), 4)]
+        # Classes may share a name, as two of ImageNet's are called "crane": the class decides what is right.
+        [_name(class_names, predicted), round(float(confidence), 4), round(float(of_label), 4), int(predicted == label)]
         for predicted, confidence, of_label in zip(
             frames.predicted[index], frames.confidences[index], frames.label_confidences[index], strict=True
         )
@@ -134,7 +135,7 @@ def _row(number: int, name: str, frames: Frames, index: int, class_names: Sequen
                 element("span", class_="answer"), class_="says"),
         class_="frames", data_flow=base64.b64encode(zlib.compress(packed, 9)).decode(), data_scale=f"{scale:.9g}",
         data_boundary=frames.boundaries[index], data_number=number, data_name=name,
-        data_label=_name(class_names, frames.labels[index]), data_answers=json.dumps(answers, separators=(",", ":")),
+        data_label=_name(class_names, label), data_answers=json.dumps(answers, separators=(",", ":")),
     )  # fmt: skip
 
 

@@ -87,7 +87,7 @@ def _order(evaluations: Sequence[Evaluation]) -> str:
     if all(evaluation.independent for evaluation in evaluations):
         return "Every attack ran on every image that was right."
     return (
-        "Attacks ran from left to right, each on the images that none before had broken; the accuracy is what is left."
+        "Attacks ran from left to right; an image counts as right under one if neither it nor one before it broke it."
     )
 
 

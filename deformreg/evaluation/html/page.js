@@ -85,7 +85,7 @@ function colours(flow, share, largest) {
     const dy = flow[2 * at];
     const dx = flow[2 * at + 1];
     const hue = (6 * Math.atan2(dy, dx)) / (2 * Math.PI);
-    const saturation = Math.min((share * Math.hypot(dy, dx)) / largest, 1);
+    const saturation = largest > 0 ? Math.min((share * Math.hypot(dy, dx)) / largest, 1) : 0;
     for (const [channel, offset] of [[0, 5], [1, 3], [2, 1]]) {
       const sector = (((offset + hue) % 6) + 6) % 6;
       out[4 * at + channel] = 255 * (1 - saturation * Math.max(0, Math.min(sector, 4 - sector, 1)));
@@ -123,8 +123,7 @@ async function flowOf(row) {
 const percent = (share) => `${(100 * share).toFixed(share > 0.995 && share < 1 ? 1 : 0)} %`;
 
 function answer(row, step) {
-  const [predicted, confidence, ofLabel] = JSON.parse(row.dataset.answers)[step];
-  const right = predicted === row.dataset.label;
+  const [predicted, confidence, ofLabel, right] = JSON.parse(row.dataset.answers)[step];
   const text = row.querySelector(".answer");
   text.textContent = right
     ? `✓ ${predicted}, ${percent(confidence)}`
@@ -153,9 +152,9 @@ async function start(gallery) {
       const moved = warp(image, flow, share, row.dataset.boundary);
       show(row.querySelector(".moved"), moved);
       show(row.querySelector(".flow"), colours(flow, share, largest));
-      show(row.querySelector(".difference"), moved.map((value, at) => (at % 4 === 3 ? 255 : 127.5 + (gain / 2) * (value - image.data[at]))));
+      show(row.querySelector(".difference"), moved.map((value, at) => (at % 4 === 3 ? 255 : 127.5 + gain * (value - image.data[at]))));
       const name = row.dataset.name;
-      right.set(name, (right.get(name) ?? 0) + Number(answer(row, step)));
+      right.set(name, (right.get(name) ?? 0) + answer(row, step));
     }
     const shown = rows.length / right.size;
     const counts = [...right].map(([name, count]) => `${name} right on ${count} of ${shown}`).join("; ");

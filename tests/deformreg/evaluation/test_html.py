@@ -178,6 +178,23 @@ def test_what_does_not_belong_together_is_refused():
     others = {"a": answered(), "b": answered(count=3)}
     with pytest.raises(ValueError, match="the same images"):
         reports.to_html({"a": evaluation(), "b": evaluation()}, frames=others)
+    for other in (answered(shares=3), answered()._replace(labels=np.ones(4, int))):
+        with pytest.raises(ValueError, match="the same images, labels and steps"):
+            reports.to_html({"a": evaluation(), "b": evaluation()}, frames={"a": answered(), "b": other})
+
+
+def test_what_is_right_does_not_depend_on_names():
+    text = reports.to_html({"a": evaluation()}, frames={"a": answered()}, class_names=["crane\u202e", "crane\u202e"])
+    (first, *_) = [json.loads(each["data-answers"]) for _, each in Outline(text).found if "data-answers" in each]
+    assert [right for *_, right in first] == [1, 1, 1, 1, 0]
+
+
+def test_differences_are_magnified_as_often_as_the_page_says():
+    found = answered()
+    moved = deformreg.warp(found.images, found.flows, boundary="edge")
+    text = reports.to_html({"a": evaluation()}, frames={"a": found})
+    said = float(re.search(r"magnified ([\d.]+) times", text)[1])
+    assert said * np.abs(moved - found.images).max() == pytest.approx(0.5, rel=5e-3)  # from grey to black or white
 
 
 @pytest.mark.slow
@@ -197,6 +214,9 @@ def test_frames_ask_the_network_about_the_warped_images():
             np.testing.assert_allclose(found.label_confidences[index, step], expected[index], rtol=1e-5)
     with pytest.raises(ValueError, match="one for all 3 images or one for each, got 2"):
         frames(network, images, [0, 1, 2], flows, boundary=["zeros", "edge"])
+    for label in (-1, 3):
+        with pytest.raises(ValueError, match=f"labels.*{label}"):
+            frames(network, images, [0, 1, label], flows)
 
 
 # In a browser.
@@ -262,6 +282,7 @@ def test_the_slider_moves_the_pixels_as_the_library_does(opened, tmp_path, bound
     opened.open(written(tmp_path, report(boundary=boundary, channels=3)))
     opened.run("document.querySelector('.gallery input').focus()")
     models = [answered(number, boundary=boundary, channels=3) for number in range(2)]
+    gain = opened.run("Number(document.querySelector('.gallery').dataset.gain)")
     order = gallery.telling(models)
     for share in (1.0, 0.75, 0.5):
         drawn = np.array(opened.run(DRAWN)).reshape(-1, 2, 6, 6, 4)
@@ -270,6 +291,10 @@ def test_the_slider_moves_the_pixels_as_the_library_does(opened, tmp_path, bound
                 image = np.round(model.images[index] * 255).astype(np.float32)
                 moved = deformreg.warp(image[None], share * model.flows[index][None], boundary=boundary)[0]
                 np.testing.assert_allclose(canvas[..., :3], moved, atol=0.51)
+        differences = np.array(opened.run(DRAWN.replace(".moved", ".difference"))).reshape(drawn.shape)
+        clean = np.round(models[0].images[order] * 255)[:, None]
+        expected = np.clip(127.5 + gain * (drawn[..., :3] - clean), 0, 255)
+        np.testing.assert_allclose(differences[..., :3], expected, atol=0.5 * gain + 0.51)
         says = opened.run("document.querySelector('.gallery output').textContent")
         assert says.startswith(f"{100 * share:.0f} %")
         assert ("right on 0 of 4" if share == 1 else "right on 4 of 4") in says
