@@ -184,6 +184,7 @@ def brightness(config, data_dir, number):
     return float(np.mean(next(batches)["image"][0].astype(np.float32) / 255))
 
 
+@pytest.mark.slow
 def test_skipped_batches_are_named_counted_and_followed_by_others(tmp_path, data_dir, capsys):
     config = small(data_dir, batch_size=100, max_skipped=2)
     method = poisoned([brightness(config, data_dir, number) for number in (3, 14)])
