@@ -68,8 +68,8 @@ class Pace:
         self._waited, self._steps = 0.0, 0
 
     def restart(self) -> None:
-        """Starts the time now, after the next step that ends."""
-        self._began, self._waited, self._steps = time.perf_counter(), 0.0, -1
+        """Ends the measured time; the end of the next step, which is running, starts it again."""
+        self._began, self._waited, self._steps = None, 0.0, -1
 
     def next_of(self, batches: Iterator[Any]) -> Any:
         """The next batch, with the time that it is waited for."""
@@ -83,6 +83,8 @@ class Pace:
     def count(self) -> None:
         """A step has ended."""
         self._steps += 1
+        if self._steps == 0:
+            self._began, self._waited = time.perf_counter(), 0.0
 
     def values(self) -> dict[str, float]:
         """The pace since the last call; empty before a step has ended."""

@@ -117,10 +117,10 @@ def gathered(file: Partial, team: Team, own: Part, waiting: Callable[[], None]) 
         waiting: called again and again while others are waited for; may raise.
     """
     write(file, team, own)
-    return [own if index == team.index else _wait_for(file, team, index, own, waiting) for index in range(team.count)]
+    return [own if index == team.index else _wait_for(file, index, own, waiting) for index in range(team.count)]
 
 
-def _wait_for(file: Partial, team: Team, index: int, own: Part, waiting: Callable[[], None]) -> Part:
+def _wait_for(file: Partial, index: int, own: Part, waiting: Callable[[], None]) -> Part:
     place = _place(file, index, own.attack)
     seen = None
     while True:

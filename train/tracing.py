@@ -30,9 +30,11 @@ def traced(folder: Path, steps: range) -> Iterator[Callable[[int, Any], None]]:
     """Yields a function to call before every step, with the number of steps taken and the arrays they led to.
 
     Args:
-        folder: for the trace; every process writes a file of its own.
+        folder: for the trace; of several processes, each writes into a folder of its own in it.
         steps: which to trace; of an empty range, none.
     """
+    if jax.process_count() > 1:  # JAX takes the trace of another process in the same folder for a damaged one
+        folder /= f"process-{jax.process_index()}"
     running = False
 
     def follow(taken: int, arrays: Any) -> None:

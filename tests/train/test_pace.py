@@ -29,7 +29,7 @@ class Clock:
 
 def test_the_pace_is_that_of_steps_and_of_waiting_between_lines(monkeypatch):
     clock = Clock(monkeypatch)
-    measured, batches = Pace(32, share_per_second=0.1), clock.batches(*[1.0] * 5)
+    measured, batches = Pace(32, share_per_second=0.1), clock.batches(*[1.0] * 6)
     assert measured.values() == {}
     for _ in range(2):
         measured.next_of(batches)
@@ -49,8 +49,13 @@ def test_the_pace_is_that_of_steps_and_of_waiting_between_lines(monkeypatch):
     measured.next_of(batches)
     clock.now += 1000  # compiling
     measured.restart()
+    measured.next_of(batches)
+    clock.now += 7  # the first step runs on
     measured.count()
     assert measured.values() == {}
+    clock.now += 4
+    measured.count()
+    assert measured.values()["step_seconds"] == 4.0
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,7 @@ def decode_image(
             colour but for an alpha channel that is not kept.
     """
     height, width, channels = shape
-    shrunk = _shrunk_jpeg(data, where, shape, view, draws, upright)
+    shrunk = _shrunk_jpeg(data, shape, view, draws, upright)
     if shrunk is not None:
         return shrunk
     with _opened(data, where) as (image, file):
@@ -108,7 +108,7 @@ def decode_image(
 
 
 def _shrunk_jpeg(
-    data: bytes | Path, where: str, shape: Shape, view: View, draws: Sequence[float] | None, upright: bool
+    data: bytes | Path, shape: Shape, view: View, draws: Sequence[float] | None, upright: bool
 ) -> np.ndarray | None:
     """`decode_image` for a JPEG that nothing is wrong or odd with, without PIL's parser; None for any other file."""
     if view.size is None or shape[2] == 4:

@@ -2,7 +2,7 @@
 
 An index is trusted while every directory and a sample of the files have the sizes and times of the scan. Adding,
 removing or renaming a file changes the time of its directory. A file outside of the sample that is overwritten in place
-goes unnoticed until the index is deleted; decoding reads its new content all the same.
+goes unnoticed until the index is deleted: decoding reads its new content, but a decoded copy keeps the old one.
 """
 
 from __future__ import annotations
