@@ -205,7 +205,7 @@ def read(path: Path = FILE) -> list[Line]:
     """
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     whole, _, _half_written = text.rpartition("\n")
-    found = {}
+    found: dict[tuple[str, str, int, int], Line] = {}
     for number, one in enumerate(whole.splitlines(), start=1):
         try:
             line = json.loads(one)
