@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import zipfile
 from dataclasses import replace
 
 import numpy as np
@@ -138,6 +140,11 @@ def test_damaged_examples_are_refused(capsys, tmp_path, damage):
     with np.load(run / "examples.npz") as stored:
         arrays = dict(stored)
     np.savez(run / "examples.npz", **{**arrays, **damage})
+    assert "examples.npz cannot be read" in refused(capsys, run)
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": (10**14, 4)})
+    with zipfile.ZipFile(run / "examples.npz", "w") as archive:
+        archive.writestr("class_names.npy", header.getvalue())
     assert "examples.npz cannot be read" in refused(capsys, run)
     (run / "examples.npz").write_bytes(b"PK nothing")
     assert "examples.npz cannot be read" in refused(capsys, run)
