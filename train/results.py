@@ -215,7 +215,9 @@ def read_frames(path: Path) -> tuple[Frames | None, tuple[str, ...]]:
             return _frames(dict(arrays))
     except FileNotFoundError:
         return None, ()
-    except (ValueError, LookupError, TypeError, EOFError, MemoryError, zipfile.BadZipFile, NotImplementedError) as error:
+    except (
+        ValueError, LookupError, TypeError, EOFError, MemoryError, zipfile.BadZipFile, NotImplementedError
+    ) as error:  # fmt: skip
         raise RunError(f"{path} cannot be read ({one_line(error)}): evaluate the run again") from error
 
 
