@@ -84,10 +84,12 @@ def test_without_examples_there_is_no_gallery(capsys, tmp_path):
     assert "has no examples.npz: evaluate it again" in text
 
 
-@pytest.mark.parametrize("field", ["suite", "radius_pixels", "images", "examples"])
-def test_only_what_compares_stands_side_by_side(capsys, tmp_path, field):
-    other = {**ROW, field: 2 * ROW[field]}
-    code, said = report(capsys, write(tmp_path / "a"), write(tmp_path / "b", row=other))
+OTHERS = [{field: 2 * ROW[field]} for field in ("suite", "radius_pixels", "images", "examples")]
+
+
+@pytest.mark.parametrize("other", [*OTHERS, {"sample_seed": 0}, {"quantize": True}])
+def test_only_what_compares_stands_side_by_side(capsys, tmp_path, other):
+    code, said = report(capsys, write(tmp_path / "a"), write(tmp_path / "b", row={**ROW, **other}))
     assert code == 2
     assert said.startswith("error: b was evaluated ")
     assert said.count("\n") == 1
