@@ -77,6 +77,7 @@ def test_the_second_order_is_exact_for_a_quadratic_loss():
     assert not np.allclose(first, second)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", [flow(), additive(), affine(parameters=("dy", "dx"))])
 def test_the_curvature_is_the_largest_eigenvalue_of_the_hessian(family):
     found = bounds.largest_curvature(quadratic, IMAGES, family, num_steps=30, key=KEY)

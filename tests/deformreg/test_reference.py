@@ -294,7 +294,7 @@ def equal_pixels(ours, theirs):
     return (np.abs(ours - theirs).max(axis=-1) < 1e-4).mean(axis=(1, 2))
 
 
-ATTACKS = [(0.01, 1), (0.01, 7), (0.05, 20), (0.1, 100)]
+ATTACKS = [(0.01, 1), (0.01, 7), (0.05, 20), pytest.param(0.1, 100, marks=pytest.mark.slow)]
 
 
 @pytest.mark.parametrize(("radius", "num_steps"), ATTACKS)

@@ -8,6 +8,7 @@ import pytest
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["linen", "nnx", "nnx_batch_norm", "equinox_model", "haiku_model", "plain_jax"])
 def test_examples_train_a_model_and_attack_it(name, capsys):
     found = runpy.run_path(str(EXAMPLES / f"{name}.py"))

@@ -129,6 +129,13 @@ def test_a_sets_own_validation_split_is_used(tmp_path):
         prepare(replace(save("small.npz", train=(40, 8), test=(8, 7)), augmentation=Augmentation(crop=8)))
 
 
+def test_one_class_is_refused_before_the_training(tmp_path):
+    write_folder(tmp_path / "set", sizes=[(8, 8)] * 8, classes=("cat",))
+    with pytest.raises(DataError, match="there is only one class; a classifier needs two or more"):
+        loop.fit(replace(TINY, data=Data(name=f"folder:{tmp_path / 'set'}")), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_non_finite_loss_names_the_step_and_keeps_checkpoints(tmp_path, data_dir):
     config = small(data_dir, optimizer=Sgd(learning_rate=1e9), batch_size=100)
     with pytest.raises(NonFiniteLoss, match=r"step [1-9]\d*: loss"):
@@ -189,6 +196,7 @@ def brightness(config, data_dir, number):
     return float(np.mean(next(batches)["image"][0].astype(np.float32) / 255))
 
 
+@pytest.mark.slow
 def test_skipped_batches_are_named_counted_and_followed_by_others(tmp_path, data_dir, capsys):
     config = small(data_dir, batch_size=100, max_skipped=2)
     method = poisoned([brightness(config, data_dir, number) for number in (3, 14)])

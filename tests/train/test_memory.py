@@ -86,7 +86,7 @@ def test_one_batch_of_128_is_four_of_32():
     assert_close(stepped(replace(config, accumulate=4), model, batch), whole, atol=1e-5)
 
 
-QUICK = ("random start",)
+QUICK = ("flow-gradient",)
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_every_method_accumulates(name):
 @pytest.mark.parametrize(
     ("kind", "norm"),
     [
-        ("pmap", "group"),
+        pytest.param("pmap", "group", marks=pytest.mark.slow),
         pytest.param("jit", "group", marks=pytest.mark.slow),
         pytest.param("jit", "batch", marks=pytest.mark.slow),
     ],

@@ -122,6 +122,7 @@ def test_inputs_in_turn_draw_from_other_keys():
     assert len(np.unique(data, axis=0)) == len(data) == 15
 
 
+@pytest.mark.slow
 def test_noise_is_that_of_the_certificate():
     forward = Forward(Bare(), {}, {}, jnp.zeros(3, int), keys := jax.random.split(jax.random.key(0), 3))
     images = jax.random.uniform(jax.random.key(1), (3, 6, 6, 1))
@@ -217,6 +218,7 @@ def test_a_ramp_ends_at_the_whole_radius_and_the_whole_weight():
     ]
 
 
+@pytest.mark.slow
 def test_the_boosted_loss_is_that_of_the_paper():
     logits, labels = jax.random.normal(jax.random.key(0), (5, 4)), jnp.array([0, 1, 2, 3, 0])
     probabilities = np.asarray(jax.nn.softmax(logits), np.float64)

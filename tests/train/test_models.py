@@ -345,6 +345,7 @@ def test_networks_take_another_activation():
     )
 
 
+@pytest.mark.slow
 def test_a_batch_does_not_depend_on_how_it_is_divided():
     """Dropout and stochastic depth draw from every example's own key."""
     options = {"norm": "group", "dropout": 0.5, "stochastic_depth": 0.5}
@@ -434,6 +435,7 @@ def test_batch_norm_synchronizes_over_a_mapped_axis():
     np.testing.assert_allclose(logits.reshape(4, 7), expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_rematerialization_changes_neither_parameters_nor_gradients():
     name = "small-cnn"
     model, variables, images = initialized(name)

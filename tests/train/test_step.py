@@ -39,6 +39,11 @@ def run(config, devices, kind, steps):
 
 
 COMBINED = (
+    "random start",
+    "running statistics",
+    "finite difference",
+    "adversarial",
+    "spatial",
     "both, pixels",
     "noise",
     "every third",

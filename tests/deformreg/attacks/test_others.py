@@ -107,6 +107,7 @@ def test_the_grid_is_exhaustive_and_keeps_the_worst():
     assert result.model_calls.tolist() == [36] * 3
 
 
+@pytest.mark.slow
 def test_random_transformations_are_drawn_for_each_example_and_may_be_kept_small():
     def constant(images):
         return jnp.zeros((len(images), 2)) + jnp.array([1.0, 0.0])
@@ -208,6 +209,7 @@ def test_stadv_minimizes_as_scipy_does(float64):
         assert -result.losses[row] <= found.fun * 1.1 + 1e-3
 
 
+@pytest.mark.slow
 def test_stadv_respects_a_hard_bound_and_names_what_it_needs():
     images, _, weights = ramps(2)
     result = stadv(num_evaluations=30, ball=balls.linf(0.05)).run(

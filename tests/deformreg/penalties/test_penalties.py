@@ -211,6 +211,7 @@ def assert_equal_to_rounding(found, expected):
     jax.tree.map(check, found, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES, ids=["add", "flow", "normalized", "affine", "low"])
 def test_forward_over_reverse_is_the_exact_penalty(family):
     """Including gradients of parameters and images, for losses coupled by batch statistics, with auxiliary outputs."""

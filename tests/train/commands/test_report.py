@@ -106,6 +106,8 @@ def test_what_cannot_be_read_is_one_line(capsys, tmp_path):
     assert "at least one run folder" in refused(capsys)
     run = write(tmp_path / "run")
     assert "takes each run once" in refused(capsys, run, run)
+    assert "a folder: --output names a file" in refused(capsys, run, "--output", tmp_path)
+    assert "choose another --output" in refused(capsys, run, "--output", run / "config.json" / "x.html")
     for row in ({**ROW, "clean_accuracy": 1.5}, {**ROW, "curve": []}, {**ROW, "flags": 3}, [], {}):
         files.write_json(run / "evaluation.json", row)
         assert "is no evaluation of this version" in refused(capsys, run)

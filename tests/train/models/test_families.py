@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from settings import GROUP, SMALL, TINY, batches
+from settings import GROUP, LAYER, SMALL, TINY, batches
 
 from train import parallel
 from train.methods.gradient import FlowGradient
