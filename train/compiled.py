@@ -59,13 +59,17 @@ def keep(option: str | None) -> Path | None:
         )
     try:
         root = default_data_dir() / "compiled" if option is None else user_path(option)
+        if root.is_file():
+            raise NotADirectoryError("it is a file")
         folder = Path(os.path.abspath(root)) / _machine()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         _check_private(folder)
         _remove_damaged(folder)
     except (OSError, DataError) as error:
         if option is not None:
-            raise ConfigError(f"--compilation-cache {option} cannot be used ({one_line(error)})") from error
+            raise ConfigError(
+                f"--compilation-cache {option} cannot be used ({one_line(error)}): name a folder of your own, or off"
+            ) from error
         say(f"compiled programs are not kept: {one_line(error)}")
         return None
     _use(folder)

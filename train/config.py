@@ -56,8 +56,9 @@ class Data:
     image_size: Annotated[int, Interval(ge=1, le=4096)] | None = None
     """Height and width, in pixels, to which images are resized when they are read; needed if their sizes differ."""
     center_crop: Share | None = None
-    """Share of the shorter side that the square in the centre of an image has, of which `image_size` is made.
-    0.875 resizes as ImageNet's evaluation does, to 256 for a crop of 224. By default whole images are stretched."""
+    """Cuts the square in the centre of every image, then resizes it to `image_size`: the square's side as a share of
+    the image's shorter side. 0.875 is ImageNet's evaluation (resize to 256, crop of 224).
+    By default the whole image is stretched."""
     random_crop: Share = 1.0
     """Smallest share of an image file's area that a random crop shows in training, of an aspect ratio from 3/4 to 4/3,
     resized to `image_size`; 1 for no such crop. ImageNet's recipe takes 0.08.
@@ -160,5 +161,5 @@ class Config:
     log_every: Annotated[Count, FREE] = 20
     """Steps per line of the metric log; a checkpoint also ends a line."""
     max_skipped: Annotated[CountOrNone, FREE] = 0
-    """How many batches with a loss, gradient or parameters that are not finite to skip, over all starts of the run.
-    One more stops training."""
+    """Largest number of batches to skip because loss, gradient or parameters are not finite, over all starts of the
+    run. One more stops training."""

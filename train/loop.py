@@ -112,13 +112,18 @@ def fit(
             config, evaluated=evaluated, method=method, model=model, data=data, optimizer=optimizer,
             write_data=write_data,
         )  # fmt: skip
-        run, changes = runs.hold(folder, config, resume=resume)
         images = task.splits.train
         contents = images.fingerprint
+    restored = None
+    if not resume:  # before the folder is made: weights that cannot be used leave nothing behind
+        with start.waiting_for("first weights"):
+            state = _initial(config, task)
+    run, changes = runs.hold(folder, config, resume=resume)
     runs.check_data(run, len(images), contents)
-    with start.waiting_for("checkpoint" if resume else "first weights"):
-        restored = checkpoints.resume(run, task.network.shapes, config=config) if resume else None
-        state = restored.state if restored else _initial(config, task)
+    if resume:
+        with start.waiting_for("checkpoint"):
+            restored = checkpoints.resume(run, task.network.shapes, config=config)
+            state = restored.state if restored else _initial(config, task)
     runs.create(run, config, len(images), contents)
     if processes.is_lead():
         announce(config, engine, task, restored, changes)
@@ -241,7 +246,7 @@ def _train(
     last = config.epochs * task.steps_per_epoch
     pace = Pace(config.batch_size, _share_of_peak(config, task, engine))
     compiled = start.first_call(engine.compile(task.step), pace.restart)
-    watch = Watch(log, config, task.method.every, step=int(state.step), skipped=int(state.skipped), pace=pace)
+    watch = Watch(log, config, task.method, step=int(state.step), skipped=int(state.skipped), pace=pace)
     batches = device_batches(config, task.splits.train, engine, watch.step + watch.skipped, stop_requested)
 
     detector = overfitting.detector(

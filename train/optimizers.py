@@ -50,7 +50,7 @@ class Sgd(_Optimizer):
     nesterov: bool = False
     """Use Nesterov momentum."""
     weight_decay: NonNegative = 5e-4
-    """Factor of the parameters that are added to their gradients before the momentum, as in PyTorch's SGD."""
+    """As in PyTorch's SGD: this factor times the parameters is added to their gradients, before the momentum."""
     name: Annotated[Literal["sgd"], HIDDEN] = "sgd"
 
     def make(self, rate: optax.ScalarOrSchedule) -> optax.GradientTransformation:
@@ -87,7 +87,7 @@ class Lamb(_Optimizer):
     learning_rate: Positive = 1e-2
     """Peak learning rate."""
     weight_decay: NonNegative = 0.02
-    """Factor of the parameters that are added to Adam's direction."""
+    """This factor times the parameters is added to Adam's direction."""
     beta1: Fraction = 0.9
     """Decay of the gradient's mean, in [0, 1)."""
     beta2: Fraction = 0.999

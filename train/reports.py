@@ -34,23 +34,23 @@ def places(folders: Sequence[Path], output: Path | None) -> list[Path]:
     return [output / os.path.relpath(folder, above) for folder in whole]
 
 
-def check_writable(folders: Sequence[Path], file: Path | None) -> None:
+def check_writable(folders: Sequence[Path], file: Path | None, *, option: str = "--json") -> None:
     """Raises `RunError`, before hours of work, if results cannot be written into folders and to a file.
 
-    Writes nothing.
+    Writes nothing. `option` names the file in errors.
     """
     places = [(folder, "--output") for folder in folders]
     if file:
         if file.is_dir():
-            raise RunError(f"{file} is a folder: --json names a file")
-        places.append((file.parent, "--json"))
-    for folder, option in places:
+            raise RunError(f"{file} is a folder: {option} names a file")
+        places.append((file.parent, option))
+    for folder, named in places:
         runs.check_name(folder)
         existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
         if not existing.is_dir():
-            raise RunError(f"{existing} is a file, not a folder: choose another {option}")
+            raise RunError(f"{existing} is a file, not a folder: choose another {named}")
         if not os.access(existing, os.W_OK | os.X_OK):
-            raise RunError(f"{folder}: nothing can be written into {existing}; choose another {option}")
+            raise RunError(f"{folder}: nothing can be written into {existing}; choose another {named}")
 
 
 def guard(folder: Path, run: Trained | Opened) -> Callable[[], None]:

@@ -18,7 +18,7 @@ from train.data import NoSplit, Source, load, output_shape
 from train.data.kind import say_once, stored_name
 from train.data.parts import parse
 from train.data.places import find_moved, path_of
-from train.errors import ConfigError, one_line
+from train.errors import ConfigError, DataError, one_line
 from train.methods import Method
 from train.models import create_model
 from train.models.standardized import Standardized
@@ -95,6 +95,8 @@ def prepare(
     """
     splits = _open_splits(config, evaluated, write_data) if data is None else data
     train, validation = splits
+    if train.num_classes < 2:
+        raise DataError(f"{train.name}: there is only one class; a classifier needs two or more")
     if config.batch_size > len(train):
         raise ConfigError(f"--batch-size must be at most {len(train)}, the training images, got {config.batch_size}")
     weights = len(config.labels.weights)

@@ -68,6 +68,7 @@ def test_entries_without_their_checksum_are_removed_and_the_oldest_of_too_many(t
     [
         ("gs://bucket/cache", r"must be a local folder, got gs://bucket/cache: remote ones go to \$JAX"),
         ("/dev/null/cache", "--compilation-cache /dev/null/cache cannot be used"),
+        (__file__, r"cannot be used \(it is a file\): name a folder of your own, or off"),
     ],
 )
 def test_a_folder_that_cannot_be_used_is_named(option, message, kept):

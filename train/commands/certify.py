@@ -41,7 +41,8 @@ class Certify:
     """Folder for certified.json, certified.md and certified.png; by default the run folder."""
     compilation_cache: str | None = None
     """Folder that keeps compiled programs for the next start, or off.
-    By default `compiled` in $DEFORMREG_DATA, or else in ~/.cache/deformreg/data; $JAX_COMPILATION_CACHE_DIR is kept."""
+    By default what $JAX_COMPILATION_CACHE_DIR names, else `compiled` in $DEFORMREG_DATA or in
+    ~/.cache/deformreg/data."""
     json: Path | None = None
     """Also write the result to this JSON file."""
 

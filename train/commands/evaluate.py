@@ -30,7 +30,8 @@ class Evaluate:
     and then one of 15 steps of which any iterate counts.
     quick, standard, full: more and stronger attacks, any iterate counts.
     spatial: translations by at most the radius, with rotations by at most 10 degrees per pixel of it.
-    (Engstrom et al. use a radius of 3 pixels.)"""
+    (Engstrom et al. use a radius of 3 pixels.)
+    gradient-free: attacks from answers alone; weaker than quick where gradients exist."""
     radius: Positive | None = None
     """Largest displacement per component in pixels; by default the first run's `evaluation.radius`."""
     radii: tuple[Positive, ...] = ()
@@ -59,7 +60,8 @@ class Evaluate:
     and the comparison of several runs into the folder above the first one."""
     compilation_cache: str | None = None
     """Folder that keeps compiled programs for the next start, or off.
-    By default `compiled` in $DEFORMREG_DATA, or else in ~/.cache/deformreg/data; $JAX_COMPILATION_CACHE_DIR is kept."""
+    By default what $JAX_COMPILATION_CACHE_DIR names, else `compiled` in $DEFORMREG_DATA or in
+    ~/.cache/deformreg/data."""
     json: Path | None = None
     """Also write the evaluation to this JSON file; for several runs, all evaluations by name."""
     seed: Seed = 0

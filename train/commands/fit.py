@@ -81,7 +81,8 @@ class Fit:
     """START:STOP: trace these steps into `profile` in the run folder, for TensorBoard (xprof) and ui.perfetto.dev."""
     compilation_cache: str | None = None
     """Folder that keeps compiled programs for the next start, or off.
-    By default `compiled` in $DEFORMREG_DATA, or else in ~/.cache/deformreg/data; $JAX_COMPILATION_CACHE_DIR is kept."""
+    By default what $JAX_COMPILATION_CACHE_DIR names, else `compiled` in $DEFORMREG_DATA or in
+    ~/.cache/deformreg/data."""
     placement: Annotated[Placement, tyro.conf.arg(name="")] = field(default_factory=Placement)
 
 

@@ -43,7 +43,7 @@ class Launch:
     """How many processes."""
     devices_per_process: Count = 1
     """GPUs of each: process i gets those from i * devices_per_process on.
-    Without accelerator, how many devices the CPU of each process stands for."""
+    Without accelerators, how many CPU devices each process simulates."""
 
 
 def run(arguments: list[str]) -> int:

@@ -34,7 +34,7 @@ def run(arguments: list[str]) -> int:
         raise ConfigError("report takes each run once: leave one out")
     several = options.runs[0].parent if len(options.runs) > 1 else options.runs[0]
     path = options.output or (options.results or several) / "report.html"
-    reports.check_writable([], path)
+    reports.check_writable([], path, option="--output")
     folders = reports.places(options.runs, options.results)
     text = pages.write(
         {name: runs.Run(folder) for name, folder in zip(names, options.runs, strict=True)},

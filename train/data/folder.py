@@ -33,7 +33,8 @@ def open_split(request: Request) -> Records:
     """
     root, split, view = user_path(request.name.removeprefix("folder:")), request.split, request.view
     if not has_images(root):
-        raise DataError(f"{root}: no image folder; it needs train/CLASS/ and test/CLASS/ with images, or CLASS/ alone")
+        fault = "no image folder" if root.is_dir() else "no such folder"
+        raise DataError(f"{root}: {fault}; it needs train/CLASS/ and test/CLASS/ with images, or CLASS/ alone")
     place, cache = fingerprint([str(root.resolve())])[:8], (request.data_dir or default_data_dir()) / "decoded"
     # A folder of data that an untrusted file chose may hold any index.
     listing = list_images(root, cache / f"{root.name}-{place}.index.npz" if request.write else None)

@@ -100,7 +100,9 @@ def no_split(where: Path, split: str, usable: Iterable[str]) -> NoSplit:
         "validation": "; or cut one off train with --data.holdout",
         "test": "; or take a part of one, for example by --data.test-split train[90%:]",
     }.get(split, "")
-    found = ", ".join(usable) or "none"
+    found = ", ".join(usable)
+    if not found:
+        return NoSplit(f"{where}: no examples in {split!r}, nor in any other split")
     return NoSplit(f"{where}: no examples in a split {split!r}; use one that has: {found}{cut}")
 
 

@@ -86,10 +86,12 @@ def test_without_examples_there_is_no_gallery(capsys, tmp_path):
     assert "has no examples.npz: evaluate it again" in text
 
 
-@pytest.mark.parametrize("field", ["suite", "radius_pixels", "images", "examples"])
-def test_only_what_compares_stands_side_by_side(capsys, tmp_path, field):
-    other = {**ROW, field: 2 * ROW[field]}
-    code, said = report(capsys, write(tmp_path / "a"), write(tmp_path / "b", row=other))
+OTHERS = [{field: 2 * ROW[field]} for field in ("suite", "radius_pixels", "images", "examples")]
+
+
+@pytest.mark.parametrize("other", [*OTHERS, {"sample_seed": 0}, {"quantize": True}])
+def test_only_what_compares_stands_side_by_side(capsys, tmp_path, other):
+    code, said = report(capsys, write(tmp_path / "a"), write(tmp_path / "b", row={**ROW, **other}))
     assert code == 2
     assert said.startswith("error: b was evaluated ")
     assert said.count("\n") == 1
@@ -106,6 +108,8 @@ def test_what_cannot_be_read_is_one_line(capsys, tmp_path):
     assert "at least one run folder" in refused(capsys)
     run = write(tmp_path / "run")
     assert "takes each run once" in refused(capsys, run, run)
+    assert "a folder: --output names a file" in refused(capsys, run, "--output", tmp_path)
+    assert "choose another --output" in refused(capsys, run, "--output", run / "config.json" / "x.html")
     for row in ({**ROW, "clean_accuracy": 1.5}, {**ROW, "curve": []}, {**ROW, "flags": 3}, [], {}):
         files.write_json(run / "evaluation.json", row)
         assert "is no evaluation of this version" in refused(capsys, run)

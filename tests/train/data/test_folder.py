@@ -45,7 +45,10 @@ def test_sizes_must_agree_or_be_resized(tmp_path):
 def test_mistakes_are_named(tmp_path):
     write_folder(tmp_path, splits=("train",))
     refused(["'test'", "use one that has: train"], str(tmp_path), data_dir=tmp_path, split="test")
-    refused("no image folder", f"folder:{tmp_path / 'nowhere'}")
+    refused("no such folder", f"folder:{tmp_path / 'nowhere'}")
+    for name in ("cat", "dog"):
+        (tmp_path / "bare" / "train" / name).mkdir(parents=True)
+    refused("no examples in 'train', nor in any other split", f"folder:{tmp_path / 'bare'}", data_dir=tmp_path)
     write_folder(tmp_path, splits=("test",), classes=("bird",))
     refused(["bird", "not in train"], str(tmp_path), data_dir=tmp_path)
 

@@ -132,7 +132,7 @@ def test_weights_that_cannot_be_used_are_named(trained, tmp_path, capsys):
         err = capsys.readouterr().err
         assert said in err
         assert err.count("\n") == 1
-        assert not (tmp_path / "run" / "config.json").exists()
+        assert not (tmp_path / "run").exists()
     assert command("export") == 2
     assert command("export", tmp_path / "folder") == 2
 
