@@ -138,6 +138,8 @@ def test_noise_is_that_of_the_certificate():
 def test_noise_of_another_number_of_parameters_is_refused(family, sigma):
     with pytest.raises(ConfigError, match=r"--method\.sigma must be"):
         Noise(family=family, sigma=sigma).make()
+    with pytest.raises(ConfigError, match=r"needs --method\.family smooth"):
+        Noise(family=family, stride=2).make()
 
 
 class Bare(nn.Module):
