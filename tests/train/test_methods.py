@@ -140,6 +140,11 @@ def test_noise_of_another_number_of_parameters_is_refused(family, sigma):
         Noise(family=family, sigma=sigma).make()
 
 
+def test_a_stride_of_noise_without_a_coarse_flow_is_refused():
+    with pytest.raises(ConfigError, match=r"--method\.stride needs --method\.family smooth, got flow"):
+        Noise(stride=3).make()
+
+
 class Bare(nn.Module):
     """Four features of an image as its logits."""
 

@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 import tyro
 
 import deformreg
+from train.errors import ConfigError
 from train.methods.inputs import noisy
 from train.methods.method import NO_PENALTY, Method, ramp
 from train.methods.penalties import Exact, gradient_penalty
@@ -35,6 +36,8 @@ class Noise:
     name: Annotated[Literal["noise"], HIDDEN] = "noise"
 
     def make(self) -> Method:
+        if self.family != "smooth" and self.stride != type(self).stride:
+            raise ConfigError(f"--method.stride needs --method.family smooth, got {self.family}")
         family = FAMILIES[self.family]
         law = family.law(self.law, family.widths(self.sigma, option="--method.sigma"))
         penalty = gradient_penalty(deformreg.flow(), Exact()) if self.flow_gradient else NO_PENALTY
