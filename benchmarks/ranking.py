@@ -166,7 +166,8 @@ def run(options: Options) -> str:
         ConfigError: the file cannot be written or read, or a package is missing.
     """
     rows.check_writable(options.lines)
-    done = {_name(line) for line in read(options.lines)}
+    # A line at other radii than those of today belongs to another curve.
+    done = {_name(line) for line in read(options.lines) if line["radii"] == _radii(line["model"])}
     cells = [
         (model, attack, passes) for passes in options.passes for attack in options.attack for model in options.model
     ]
@@ -181,7 +182,7 @@ def run(options: Options) -> str:
         smallest = [None if math.isinf(radius) else radius for radius in curve.smallest_radii.tolist()]
         line = {
             "model": model, "attack": attack, "passes": passes, "examples": options.examples,
-            "radii": list(SUBJECTS[model].radii), "smallest": smallest, "model_calls": curve.model_calls,
+            "radii": _radii(model), "smallest": smallest, "model_calls": curve.model_calls,
             "seconds": round(curve.seconds, 1), "environment": rows.setting(["ranking"]),
         }  # fmt: skip
         append(options.lines, line)
@@ -197,21 +198,26 @@ def _evaluator(attack: str, passes: int, batch_size: int) -> Evaluator:
 
 
 def read(path: Path = FILE) -> list[Line]:
-    """The finished lines; of two with the same names the later one counts.
+    """The finished lines in the order of the file; of two with the same names the later one counts.
 
     Raises:
         ConfigError: a line is not one of a ranking.
     """
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     whole, _, _half_written = text.rpartition("\n")
-    found = {}
+    found: dict[tuple[str, str, int, int], Line] = {}
     for number, one in enumerate(whole.splitlines(), start=1):
         try:
             line = json.loads(one)
+            found.pop(_name(line), None)
             found[_name(line)] = line
         except (ValueError, LookupError, TypeError) as error:
             raise ConfigError(f"{path}, line {number} is not one of a ranking: {error!r}") from error
     return list(found.values())
+
+
+def _radii(model: str) -> list[float]:
+    return list(SUBJECTS[model].radii) if model in SUBJECTS else []
 
 
 def _name(line: Line) -> tuple[str, str, int, int]:
@@ -221,7 +227,7 @@ def _name(line: Line) -> tuple[str, str, int, int]:
 def optimality(lines: list[Line]) -> dict[tuple[str, str, int], float]:
     """By model, attack and passes, the share of the best known attack's area that an attack reaches, in [0, 1].
 
-    Clean errors do not count. Lines of one model must have the same images and radii.
+    Clean errors do not count. Of a model's lines, those with the images and the radii of its last one count.
     """
     found = {}
     for model in dict.fromkeys(line["model"] for line in lines):

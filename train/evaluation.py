@@ -172,6 +172,7 @@ def evaluate_run(
         "mean_minimal_displacement": curve.mean_minimal_displacement,
         "seed": protocol.seed,
         "quantize": protocol.quantize,
+        "sample_seed": trained.sample_seed,
         "environment": environment.describe(),
     }
     sample = exhibits.sample()

@@ -246,7 +246,7 @@ def _train(
     last = config.epochs * task.steps_per_epoch
     pace = Pace(config.batch_size, _share_of_peak(config, task, engine))
     compiled = start.first_call(engine.compile(task.step), pace.restart)
-    watch = Watch(log, config, task.method.every, step=int(state.step), skipped=int(state.skipped), pace=pace)
+    watch = Watch(log, config, task.method, step=int(state.step), skipped=int(state.skipped), pace=pace)
     batches = device_batches(config, task.splits.train, engine, watch.step + watch.skipped, stop_requested)
 
     detector = overfitting.detector(

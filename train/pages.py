@@ -64,7 +64,7 @@ def _check_comparable(results: Mapping[str, Result]) -> None:
     """Raises `RunError` for runs whose numbers do not belong side by side."""
     (first, one), *others = results.items()
     for name, other in others:
-        for what in ("images", "suite", "radius_pixels"):
+        for what in ("images", "sample_seed", "suite", "radius_pixels", "quantize"):
             ours, theirs = one.facts[what], other.facts[what]
             if ours != theirs:
                 raise RunError(

@@ -35,13 +35,16 @@ def evaluate_command(folder: Path, row: dict[str, Any], radii: list[float]) -> s
 
     Args:
         folder: the run folder.
-        row: the evaluation's `suite`, `radius_pixels`, `examples`, `independent` and `seed`.
+        row: the evaluation's `suite`, `radius_pixels`, `examples`, `independent`, `seed`, `sample_seed` and
+            `quantize`.
         radii: those of a curve by the whole suite; none for the usual curve.
     """
     return _command(
         "evaluate", str(folder), "--suite", row["suite"], "--radius", f"{row['radius_pixels']:.12g}",
         "--examples", str(row["examples"]), *(["--independent"] if row["independent"] else []),
         *(["--seed", str(row["seed"])] if row["seed"] else []),
+        *([] if row["sample_seed"] is None else ["--sample-seed", str(row["sample_seed"])]),
+        *(["--quantize"] if row["quantize"] else []),
         *(["--radii", *(f"{radius:.12g}" for radius in radii)] if radii else []),
     )  # fmt: skip
 

@@ -51,6 +51,7 @@ class Trained(NamedTuple):
         step: of the checkpoint.
         train_seconds: time spent training, compilation included.
         place: the run folder that was read.
+        sample_seed: with which the images were chosen.
     """
 
     config: Config
@@ -63,6 +64,7 @@ class Trained(NamedTuple):
     step: int
     train_seconds: float
     place: Place
+    sample_seed: int | None
 
 
 class Place(NamedTuple):
@@ -184,7 +186,7 @@ def open_run(
     views = open_views(test, indices, config.augmentation, tolerant=config.data.max_unreadable > 0)
     seconds = metrics.train_seconds(metrics.read_metrics(runs.Run(folder)))
     logits_fn, step, place = opened.logits_fn, opened.step, opened.place
-    return Trained(config, logits_fn, *views, test.name, test.class_names, step, seconds, place)
+    return Trained(config, logits_fn, *views, test.name, test.class_names, step, seconds, place, sample_seed)
 
 
 def open_runs(

@@ -60,6 +60,8 @@ class Facts(TypedDict):
     step: Number
     train_seconds: Amount
     seed: Number
+    quantize: bool
+    sample_seed: Number | None
     curve_suite: str
     environment: dict[str, Any]
 
@@ -115,6 +117,9 @@ class _Numbers(Facts):
     mean_minimal_displacement: Amount
 
 
+_UNSAID: dict[str, Any] = {"quantize": False, "sample_seed": None}
+"""What holds for evaluations that were written before they said it."""
+
 _Numbers.__pydantic_config__ = ConfigDict(extra="ignore", allow_inf_nan=False)  # type: ignore[attr-defined]
 _NUMBERS = TypeAdapter(_Numbers)
 
@@ -130,7 +135,8 @@ def read(folder: Path) -> Result:
     """
     path = folder / NUMBERS
     try:
-        numbers = _NUMBERS.validate_python(files.read_json(path, limit=_LARGEST))
+        content = files.read_json(path, limit=_LARGEST)
+        numbers = _NUMBERS.validate_python({**_UNSAID, **content} if isinstance(content, dict) else content)
     except FileNotFoundError as error:
         raise RunError(
             f"{folder} holds no evaluation: `python -m train evaluate` writes one; if it wrote elsewhere, --results "
@@ -215,7 +221,9 @@ def read_frames(path: Path) -> tuple[Frames | None, tuple[str, ...]]:
             return _frames(dict(arrays))
     except FileNotFoundError:
         return None, ()
-    except (ValueError, LookupError, TypeError, EOFError, zipfile.BadZipFile, NotImplementedError) as error:
+    except (
+        ValueError, LookupError, TypeError, EOFError, MemoryError, zipfile.BadZipFile, NotImplementedError
+    ) as error:  # fmt: skip
         raise RunError(f"{path} cannot be read ({one_line(error)}): evaluate the run again") from error
 
 

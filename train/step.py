@@ -90,9 +90,10 @@ def make_step(
             return _mean_over_parts(of_part, batch, accumulate)
 
         if method.every > 1 or method.first_step > 0:
-            due = (state.step % method.every == 0) & (state.step >= method.first_step)
             bare = method._replace(penalty=NO_PENALTY)
-            outcome, gradients = jax.lax.cond(due, lambda: gradient(method), lambda: gradient(bare))
+            outcome, gradients = jax.lax.cond(
+                method.is_due(state.step), lambda: gradient(method), lambda: gradient(bare)
+            )
         else:
             outcome, gradients = gradient(method)
         if axis is not None:

@@ -14,6 +14,7 @@ import numpy as np
 from train import processes
 from train.config import Config
 from train.errors import NonFiniteLoss
+from train.methods import Method
 from train.pace import Pace
 from train.step import Metrics
 
@@ -41,9 +42,9 @@ class Watch:
     """
 
     def __init__(
-        self, log: Log, config: Config, every: int, *, step: int, skipped: int, pace: Pace | None = None
+        self, log: Log, config: Config, method: Method, *, step: int, skipped: int, pace: Pace | None = None
     ) -> None:
-        self._log, self._config, self._every = log, config, every
+        self._log, self._config, self._method = log, config, method
         self._pace = Pace(config.batch_size) if pace is None else pace
         self._began = time.perf_counter() - log.seconds
         self._pending: deque[Metrics] = deque()
@@ -109,7 +110,8 @@ class Watch:
             return
         step, last = next(reversed(self._window.items()))
         means = {name: np.mean([values[name] for values in self._window.values()]).item() for name in last}
-        penalties = [values["penalty"] for number, values in self._window.items() if (number - 1) % self._every == 0]
+        # The metrics of a step have the number of steps that were taken with it.
+        penalties = [values["penalty"] for number, values in self._window.items() if self._method.is_due(number - 1)]
         if penalties:
             means["penalty"] = np.mean(penalties).item()
         else:

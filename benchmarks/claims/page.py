@@ -174,6 +174,7 @@ def curves(lines: Sequence[Line]) -> Figure:
                 axes.plot(xs, ys, "o-", color=color, label=method, markersize=5, linewidth=1.2)
         axes.set_xlabel("clean accuracy in %")
         axes.set_ylabel(f"accuracy in % under flows of {here[0]['seen']['radii'][1]:g} px")
+        axes.set_ylim(0, 100)
 
     return _panels(lines, draw)
 
@@ -188,7 +189,9 @@ def costs(lines: Sequence[Line]) -> Figure:
                 axes.plot(cost, 100 * one.mean(verdicts.seen), "o", color=color, label=method)
                 axes.plot(cost, 100 * one.mean(verdicts.unseen), "o", color=color, fillstyle="none")
         axes.set_xlabel("cost of a step in standard steps")
-        axes.set_ylabel("accuracy in %: flows (filled), unseen attacks (open)")
+        axes.set_ylabel("accuracy in %")
+        axes.set_ylim(0, 100)
+        axes.set_xlim(0.9, 8)
         axes.set_xscale("log", base=2)
         axes.set_xticks([1, 2, 4, 8], ["1", "2", "4", "8"])
 

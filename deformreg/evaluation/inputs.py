@@ -99,7 +99,7 @@ def _on_demand(images: OnDemand, image_range: tuple[float, float] | None) -> OnD
     jax.eval_shape(_checks.images, jax.ShapeDtypeStruct(images.shape, images.dtype))
 
     def read(indices: HostArray) -> HostArray:
-        found = images.read(indices)
+        found = np.asarray(images.read(indices))
         if len(found):
             _extremes(found, indices)
             _checks.in_range("images", found, image_range)

@@ -98,3 +98,9 @@ def test_a_ranking_continues(tmp_path, monkeypatch):
     text = ranking.run(ranking.Options(passes=(20,), runs=tmp_path, **options))
     assert opened == ["edge"]
     assert "| pgd | 100 |" in text
+    monkeypatch.setitem(ranking.SUBJECTS, "edge", ranking.Subject(edge, (0.1, 0.3, 1.0)))
+    ranking.run(ranking.Options(passes=(20,), runs=tmp_path, **options | {"attack": ("pgd",)}))
+    assert [(one["attack"], one["radii"]) for one in ranking.read(options["lines"])] == [
+        ("random", [0.1, 0.5, 1.0]),
+        ("pgd", [0.1, 0.3, 1.0]),
+    ]

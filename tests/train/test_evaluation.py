@@ -26,7 +26,7 @@ def fake_run(logits_fn, images, labels, *, batch_size=32):
     """A run that nobody trained."""
     return SimpleNamespace(
         images=images, labels=labels, contents="images", logits_fn=jax.tree_util.Partial(logits_fn),
-        class_names=tuple("abcde"), step=1, source="images", train_seconds=1.0,
+        class_names=tuple("abcde"), step=1, source="images", train_seconds=1.0, sample_seed=None,
         config=Config(evaluation=Evaluation(radius=0.5, steps=4, batch_size=batch_size)),
     )  # fmt: skip
 

@@ -72,11 +72,17 @@ class _Log:
         self.lines[step] = values
 
 
-def test_the_log_counts_every_step_once_and_the_penalty_where_it_was_taken():
+@pytest.mark.parametrize(("first_step", "start"), [(0, 25), (1, 40)])
+def test_the_log_counts_every_step_once_and_the_penalty_where_it_was_taken(first_step, start):
     log = _Log()
-    watch = Watch(log, replace(TINY, log_every=4), every=3, step=0, skipped=0)
+    watch = Watch(log, replace(TINY, log_every=4), Method("mine", every=3, first_step=first_step), step=0, skipped=0)
     for step in range(1, 11):
-        values = {"loss": step, "penalty": 10.0 * step * (step % 3 == 1), "learning_rate": 1 / step, "stop": 0}
+        values = {
+            "loss": step,
+            "penalty": 10.0 * step * (step % 3 == 1 and step > first_step),
+            "learning_rate": 1 / step,
+            "stop": 0,
+        }
         watch.push({"step": step, "skipped": 0, "gradient_norm": 1.0, "parameter_norm": 1.0, **values})
         if step in (5, 6, 10):
             watch.drain()
@@ -85,7 +91,13 @@ def test_the_log_counts_every_step_once_and_the_penalty_where_it_was_taken():
         step: np.mean(span) for step, span in spans.items()
     }
     assert {step: line["learning_rate"] for step, line in log.lines.items()} == {step: 1 / step for step in spans}
-    assert {step: line.get("penalty") for step, line in log.lines.items()} == {4: 25, 5: None, 6: None, 8: 70, 10: 100}
+    assert {step: line.get("penalty") for step, line in log.lines.items()} == {
+        4: start,
+        5: None,
+        6: None,
+        8: 70,
+        10: 100,
+    }
 
 
 def test_a_sets_own_validation_split_is_used(tmp_path):

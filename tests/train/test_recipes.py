@@ -59,9 +59,10 @@ def test_what_a_script_passed_has_no_command():
 
 def test_an_evaluation_has_a_command():
     row = {"suite": "quick", "radius_pixels": 0.675, "examples": 500, "independent": True, "seed": 3}
+    row |= {"sample_seed": 0, "quantize": True}
     assert evaluate_command(Path("a b"), row, [0.25, 0.5]) == (
         "python -m train evaluate 'a b' --suite quick --radius 0.675 --examples 500 --independent --seed 3 "
-        "--radii 0.25 0.5"
+        "--sample-seed 0 --quantize --radii 0.25 0.5"
     )
 
 

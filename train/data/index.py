@@ -107,5 +107,5 @@ def _load(index: Path, _: tuple[int, int, int]) -> Listing | None:
                     splits[split] = Files(**parts)
             remark = os.fsdecode(bytes(stored["remark"][()]))
             return Listing(splits, stored["directories"], stored["directory_facts"], int(stored["scanned"]), remark)
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    except (OSError, ValueError, KeyError, EOFError, MemoryError, zipfile.BadZipFile):
         return None

@@ -194,6 +194,10 @@ class Method(NamedTuple):
     first_step: int = 0
     watch: Inputs | None = None
 
+    def is_due(self, step: Any) -> Any:
+        """Whether a step takes the penalty: of an int, or of an array in the step."""
+        return (step % self.every == 0) & (step >= self.first_step)
+
     @property
     def passes(self) -> float:
         """Mean cost of a step in forward passes from `first_step` on, over `every` steps; a standard step costs 3."""

@@ -59,7 +59,7 @@ def test_images_on_demand_are_read_a_few_at_a_time(run, alone):
 
     def read(indices):
         sizes.append(len(indices))
-        return IMAGES[indices]
+        return list(IMAGES[indices])  # what NumPy makes an array of
 
     result = run(LOGITS, OnDemand(read, IMAGES.shape), LABELS, key=KEY)
     assert [outcome(attack) for attack in result.attacks] == alone

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import zipfile
 from dataclasses import replace
 
 import numpy as np
@@ -84,10 +86,12 @@ def test_without_examples_there_is_no_gallery(capsys, tmp_path):
     assert "has no examples.npz: evaluate it again" in text
 
 
-@pytest.mark.parametrize("field", ["suite", "radius_pixels", "images", "examples"])
-def test_only_what_compares_stands_side_by_side(capsys, tmp_path, field):
-    other = {**ROW, field: 2 * ROW[field]}
-    code, said = report(capsys, write(tmp_path / "a"), write(tmp_path / "b", row=other))
+OTHERS = [{field: 2 * ROW[field]} for field in ("suite", "radius_pixels", "images", "examples")]
+
+
+@pytest.mark.parametrize("other", [*OTHERS, {"sample_seed": 0}, {"quantize": True}])
+def test_only_what_compares_stands_side_by_side(capsys, tmp_path, other):
+    code, said = report(capsys, write(tmp_path / "a"), write(tmp_path / "b", row={**ROW, **other}))
     assert code == 2
     assert said.startswith("error: b was evaluated ")
     assert said.count("\n") == 1
@@ -140,6 +144,11 @@ def test_damaged_examples_are_refused(capsys, tmp_path, damage):
     with np.load(run / "examples.npz") as stored:
         arrays = dict(stored)
     np.savez(run / "examples.npz", **{**arrays, **damage})
+    assert "examples.npz cannot be read" in refused(capsys, run)
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": (10**14, 4)})
+    with zipfile.ZipFile(run / "examples.npz", "w") as archive:
+        archive.writestr("class_names.npy", header.getvalue())
     assert "examples.npz cannot be read" in refused(capsys, run)
     (run / "examples.npz").write_bytes(b"PK nothing")
     assert "examples.npz cannot be read" in refused(capsys, run)
