@@ -138,8 +138,11 @@ def test_noise_is_that_of_the_certificate():
 def test_noise_of_another_number_of_parameters_is_refused(family, sigma):
     with pytest.raises(ConfigError, match=r"--method\.sigma must be"):
         Noise(family=family, sigma=sigma).make()
-    with pytest.raises(ConfigError, match=r"needs --method\.family smooth"):
-        Noise(family=family, stride=2).make()
+
+
+def test_a_stride_of_noise_without_a_coarse_flow_is_refused():
+    with pytest.raises(ConfigError, match=r"--method\.stride needs --method\.family smooth, got flow"):
+        Noise(stride=3).make()
 
 
 class Bare(nn.Module):

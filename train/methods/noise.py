@@ -36,7 +36,7 @@ class Noise:
     name: Annotated[Literal["noise"], HIDDEN] = "noise"
 
     def make(self) -> Method:
-        if self.family != "smooth" and self.stride != Noise.stride:
+        if self.family != "smooth" and self.stride != type(self).stride:
             raise ConfigError(f"--method.stride needs --method.family smooth, got {self.family}")
         family = FAMILIES[self.family]
         law = family.law(self.law, family.widths(self.sigma, option="--method.sigma"))
