@@ -80,7 +80,21 @@ def _matched(lines: Sequence[Line], setting: str) -> str:
     seeds = max(len(one.lines) for one in found.values())
     examples = next(iter(found.values())).lines[0]["seen"]["examples"]
     head = f"`{setting}`: {examples} test images, up to {seeds} seed{'s' * (seeds > 1)}; accuracies in %."
+    head += _unseen(setting)
     return "\n\n".join([head, markdown([titles, ["---", *["---:"] * (len(titles) - 1)], *rows])])
+
+
+def _unseen(setting: str) -> str:
+    """The budgets of the unseen attacks in a sentence; nothing for a setting that the grid no longer has."""
+    for one in grid.SETTINGS:
+        if one.name == setting:
+            budgets = one.budgets
+            return (
+                f" Budgets of the unseen attacks: elastic {budgets.smooth:g} px, pixels {budgets.pixels:.3g}, "
+                f"rotation {budgets.degrees:g} degrees with translation {budgets.shift:g} px, pixelwise-l2 "
+                f"{1.5 * budgets.seen[1]:g} px, stadv {2 * budgets.seen[1]:g} px."
+            )
+    return ""
 
 
 def _cells(one: Chosen) -> list[str]:
