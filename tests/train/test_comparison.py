@@ -269,7 +269,15 @@ def test_all_results_go_below_the_output_whatever_classes_are_called(capsys, tmp
     before = set(Path().rglob("*"))
     assert main(["evaluate", *map(str, folders), "--output", "out", "--json", "all.json"]) == 0, capsys.readouterr()
     written = {str(path) for path in set(Path().rglob("*")) - before if path.is_file()}
-    report = ("evaluation.json", "evaluation.csv", "evaluation.md", "curve.csv", "curve.png", "examples.png")
+    report = (
+        "evaluation.json",
+        "evaluation.csv",
+        "evaluation.md",
+        "curve.csv",
+        "curve.png",
+        "examples.png",
+        "examples.npz",
+    )
     together = ("comparison.json", "comparison.md", "comparison.png", "curves.csv")
     assert written == {
         "all.json",
