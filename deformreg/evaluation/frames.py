@@ -81,7 +81,8 @@ def frames(
     _checks.flow_for(flows, images.shape, "flows")
     count = len(images)
     model, batch_size = as_argument(logits_fn), _checks.count("batch_size", batch_size)
-    outputs = jax.eval_shape(lambda some: _checks.logits(model(some), count), images)
+    first = images[:batch_size]
+    outputs = jax.eval_shape(lambda some: _checks.logits(model(some), len(first)), first)
     labels = np.asarray(_checks.class_indices("labels", labels, count, classes=outputs.shape[1]))
     boundaries = (boundary,) * count if isinstance(boundary, str) else tuple(boundary)
     for each in boundaries:
