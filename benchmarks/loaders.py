@@ -21,8 +21,9 @@ import numpy as np
 from benchmarks import harness
 from benchmarks.rows import Rows
 from benchmarks.torch_peer import torch_peer
-from train.data import Source, eval_batches, load
+from train.data import Source, eval_batches, jpeg, load
 from train.data.order import batch_draws
+from train.data.resizing import resize
 from train.data.view import NUM_DRAWS
 
 SIDE = 224
@@ -71,7 +72,8 @@ def measure(
             OURS: _through(load(name, **_streamed(folder))),
             "folder, random crops": _cropped(load(name, random_crop=0.08, **_streamed(folder))),
             "ArrayRecord": _through(_array_record(folder, paths)),
-            "bare: simplejpeg and PIL": _bare(paths, _decode_small),
+            "bare: simplejpeg and OpenCV": _bare(paths, _decode_small),
+            "bare: simplejpeg, not resized": _bare(paths, _decode_whole),
             "bare: PIL": _bare(paths, _decode_pil),
             "Grain with PIL": _grain(paths),
         }
@@ -188,12 +190,18 @@ def _array_record(folder: Path, paths: list[Path]) -> Source:
 
 
 def _decode_small(data: bytes) -> np.ndarray:
-    """What a JPEG costs at least with the application's libraries."""
-    import simplejpeg
-    from PIL import Image
+    """What a JPEG costs at least with the application's decoder and resizer."""
+    pixels = jpeg.decode(data, "RGB", (SIDE, SIDE))
+    assert pixels is not None
+    return resize(pixels, (0, 0, pixels.shape[1], pixels.shape[0]), SIDE)
 
-    image = Image.fromarray(simplejpeg.decode_jpeg(data, min_height=SIDE, min_width=SIDE))
-    return np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BILINEAR))
+
+def _decode_whole(data: bytes) -> np.ndarray:
+    """What a JPEG costs at least with libjpeg."""
+    import simplejpeg
+
+    pixels: np.ndarray = simplejpeg.decode_jpeg(data)
+    return pixels
 
 
 def _decode_pil(data: bytes) -> np.ndarray:

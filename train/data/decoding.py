@@ -18,6 +18,7 @@ import numpy as np
 
 from train.data import jpeg
 from train.data.kind import Arrays, Read, Shape, require
+from train.data.resizing import resize
 from train.data.view import Box, View
 from train.errors import DataError, one_line
 from train.files import open_regular
@@ -31,8 +32,8 @@ MAX_BYTES = 2**28
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP")
 """By content, whatever a file is called. PIL's other decoders stay off: one of them runs Ghostscript."""
 
-DECODER = "simplejpeg"
-"""What makes JPEGs smaller: decoded copies that another one made are decoded again."""
+DECODER = "simplejpeg and OpenCV"
+"""What makes images smaller: decoded copies that another one made are decoded again."""
 
 WHOLE = View()
 
@@ -90,21 +91,19 @@ def decode_image(
             least = _least(whole, box, view)
             file.seek(0)
             scaled = jpeg.decode(file.read(), image.mode, least[::-1] if turn in _SWAPPING else least)
-            image = image if scaled is None else scaled
+            image = image if scaled is None else require("PIL.Image", "pillow", "decoding images").fromarray(scaled)
         image = image if channels == 4 else _on_white(image, where)
         if image.mode != CHANNEL_MODES[channels]:
             image = image.convert(CHANNEL_MODES[channels])
         if turn is not None:
             image = image.transpose(turn)
-        if resized:
-            image = _shown(image, whole, box, view)
-        if image.size != (width, height):
+        if not resized and image.size != (width, height):
             raise DataError(
                 f"{where}: {image.height} x {image.width} pixels (height x width), the first image has {height} x "
                 f"{width}; --data.image-size resizes them all"
             )
         pixels = np.asarray(image)
-    return pixels.reshape(shape)
+    return (_shown(pixels, whole, box, view) if resized else pixels).reshape(shape)
 
 
 def _shrunk_jpeg(
@@ -126,12 +125,11 @@ def _shrunk_jpeg(
     box = view.box(*whole, draws)
     if _is_shown(whole, box, view):
         return None
-    image = jpeg.decode(encoded, mode, _least(whole, box, view))
-    if image is None:
+    pixels = jpeg.decode(encoded, mode, _least(whole, box, view))
+    if pixels is None:
         return None
-    if image.mode != CHANNEL_MODES[shape[2]]:
-        image = image.convert(CHANNEL_MODES[shape[2]])
-    return np.asarray(_shown(image, whole, box, view)).reshape(shape)
+    shown = _shown(pixels, whole, box, view)
+    return np.repeat(shown[..., None], shape[2], axis=-1) if mode == "L" else shown
 
 
 def _read(path: Path) -> bytes:
@@ -151,11 +149,11 @@ def _is_shown(whole: tuple[int, int], box: Box, view: View) -> bool:
     return whole == (view.size, view.size) and box == (0, 0, *whole)
 
 
-def _shown(image: Any, whole: tuple[int, int], box: Box, view: View) -> Any:
+def _shown(pixels: np.ndarray, whole: tuple[int, int], box: Box, view: View) -> np.ndarray:
     """The box of an image, in pixels of its whole size, at the size of the view."""
-    factors = [after / before for after, before in zip(image.size, whole, strict=True)] * 2
-    place = [min(end * factor, side) for end, factor, side in zip(box, factors, image.size * 2, strict=True)]
-    return image.resize((view.size, view.size), resample=2, box=place)  # PIL's BILINEAR
+    across, down = pixels.shape[1] / whole[0], pixels.shape[0] / whole[1]
+    left, top, right, bottom = box
+    return resize(pixels, (left * across, top * down, right * across, bottom * down), view.size or 0)
 
 
 def image_header(data: bytes | Path, where: str, *, upright: bool = False) -> tuple[tuple[int, int], bool]:

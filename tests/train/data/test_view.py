@@ -7,11 +7,14 @@ import numpy as np
 import pytest
 from data_files import refused, whole, write_folder, write_npz
 from PIL import Image
+from sklearn.datasets import load_sample_images
 
 from train import data
 from train.data import DataError
+from train.data import jpeg as jpeg_file
 from train.data.decoding import decode_image
 from train.data.order import batch_draws
+from train.data.resizing import resize
 from train.data.view import NUM_DRAWS, View
 
 VIEWS = [View(24), View(24, center=0.5), View(24, min_area=0.08)]
@@ -86,13 +89,55 @@ def test_a_jpeg_of_the_asked_size_has_its_own_pixels(mode):
 
 
 @pytest.mark.parametrize(("kind", "mode"), [("PNG", "RGB"), ("PNG", "RGBA"), ("BMP", "RGB"), ("JPEG", "CMYK")])
-def test_other_files_are_resized_as_pil_resizes_them(kind, mode):
+def test_files_of_every_kind_are_resized_alike(kind, mode):
     pixels = np.random.default_rng(0).integers(0, 256, (50, 40, 3), np.uint8)
     stream = io.BytesIO()
     Image.fromarray(pixels).convert(mode).save(stream, kind)
-    expected = Image.open(stream).convert("RGB").resize((24, 24), Image.Resampling.BILINEAR)
+    expected = resize(np.asarray(Image.open(stream).convert("RGB")), (0, 0, 40, 50), 24)
     found = decode_image(stream.getvalue(), "it", shape=(24, 24, 3), view=View(24))
-    np.testing.assert_array_equal(found, np.asarray(expected))
+    np.testing.assert_array_equal(found, expected)
+
+
+def axis_weights(length, start, end, size):
+    """``[size, length]``: how much each pixel of an axis counts for each new one, by the definitions."""
+    factor = (end - start) / size
+    places = start + (np.arange(size) + 0.5) * factor - 0.5
+    linear = np.maximum(0, 1 - abs(places[:, None] - np.arange(-40, length + 40)))
+    if factor > 1:
+        reach = np.arange(-int(np.ceil(2 * np.sqrt((factor**2 - 1) / 6) - 0.5)), 0)
+        taps = np.exp(-3 * np.concatenate([reach, [0], -reach[::-1]]) ** 2 / (factor**2 - 1))
+        linear = np.apply_along_axis(lambda row: np.convolve(row, taps / taps.sum(), "same"), 1, linear)
+    inner = linear[:, 40:-40].copy()  # pixels beyond the border are as those at it
+    inner[:, 0] += linear[:, :40].sum(1)
+    inner[:, -1] += linear[:, -40:].sum(1)
+    return inner
+
+
+@pytest.mark.parametrize("box", [(0, 0, 40, 50), (3.3, 10.6, 30.1, 17.9), (8, 5, 32, 29), (0.5, 0, 40, 49.7)])
+@pytest.mark.parametrize("size", [8, 24, 60])
+def test_resizing_blurs_by_the_factor_and_interpolates(box, size):
+    pixels = np.random.default_rng(0).integers(0, 256, (50, 40, 3), np.uint8)
+    left, top, right, bottom = box
+    down, across = axis_weights(50, top, bottom, size), axis_weights(40, left, right, size)
+    expected = np.einsum("ih,jw,hwc->ijc", down, across, pixels.astype(np.float64))
+    np.testing.assert_allclose(resize(pixels, box, size), expected, atol=5)  # OpenCV places to 1/32 of a pixel
+    np.testing.assert_allclose(resize(pixels, box, size).mean(), expected.mean(), atol=0.5)
+
+
+def test_photographs_are_resized_nearly_as_by_pil():
+    for pixels in load_sample_images().images:
+        box = (7.5, 0.0, 420.25, 410.0)
+        expected = Image.fromarray(pixels).resize((128, 128), Image.Resampling.BILINEAR, box=box)
+        difference = abs(resize(pixels, box, 128).astype(int) - np.asarray(expected))
+        assert difference.mean() < 1
+
+
+@pytest.mark.parametrize(
+    ("least", "size"), [(1, (13, 10)), (14, (25, 20)), (21, (50, 40)), (40, (50, 40)), (41, (100, 80)), (900, (100, 80))]
+)
+def test_jpegs_are_decoded_at_the_smallest_fast_size(least, size):
+    pixels = np.random.default_rng(0).integers(0, 256, (100, 80), np.uint8)
+    assert jpeg_file.decode(jpeg(pixels), "L", (least, least)).shape == size
 
 
 @pytest.mark.parametrize(
