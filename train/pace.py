@@ -29,7 +29,9 @@ PEAKS = {
     "TPU v6 lite": 918e12,
     "NVIDIA A100": 312e12,
     "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA H100 NVL": 835e12,
     "NVIDIA H100": 989e12,
+    "NVIDIA H200 NVL": 835e12,
     "NVIDIA H200": 989e12,
 }
 """Dense bfloat16 FLOP/s of a device by the start of its kind, from the makers' data sheets; the first that fits."""

@@ -60,7 +60,14 @@ def test_the_pace_is_that_of_steps_and_of_waiting_between_lines(monkeypatch):
 
 @pytest.mark.parametrize(
     ("kind", "expected"),
-    [("TPU v5 lite", 197e12), ("TPU v5", 459e12), ("NVIDIA H100 80GB HBM3", 989e12), ("cpu", None)],
+    [
+        ("TPU v5 lite", 197e12),
+        ("TPU v5", 459e12),
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H100 NVL", 835e12),
+        ("NVIDIA H200 NVL", 835e12),
+        ("cpu", None),
+    ],
 )
 def test_the_peak_of_known_devices(kind, expected):
     assert peak(SimpleNamespace(device_kind=kind)) == expected
