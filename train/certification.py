@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
@@ -20,7 +20,7 @@ from deformreg.certification import Certificates, CertifiedCurve, Progress, Vote
 from deformreg.statistics import clopper_pearson_bound
 from train import environment
 from train import partial as partials
-from train.errors import ConfigError, say
+from train.errors import ConfigError, counted, say
 from train.options import validate
 from train.partial import Kept, Partial
 from train.progress import progress
@@ -109,15 +109,15 @@ class _Finished:
         """Says what an earlier start has kept, and what is missing if this one does not come to its end."""
         before = len(self.votes)
         if before:
-            say(f"{name}: continuing after {before} images of an earlier start")
+            say(f"{name}: continuing after {counted(before, 'image')} of an earlier start")
         try:
             yield
         except BaseException:
             if self._file is not None and self.votes:
                 self._write(self._file)
                 say(
-                    f"{name}: {len(self.votes)} images are kept in {self._file.path}, and the same command continues "
-                    f"after them; missing: {total - len(self.votes)}"
+                    f"{name}: kept {counted(len(self.votes), 'image')} in {self._file.path}; the same command "
+                    f"continues from there; missing: {total - len(self.votes)}"
                 )
             raise
 
@@ -142,7 +142,14 @@ def _parse(kept: Kept) -> tuple[list[Votes], float]:
     return [Votes(answer, number) for answer, number in votes.tolist()], float(kept.facts["seconds"])
 
 
-def certify_run(name: str, trained: Trained, smoothing: Smoothing, file: Partial | None = None) -> Certified:
+def certify_run(
+    name: str,
+    trained: Trained,
+    smoothing: Smoothing,
+    file: Partial | None = None,
+    *,
+    devices: Sequence[jax.Device] | None = None,
+) -> Certified:
     """Certifies a trained run.
 
     Args:
@@ -151,13 +158,14 @@ def certify_run(name: str, trained: Trained, smoothing: Smoothing, file: Partial
         smoothing: from `check`.
         file: from `partial_of`: keeps the votes of finished images; those that it has from an earlier start are not
             drawn again.
+        devices: of this process, each of which takes an image at a time; None for one.
 
     Returns:
         The row, with radii in `unit` and accuracies as fractions in [0, 1] of all examples (an abstention is an
         error); and the curve.
     """
     finished = _Finished(file)
-    certificates, unit = _certificates(name, trained, smoothing, finished)
+    certificates, unit = _certificates(name, trained, smoothing, finished, devices)
     # Several sigmas make parameters / sigma the measure: its unit is one sigma.
     single = smoothing.sigma[0] if len(smoothing.sigma) == 1 else 1.0
     listed = [multiple * single for multiple in LISTED if multiple * single < certificates.ceiling]
@@ -197,7 +205,13 @@ def certify_run(name: str, trained: Trained, smoothing: Smoothing, file: Partial
     return Certified(row, fine)
 
 
-def _certificates(name: str, trained: Trained, smoothing: Smoothing, finished: _Finished) -> tuple[Certificates, str]:
+def _certificates(
+    name: str,
+    trained: Trained,
+    smoothing: Smoothing,
+    finished: _Finished,
+    devices: Sequence[jax.Device] | None,
+) -> tuple[Certificates, str]:
     """The certificates, and the unit of their radii."""
     family = FAMILIES[smoothing.family]
     law = family.law(smoothing.law, smoothing.sigma)
@@ -212,7 +226,7 @@ def _certificates(name: str, trained: Trained, smoothing: Smoothing, finished: _
             trained.logits_fn, trained.images, law=law, perturbation=family.make(smoothing.stride),
             num_selection=smoothing.num_selection, num_samples=smoothing.num_samples, alpha=smoothing.alpha,
             batch_size=smoothing.batch_size, key=jax.random.key(smoothing.seed), progress=tell,
-            recall=finished.recall,
+            recall=finished.recall, devices=None if devices is None or len(devices) == 1 else devices,
         )  # fmt: skip
     return found._replace(radii=found.radii / factor, ceiling=found.ceiling / factor), unit
 

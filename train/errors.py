@@ -81,6 +81,11 @@ def printable(text: str) -> str:
     )
 
 
+def counted(number: int, noun: str) -> str:
+    """``1 image``, ``2 images``, ``1,000 images``."""
+    return f"{number:,} {noun}" + "s" * (number != 1)
+
+
 def say(line: str) -> None:
     """Prints one line on standard error, `printable` whatever names it holds."""
     print(printable(line), file=sys.stderr)

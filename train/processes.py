@@ -87,6 +87,18 @@ def check_devices() -> None:
         ) from error
 
 
+def local_devices(count: int) -> list[jax.Device]:
+    """The first devices of this process; all for a count of 0.
+
+    Raises:
+        ConfigError: there are fewer.
+    """
+    local: list[jax.Device] = jax.local_devices()
+    if count > len(local):
+        raise ConfigError(f"--devices must be at most {len(local)}, the devices of this process, got {count}")
+    return local[: count or len(local)]
+
+
 def is_lead() -> bool:
     """Whether this process is process 0, which writes for all."""
     return jax.process_index() == 0

@@ -27,6 +27,8 @@ from deformreg.attacks.attack import LogitsFn, as_argument
 from deformreg.certification.laws import SmoothingLaw
 from deformreg.certification.votes import tally
 from deformreg.evaluation.data import OnDemand
+from deformreg.evaluation.devices import ROWS, WHOLE, devices_of
+from deformreg.evaluation.passes import padded
 from deformreg.interop.host import model_errors
 from deformreg.perturbations import Perturbation
 from deformreg.statistics import clopper_pearson_bound, wilson_interval
@@ -49,7 +51,7 @@ class Certificates(NamedTuple):
         num_selection: draws per image that chose the class.
         num_samples: further draws per image, which bounded the probability of that class.
         alpha: the largest probability, for each image, that its answer or radius is wrong.
-        model_calls: perturbed images computed, including those that fill the last batch.
+        model_calls: perturbed images computed, including those that fill the last batch and the last devices.
         seconds: wall clock of the call, including compilation.
     """
 
@@ -117,6 +119,7 @@ def certify(
     key: jax.Array,
     progress: ProgressCallback | None = None,
     recall: Recall | None = None,
+    devices: Sequence[jax.Device] | None = None,
 ) -> Certificates:
     """Certifies the smoothed classifier on images: its answers, and the largest perturbations that cannot change them.
 
@@ -135,7 +138,8 @@ def certify(
         logits_fn: ``images -> logits[n, classes]`` in inference mode; every row depends on its own image alone. Radii
             are largest for a model that was trained on the same noise. A ``jax.tree_util.Partial(apply, params)``
             passes the weights as arguments instead of compiling them in.
-        images: float[n, h, w, c] in the range the model expects; or `OnDemand`, which reads them one by one.
+        images: float[n, h, w, c] in the range the model expects; or `OnDemand`, which reads one at a time for each
+            device.
         law: of the noise, for example ``deformreg.certification.gaussian(0.3)``.
         perturbation: the family; None is ``deformreg.flow()``.
         num_selection: draws that choose the class.
@@ -147,6 +151,8 @@ def certify(
         recall: called for every image, in order, with its index and a function that draws and returns its `Votes`. It
             returns these, or those that it kept from an earlier call with the same arguments, for example to continue
             one that was interrupted.
+        devices: each takes an image at a time, for example ``jax.local_devices()``; None is JAX's default device. The
+            result does not depend on them.
 
     Returns:
         The certificates.
@@ -154,8 +160,8 @@ def certify(
     Raises:
         TypeError: integer images, counts that are not integers, a `law` that is no `SmoothingLaw`, no random key, or a
             `logits_fn` that does not return one array of floating-point logits.
-        ValueError: no images, `alpha` out of range, too few draws to certify anything, wrong shapes, or votes from
-            `recall` that cannot be.
+        ValueError: no images, `alpha` out of range, too few draws to certify anything, wrong shapes, votes from
+            `recall` that cannot be, or `devices` that are none, repeated or of another process.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -187,20 +193,29 @@ def certify(
     perturbation = family_or_flow(perturbation)
     check_layout(perturbation, images.shape)
     started = time.perf_counter()
-    function, count = as_argument(logits_fn), len(images)
+    spread = devices_of(devices)
+    function, count = spread.put(as_argument(logits_fn)), len(images)
     predictions, bounds, radii = np.full(count, ABSTAIN), np.zeros(count), np.zeros(count)
 
-    @jax.jit
-    def votes_of(function: LogitsFn, image: jax.Array, key: jax.Array) -> jax.Array:
+    def votes_of(function: LogitsFn, image: jax.Array, keys: jax.Array) -> jax.Array:
         return tally(
-            function, image, key, (num_selection, num_samples), noise=law.noise, perturbation=perturbation,
+            function, image, keys[0], (num_selection, num_samples), noise=law.noise, perturbation=perturbation,
             params=perturbation.init(image), batch_size=batch_size,
-        )  # fmt: skip
+        )[None]  # fmt: skip
+
+    one_each = spread.jit(votes_of, (WHOLE, ROWS, ROWS), ROWS)()
+    drawn: dict[int, Votes] = {}
 
     def votes_for(index: int) -> Votes:
-        chosen, votes = np.asarray(votes_of(function, images[index : index + 1], jax.random.fold_in(key, index)))
-        top = int(chosen.argmax())
-        return Votes(top, int(votes[top]))
+        """Draws for as many images as there are devices, from `index` on."""
+        if index not in drawn:
+            drawn.clear()
+            group = np.minimum(np.arange(index, index + spread.count), count - 1)
+            keys = jax.vmap(partial(jax.random.fold_in, key))(group)
+            counts = np.asarray(one_each(function, images[group], keys))
+            for at, (chosen, votes) in zip(group.tolist(), counts, strict=True):
+                drawn[at] = Votes(int(chosen.argmax()), int(votes[chosen.argmax()]))
+        return drawn[index]
 
     for index in range(count):
         run = partial(votes_for, index)
@@ -220,7 +235,7 @@ def certify(
         num_selection=num_selection,
         num_samples=num_samples,
         alpha=alpha,
-        model_calls=count * -(-draws // batch_size) * batch_size,
+        model_calls=padded(count, spread.count) * padded(draws, batch_size),
         seconds=time.perf_counter() - started,
     )
 

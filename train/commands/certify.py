@@ -45,6 +45,8 @@ class Certify:
     ~/.cache/deformreg/data."""
     json: Path | None = None
     """Also write the result to this JSON file."""
+    devices: CountOrNone = 0
+    """Number of this process's devices, each of which takes an image at a time; 0 for all."""
 
 
 def parse(arguments: list[str]) -> Certify:
@@ -62,6 +64,7 @@ def run(arguments: list[str]) -> int:
     folder, name = options.output or options.run, runs.short_names([options.run])[0]
     reports.check_writable([folder], options.json)
     processes.check_devices()
+    local = processes.local_devices(options.devices)
     compiled.keep(options.compilation_cache)
     model = network_of(options.run, load_networks(options.networks, [options.run]))
     trained = open_run(
@@ -71,7 +74,7 @@ def run(arguments: list[str]) -> int:
         say(f"--examples {options.examples}: {trained.source} has {len(trained.labels)}; all are certified")
     still_same = reports.guard(folder, trained)
     kept = partial_of(folder, trained, options.smoothing, still_same)
-    certified = certify_run(name, trained, options.smoothing, kept)
+    certified = certify_run(name, trained, options.smoothing, kept, devices=local)
     reports.write_certified(folder, name, certified, still_same)
     if options.json:
         files.write_json(options.json, certified.row)

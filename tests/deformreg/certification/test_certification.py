@@ -257,6 +257,19 @@ def test_an_interrupted_certification_continues_with_the_same_result():
             certify(logits_fn, images, recall=lambda *_: impossible, **options)  # noqa: B023
 
 
+def test_four_devices_certify_what_one_does():
+    """Six images, in two turns; in the second one, two devices repeat an image."""
+    logits_fn, images, *_ = linear(6)
+    options = {"law": gaussian(3.0), "perturbation": additive(), "num_selection": 30, "num_samples": 501, "key": KEY}
+    alone = certify(logits_fn, images, **options)
+    four = certify(logits_fn, images, devices=jax.devices()[:4], **options)
+    for array, expected in zip(four[:3], alone[:3], strict=True):
+        np.testing.assert_array_equal(array, expected)
+    assert (four.model_calls, alone.model_calls) == (8 * 2 * 512, 6 * 2 * 512)
+    with pytest.raises(ValueError, match="devices must be one or more different ones"):
+        certify(logits_fn, images, devices=[], **options)
+
+
 def test_votes_are_a_function_of_the_key_and_differ_between_images():
     """Compiled or not, with the weights as arguments."""
     _, images, _, weights = linear(1)
