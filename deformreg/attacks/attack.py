@@ -263,9 +263,10 @@ def advance(
     *,
     axis: str | None = None,
 ) -> tuple[Search, Array]:
-    """Steps until at least `quota` rows are done; returns the state and the number of steps taken.
+    """Steps until at least `quota` rows are done; returns the state and the number of steps that were computed.
 
-    Inside a `shard_map` over the mesh axis `axis`, the rows of all devices count: these take the same steps.
+    Inside a `shard_map` over the mesh axis `axis`, the rows of all devices count. A device whose own rows are all done
+    computes no step more.
     """
     search = aligned(search, examples.images)
 
@@ -278,7 +279,13 @@ def advance(
         stepped = attack.step(logits_fn, examples, search)
         return choose(search.done, search, stepped), steps + 1
 
-    return jax.lax.while_loop(unfinished, step, (search, jnp.zeros((), jnp.int32)))
+    def step_if_busy(carry: tuple[Search, Array]) -> tuple[Search, Array]:
+        stepped: tuple[Search, Array] = jax.lax.cond(jnp.all(carry[0].done), lambda same: same, step, carry)
+        return stepped
+
+    # On one device some row is always unfinished here.
+    body = step if axis is None else step_if_busy
+    return jax.lax.while_loop(unfinished, body, (search, jnp.zeros((), jnp.int32)))
 
 
 def finish(attack: Attack, examples: Examples, search: Search) -> AttackResult:

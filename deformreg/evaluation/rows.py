@@ -25,13 +25,13 @@ class Turn(NamedTuple):
 
     Attributes:
         search: the state of the rows.
-        steps: taken in this turn.
+        computed: rows that passed through a step in this turn, idle ones included.
         result: of each row.
         size: float[rows], the share of the budget that each row uses.
     """
 
     search: Search
-    steps: jax.Array
+    computed: jax.Array
     result: AttackResult
     size: jax.Array
 
@@ -63,13 +63,13 @@ class Finished(NamedTuple):
         indices: int[k], which examples.
         result: of these examples.
         size: float[k], the share of the budget used.
-        steps: taken so far by the batch as a whole.
+        computed: rows that passed through a step so far, idle ones included.
     """
 
     indices: HostArray
     result: AttackResult
     size: HostArray
-    steps: int
+    computed: int
 
 
 _ONE = Devices()
@@ -84,8 +84,10 @@ def compile_attack(make: Callable[[Any], Attack], devices: Devices = _ONE) -> Ca
         attack, examples = make(radius), _examples(data, keys)
         search = choose(take, attack.begin(examples), search)
         search, steps = advance(attack, logits_fn, examples, search, quota, axis=devices.axis)
+        computed = steps * len(take)
+        computed = computed if devices.axis is None else jax.lax.psum(computed, devices.axis)
         size = jnp.zeros(take.shape) if attack.size is None else attack.size(search.kept, examples.images)
-        return Turn(search, steps, finish(attack, examples, search), size)
+        return Turn(search, computed, finish(attack, examples, search), size)
 
     rows, whole = cast(Any, ROWS), cast(Any, WHOLE)
     results = Turn(rows, whole, rows, rows)
@@ -172,7 +174,7 @@ def run_refilled(
     rows = np.full(batch_size, -1)  # the example in each row
     search, _, filler, *_ = compiled.idle_turn(data, key, batch_size)
     images = filler.images
-    steps = 0
+    computed = 0
     patience = max(1, batch_size // 16)
     while queue or (rows >= 0).any():
         take = np.zeros(batch_size, bool)
@@ -185,12 +187,12 @@ def run_refilled(
         images[take] = data.images[at[take]]
         keys = example_keys(key, number, at)
         batch = data.with_images(at, images)
-        search, taken, result, size = compiled.turn(logits_fn, search, take, batch, keys, quota)
-        taken, done, result, size = jax.device_get((taken, search.done, result, size))
-        steps += int(taken)
+        search, more, result, size = compiled.turn(logits_fn, search, take, batch, keys, quota)
+        more, done, result, size = jax.device_get((more, search.done, result, size))
+        computed += int(more)
         finished = done & (rows >= 0)
         part = jax.tree.map(lambda leaf, finished=finished: leaf[finished], result)
-        yield Finished(rows[finished], part, size[finished], steps)
+        yield Finished(rows[finished], part, size[finished], computed)
         rows[finished] = -1
 
 

@@ -108,12 +108,12 @@ def _search(
     started = time.perf_counter()
     check = _Check(setting)
     before = int(begun.finished.sum())
-    finished = steps = 0
+    finished = computed = 0
 
     def so_far() -> Found:
         found = check.confirmed
         return found._replace(
-            model_calls=steps * setting.batch_size * attack.calls_per_step + found.model_calls,
+            model_calls=computed * attack.calls_per_step + found.model_calls,
             seconds=time.perf_counter() - started,
             compile_seconds=compile_seconds,
         )
@@ -126,7 +126,7 @@ def _search(
             saved: Any = np.asarray(to_8_bits(part.result.images, setting.image_range))
             part = part._replace(result=part.result._replace(images=saved))
         check.add(part)
-        steps, finished = part.steps, finished + len(part.indices)
+        computed, finished = part.computed, finished + len(part.indices)
         if setting.collect is not None:
             setting.collect(attack, part.indices, part.result)
         if keep is not None:

@@ -54,6 +54,23 @@ def test_the_number_of_devices_changes_no_outcome(alone):
 
 
 @pytest.mark.slow
+def test_devices_without_an_unfinished_example_compute_nothing():
+    """Eight of 61 images still stand: the rows of the first of four devices hold them all."""
+    fallen = np.arange(COUNT) >= 8
+
+    def computed(count):
+        run = evaluator(
+            ATTACKS[1:], batch_size=8, image_range=(0.0, 1.0), diagnosis=False, devices=jax.devices()[:count]
+        )
+        (found,) = run(LOGITS, IMAGES, LABELS, broken=fallen, key=KEY).attacks
+        assert found.attacked == 8
+        rows = 8 * count
+        return found.model_calls - -(-(found.broken + found.rejected) // rows) * rows  # without the fresh check
+
+    assert computed(4) == computed(1) > 0
+
+
+@pytest.mark.slow
 def test_images_on_demand_are_read_a_few_at_a_time(run, alone):
     sizes = []
 
