@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 from deformreg.attacks import Attack
 from deformreg.evaluation import AttackOutcome, Found, Run, together
 from train import parts
-from train.errors import say
+from train.errors import counted, say
 from train.exhibits import Exhibits
 from train.partial import Kept, Partial
 from train.parts import Begun, Part, Team
@@ -101,14 +101,14 @@ class Finished:
                     self._write(self._file, self._unwritten)
                 if self.kept or self._finished:
                     say(
-                        f"{name}: {self._counted()} are kept in {self._file.path}, and the same command continues "
-                        f"after them; missing: {', '.join(self.missing) or 'the report'}"
+                        f"{name}: kept {self._counted()} in {self._file.path}; the same command continues from there; "
+                        f"missing: {', '.join(self.missing) or 'the report'}"
                     )
             raise
 
     def _counted(self) -> str:
-        images = f"{self._finished:,} images of {self.missing[0]}" if self._finished else ""
-        attacks = f"{len(self.kept)} attacks" if self.kept or not images else ""
+        images = f"{counted(self._finished, 'image')} of {self.missing[0]}" if self._finished else ""
+        attacks = counted(len(self.kept), "attack") if self.kept or not images else ""
         return " and ".join(filter(None, (attacks, images)))
 
     def recall(self, attack: Attack, run: Run) -> AttackOutcome:

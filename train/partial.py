@@ -28,6 +28,9 @@ from train.views import digest
 
 T = TypeVar("T")
 
+STOP = ".stop"
+"""Suffix, in place of ``.partial``, of the file by which one process of several tells the others to stop."""
+
 _LARGEST = 4 << 30
 """Bytes of a file: flows and deformed images of 200 images of 512 pixels take 1 GiB."""
 
@@ -88,7 +91,9 @@ class Partial(NamedTuple):
     def remove(self) -> None:
         """Removes the file, and those of the same kind that belong to another network or to other versions."""
         kind, network, _ = self.path.stem.rsplit("-", 2)
-        for path in [self.path, *self.path.parent.glob(f"{kind}-*-*{self.path.suffix}")]:
+        suffixes = (self.path.suffix, STOP)
+        found = [path for suffix in suffixes for path in self.path.parent.glob(f"{kind}-*-*{suffix}")]
+        for path in [self.path, *found]:
             ours = path.name.startswith(f"{self.path.stem}.")  # the parts of its processes, too
             if ours or path.stem.rsplit("-", 2)[1] != network:
                 path.unlink(missing_ok=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -17,8 +18,8 @@ import jax
 import numpy as np
 
 from deformreg.evaluation import Found, together
-from train import processes
-from train.partial import Kept, Partial
+from train import files, processes
+from train.partial import STOP, Kept, Partial
 
 WAIT = 0.2
 """Seconds between two looks for a file of another process."""
@@ -48,6 +49,35 @@ def team() -> Team:
 
 def _new_number() -> int:
     return time.time_ns() % (1 << 31)
+
+
+def stop_together(file: Partial, team: Team, requested: Callable[[], bool]) -> Callable[[], bool]:
+    """A function that says whether any process of the team was asked to stop; all call it again and again.
+
+    A process that was asked writes the number of this start into a file, at which the others look.
+
+    Args:
+        file: of the finished attacks; of those of the first run, where there are several.
+        team: the processes.
+        requested: whether this process was asked.
+    """
+    if team.count == 1:
+        return requested
+    place, start = file.path.with_suffix(STOP), str(team.start).encode()
+
+    def is_told() -> bool:
+        with suppress(OSError, ValueError):
+            return files.read_bytes(place, limit=64) == start  # what an earlier start has left says another number
+        return False
+
+    def stopping() -> bool:
+        told = is_told()
+        if requested() and not told:
+            file.check()
+            files.write_bytes(place, start)
+        return told or requested()
+
+    return stopping
 
 
 class Part(NamedTuple):

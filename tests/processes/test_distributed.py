@@ -3,17 +3,21 @@
 import os
 import re
 import signal
-import socket
 from pathlib import Path
 
 import pytest
-from training import assert_same_to_the_bit, largest_difference, last_step, log, wait_for
+from training import (
+    assert_same_to_the_bit,
+    children_of,
+    largest_difference,
+    last_step,
+    launch,
+    log,
+    start_two,
+    wait_for,
+)
 
 KINDS = ("pmap", "jit")
-
-
-def launch(arguments, processes=2, devices=1):
-    return ["launch", "--processes", str(processes), "--devices-per-process", str(devices), *arguments]
 
 
 @pytest.fixture(scope="module")
@@ -73,22 +77,6 @@ def test_a_split_state_is_written_in_parts_and_continues_on_other_devices(traine
     trainer.run(trainer.options(whole, *same, epochs=2), devices=4)
     assert last_step(run) == last_step(whole) == 30
     assert largest_difference(run, whole) <= 1e-4
-
-
-def start_two(trainer, arguments):
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{listener.getsockname()[1]}"
-    return [
-        trainer.start(
-            [*arguments, "--distributed", "--coordinator", address, "--num-processes", "2", "--process-id", str(index)]
-        )
-        for index in (0, 1)
-    ]
-
-
-def children_of(process):
-    return Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
 
 
 @pytest.mark.parametrize(("victim", "kind"), [(0, "pmap"), (1, "jit")])

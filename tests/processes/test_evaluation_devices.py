@@ -4,7 +4,7 @@ import json
 import signal
 
 import pytest
-from training import wait_for
+from training import start_two, wait_for
 
 KEEPING = """
 import sys
@@ -57,8 +57,26 @@ def test_stopped_in_an_attack_it_continues_on_other_devices(trainer, command, al
     if number == signal.SIGTERM:
         assert process.returncode == 143, err
         assert "SIGTERM: keeping what was found" in err
-        assert "and the same command continues after them; missing: " in err
+        assert "; the same command continues from there; missing: " in err
     _, err = trainer.run([*command, str(folder)])
     assert " of an earlier start" in err
     assert report(folder) == alone
     assert not list(folder.glob("*.partial"))
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_sigterm_to_one_of_two_processes_stops_both(trainer, command, alone, tmp_path, victim):
+    folder = tmp_path / "out"
+    processes = start_two(trainer, [*command, str(folder)], program=("-c", KEEPING))
+    # A part of the second attack is there, so there is something to keep.
+    assert wait_for(lambda: list(folder.glob(f"evaluation-*.{victim}.1.partial")), processes[victim])
+    processes[victim].send_signal(signal.SIGTERM)
+    outputs = [process.communicate(timeout=120) for process in processes]
+    assert [process.returncode for process in processes] == [143, 143], outputs
+    assert [err.count("SIGTERM: keeping what was found") for _, err in outputs] == [1 - victim, victim]
+    assert all("stopped: SIGTERM" in err for _, err in outputs)
+    assert "; the same command continues from there; missing: " in outputs[victim][1]
+    _, err = trainer.run([*command, str(folder)])
+    assert " of an earlier start" in err
+    assert report(folder) == alone
+    assert not [*folder.glob("*.partial"), *folder.glob("*.stop")]

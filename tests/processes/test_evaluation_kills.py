@@ -72,7 +72,7 @@ def test_a_killed_command_continues_to_the_same_report(trainer, whole, tmp_path,
         process = trainer.start(arguments, program=("-c", PROGRAM))
         _, err = process.communicate(timeout=900)
         assert process.returncode == (0 if pattern == "nothing" else -signal.SIGKILL), err
-        unit = r"attacks.*" if name == "evaluate" else "images"  # attacks, and what was written of the next
+        unit = r"attacks?.*" if name == "evaluate" else "images"  # attacks, and what was written of the next
         assert len(re.findall(f"continuing after {kept} {unit} of an earlier start", err)) == bool(kept), err
     assert plain(folder, report) == plain(tmp_path / "out-reference", report)
     assert {path.name for path in folder.iterdir()} == {path.name for path in (tmp_path / "out-reference").iterdir()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -65,6 +66,25 @@ class Trainer(NamedTuple):
         out, err = process.communicate(timeout=900)
         assert process.returncode == code, f"exit code {process.returncode}\n{out}\n{err}"
         return out, err
+
+
+def launch(arguments: list[str], processes: int = 2, devices: int = 1) -> list[str]:
+    """The command that runs one in several processes, each with so many devices."""
+    return ["launch", "--processes", str(processes), "--devices-per-process", str(devices), *arguments]
+
+
+def start_two(trainer: Trainer, arguments: list[str], devices: int = 1, **options) -> list[subprocess.Popen[str]]:
+    """Starts a command in two processes without the launcher, so that each can get signals of its own."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+    joined = [*arguments, "--distributed", "--coordinator", address, "--num-processes", "2", "--process-id"]
+    return [trainer.start([*joined, str(index)], devices=devices, **options) for index in (0, 1)]
+
+
+def children_of(process: subprocess.Popen[str]) -> list[str]:
+    """The process numbers of a process's children."""
+    return Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
 
 
 def wait_for(condition, process, seconds: float = 900.0) -> bool:

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 import deformreg
-from train import evaluation, reports
+from train import evaluation, parts, reports
 from train.config import Config, Evaluation
-from train.errors import Preempted
+from train.errors import Preempted, counted
 from train.exhibits import Exhibits
 from train.parts import Team
 
@@ -123,8 +123,8 @@ def test_an_interrupted_evaluation_continues_with_the_same_report(studied, tmp_p
         told.append(capsys.readouterr().err)
     attack = r"\d+ images of pgd at 0\.375 px"
     assert re.match(rf"run: continuing after 4 attacks and {attack} of an earlier start\n", told[-1])
-    kept = rf"run: 6 attacks and \d+ images of pgd at 0\.75 px are kept in {re.escape(str(file.path))}, and the same"
-    assert re.search(rf"{kept} command continues after them; missing: pgd at 0\.75 px\n", told[-1])
+    kept = rf"run: kept 6 attacks and \d+ images of pgd at 0\.75 px in {re.escape(str(file.path))}; the same command"
+    assert re.search(rf"{kept} continues from there; missing: pgd at 0\.75 px\n", told[-1])
     writes.clear()
     again = evaluation.evaluate_run("run", run, PROTOCOL, file)
     assert len(writes) == 1
@@ -212,3 +212,25 @@ def test_a_process_that_waits_for_another_one_stops_when_asked(studied, tmp_path
     thread, ends = in_a_thread("run", studied[2], PROTOCOL, file, team=Team(1, 2, start=7), stop_requested=lambda: True)
     thread.join(timeout=60)
     assert isinstance(ends[0], Preempted)
+
+
+def test_all_processes_hear_that_one_was_asked_to_stop(studied, tmp_path):
+    file = evaluation.partial_of(tmp_path, studied[2], PROTOCOL)
+    asked = [False, True, False]
+    starts = [Team(0, 2, start=7), Team(1, 2, start=7), Team(0, 2, start=8)]
+    first, second, later = (parts.stop_together(file, team, lambda at=at: asked[at]) for at, team in enumerate(starts))
+    assert not first()
+    assert second()
+    assert first()
+    assert second()
+    assert not later()  # what an earlier start has left stops none
+    asked[2] = True
+    assert later()
+    assert not first()
+    file.remove()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("number", "text"), [(0, "0 images"), (1, "1 image"), (1000, "1,000 images")])
+def test_one_is_singular(number, text):
+    assert counted(number, "image") == text

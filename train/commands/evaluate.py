@@ -7,7 +7,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated
 
-import jax
 import tyro
 
 from train import compiled, files, parts, processes, reports, runs
@@ -89,9 +88,7 @@ def compare(options: Evaluate) -> None:
 
     Where there are several processes, all of them call it: each attacks its share of the images, and process 0 writes.
     """
-    local = jax.local_devices()
-    if options.devices > len(local):
-        raise ConfigError(f"--devices must be at most {len(local)}, the devices of this process, got {options.devices}")
+    local = processes.local_devices(options.devices)
     networks = load_networks(options.networks, [*options.runs, *options.transfer_from])
     trained = open_runs(
         options.runs,
@@ -109,22 +106,25 @@ def compare(options: Evaluate) -> None:
     )  # fmt: skip
     folders, above = reports.places(options.runs, options.output), options.output or options.runs[0].parent
     reports.check_writable(folders if len(folders) == 1 else [*folders, above], options.json)
-    studies, files_kept, team = {}, [], parts.team()
-    with processes.stop_on_sigterm("keeping what was found") as stop_requested:
-        for name, folder, one in zip(runs.short_names(options.runs), folders, trained, strict=True):
-            check = reports.guard(folder, one)
-            files_kept.append(partial_of(folder, one, protocol, check))
+    studies, team = {}, parts.team()
+    with processes.stop_on_sigterm("keeping what was found") as requested:
+        kept = [
+            partial_of(folder, one, protocol, reports.guard(folder, one))
+            for folder, one in zip(folders, trained, strict=True)
+        ]
+        stop_requested = parts.stop_together(kept[0], team, requested)
+        for name, folder, one, file in zip(runs.short_names(options.runs), folders, trained, kept, strict=True):
             studies[name] = evaluate_run(
                 name,
                 one,
                 protocol,
-                files_kept[-1],
-                devices=local[: options.devices or len(local)],
+                file,
+                devices=local,
                 team=team,
                 stop_requested=stop_requested,
             )
             if team.index == 0:
-                reports.write_run_report(folder, name, studies[name], one.class_names, check)
+                reports.write_run_report(folder, name, studies[name], one.class_names, file.check)
     if team.index > 0:
         return
     if len(studies) > 1:
@@ -132,5 +132,5 @@ def compare(options: Evaluate) -> None:
     if options.json:
         rows = {name: study.row for name, study in studies.items()}
         files.write_json(options.json, next(iter(rows.values())) if len(rows) == 1 else rows)
-    for file in files_kept:  # not before: started again, the command would evaluate the first runs once more
+    for file in kept:  # not before: started again, the command would evaluate the first runs once more
         file.remove()
