@@ -6,6 +6,10 @@ import difflib
 import importlib
 import sys
 from collections.abc import Sequence
+from functools import partial
+
+from train import streams
+from train.errors import ConfigError, UserError, say
 
 BENCHMARKS = {
     "cost": "one training step per method",
@@ -39,11 +43,14 @@ usage: python -m benchmarks NAME [options]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a benchmark and returns the exit code; errors that a user can mend are one line on standard error."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    streams.prepare()
+    return streams.until_closed(partial(_main, arguments))
+
+
+def _main(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE, end="")
         return 0 if arguments else 2
-    from train.errors import ConfigError, UserError
-
     try:
         name, *rest = arguments
         if name not in BENCHMARKS:
@@ -52,9 +59,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 f"there is no benchmark {name!r}: " + (f"did you mean {near[0]}?" if near else "see --help")
             )
         _run(name, rest)
+        sys.stdout.flush()  # a full disk is an error of this command
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}")
         return error.exit_code
+    except BrokenPipeError:
+        return streams.drop_output()
+    except OSError as error:
+        streams.drop_output()  # of a standard output on a full disk
+        say(f"error: {error}")
+        return 2
     return 0
 
 

@@ -8,6 +8,9 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from functools import partial
+
+from train import streams
 
 COMMANDS = {
     "fit": "PRESET [options]    train a preset, evaluate it, write a report; `fit PRESET --help`: every option\n"
@@ -43,13 +46,17 @@ _LESS_MEMORY = {
     "certify": "a smaller --batch-size takes less",
 }
 
-UNUSABLE, FAILED, INTERRUPTED, CLOSED = 2, 4, 130, 141
+UNUSABLE, FAILED, INTERRUPTED = 2, 4, 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command and returns the exit code; errors that a user can mend are one line on standard error."""
-    _open_streams()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    streams.prepare()
+    return streams.until_closed(partial(_main, arguments))
+
+
+def _main(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE, end="")
         return 0 if arguments else UNUSABLE
@@ -74,16 +81,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if code not in (0, NonFiniteLoss.exit_code, Preempted.exit_code):  # these, all processes end with together
         processes.leave(code)
     return code
-
-
-def _open_streams() -> None:
-    """Makes the standard streams take any text: closed ones drop it, and those of few characters escape the others."""
-    for name in ("stdout", "stderr"):
-        stream = getattr(sys, name)
-        if stream is None:
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
-        elif hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
 
 
 def _prepare_jax() -> None:
@@ -111,11 +108,10 @@ def _run(name: str, arguments: list[str]) -> int:
         return _fail("the current directory has been deleted: change to another one")
     try:
         code: int = importlib.import_module(f"train.commands.{name}").run(arguments)
+        sys.stdout.flush()  # a full disk is an error of this command
         return code
     except BrokenPipeError:
-        # The reader (`| head`) has seen enough; Python must not complain at exit either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return CLOSED
+        return streams.drop_output()
     except KeyboardInterrupt:
         how = "--resume continues from the last checkpoint" if name in ("fit", "launch") else "give the command again"
         return _fail(f"interrupted; {how}", INTERRUPTED)
@@ -129,6 +125,7 @@ def _run(name: str, arguments: list[str]) -> int:
             raise
         return _fail(f"the package {error.name} is not installed: pip install -e .[train]")
     except OSError as error:
+        streams.drop_output()  # of a standard output on a full disk
         return _fail(str(error), FAILED if is_storage_failure(error) else UNUSABLE)
     except jax.errors.JaxRuntimeError as error:
         line = one_line(error)

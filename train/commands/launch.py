@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TextIO
@@ -89,8 +90,11 @@ def _start(command: list[str], index: int, port: int, options: Launch) -> subpro
 
 
 def _copy(stream: TextIO, target: TextIO, prefix: str) -> None:
-    """Passes lines on, each whole, so that those of several processes do not mix."""
-    with stream:
+    """Passes lines on, each whole, so that those of several processes do not mix.
+
+    Once the reader has left, the process gets a closed pipe too, and ends by it.
+    """
+    with stream, suppress(BrokenPipeError):
         for line in stream:
             target.write(prefix + line)
             target.flush()
