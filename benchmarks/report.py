@@ -99,8 +99,11 @@ def run(options: Options) -> str:
     """Writes documents and plots; returns their paths, one a line.
 
     Raises:
-        ConfigError: there is no document, or a file that it names is not a benchmark's or lacks a column.
+        ConfigError: there is no folder of results or no document, or a file that one names is not a benchmark's or
+            lacks a column.
     """
+    if not options.results.is_dir():
+        raise ConfigError(f"--results: there is no folder {options.results}, and nothing has been written")
     documents = [options.output / name for name in DOCUMENTS if (options.output / name).is_file()]
     if not documents:
         raise ConfigError(f"there is no {' or '.join(DOCUMENTS)} in {options.output}: --output names their folder")

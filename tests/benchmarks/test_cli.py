@@ -48,10 +48,14 @@ def test_a_benchmark_shows_its_own_options(name, capsys):
         (["peers", "--torch-python", "/nowhere/python"], "--torch-python"),
         (["cost", "--json", "/dev/null/cost.json"], "--json"),
         (["report", "--output", "/nowhere"], "--output"),
+        (["report", "--output", "OUTPUT", "--results", "/nowhere"], "--results: there is no folder /nowhere"),
     ],
 )
-def test_what_cannot_be_used_is_one_line(arguments, culprit, capsys):
-    assert main(arguments) == 2
+def test_what_cannot_be_used_is_one_line(arguments, culprit, capsys, tmp_path):
+    page = tmp_path / "results.md"
+    page.write_text("<!-- claims verdicts -->\na table\n<!-- end -->\n")
+    assert main([str(tmp_path) if argument == "OUTPUT" else argument for argument in arguments]) == 2
+    assert "a table" in page.read_text()
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert error.count("\n") == 1
