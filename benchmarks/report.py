@@ -47,7 +47,7 @@ TITLES = {
     "hbm_bytes": "HBM GB",
     "temporary_bytes": "temporary MB",
     "argument_bytes": "state and batch MB",
-    "shard_state": "split state",
+    "shard_state": "sharded state",
     "collective_operations": "collectives",
     "collective_bytes": "MB sent",
     "roofline_milliseconds": "roofline ms",

@@ -76,7 +76,7 @@ def split(tree: Any, mesh: Mesh) -> Any:
 
 
 def on_split_state(step: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
-    """A step that takes and returns a split state, for `jax.jit`."""
+    """A step that takes and returns a sharded state, for `jax.jit`."""
     replicated = NamedSharding(mesh, P())
 
     def stepped(state: Any, batch: Any) -> Any:
@@ -101,7 +101,7 @@ def make_engine(
         shard_state: split the state over the devices, as `split` says; with ``"jit"`` only.
 
     Raises:
-        ConfigError: more devices than there are, a batch that does not divide among them, or a split state with pmap.
+        ConfigError: more devices than there are, a batch that does not divide among them, or a sharded state with pmap.
     """
     if shard_state and kind != "jit":
         raise ConfigError("--shard-state needs --parallel jit: pmap keeps the whole state on every device")
