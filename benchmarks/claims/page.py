@@ -202,14 +202,18 @@ def costs(lines: Sequence[Line]) -> Figure:
                 cost, color = one.lines[0]["passes"] / 3, COLORS[method]
                 axes.plot(cost, 100 * one.mean(verdicts.seen), "o", color=color, label=method)
                 axes.plot(cost, 100 * one.mean(verdicts.unseen), "o", color=color, fillstyle="none")
-        axes.set_xlabel("cost of a step in standard steps")
-        axes.set_ylabel("accuracy in %")
+        radius = next(line["seen"]["radii"][1] for line in lines if line["setting"] == setting)
+        axes.plot([], [], "o", color="black", label="filled: under flows")
+        axes.plot([], [], "o", color="black", fillstyle="none", label="open: unseen attacks")
+        axes.set_xlabel("passes of a training step, in standard steps")
+        axes.set_ylabel(f"accuracy under attack in % (flows: {radius:g} px)")
         axes.set_ylim(0, 100)
         axes.set_xlim(0.9, 8)
         axes.set_xscale("log", base=2)
         axes.set_xticks([1, 2, 4, 8], ["1", "2", "4", "8"])
 
-    return _panels(lines, draw)
+    several = [setting for setting in verdicts.settings(lines) if len(verdicts.chosen(lines, setting)) > 1]
+    return _panels([line for line in lines if line["setting"] in several] or lines, draw)
 
 
 def _panels(lines: Sequence[Line], draw: Callable[[Axes, str], None]) -> Figure:
