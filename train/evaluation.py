@@ -158,7 +158,13 @@ def evaluate_run(
             known=np.where(fallen, protocol.radius, np.inf)[: len(labels)], progress=tell, recall=finished.recall,
         )  # fmt: skip
     evaluation = _with_breaks_of(curve, evaluation, protocol.radius)
-    row = {
+    sample = exhibits.sample()
+    return Study(_row(trained, protocol, evaluation, curve), evaluation, sample, frames_of(sample, trained))
+
+
+def _row(trained: Trained, protocol: Protocol, evaluation: Evaluation, curve: Curve) -> dict[str, Any]:
+    """The content of ``evaluation.json``."""
+    return {
         "method": trained.config.method.name,
         "suite": protocol.suite,
         "radius_pixels": protocol.radius,
@@ -175,8 +181,6 @@ def evaluate_run(
         "sample_seed": trained.sample_seed,
         "environment": environment.describe(),
     }
-    sample = exhibits.sample()
-    return Study(row, evaluation, sample, frames_of(sample, trained))
 
 
 def _with_breaks_of(curve: Curve, evaluation: Evaluation, radius: float) -> Evaluation:

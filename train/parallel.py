@@ -105,6 +105,12 @@ def make_engine(
     """
     if shard_state and kind != "jit":
         raise ConfigError("--shard-state needs --parallel jit: pmap keeps the whole state on every device")
+    used = _used(devices, batch_size)
+    return _jit_engine(used, shard_state) if kind == "jit" else _pmap_engine(used)
+
+
+def _used(devices: int, batch_size: int) -> list[jax.Device]:
+    """The first of the visible devices, or all; raises if they do not fit the processes or the batch."""
     visible = jax.devices()
     if devices > len(visible):
         raise ConfigError(f"--devices must be at most {len(visible)}, the visible devices, got {devices}")
@@ -113,44 +119,48 @@ def make_engine(
     used = visible[: devices or len(visible)]
     if batch_size % len(used):
         raise ConfigError(f"--batch-size must divide among {len(used)} devices, got {batch_size}")
-    mesh = Mesh(np.array(used), (AXIS,), axis_types=(AxisType.Auto,))
-    replicated, divided = NamedSharding(mesh, P()), NamedSharding(mesh, P(AXIS))
-    on_host = used[0].platform == "cpu" and jax.process_count() == 1
+    return used
 
-    def put(leaf: Any, sharding: NamedSharding) -> Array:
-        local = np.asarray(leaf)
-        return jax.make_array_from_callback(local.shape, sharding, lambda index: np.array(local[index], copy=True))
+
+def _jit_engine(used: list[jax.Device], shard_state: bool) -> Engine:
+    """Compiles with `jax.jit`: a batch is divided over the mesh, the state replicated or split."""
+    mesh = _mesh(used)
+    replicated, divided = NamedSharding(mesh, P()), NamedSharding(mesh, P(AXIS))
+
+    def compile_sharded(step: Callable[..., Any]) -> Callable[..., Any]:
+        if shard_state:
+            return jax.jit(on_split_state(step, mesh), in_shardings=(None, divided), donate_argnums=0)
+        return jax.jit(step, in_shardings=(replicated, divided), out_shardings=replicated, donate_argnums=0)
+
+    @partial(jax.jit, out_shardings=replicated)
+    def gather_tree(tree: Any) -> Any:
+        return tree
+
+    def gather(state: Any) -> Any:
+        params, average = gather_tree((state.params, state.average))
+        return state._replace(params=params, average=average)
 
     def put_state(tree: Any) -> Any:
-        return jax.tree.map(put, tree, split(tree, mesh) if shard_state else jax.tree.map(lambda _: replicated, tree))
+        return _put(tree, split(tree, mesh)) if shard_state else _replicate(mesh, tree)
 
-    def divide(tree: Any) -> Any:
-        return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(divided, leaf), tree)
+    divide = partial(_divide, divided)
+    return Engine(
+        devices=len(used),
+        compile=compile_sharded,
+        put_state=put_state,
+        put_batch=divide,
+        feed=_same if _is_on_host(used) else divide,
+        whole=_same,
+        gather=gather if shard_state else _same,
+        divide=divide,
+    )
 
-    def same(state: Any) -> Any:
-        return state
 
-    if kind == "jit":
-
-        def compile_sharded(step: Callable[..., Any]) -> Callable[..., Any]:
-            if shard_state:
-                return jax.jit(on_split_state(step, mesh), in_shardings=(None, divided), donate_argnums=0)
-            return jax.jit(step, in_shardings=(replicated, divided), out_shardings=replicated, donate_argnums=0)
-
-        @partial(jax.jit, out_shardings=replicated)
-        def gather_tree(tree: Any) -> Any:
-            return tree
-
-        def gather(state: Any) -> Any:
-            params, average = gather_tree((state.params, state.average))
-            return state._replace(params=params, average=average)
-
-        feed = same if on_host else divide
-        return Engine(
-            len(used), compile_sharded, put_state, divide, feed, same, gather if shard_state else same, divide
-        )
-
-    local = [device for device in used if device.process_index == jax.process_index()]
+def _pmap_engine(used: list[jax.Device]) -> Engine:
+    """Compiles with `jax.pmap`: every device has a leading row of the batch, and the same state."""
+    mesh = _mesh(used)
+    replicated, divided = NamedSharding(mesh, P()), NamedSharding(mesh, P(AXIS))
+    local = sum(device.process_index == jax.process_index() for device in used)
 
     def compile_mapped(step: Callable[..., Any]) -> Callable[..., Any]:
         mapped: Callable[..., Any] = jax.pmap(
@@ -159,7 +169,7 @@ def make_engine(
         return mapped
 
     def fold(tree: Any) -> Any:
-        return jax.tree.map(lambda leaf: leaf.reshape(len(local), -1, *leaf.shape[1:]), tree)
+        return jax.tree.map(lambda leaf: leaf.reshape(local, -1, *leaf.shape[1:]), tree)
 
     def put_batch(tree: Any) -> Any:
         if jax.process_count() > 1:
@@ -171,5 +181,45 @@ def make_engine(
         shards = [shard.data for shard in leaf.addressable_shards]
         return jax.make_array_from_single_device_arrays(leaf.shape, replicated, shards)
 
-    feed = fold if on_host else put_batch
-    return Engine(len(used), compile_mapped, put_state, put_batch, feed, partial(jax.tree.map, globalize), same, divide)
+    return Engine(
+        devices=len(used),
+        compile=compile_mapped,
+        put_state=partial(_replicate, mesh),
+        put_batch=put_batch,
+        feed=fold if _is_on_host(used) else put_batch,
+        whole=partial(jax.tree.map, globalize),
+        gather=_same,
+        divide=partial(_divide, divided),
+    )
+
+
+def _mesh(used: list[jax.Device]) -> Mesh:
+    return Mesh(np.array(used), (AXIS,), axis_types=(AxisType.Auto,))
+
+
+def _is_on_host(used: list[jax.Device]) -> bool:
+    """Whether the devices are the CPUs of a single process."""
+    return bool(used[0].platform == "cpu" and jax.process_count() == 1)
+
+
+def _same(tree: Any) -> Any:
+    return tree
+
+
+def _put(tree: Any, shardings: Any) -> Any:
+    """A tree of arrays of the host, copied to where a tree of shardings says."""
+
+    def put(leaf: Any, sharding: NamedSharding) -> Array:
+        local = np.asarray(leaf)
+        return jax.make_array_from_callback(local.shape, sharding, lambda index: np.array(local[index], copy=True))
+
+    return jax.tree.map(put, tree, shardings)
+
+
+def _replicate(mesh: Mesh, tree: Any) -> Any:
+    return _put(tree, jax.tree.map(lambda _: NamedSharding(mesh, P()), tree))
+
+
+def _divide(divided: NamedSharding, tree: Any) -> Any:
+    """A process's share of examples as arrays divided over all devices."""
+    return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(divided, leaf), tree)

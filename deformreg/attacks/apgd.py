@@ -7,6 +7,7 @@ References:
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
@@ -21,6 +22,7 @@ from deformreg.attacks.attack import Attack, Examples, LogitsFn, Search
 from deformreg.attacks.search import (
     Keep,
     Loss,
+    Tried,
     budget_of,
     check_ball,
     check_choices,
@@ -29,10 +31,11 @@ from deformreg.attacks.search import (
     record,
     runners_up,
     sample_start,
+    started_anew,
     used_share,
 )
 from deformreg.balls import Ball
-from deformreg.perturbations import Perturbation
+from deformreg.perturbations import Params, Perturbation
 
 MOMENTUM = 0.75  # weight of the new step against the last one
 RISES = 0.75  # the share of steps since the last checkpoint that must have raised the loss
@@ -46,7 +49,7 @@ class Schedule(NamedTuple):
 
     checkpoint: Array
     window: Array
-    initial_step: float = 2.0
+    initial_step: float
 
 
 class Memory(NamedTuple):
@@ -64,7 +67,7 @@ class Memory(NamedTuple):
     ranking: Array
 
 
-def schedule(num_steps: int) -> Schedule:
+def schedule(num_steps: int, initial_step: float = 2.0) -> Schedule:
     """The checkpoints: first after 22 % of the steps, then windows shrinking by 3 % down to 6 %."""
     window, shrink = max(int(0.22 * num_steps), 1), max(int(0.03 * num_steps), 1)
     smallest = max(int(0.06 * num_steps), 1)
@@ -74,7 +77,7 @@ def schedule(num_steps: int) -> Schedule:
         checkpoint[at], windows[at] = True, window
         window = max(window - shrink, smallest)
         at += window
-    return Schedule(jnp.asarray(checkpoint), jnp.asarray(windows))
+    return Schedule(jnp.asarray(checkpoint), jnp.asarray(windows), initial_step)
 
 
 def apgd(
@@ -136,58 +139,89 @@ def apgd(
     _checks.choice("start", start, get_args(Literal["zero", "random"]))
     check_choices(loss, keep)
     _checks.positive("initial_step", initial_step)
-    most_runs, ranked = max(num_targets, 1) * restarts, int(num_targets > 0)
-    plan = schedule(num_steps)._replace(initial_step=initial_step)
-
-    def draw(examples: Examples, zeros: Any, run: Array) -> Any:
-        params = sample_start(family, ball, ball.sample, examples, zeros, run)
-        return choose(run % restarts == 0, zeros, params) if start == "zero" else params
-
-    def begin(examples: Examples) -> Search:
-        zeros = identity(family, examples.images)
-        first = zeros if ranked else draw(examples, zeros, jnp.zeros(len(examples.images), jnp.int32))
-        search = fresh(examples, first)
-        return search._replace(memory=blank(zeros, search.losses, num_targets))
-
-    def step(logits_fn: LogitsFn, examples: Examples, search: Search) -> Search:
-        params, memory = search.params, search.memory
-        # The call that ranks the classes comes first: it counts as the last call of run -1.
-        run, iterate = jnp.divmod(search.calls - ranked, num_steps + 1)
-        targets = aim(memory.ranking, run // restarts) if ranked else None
-        losses, gradient, logits, broken = differentiate(logits_fn, family, loss, examples, params, targets=targets)
-        over = iterate == num_steps
-        eligible = (run >= 0) & (over | (keep != "last"))
-        search = record(search, losses, broken, keep=keep, eligible=eligible)
-        runs = max(min(num_targets, logits.shape[1] - 1), 1) * restarts
-        memory = look_back(memory, params, losses.astype(memory.last_loss.dtype), gradient, iterate, plan)
-        moved, memory = move(
-            memory, params, gradient, iterate, plan, ball, lambda p: family.constrain(p, examples.images)
-        )
-        if ranked:
-            ranking = rank(logits, examples, loss, num_targets)
-            memory = memory._replace(ranking=jnp.where((run < 0)[:, None], ranking, memory.ranking))
-        if most_runs > 1 or ranked:
-            zeros = jax.tree.map(jnp.zeros_like, params)
-            moved = jax.lax.cond(over.any(), lambda: choose(over, draw(examples, zeros, run + 1), moved), lambda: moved)
-        return search._replace(params=moved, memory=memory, done=search.done | (over & (run == runs - 1)))
-
+    plan = _Plan(family, ball, num_steps, restarts, start, loss, num_targets, keep, schedule(num_steps, initial_step))
+    most_runs = max(num_targets, 1) * restarts
     label = loss if isinstance(loss, str) else "function"
     return Attack(
         name or f"apgd-{label}" + (f"-t{num_targets}" if num_targets else ""),
         family,
         budget_of(ball, family),
         used_share(ball),
-        begin,
-        step,
-        max_steps=most_runs * (num_steps + 1) + ranked,
+        partial(_begin, plan),
+        partial(_step, plan),
+        max_steps=most_runs * (num_steps + 1) + plan.ranked,
         uses_gradients=True,
         settings={
             "num_steps": num_steps, "start": start, "restarts": restarts, "loss": label, "num_targets": num_targets,
-            "initial_step": initial_step,
-            "keep": keep,
+            "initial_step": initial_step, "keep": keep,
         },
         one_class=loss == "dlr" or num_targets > 0,
     )  # fmt: skip
+
+
+class _Plan(NamedTuple):
+    """The arguments of `apgd` that its search keeps to. A *run* is one restart towards one target."""
+
+    family: Perturbation
+    ball: Ball
+    num_steps: int
+    restarts: int
+    start: Literal["zero", "random"]
+    loss: Loss
+    num_targets: int
+    keep: Keep
+    schedule: Schedule
+
+    @property
+    def ranked(self) -> int:
+        """Model calls that rank the classes before the first run: 1 or 0."""
+        return int(self.num_targets > 0)
+
+
+def _draw(plan: _Plan, examples: Examples, zeros: Params, run: Array) -> Params:
+    """Where run number `run` starts, int[n]."""
+    params = sample_start(plan.family, plan.ball, plan.ball.sample, examples, zeros, run)
+    return choose(run % plan.restarts == 0, zeros, params) if plan.start == "zero" else params
+
+
+def _begin(plan: _Plan, examples: Examples) -> Search:
+    zeros = identity(plan.family, examples.images)
+    first = zeros if plan.ranked else _draw(plan, examples, zeros, jnp.zeros(len(examples.images), jnp.int32))
+    search = fresh(examples, first)
+    return search._replace(memory=blank(zeros, search.losses, plan.num_targets))
+
+
+def _step(plan: _Plan, logits_fn: LogitsFn, examples: Examples, search: Search) -> Search:
+    params, memory, ranked = search.params, search.memory, plan.ranked
+    # The call that ranks the classes comes first: it counts as the last call of run -1.
+    run, iterate = jnp.divmod(search.calls - ranked, plan.num_steps + 1)
+    targets = aim(memory.ranking, run // plan.restarts) if ranked else None
+    tried = differentiate(logits_fn, plan.family, plan.loss, examples, params, targets=targets)
+    over = iterate == plan.num_steps
+    eligible = (run >= 0) & (over | (plan.keep != "last"))
+    search = record(search, tried.losses, tried.broken, keep=plan.keep, eligible=eligible)
+    runs = max(min(plan.num_targets, tried.logits.shape[1] - 1), 1) * plan.restarts
+    moved, memory = _next(plan, examples, memory, params, tried, iterate)
+    if ranked:
+        ranking = rank(tried.logits, examples, plan.loss, plan.num_targets)
+        memory = memory._replace(ranking=jnp.where((run < 0)[:, None], ranking, memory.ranking))
+    if plan.restarts > 1 or ranked:
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        moved = started_anew(over, lambda: _draw(plan, examples, zeros, run + 1), moved)
+    return search._replace(params=moved, memory=memory, done=search.done | (over & (run == runs - 1)))
+
+
+def _next(
+    plan: _Plan, examples: Examples, memory: Memory, params: Params, tried: Tried, iterate: Array
+) -> tuple[Params, Memory]:
+    """The next iterate of a run."""
+
+    def constrain(params: Params) -> Params:
+        return plan.family.constrain(params, examples.images)
+
+    losses = tried.losses.astype(memory.last_loss.dtype)
+    memory = look_back(memory, params, losses, tried.gradient, iterate, plan.schedule)
+    return move(memory, params, tried.gradient, iterate, plan.schedule, plan.ball, constrain)
 
 
 def blank(zeros: Any, losses: Array, num_targets: int) -> Memory:

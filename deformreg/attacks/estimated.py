@@ -34,7 +34,7 @@ from deformreg.attacks.search import (
     used_share,
 )
 from deformreg.balls import Ball
-from deformreg.perturbations import Perturbation
+from deformreg.perturbations import Params, Perturbation
 
 
 class Rule(NamedTuple):
@@ -95,19 +95,7 @@ def spsa(
         Uesato et al., ICML 2018, see the module.
     """
 
-    def adam(gradient: Any, memory: Any) -> tuple[Any, Any]:
-        mean, square, count = memory
-        count = count + 1
-        mean = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g, mean, gradient)
-        square = jax.tree.map(lambda s, g: 0.999 * s + 0.001 * g**2, square, gradient)
-
-        def direction(m: Array, s: Array) -> Array:
-            t = spread(count, m)
-            return (m / (1 - 0.9**t)) / (jnp.sqrt(s / (1 - 0.999**t)) + 1e-8)
-
-        return jax.tree.map(direction, mean, square), (mean, square, count)
-
-    rule = Rule(jax.random.rademacher, lambda zeros, count: (zeros, zeros, jnp.zeros(count)), adam)
+    rule = Rule(jax.random.rademacher, lambda zeros, count: (zeros, zeros, jnp.zeros(count)), _adam)
     return _estimated(
         name or f"spsa-{num_steps}", rule, ball, num_steps, num_samples, probe, step_size, perturbation, loss, keep
     )
@@ -176,52 +164,89 @@ def _estimated(
     if probe is not None:
         _checks.positive("probe", probe)
     reach = ball.radius / 10 if probe is None else probe
-    calls = 2 * num_samples + 1
-
-    draw = partial(draw_leaves, lambda key, leaf: rule.draw(key, leaf.shape, leaf.dtype))
-
-    def estimate(logits_fn: LogitsFn, examples: Examples, params: Any, keys: Array) -> Any:
-        def add(sample: Array, total: Any) -> Any:
-            directions = sample_rows(draw, jax.vmap(lambda key: jax.random.fold_in(key, sample))(keys), params)
-
-            def probed(sign: int) -> Array:
-                at = jax.tree.map(lambda p, d: p + jnp.asarray(sign * reach, p.dtype) * d, params, directions)
-                return try_out(logits_fn, family, loss, examples, at)[0]
-
-            # In a ball of radius zero `reach` is zero and the quotient is not finite.
-            slope = finite_or_zero((probed(1) - probed(-1)) / (2 * reach * num_samples))
-            return jax.tree.map(jnp.add, total, scaled(directions, slope))
-
-        return jax.lax.fori_loop(0, num_samples, add, jax.tree.map(jnp.zeros_like, params))
-
-    def begin(examples: Examples) -> Search:
-        zeros = identity(family, examples.images)
-        return fresh(examples, zeros, rule.remember(zeros, len(examples.images)))
-
-    def step(logits_fn: LogitsFn, examples: Examples, search: Search) -> Search:
-        params = search.params
-        losses, broken = try_out(logits_fn, family, loss, examples, params)
-        last = search.calls >= num_steps * calls
-        search = record(search, losses, broken, keep=keep, eligible=last | (keep != "last"), calls=calls)
-        keys = step_keys(examples, search.calls)
-        gradient = estimate(logits_fn, examples, params, keys)
-        direction, memory = rule.turn(gradient, search.memory)
-        moved = jax.tree.map(
-            lambda leaf, d: leaf + jnp.asarray(length, leaf.dtype) * d.astype(leaf.dtype), params, direction
-        )
-        moved = family.constrain(ball.project(moved), examples.images)
-        return search._replace(params=moved, memory=memory, done=search.done | last)
-
+    plan = _Plan(rule, family, ball, num_steps, num_samples, reach, length, loss, keep)
     return Attack(
         name,
         family,
         budget_of(ball, family),
         used_share(ball),
-        begin,
-        step,
-        calls_per_step=calls,
+        partial(_begin, plan),
+        partial(_step, plan),
+        calls_per_step=plan.calls,
         max_steps=num_steps + 1,
         uses_gradients=False,
         settings={"num_steps": num_steps, "num_samples": num_samples, "keep": keep},
         one_class=loss == "dlr",
     )
+
+
+class _Plan(NamedTuple):
+    """The arguments of `spsa` and `nes` that the search keeps to; `reach` is the distance of a query."""
+
+    rule: Rule
+    family: Perturbation
+    ball: Ball
+    num_steps: int
+    num_samples: int
+    reach: float | Array
+    step_size: float | Array
+    loss: Loss
+    keep: Keep
+
+    @property
+    def calls(self) -> int:
+        """Model calls of a step."""
+        return 2 * self.num_samples + 1
+
+
+def _begin(plan: _Plan, examples: Examples) -> Search:
+    zeros = identity(plan.family, examples.images)
+    return fresh(examples, zeros, plan.rule.remember(zeros, len(examples.images)))
+
+
+def _step(plan: _Plan, logits_fn: LogitsFn, examples: Examples, search: Search) -> Search:
+    params = search.params
+    losses, broken = try_out(logits_fn, plan.family, plan.loss, examples, params)
+    last = search.calls >= plan.num_steps * plan.calls
+    eligible = last | (plan.keep != "last")
+    search = record(search, losses, broken, keep=plan.keep, eligible=eligible, calls=plan.calls)
+    gradient = _estimate(plan, logits_fn, examples, params, step_keys(examples, search.calls))
+    direction, memory = plan.rule.turn(gradient, search.memory)
+    moved = jax.tree.map(
+        lambda leaf, d: leaf + jnp.asarray(plan.step_size, leaf.dtype) * d.astype(leaf.dtype), params, direction
+    )
+    moved = plan.family.constrain(plan.ball.project(moved), examples.images)
+    return search._replace(params=moved, memory=memory, done=search.done | last)
+
+
+def _estimate(plan: _Plan, logits_fn: LogitsFn, examples: Examples, params: Params, keys: Array) -> Params:
+    """The gradient at `params`: slopes along random directions times these directions, averaged."""
+    draw = partial(draw_leaves, lambda key, leaf: plan.rule.draw(key, leaf.shape, leaf.dtype))
+    reach = plan.reach
+
+    def add(sample: Array, total: Params) -> Params:
+        directions = sample_rows(draw, jax.vmap(lambda key: jax.random.fold_in(key, sample))(keys), params)
+
+        def probed(sign: int) -> Array:
+            at = jax.tree.map(lambda p, d: p + jnp.asarray(sign * reach, p.dtype) * d, params, directions)
+            return try_out(logits_fn, plan.family, plan.loss, examples, at)[0]
+
+        # In a ball of radius zero `reach` is zero and the quotient is not finite.
+        slope = finite_or_zero((probed(1) - probed(-1)) / (2 * reach * plan.num_samples))
+        return jax.tree.map(jnp.add, total, scaled(directions, slope))
+
+    return jax.lax.fori_loop(0, plan.num_samples, add, jax.tree.map(jnp.zeros_like, params))
+
+
+def _adam(gradient: Params, memory: Any) -> tuple[Params, Any]:
+    """Adam's direction, in step sizes."""
+    mean, square, count = memory
+    count = count + 1
+    mean = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g, mean, gradient)
+    square = jax.tree.map(lambda s, g: 0.999 * s + 0.001 * g**2, square, gradient)
+
+    def direction(m: Array, s: Array) -> Array:
+        t = spread(count, m)
+        return (m / (1 - 0.9**t)) / (jnp.sqrt(s / (1 - 0.999**t)) + 1e-8)
+
+    return jax.tree.map(direction, mean, square), (mean, square, count)

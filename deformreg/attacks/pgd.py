@@ -7,14 +7,14 @@ References:
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
 from deformreg import _checks
-from deformreg._arrays import choose
 from deformreg._families import family_or_flow, identity
 from deformreg.attacks.ascent import uphill
 from deformreg.attacks.attack import Attack, Examples, LogitsFn, Search
@@ -30,10 +30,11 @@ from deformreg.attacks.search import (
     plain,
     record,
     sample_start,
+    started_anew,
     used_share,
 )
 from deformreg.balls import Ball, Radius
-from deformreg.perturbations import Perturbation
+from deformreg.perturbations import Params, Perturbation
 
 
 def pgd(
@@ -90,48 +91,16 @@ def pgd(
     check_choices(loss, keep)
     if not callable(start):
         _checks.choice("start", start, ("zero", "random"))
-    if step_size is None:
-        crossing = 1.0 if start == "zero" and restarts == 1 else 2.5
-        # With "any", long steps break an example early, and an evaluation gives its row to the next one: 100 steps of a
-        # quarter of the radius break as many images as steps of a twentieth, in 30 to 88 % of the calls (measured).
-        length: Radius = ball.radius * max(crossing / max(num_steps, 1), 0.25 if keep == "any" else 0.0)
-    else:
-        length = step_size
+    length = _step_size(ball, num_steps, start, restarts, keep) if step_size is None else step_size
     _checks.non_negative("step_size", length)
-
-    def draw(examples: Examples, zeros: Any, restart: Array, first: bool) -> Any:
-        if first and start == "zero":
-            return zeros
-        return sample_start(family, ball, start if callable(start) else ball.sample, examples, zeros, restart)
-
-    def begin(examples: Examples) -> Search:
-        zeros = identity(family, examples.images)
-        return fresh(examples, draw(examples, zeros, jnp.zeros(len(examples.images), jnp.int32), True))
-
-    def step(logits_fn: LogitsFn, examples: Examples, search: Search) -> Search:
-        tried = differentiate(logits_fn, family, loss, examples, search.params)
-        restart, iterate = search.calls // (num_steps + 1), search.calls % (num_steps + 1)
-        over = iterate == num_steps
-        eligible = over if keep == "last" else True
-        params = search.params
-        search = record(search, tried.losses, tried.broken, keep=keep, eligible=eligible)
-        moved = uphill(params, tried.gradient, ball, length, lambda params: family.constrain(params, examples.images))
-        if restarts > 1:
-            zeros = jax.tree.map(jnp.zeros_like, params)
-            moved = jax.lax.cond(
-                over.any(),
-                lambda: choose(over, draw(examples, zeros, restart + 1, False), moved),
-                lambda: moved,
-            )
-        return search._replace(params=moved, done=search.done | (over & (restart == restarts - 1)))
-
+    plan = _Plan(family, ball, num_steps, length, start, restarts, loss, keep)
     return Attack(
         name or f"pgd-{num_steps}" + (f"x{restarts}" if restarts > 1 else ""),
         family,
         budget_of(ball, family),
         used_share(ball),
-        begin,
-        step,
+        partial(_begin, plan),
+        partial(_step, plan),
         max_steps=restarts * (num_steps + 1),
         uses_gradients=True,
         settings={
@@ -144,3 +113,53 @@ def pgd(
         },
         one_class=loss == "dlr",
     )
+
+
+class _Plan(NamedTuple):
+    """The arguments of `pgd` that its search keeps to."""
+
+    family: Perturbation
+    ball: Ball
+    num_steps: int
+    step_size: Radius
+    start: Start
+    restarts: int
+    loss: Loss
+    keep: Keep
+
+
+def _step_size(ball: Ball, num_steps: int, start: Start, restarts: int, keep: Keep) -> Radius:
+    """The default step size."""
+    crossing = 1.0 if start == "zero" and restarts == 1 else 2.5
+    # With "any", long steps break an example early, and an evaluation gives its row to the next one: 100 steps of a
+    # quarter of the radius break as many images as steps of a twentieth, in 30 to 88 % of the calls (measured).
+    return ball.radius * max(crossing / max(num_steps, 1), 0.25 if keep == "any" else 0.0)
+
+
+def _draw(plan: _Plan, examples: Examples, zeros: Params, restart: Array) -> Params:
+    """The random start number `restart`, int[n]."""
+    law = plan.start if callable(plan.start) else plan.ball.sample
+    return sample_start(plan.family, plan.ball, law, examples, zeros, restart)
+
+
+def _begin(plan: _Plan, examples: Examples) -> Search:
+    zeros = identity(plan.family, examples.images)
+    if plan.start == "zero":
+        return fresh(examples, zeros)
+    return fresh(examples, _draw(plan, examples, zeros, jnp.zeros(len(examples.images), jnp.int32)))
+
+
+def _step(plan: _Plan, logits_fn: LogitsFn, examples: Examples, search: Search) -> Search:
+    params = search.params
+    tried = differentiate(logits_fn, plan.family, plan.loss, examples, params)
+    restart, iterate = search.calls // (plan.num_steps + 1), search.calls % (plan.num_steps + 1)
+    over = iterate == plan.num_steps
+    eligible = over if plan.keep == "last" else True
+    search = record(search, tried.losses, tried.broken, keep=plan.keep, eligible=eligible)
+    moved = uphill(
+        params, tried.gradient, plan.ball, plan.step_size, lambda moved: plan.family.constrain(moved, examples.images)
+    )
+    if plan.restarts > 1:
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        moved = started_anew(over, lambda: _draw(plan, examples, zeros, restart + 1), moved)
+    return search._replace(params=moved, done=search.done | (over & (restart == plan.restarts - 1)))

@@ -122,6 +122,11 @@ def sample_start(
     return family.constrain(ball.project(drawn), examples.images)
 
 
+def started_anew(over: Array, draw: Callable[[], Params], moved: Params) -> Params:
+    """The next candidates: `moved`, or in the rows where a restart is `over` those of `draw`, drawn only if needed."""
+    return jax.lax.cond(over.any(), lambda: choose(over, draw(), moved), lambda: moved)
+
+
 def try_out(
     logits_fn: LogitsFn, perturbation: Perturbation, loss: Loss, examples: Examples, params: Params
 ) -> tuple[Array, Array]:

@@ -8,7 +8,8 @@ References:
 from __future__ import annotations
 
 import math
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +34,7 @@ from deformreg.attacks.search import (
     used_share,
 )
 from deformreg.balls import linf
-from deformreg.perturbations import affine
+from deformreg.perturbations import Perturbation, affine
 from deformreg.warping import Boundary
 
 
@@ -89,30 +90,13 @@ def rotation_translation(
     _checks.non_negative("max_pixels", max_pixels)
     check_choices(loss, keep, ("any", "best"))
     num_draws = _checks.count("num_draws", num_draws)
-    limits = jnp.stack([jnp.float32(limit) for limit in (max_degrees * math.pi / 180, max_pixels, max_pixels)])
     family = affine(boundary=boundary)
     if max_component is not None:
         _checks.non_negative("max_component", max_component)
         family = limit_displacement(family, max_component)
+    limits = jnp.stack([jnp.float32(limit) for limit in (max_degrees * math.pi / 180, max_pixels, max_pixels)])
     table = None if grid is None else _grid(grid)
-    candidates = num_draws if table is None else len(table)
-
-    def begin(examples: Examples) -> Search:
-        return fresh(examples, identity(family, examples.images))
-
-    def draw(key: Array) -> Array:
-        return jax.random.uniform(key, (3,), jnp.float32, -1, 1) * limits
-
-    def step(logits_fn: LogitsFn, examples: Examples, search: Search) -> Search:
-        if table is None:
-            params = jax.vmap(draw)(step_keys(examples, search.calls))
-        else:
-            params = limits[None, :] * entries_of(jnp.asarray(table), jnp.minimum(search.calls, candidates - 1))
-        params = family.constrain(params.astype(search.params.dtype), examples.images)
-        losses, broken = try_out(logits_fn, family, loss, examples, params)
-        search = record(search._replace(params=params), losses, broken, keep=keep)
-        return search._replace(done=search.done | (search.calls >= candidates))
-
+    plan = _Plan(family, limits, table, num_draws if table is None else len(table), loss, keep)
     bounds = {"max_degrees": plain(max_degrees), "max_pixels": plain(max_pixels), "max_component": plain(max_component)}
     if max_component is None:
         degrees, pixels = bounds["max_degrees"], bounds["max_pixels"]
@@ -121,17 +105,51 @@ def rotation_translation(
         budget = Budget(bounds["max_component"], "linf", "pixels")
         size = displacement_share(family, max_component)
     return Attack(
-        name or (f"rotation-translation-{'grid' if grid else 'worst'}-{candidates}"),
+        name or (f"rotation-translation-{'grid' if grid else 'worst'}-{plan.candidates}"),
         family,
         budget,
         size,
-        begin,
-        step,
-        max_steps=candidates,
+        partial(_begin, plan),
+        partial(_step, plan),
+        max_steps=plan.candidates,
         uses_gradients=False,
         settings={**bounds, "grid": grid, "num_draws": num_draws, "boundary": boundary, "keep": keep},
         one_class=loss == "dlr",
     )
+
+
+class _Plan(NamedTuple):
+    """What a search keeps to: float[3] limits of rotation and translation, and the table of a grid, or None to draw."""
+
+    family: Perturbation
+    limits: Array
+    table: np.ndarray[Any, Any] | None
+    candidates: int
+    loss: Loss
+    keep: Keep
+
+
+def _begin(plan: _Plan, examples: Examples) -> Search:
+    return fresh(examples, identity(plan.family, examples.images))
+
+
+def _step(plan: _Plan, logits_fn: LogitsFn, examples: Examples, search: Search) -> Search:
+    params = _candidate(plan, examples, search.calls).astype(search.params.dtype)
+    params = plan.family.constrain(params, examples.images)
+    losses, broken = try_out(logits_fn, plan.family, plan.loss, examples, params)
+    search = record(search._replace(params=params), losses, broken, keep=plan.keep)
+    return search._replace(done=search.done | (search.calls >= plan.candidates))
+
+
+def _candidate(plan: _Plan, examples: Examples, number: Array) -> Array:
+    """float[n, 3]: each example's candidate `number`, int[n]."""
+    if plan.table is not None:
+        return plan.limits[None, :] * entries_of(jnp.asarray(plan.table), jnp.minimum(number, plan.candidates - 1))
+
+    def draw(key: Array) -> Array:
+        return jax.random.uniform(key, (3,), jnp.float32, -1, 1) * plan.limits
+
+    return jax.vmap(draw)(step_keys(examples, number))
 
 
 def _grid(counts: tuple[int, int, int]) -> np.ndarray[Any, Any]:

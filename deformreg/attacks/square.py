@@ -7,8 +7,8 @@ References:
 from __future__ import annotations
 
 import operator
-from functools import reduce
-from typing import Any
+from functools import partial, reduce
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -97,48 +97,64 @@ def square(
     if not 0 < share <= 1:
         raise ValueError(f"share must be in (0, 1], got {share}")
 
-    def begin(examples: Examples) -> Search:
-        zeros = identity(family, examples.images)
-        *others, width, channels = zeros.shape[1:]
-
-        def stripes(key: Array) -> Array:
-            return jax.random.rademacher(key, (*(1 for _ in others), width, channels), zeros.dtype)
-
-        start = zeros + ball.radius * jax.vmap(stripes)(examples.keys)
-        return fresh(examples, family.constrain(ball.project(start), examples.images))
-
-    def propose(key: Array, kept: Array, side: Array) -> Array:
-        *sizes, channels = kept.shape
-        corner_key, sign_key = jax.random.split(key)
-        corner = jax.random.uniform(corner_key, (len(sizes),), jnp.float32) * (jnp.array(sizes) - side + 1).astype(
-            jnp.float32
-        )
-        offsets = [
-            jnp.arange(size) - start for size, start in zip(sizes, jnp.floor(corner).astype(jnp.int32), strict=True)
-        ]
-        along = [(offset >= 0) & (offset < side) for offset in offsets]
-        inside = reduce(jnp.logical_and, jnp.meshgrid(*along, indexing="ij"))[..., None]
-        signs = jax.random.rademacher(sign_key, (*(1 for _ in sizes), channels), kept.dtype)
-        return kept + jnp.where(inside, 2 * jnp.asarray(ball.radius, kept.dtype) * signs, 0)
-
-    def step(logits_fn: LogitsFn, examples: Examples, search: Search) -> Search:
-        losses, broken = try_out(logits_fn, family, loss, examples, search.params)
-        search = record(search, losses, broken, keep=keep)
-        sides = jnp.asarray(window_sides(num_queries, search.kept.shape[1:-1], share))
-        keys = step_keys(examples, search.calls)
-        proposed = jax.vmap(propose)(keys, search.kept, entries_of(sides, jnp.minimum(search.calls, num_queries - 1)))
-        proposed = family.constrain(ball.project(proposed), examples.images)
-        return search._replace(params=proposed, done=search.done | (search.calls >= num_queries))
-
+    plan = _Plan(family, ball, num_queries, share, loss, keep)
     return Attack(
         name or f"square-{num_queries}",
         family,
         budget_of(ball, family),
         used_share(ball),
-        begin,
-        step,
+        partial(_begin, plan),
+        partial(_step, plan),
         max_steps=num_queries,
         uses_gradients=False,
         settings={"num_queries": num_queries, "share": share, "keep": keep},
         one_class=loss == "dlr",
     )
+
+
+class _Plan(NamedTuple):
+    """The arguments of `square` that its search keeps to."""
+
+    family: Perturbation
+    ball: Ball
+    num_queries: int
+    share: float
+    loss: Loss
+    keep: Keep
+
+
+def _begin(plan: _Plan, examples: Examples) -> Search:
+    """Starts at stripes along the last spatial axis, of random signs, on the ball's boundary."""
+    zeros = identity(plan.family, examples.images)
+    *others, width, channels = zeros.shape[1:]
+
+    def stripes(key: Array) -> Array:
+        return jax.random.rademacher(key, (*(1 for _ in others), width, channels), zeros.dtype)
+
+    start = zeros + plan.ball.radius * jax.vmap(stripes)(examples.keys)
+    return fresh(examples, plan.family.constrain(plan.ball.project(start), examples.images))
+
+
+def _step(plan: _Plan, logits_fn: LogitsFn, examples: Examples, search: Search) -> Search:
+    losses, broken = try_out(logits_fn, plan.family, plan.loss, examples, search.params)
+    search = record(search, losses, broken, keep=plan.keep)
+    sides = jnp.asarray(window_sides(plan.num_queries, search.kept.shape[1:-1], plan.share))
+    keys = step_keys(examples, search.calls)
+    side = entries_of(sides, jnp.minimum(search.calls, plan.num_queries - 1))
+    proposed = jax.vmap(partial(_propose, plan.ball))(keys, search.kept, side)
+    proposed = plan.family.constrain(plan.ball.project(proposed), examples.images)
+    return search._replace(params=proposed, done=search.done | (search.calls >= plan.num_queries))
+
+
+def _propose(ball: Ball, key: Array, kept: Array, side: Array) -> Array:
+    """One example's best parameters, with a random window of them moved by twice the radius either way."""
+    *sizes, channels = kept.shape
+    corner_key, sign_key = jax.random.split(key)
+    corner = jax.random.uniform(corner_key, (len(sizes),), jnp.float32) * (jnp.array(sizes) - side + 1).astype(
+        jnp.float32
+    )
+    offsets = [jnp.arange(size) - start for size, start in zip(sizes, jnp.floor(corner).astype(jnp.int32), strict=True)]
+    along = [(offset >= 0) & (offset < side) for offset in offsets]
+    inside = reduce(jnp.logical_and, jnp.meshgrid(*along, indexing="ij"))[..., None]
+    signs = jax.random.rademacher(sign_key, (*(1 for _ in sizes), channels), kept.dtype)
+    return kept + jnp.where(inside, 2 * jnp.asarray(ball.radius, kept.dtype) * signs, 0)

@@ -8,6 +8,7 @@ References:
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -21,7 +22,7 @@ from deformreg.attacks.attack import Attack, Budget, Examples, LogitsFn, Search,
 from deformreg.attacks.search import Keep, budget_of, check_ball, finite_or_zero, fresh, is_broken, record, used_share
 from deformreg.balls import Ball
 from deformreg.losses import margin
-from deformreg.perturbations import flow
+from deformreg.perturbations import Perturbation, flow
 from deformreg.warping import Boundary
 
 SUFFICIENT = 1e-4  # Armijo's condition: the share of the first-order decrease that a step must achieve
@@ -96,55 +97,15 @@ def stadv(
     _checks.non_negative("flow_weight", flow_weight)
     _checks.non_negative("confidence", confidence)
     _checks.choice("keep", keep, ("any", "best"))
-    lbfgs = _lbfgs(memory_size)
     family = flow(boundary=boundary)
-
-    def inside(params: Array) -> Array:
-        return params if ball is None else ball.project(params)
-
-    def begin(examples: Examples) -> Search:
-        zeros = identity(family, examples.images)
-        search = fresh(examples, zeros)
-        none = jnp.zeros_like(search.losses)
-        memory = Memory(zeros, none, zeros, none, jnp.ones_like(none), jax.vmap(lbfgs.init)(zeros))
-        return search._replace(memory=memory)
-
-    def cost(params: Array, logits_fn: LogitsFn, examples: Examples) -> tuple[Array, tuple[Array, Array]]:
-        """The summed costs; each example's, and whether it breaks the model."""
-        field = inside(params)
-        logits = logits_fn(family.apply(field, examples.images))
-        here = examples._replace(labels=labels_along(family, examples, field))
-        gap = -here.criterion.margin(logits, here.labels) if here.targets is None else margin(logits, here.targets)
-        # A tie between the label and the best wrong class is not yet a success: aim slightly beyond it.
-        value = jnp.maximum(gap, -confidence - 1e-3)
-        value += flow_weight * fields.total_variation(field, diagonal=diagonal)
-        return jnp.sum(value), (value, is_broken(logits, here))
-
-    def step(logits_fn: LogitsFn, examples: Examples, search: Search) -> Search:
-        params, memory = search.params, search.memory
-        (_, (value, broken)), gradient = jax.value_and_grad(cost, has_aux=True)(params, logits_fn, examples)
-        gradient = finite_or_zero(gradient)
-        first = search.calls == 0
-        # L-BFGS moves without a bound; the candidate to keep is the projected field.
-        tried = search._replace(params=inside(params))
-        search = record(tried, -value, broken, keep=keep)
-        accepted = first | (value <= memory.value + SUFFICIENT * memory.length * memory.slope)
-        after, converged = _turn(lbfgs, memory, params, value, gradient)
-        again = memory._replace(length=memory.length / 2)
-        memory = choose(accepted, after, again)
-        # Optax's L-BFGS computes in float64 where that is enabled; a loop's state keeps its types.
-        memory = jax.tree.map(lambda leaf, before: leaf.astype(before.dtype), memory, search.memory)
-        over = (accepted & converged) | (memory.length < SMALLEST) | (search.calls >= num_evaluations)
-        moved = memory.point + scaled(memory.direction, memory.length)
-        return search._replace(params=moved, memory=memory, done=search.done | over)
-
+    plan = _Plan(family, ball, num_evaluations, flow_weight, confidence, diagonal, keep, _lbfgs(memory_size))
     return Attack(
         name or "stadv",
         family,
         Budget(None, "none", "pixels") if ball is None else budget_of(ball, family),
         None if ball is None else used_share(ball),
-        begin,
-        step,
+        partial(_begin, plan),
+        partial(_step, plan),
         max_steps=num_evaluations,
         uses_gradients=True,
         settings={
@@ -152,6 +113,62 @@ def stadv(
             "diagonal": diagonal, "keep": keep,
         },
     )  # fmt: skip
+
+
+class _Plan(NamedTuple):
+    """The arguments of `stadv` that its search keeps to."""
+
+    family: Perturbation
+    ball: Ball | None
+    num_evaluations: int
+    flow_weight: float
+    confidence: float
+    diagonal: bool
+    keep: Keep
+    lbfgs: Any
+
+    def inside(self, params: Array) -> Array:
+        """The fields projected into the ball, if there is one."""
+        return params if self.ball is None else self.ball.project(params)
+
+
+def _begin(plan: _Plan, examples: Examples) -> Search:
+    zeros = identity(plan.family, examples.images)
+    search = fresh(examples, zeros)
+    none = jnp.zeros_like(search.losses)
+    memory = Memory(zeros, none, zeros, none, jnp.ones_like(none), jax.vmap(plan.lbfgs.init)(zeros))
+    return search._replace(memory=memory)
+
+
+def _cost(params: Array, plan: _Plan, logits_fn: LogitsFn, examples: Examples) -> tuple[Array, tuple[Array, Array]]:
+    """The summed costs; each example's, and whether it breaks the model."""
+    field = plan.inside(params)
+    logits = logits_fn(plan.family.apply(field, examples.images))
+    here = examples._replace(labels=labels_along(plan.family, examples, field))
+    gap = -here.criterion.margin(logits, here.labels) if here.targets is None else margin(logits, here.targets)
+    # A tie between the label and the best wrong class is not yet a success: aim slightly beyond it.
+    value = jnp.maximum(gap, -plan.confidence - 1e-3)
+    value += plan.flow_weight * fields.total_variation(field, diagonal=plan.diagonal)
+    return jnp.sum(value), (value, is_broken(logits, here))
+
+
+def _step(plan: _Plan, logits_fn: LogitsFn, examples: Examples, search: Search) -> Search:
+    params, memory = search.params, search.memory
+    (_, (value, broken)), gradient = jax.value_and_grad(_cost, has_aux=True)(params, plan, logits_fn, examples)
+    gradient = finite_or_zero(gradient)
+    first = search.calls == 0
+    # L-BFGS moves without a bound; the candidate to keep is the projected field.
+    tried = search._replace(params=plan.inside(params))
+    search = record(tried, -value, broken, keep=plan.keep)
+    accepted = first | (value <= memory.value + SUFFICIENT * memory.length * memory.slope)
+    after, converged = _turn(plan.lbfgs, memory, params, value, gradient)
+    again = memory._replace(length=memory.length / 2)
+    memory = choose(accepted, after, again)
+    # Optax's L-BFGS computes in float64 where that is enabled; a loop's state keeps its types.
+    memory = jax.tree.map(lambda leaf, before: leaf.astype(before.dtype), memory, search.memory)
+    over = (accepted & converged) | (memory.length < SMALLEST) | (search.calls >= plan.num_evaluations)
+    moved = memory.point + scaled(memory.direction, memory.length)
+    return search._replace(params=moved, memory=memory, done=search.done | over)
 
 
 def _lbfgs(memory_size: int) -> Any:

@@ -3,7 +3,8 @@
 from deformreg.evaluation import flags, reports, suites
 from deformreg.evaluation.curves import Curve, accuracy_curve
 from deformreg.evaluation.data import OnDemand
-from deformreg.evaluation.evaluate import Evaluator, evaluate, evaluator
+from deformreg.evaluation.evaluate import evaluate
+from deformreg.evaluation.evaluator import Evaluator, evaluator
 from deformreg.evaluation.flags import Flag
 from deformreg.evaluation.found import Found, together
 from deformreg.evaluation.frames import Frames, frames

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 from deformreg import _checks
 from deformreg.attacks.attack import LogitsFn
 from deformreg.evaluation.data import HostArray, OnDemand
-from deformreg.evaluation.evaluate import Evaluator
+from deformreg.evaluation.evaluator import Evaluator
 from deformreg.evaluation.flags import Flag
 from deformreg.evaluation.outcomes import ProgressCallback, Recall
 from deformreg.evaluation.suites import Suite

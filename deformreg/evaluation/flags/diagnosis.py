@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache, partial
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -72,21 +72,32 @@ def compile_diagnosis(suite: Suite) -> Diagnosis:
         The diagnosis.
     """
 
+    return _without_failing(partial(_examine, suite, _compile_parts(suite)))
+
+
+class _Parts(NamedTuple):
+    """Functions of the name of the examined attack (None for a flow), each compiled when it is first needed.
+
+    Attributes:
+        family: ``(name, radius) -> family``: that of the attack, without its own bound.
+        probe: see `compile_probe`.
+        queries: see `compile_queries`.
+        largest_change: ``name -> (radius, images) -> change`` that the family's identity makes.
+    """
+
+    family: Callable[[str | None, Any], Perturbation]
+    probe: Callable[[str | None], Probe]
+    queries: Callable[[str | None], ObserveQueries]
+    largest_change: Callable[[str | None], Callable[[Any, HostArray], jax.Array]]
+
+
+def _compile_parts(suite: Suite) -> _Parts:
     def family(name: str | None, radius: Any) -> Perturbation:
         if name is None:
             return flow()
         bounded = suite.member(name, radius).perturbation
         return bounded.unbounded or bounded  # larger budgets than its bound are tried
 
-    @cache
-    def probe(name: str | None) -> Probe:
-        return compile_probe(partial(family, name))
-
-    @cache
-    def queries(name: str | None) -> ObserveQueries:
-        return compile_queries(partial(family, name))
-
-    @cache
     def largest_change(name: str | None) -> Callable[[Any, HostArray], jax.Array]:
         def change(radius: Any, images: jax.Array) -> jax.Array:
             examined = family(name, radius)
@@ -96,52 +107,63 @@ def compile_diagnosis(suite: Suite) -> Diagnosis:
         compiled: Callable[[Any, HostArray], jax.Array] = jitted(change)()
         return compiled
 
-    def without_gradients(
-        setting: Setting, resisting: HostArray, clean: Clean, radius: Any, calls: int
-    ) -> tuple[tuple[Flag, ...], Spent]:
-        started, size = time.perf_counter(), setting.batch_size
-        name, side = _examined(suite(radius), setting.data.images)
-        rows = max(calls // ((QUERY_CALLS + 1) * size), 1) * size
-        chosen = np.resize(spaced(resisting, min(rows, MOST_EXAMPLES)), rows)
-        data = setting.data._replace(targets=None).at(chosen)
-        outputs = np.concatenate([np.asarray(judged.outputs, np.float64) for _, judged in in_batches(setting, data)])
-        keys = row_keys(jax.random.key(0), jnp.arange(rows))
-        examples = Examples(jnp.asarray(data.images), jnp.asarray(data.labels), keys, None, data.criterion)
-        answered = queries(name)(radius, setting.logits_fn, examples, outputs, side, size)
-        return raised(QUERY_FLAGS, answered), Spent((QUERY_CALLS + 1) * rows, time.perf_counter() - started)
+    return _Parts(
+        family,
+        cache(lambda name: compile_probe(partial(family, name))),
+        cache(lambda name: compile_queries(partial(family, name))),
+        cache(largest_change),
+    )
 
-    def examine(
-        setting: Setting,
-        outcomes: Sequence[AttackOutcome],
-        correct: HostArray,
-        clean: Clean,
-        *,
-        radius: Any,
-        calls: int,
-    ) -> tuple[tuple[Flag, ...], Spent]:
-        started = time.perf_counter()
-        images, size = setting.data.images, setting.batch_size
-        name, side = _examined((attack for attack in suite(radius) if attack.uses_gradients), images)
-        radii = _radii(side, family(name, radius), setting)
-        share, resisting = _resisting(outcomes, correct)
-        change = float(largest_change(name)(radius, images[:size]))
-        felt, cost = no_responses(share, change, radii), Spent()
-        if share > 1 - WORKING and len(resisting):
-            steps = int(np.clip(calls // size - 1, FEWEST_STEPS, MOST_STEPS))
-            count = max(calls // size // (steps + 1), 1) * size // CONDITIONS
-            chosen = spaced(resisting, int(np.clip(count, 1, MOST_EXAMPLES)))
-            rows = _rows(setting, chosen, clean, radii, steps)
-            standing = correct & ~np.any([outcome.broken_mask for outcome in outcomes], axis=0)
-            try:
-                run = partial(probe(name), radius, setting.logits_fn)
-                found, cost = _run(run, rows, setting, float(standing.mean()))
-            except NoGradients:
-                return without_gradients(setting, resisting, clean, radius, calls)
-            felt = _responses(felt, setting, chosen, clean, found)
-        seconds = time.perf_counter() - started - cost.compile_seconds
-        return raised(RESPONSE_FLAGS, felt), cost._replace(seconds=seconds)
 
-    return _without_failing(examine)
+def _examine(
+    suite: Suite,
+    parts: _Parts,
+    setting: Setting,
+    outcomes: Sequence[AttackOutcome],
+    correct: HostArray,
+    clean: Clean,
+    *,
+    radius: Any,
+    calls: int,
+) -> tuple[tuple[Flag, ...], Spent]:
+    """Examines how the examples that resist gradient attacks respond to larger budgets; see `Diagnosis`."""
+    started = time.perf_counter()
+    images, size = setting.data.images, setting.batch_size
+    name, side = _examined((attack for attack in suite(radius) if attack.uses_gradients), images)
+    radii = _radii(side, parts.family(name, radius), setting)
+    share, resisting = _resisting(outcomes, correct)
+    change = float(parts.largest_change(name)(radius, images[:size]))
+    felt, cost = no_responses(share, change, radii), Spent()
+    if share > 1 - WORKING and len(resisting):
+        steps = int(np.clip(calls // size - 1, FEWEST_STEPS, MOST_STEPS))
+        count = max(calls // size // (steps + 1), 1) * size // CONDITIONS
+        chosen = spaced(resisting, int(np.clip(count, 1, MOST_EXAMPLES)))
+        rows = _rows(setting, chosen, clean, radii, steps)
+        standing = correct & ~np.any([outcome.broken_mask for outcome in outcomes], axis=0)
+        try:
+            run = partial(parts.probe(name), radius, setting.logits_fn)
+            found, cost = _run(run, rows, setting, float(standing.mean()))
+        except NoGradients:
+            return _examine_answers(suite, parts, setting, resisting, radius=radius, calls=calls)
+        felt = _responses(felt, setting, chosen, clean, found)
+    seconds = time.perf_counter() - started - cost.compile_seconds
+    return raised(RESPONSE_FLAGS, felt), cost._replace(seconds=seconds)
+
+
+def _examine_answers(
+    suite: Suite, parts: _Parts, setting: Setting, resisting: HostArray, *, radius: Any, calls: int
+) -> tuple[tuple[Flag, ...], Spent]:
+    """Examines a model without gradients: how its outputs respond to random perturbations."""
+    started, size = time.perf_counter(), setting.batch_size
+    name, side = _examined(suite(radius), setting.data.images)
+    rows = max(calls // ((QUERY_CALLS + 1) * size), 1) * size
+    chosen = np.resize(spaced(resisting, min(rows, MOST_EXAMPLES)), rows)
+    data = setting.data._replace(targets=None).at(chosen)
+    outputs = np.concatenate([np.asarray(judged.outputs, np.float64) for _, judged in in_batches(setting, data)])
+    keys = row_keys(jax.random.key(0), jnp.arange(rows))
+    examples = Examples(jnp.asarray(data.images), jnp.asarray(data.labels), keys, None, data.criterion)
+    answered = parts.queries(name)(radius, setting.logits_fn, examples, outputs, side, size)
+    return raised(QUERY_FLAGS, answered), Spent((QUERY_CALLS + 1) * rows, time.perf_counter() - started)
 
 
 def diagnosis_failed(error: Exception) -> Flag | None:
