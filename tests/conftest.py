@@ -21,6 +21,12 @@ def pytest_addoption(parser):
     parser.addoption("--bad-commands", type=int, default=8, help="bad inputs that slow tests give to commands")
     parser.addoption("--pairs", type=int, default=30, help="methods with networks that tests/train/test_grid.py traces")
     parser.addoption("--kills", type=int, default=5, help="SIGKILLs in tests/processes/test_kills.py")
+    parser.addoption(
+        "--imagenet-images",
+        type=int,
+        default=200,
+        help="images that tests/processes/test_imagenet.py generates; from 1000 on, it trains the preset's own network",
+    )
     parser.addoption("--flips", type=int, default=20, help="flipped bits in checkpoints, and in decoded copies")
 
 
