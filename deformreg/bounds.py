@@ -21,8 +21,6 @@ References:
 
 from __future__ import annotations
 
-import itertools
-import math
 from typing import Any, NamedTuple, get_args
 
 import jax
@@ -31,11 +29,12 @@ from jaxtyping import Array, Float
 
 from deformreg import _checks
 from deformreg._arrays import aligned, draw_leaves, scaled
+from deformreg._displacements import best_displacements, over_displacements
 from deformreg._families import check_layout, family_or_flow, identity
 from deformreg.balls import Ball
 from deformreg.penalties import LossFn, image_gradients, squared_norm
 from deformreg.perturbations import Params, Perturbation, flow, pull_back
-from deformreg.warping import Boundary, warp
+from deformreg.warping import Boundary
 
 _BOXES = ("linf", "pixelwise_l2")  # balls that bound every component of every pixel's displacement
 
@@ -66,9 +65,6 @@ def reachable_change(
 ) -> Float[Array, "n *space c"]:
     """The most that a displacement of at most `radius` per component changes each pixel value, exactly.
 
-    Bilinear interpolation attains its extremes over a box at the corners of the cells that it cuts out of the grid, so
-    only displacements by whole pixels and by the radius are tried.
-
     Args:
         images: any range.
         radius: in pixels, a number.
@@ -87,27 +83,14 @@ def reachable_change(
         [0.5, 1.5, 1.5]
     """
     images = _checks.images(images)
-    change, _ = _extremes(images, jnp.zeros_like(images), radius, boundary)
-    return change
-
-
-def _extremes(images: Array, gradients: Array, radius: float, boundary: Boundary) -> tuple[Array, Array]:
-    """The largest change of every pixel value, and of ``<gradient, image>`` summed over channels at every pixel."""
     _checks.choice("boundary", boundary, get_args(Boundary))
     _checks.non_negative("radius", radius)
-    inner = [float(step) for step in range(-math.ceil(radius) + 1, math.ceil(radius))]
-    steps = sorted({-float(radius), *inner, float(radius)})
-    rank = images.ndim - 2
-    offsets = jnp.array(list(itertools.product(steps, repeat=rank)), images.dtype)
 
-    def tried(best: tuple[Array, Array], offset: Array) -> tuple[tuple[Array, Array], None]:
-        moved = warp(images, jnp.broadcast_to(offset, (*images.shape[:-1], rank)), boundary=boundary)
-        change = moved - images
-        return (jnp.maximum(best[0], jnp.abs(change)), jnp.maximum(best[1], jnp.sum(gradients * change, axis=-1))), None
+    def visit(largest: Array, displaced: Array, offset: Array) -> Array:
+        del offset
+        return jnp.maximum(largest, jnp.abs(displaced - images))
 
-    start = jnp.zeros_like(images), jnp.zeros_like(images[..., 0])
-    (largest, gains), _ = jax.lax.scan(tried, start, offsets)
-    return largest, gains
+    return over_displacements(images, radius, boundary, visit, jnp.zeros_like(images))
 
 
 def flow_bounds(
@@ -146,7 +129,8 @@ def flow_bounds(
     family = flow(boundary=boundary)
     check_layout(family, images.shape)
     gradients, losses = image_gradients(loss_fn, images)
-    change, gains = _extremes(images, gradients, ball.radius, boundary)
+    change = reachable_change(images, ball.radius, boundary=boundary)
+    gains, _ = best_displacements(images, images, gradients, ball.radius, boundary)
     axes = tuple(range(1, images.ndim))
     sizes = jnp.abs(gradients)
     return FlowBounds(

@@ -19,7 +19,7 @@ from benchmarks import rows
 from benchmarks.claims.grid import Budgets, Cell
 from benchmarks.claims.lines import Line
 from deformreg import cross_entropy, linf, pixelwise_l2
-from deformreg.attacks import adef, elastic, pgd, rotation_translation, stadv
+from deformreg.attacks import adef, elastic, greedy, pgd, rotation_translation, stadv
 from deformreg.bounds import flow_bounds, second_order_increase
 from deformreg.evaluation import Evaluator, accuracy_curve, evaluator, suites
 from deformreg.evaluation.stability import relative_stability
@@ -139,7 +139,7 @@ def bounds(trained: Trained) -> Measured:
 
 @cache
 def _bounds_at(radius: float) -> Callable[..., Measured]:
-    attack = pgd(ball=linf(radius), num_steps=50, keep="best")
+    attack = greedy(ball=linf(radius), num_steps=50, keep="best")
 
     @jax.jit
     def measure(logits_fn: Callable[[Any], Any], images: Array, labels: Array) -> Measured:

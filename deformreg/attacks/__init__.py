@@ -20,6 +20,7 @@ from deformreg.attacks.attack import (
 from deformreg.attacks.elastic import elastic
 from deformreg.attacks.estimated import nes, spsa
 from deformreg.attacks.gradient import Perturbed, multi_step, one_step
+from deformreg.attacks.greedy import greedy
 from deformreg.attacks.pgd import pgd
 from deformreg.attacks.random_fields import random_fields
 from deformreg.attacks.spatial import rotation_translation
@@ -41,6 +42,7 @@ __all__ = [
     "adef",
     "apgd",
     "elastic",
+    "greedy",
     "measure",
     "multi_step",
     "nes",

@@ -167,14 +167,34 @@ def differentiate(
     """
 
     def total(params: Params) -> tuple[Array, tuple[Array, Array, Array]]:
-        logits = logits_fn(perturbation.apply(params, examples.images))
         here = examples._replace(labels=labels_along(perturbation, examples, params))
-        aimed = here if targets is None else here._replace(targets=targets)
-        losses = objective(loss, logits, aimed)
-        return jnp.sum(losses), (losses, logits, is_broken(logits, here))
+        return _judged(logits_fn, loss, here, perturbation.apply(params, examples.images), targets)
 
     (_, (losses, logits, broken)), gradient = jax.value_and_grad(total, has_aux=True)(params)
     return Tried(losses, finite_or_zero(gradient), logits, broken)
+
+
+def differentiate_pixels(
+    logits_fn: LogitsFn, perturbation: Perturbation, loss: Loss, examples: Examples, params: Params, images: Array
+) -> Tried:
+    """As `differentiate`, with the gradient with respect to `images`, which the parameters make."""
+    here = examples._replace(labels=labels_along(perturbation, examples, params))
+
+    def total(images: Array) -> tuple[Array, tuple[Array, Array, Array]]:
+        return _judged(logits_fn, loss, here, images, None)
+
+    (_, (losses, logits, broken)), gradient = jax.value_and_grad(total, has_aux=True)(images)
+    return Tried(losses, finite_or_zero(gradient), logits, broken)
+
+
+def _judged(
+    logits_fn: LogitsFn, loss: Loss, examples: Examples, images: Array, targets: Array | None
+) -> tuple[Array, tuple[Array, Array, Array]]:
+    """The sum of the objectives at images, then the objectives, the outputs and what is broken."""
+    logits = logits_fn(images)
+    aimed = examples if targets is None else examples._replace(targets=targets)
+    losses = objective(loss, logits, aimed)
+    return jnp.sum(losses), (losses, logits, is_broken(logits, examples))
 
 
 def finite_or_zero(gradient: Params) -> Params:

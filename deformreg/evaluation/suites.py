@@ -20,6 +20,7 @@ from deformreg.attacks.apgd import apgd
 from deformreg.attacks.attack import Attack
 from deformreg.attacks.elastic import elastic
 from deformreg.attacks.estimated import nes, spsa
+from deformreg.attacks.greedy import greedy
 from deformreg.attacks.pgd import pgd
 from deformreg.attacks.random_fields import random_fields
 from deformreg.attacks.spatial import rotation_translation
@@ -161,26 +162,29 @@ def _baseline(radius: Any, num_fields: int) -> Attack:
 SAMPLE = 32
 """Examples that the baseline of random fields tries: it is to show that the other attacks work, and breaks few."""
 
-quick = Suite({"pgd": lambda radius: pgd(ball=linf(radius), num_steps=20, keep="any")})
-"""Takes seconds on small models: 20 gradient steps, of which any breaks an image. For a look during training; an
-evaluation's diagnosis tells whether gradients mislead."""
+quick = Suite({"greedy": lambda radius: greedy(ball=linf(radius), num_steps=20)})
+"""Takes seconds on small models: 20 steps of the greedy attack. For a look during training; an evaluation's diagnosis
+tells whether gradients mislead."""
 
 standard = Suite(
     {
-        "pgd": lambda radius: pgd(ball=linf(radius), num_steps=50, restarts=2, keep="any"),
+        "greedy": lambda radius: greedy(ball=linf(radius), num_steps=200),
+        "pgd": lambda radius: pgd(ball=linf(radius), num_steps=50, keep="any"),
         "apgd-ce": lambda radius: apgd(ball=linf(radius), num_steps=100),
         "apgd-targeted": lambda radius: apgd(ball=linf(radius), num_steps=30, loss="dlr", num_targets=4),
-        "square": lambda radius: square(ball=linf(radius), num_queries=600),
+        "square": lambda radius: square(ball=linf(radius), num_queries=500),
         "rotation-translation": lambda radius: _small_rotations(radius, (5, 5, 5))._replace(sample=SAMPLE),
         "random": partial(_baseline, num_fields=50),
     }
 )
-"""The least that a published robust accuracy should rest on: multi-step from zero and from a random start, APGD on the
+"""The least that a published robust accuracy should rest on: the greedy attack, multi-step from zero, APGD on the
 cross-entropy and towards the four likeliest other classes, and Square; small rotations with translations and random
 fields as baselines on up to 32 images."""
 
 full = Suite(
     {
+        "greedy": lambda radius: greedy(ball=linf(radius), num_steps=1000),
+        "greedy-margin": lambda radius: greedy(ball=linf(radius), num_steps=1000, loss="margin"),
         "pgd": lambda radius: pgd(ball=linf(radius), num_steps=100, restarts=5, keep="any"),
         "apgd-ce": lambda radius: apgd(ball=linf(radius), num_steps=100, restarts=5),
         "apgd-dlr": lambda radius: apgd(ball=linf(radius), num_steps=100, loss="dlr", restarts=5),

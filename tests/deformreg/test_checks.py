@@ -62,6 +62,7 @@ def test_an_attack_without_a_bound_is_no_mistake():
 ATTACKS = {
     "pgd": lambda **options: attacks.pgd(num_steps=1, **options),
     "apgd": lambda **options: attacks.apgd(**options),
+    "greedy": lambda **options: attacks.greedy(**options),
     "square": lambda **options: attacks.square(**options),
     "random_fields": lambda **options: attacks.random_fields(**options),
     "spsa": lambda **options: attacks.spsa(**options),
@@ -81,14 +82,18 @@ def test_what_is_no_ball_is_named(make, ball, words):
     assert words in message
 
 
-@pytest.mark.parametrize("name", ["apgd", "square", "random_fields", "spsa", "nes"])
+@pytest.mark.parametrize("name", ["apgd", "greedy", "square", "random_fields", "spsa", "nes"])
 def test_radii_that_an_attack_does_not_take_are_named(name):
     with pytest.raises(ValueError, match=r"ball must have one .*got radii of shape"):
         ATTACKS[name](ball=balls.l2(np.ones(4)))
 
 
 FAMILIES = {
-    **{name: lambda family, make=make: make(ball=BALL, perturbation=family) for name, make in ATTACKS.items()},
+    **{
+        name: lambda family, make=make: make(ball=BALL, perturbation=family)
+        for name, make in ATTACKS.items()
+        if name != "greedy"
+    },
     "gradient_penalty": lambda family: deformreg.gradient_penalty(losses, IMAGES, family),
     "finite differences": lambda family: deformreg.finite_difference_penalty(losses, IMAGES, family),
     "forward over reverse": lambda family: deformreg.forward_over_reverse_penalty(losses, IMAGES, family),

@@ -29,6 +29,7 @@ ATTACKS = {
     "pixels": attacks.pgd(ball=balls.l2(0.3), num_steps=4, perturbation=additive(image_range=(0.0, 1.0)), keep="best"),
     "apgd": attacks.apgd(ball=BALL, num_steps=8),
     "apgd-targets": attacks.apgd(ball=BALL, num_steps=4, loss="dlr", num_targets=2, restarts=2),
+    "greedy": attacks.greedy(ball=BALL, num_steps=8),
     "random": attacks.random_fields(ball=BALL, num_fields=5),
     "square": attacks.square(ball=BALL, num_queries=12),
     "grid": attacks.rotation_translation(grid=(3, 2, 2), max_component=RADIUS),
@@ -41,7 +42,7 @@ ATTACKS = {
     "nes": attacks.nes(ball=BALL, num_steps=2, num_samples=3, keep="last"),
     "transfer": attacks.transfer(attacks.pgd(ball=BALL, num_steps=3, keep="best"), perceptron(30, seed=3)),
 }
-TARGETED = ("released", "apgd", "square", "adef", "stadv", "transfer")
+TARGETED = ("released", "apgd", "greedy", "square", "adef", "stadv", "transfer")
 
 
 def examples(count=6, seed=0):

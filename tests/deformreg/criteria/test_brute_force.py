@@ -193,6 +193,7 @@ def test_label_maps_are_warped_along_where_the_criterion_says_so(follow):
 ATTACKS = {
     "pgd": attacks.pgd(ball=linf(RADIUS), num_steps=3, keep="any"),
     "apgd": attacks.apgd(ball=linf(RADIUS), num_steps=4, loss="margin"),
+    "greedy": attacks.greedy(ball=linf(RADIUS), num_steps=4),
     "random": attacks.random_fields(ball=linf(RADIUS), num_fields=5),
     "square": attacks.square(ball=linf(RADIUS), num_queries=10),
     "grid": attacks.rotation_translation(grid=(3, 2, 2), max_component=RADIUS),

@@ -62,8 +62,8 @@ def test_an_evaluation_makes_only_the_member_that_it_traces():
 def test_a_suite_has_members_of_different_names():
     with pytest.raises(ValueError, match="at least one attack"):
         Suite({})
-    with pytest.raises(ValueError, match="different names, got 'pgd' twice"):
-        suites.quick.plus("pgd", suites.quick.makers["pgd"])
+    with pytest.raises(ValueError, match="different names, got 'greedy' twice"):
+        suites.quick.plus("greedy", suites.quick.makers["greedy"])
 
 
 @pytest.mark.slow

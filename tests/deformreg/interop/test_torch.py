@@ -48,6 +48,7 @@ ATTACKS = {
     "pgd": attacks.pgd(ball=BALL, num_steps=4, restarts=2, start="random", keep="any"),
     "pixels": attacks.pgd(ball=balls.l2(0.3), num_steps=4, perturbation=additive(image_range=(0.0, 1.0)), keep="best"),
     "apgd": attacks.apgd(ball=BALL, num_steps=6, loss="dlr", num_targets=2),
+    "greedy": attacks.greedy(ball=BALL, num_steps=6),
     "random": attacks.random_fields(ball=BALL, num_fields=5),
     "square": attacks.square(ball=BALL, num_queries=10),
     "grid": attacks.rotation_translation(grid=(3, 2, 2), max_component=RADIUS),

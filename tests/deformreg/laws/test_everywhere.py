@@ -40,6 +40,7 @@ PENALTIES = (gradient_penalty, finite_difference_penalty, forward_over_reverse_p
 ATTACKS = {
     "pgd": attacks.pgd(ball=pixelwise_l2(0.4), num_steps=2, restarts=2, start="random"),
     "apgd": attacks.apgd(ball=BALL, num_steps=2, loss="dlr", num_targets=2, restarts=2),
+    "greedy": attacks.greedy(ball=BALL, num_steps=3),
     "random_fields": attacks.random_fields(ball=BALL, num_fields=2, sigma=0.5),
     "square": attacks.square(ball=BALL, num_queries=3),
     "grid": attacks.rotation_translation(grid=(3, 2, 2), max_component=0.4),

@@ -133,7 +133,8 @@ def test_photographs_are_resized_nearly_as_by_pil():
 
 
 @pytest.mark.parametrize(
-    ("least", "size"), [(1, (13, 10)), (14, (25, 20)), (21, (50, 40)), (40, (50, 40)), (41, (100, 80)), (900, (100, 80))]
+    ("least", "size"),
+    [(1, (13, 10)), (14, (25, 20)), (21, (50, 40)), (40, (50, 40)), (41, (100, 80)), (900, (100, 80))],
 )
 def test_jpegs_are_decoded_at_the_smallest_fast_size(least, size):
     pixels = np.random.default_rng(0).integers(0, 256, (100, 80), np.uint8)

@@ -1,0 +1,179 @@
+"""The greedy attack: exact best displacements of pixels for the loss's gradient in the image, the best pixels first.
+
+A flow's gradient is one-sided at whole pixels and sees only the cell of the grid where a pixel now is: an ascent must
+pass through the identity to learn that the other side would be better. Here one backward pass gives the gradient with
+respect to the warped *image*, and for each pixel the displacement that raises the loss most, to first order in the
+network but exact in the warp, is known: the first step on a loss that is linear in the pixels attains the bound
+`FlowBounds.displacement`. The schedule of how many pixels follow is as simple as Square's: fewer after each failure.
+
+References:
+    This project. The gains are those of `deformreg.bounds`; moving the best coordinates first follows Moon et al.,
+    "Parsimonious Black-Box Adversarial Attacks via Efficient Combinatorial Optimization", ICML 2019.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from deformreg import _checks
+from deformreg._arrays import choose
+from deformreg._displacements import best_displacements
+from deformreg._families import identity
+from deformreg.attacks.attack import Attack, Examples, LogitsFn, Search
+from deformreg.attacks.search import (
+    Keep,
+    Loss,
+    budget_of,
+    check_ball,
+    check_choices,
+    differentiate_pixels,
+    fresh,
+    record,
+    started_anew,
+    step_keys,
+    used_share,
+)
+from deformreg.balls import Ball
+from deformreg.perturbations import Perturbation, flow
+from deformreg.warping import Boundary
+
+BOXES = ("linf", "pixelwise_l2")
+GROWTH, DECAY = 1.2, 0.6  # of the share of pixels that follow, after a rise and after a failure
+
+
+def greedy(
+    *,
+    ball: Ball,
+    num_steps: int = 100,
+    boundary: Boundary = "edge",
+    loss: Loss = "cross_entropy",
+    keep: Keep = "any",
+    name: str | None = None,
+) -> Attack:
+    """Gives pixels the displacements that raise the loss most, the pixels with the largest gains first.
+
+    A step moves a share of the pixels, all at first. If the loss falls, the search returns to its best point and moves
+    fewer. Where no pixel is left to move, it starts again from random displacements of full size.
+
+    Args:
+        ball: `deformreg.linf` or `deformreg.pixelwise_l2`, its radius one number of pixels. In the latter, the
+            displacements that are best in the cube around it are shortened.
+        num_steps: forward and backward passes per example, at least 1.
+        boundary: what lies outside the image, see `deformreg.warp`.
+        loss: see `deformreg.attacks.pgd`.
+        keep: see `deformreg.attacks.pgd`; ``"last"`` is refused.
+        name: for reports; None makes one.
+
+    Returns:
+        The attack. It spends at most ``num_steps`` model calls on an example, and as many warps of the images as there
+        are extreme displacements, 9 for a radius of at most one pixel, on each.
+
+    Raises:
+        TypeError: `num_steps` is not an integer, or the radius is not a number.
+        ValueError: a number out of range, another ball, or an unknown `loss` or `keep`.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from deformreg import linf
+        >>> edge = lambda x: jnp.stack([x[:, 0, 1, 0], 0.75 - x[:, 0, 1, 0]], axis=1)  # class 0 where bright
+        >>> ramp = jnp.arange(4.0).reshape(1, 1, 4, 1) / 2
+        >>> greedy(ball=linf(0.5)).run(edge, ramp, jnp.array([0]), jax.random.key(0)).model_calls.tolist()
+        [2]
+    """
+    ball = check_ball(ball, arrays=False)
+    if ball.name not in BOXES:
+        raise ValueError(f"ball must bound every pixel, linf or pixelwise_l2, got {ball.name}")
+    num_steps = _checks.count("num_steps", num_steps)
+    check_choices(loss, keep, ("any", "best"))
+    plan = _Plan(flow(boundary=boundary), ball, num_steps, boundary, loss, keep)
+    return Attack(
+        name or f"greedy-{num_steps}",
+        plan.family,
+        budget_of(ball, plan.family),
+        used_share(ball),
+        _begin,
+        partial(_step, plan),
+        max_steps=num_steps,
+        uses_gradients=True,
+        settings={"num_steps": num_steps, "loss": loss if isinstance(loss, str) else "function", "keep": keep},
+        one_class=loss == "dlr",
+    )
+
+
+class _Plan(NamedTuple):
+    """The arguments of `greedy` that its search keeps to."""
+
+    family: Perturbation
+    ball: Ball
+    num_steps: int
+    boundary: Boundary
+    loss: Loss
+    keep: Keep
+
+
+class Memory(NamedTuple):
+    """The best point of a row since its last start, the displacements best from there, and the share that moves next.
+
+    `offsets` and `gains` are as `best_displacements` returns them.
+    """
+
+    best: Array
+    loss: Array
+    offsets: Array
+    gains: Array
+    share: Array
+
+
+def _begin(examples: Examples) -> Search:
+    """Starts at the image itself, with all pixels to move."""
+    zeros = identity(flow(), examples.images)
+    search = fresh(examples, zeros)
+    ones = jnp.ones_like(search.losses)
+    return search._replace(memory=Memory(zeros, search.losses, zeros, zeros[..., 0], ones))
+
+
+def _step(plan: _Plan, logits_fn: LogitsFn, examples: Examples, search: Search) -> Search:
+    images, params = examples.images, search.params
+    values = plan.family.apply(params, images)
+    tried = differentiate_pixels(logits_fn, plan.family, plan.loss, examples, params, values)
+    search = record(search, tried.losses, tried.broken, keep=plan.keep)
+    gains, offsets = best_displacements(images, values, tried.gradient, plan.ball.radius, plan.boundary)
+    memory = look_back(search.memory, params, tried.losses, offsets, gains)
+    moved = jnp.where(best_pixels(memory.gains, memory.share)[..., None], memory.offsets, memory.best)
+    over = memory.share * math.prod(gains.shape[1:]) < 1
+    moved = started_anew(over, lambda: _corners(plan.ball, step_keys(examples, search.calls), moved), moved)
+    return search._replace(
+        params=plan.ball.project(moved),
+        memory=memory._replace(loss=jnp.where(over, -jnp.inf, memory.loss), share=jnp.where(over, 1.0, memory.share)),
+        done=search.done | (search.calls >= plan.num_steps),
+    )
+
+
+def _corners(ball: Ball, keys: Array, like: Array) -> Array:
+    """For each key random displacements of full size along every axis."""
+    signs = jax.vmap(lambda key: jax.random.rademacher(key, like.shape[1:], like.dtype))(keys)
+    return signs * jnp.asarray(ball.radius, like.dtype)
+
+
+def look_back(memory: Memory, params: Array, losses: Array, offsets: Array, gains: Array) -> Memory:
+    """The better of the old and the new point, and the share of pixels to move from there."""
+    better = losses > memory.loss
+    share = jnp.where(better, jnp.minimum(memory.share * GROWTH, 1), memory.share * DECAY)
+    new = Memory(params, losses.astype(memory.loss.dtype), offsets, gains, share)
+    kept: Memory = choose(better, new, memory)
+    return kept._replace(share=share)
+
+
+def best_pixels(gains: Array, share: Array) -> Array:
+    """bool[n, *space]: the pixels that move, those with the largest gains, if these are positive."""
+    flat = gains.reshape(len(gains), -1)
+    count = jnp.clip((share * flat.shape[1]).astype(jnp.int32), 1, flat.shape[1])
+    least = jnp.take_along_axis(jnp.sort(flat, axis=1), flat.shape[1] - count[:, None], axis=1)
+    chosen: Array = ((flat >= least) & (flat > 0)).reshape(gains.shape)
+    return chosen
