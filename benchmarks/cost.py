@@ -22,6 +22,7 @@ from train.methods.cure import Cure
 from train.methods.elle import Elle
 from train.methods.fast import NFgsm
 from train.methods.gradient import FlowGradient, FlowGradientDeformation, InputGradient
+from train.methods.greedy import Greedy
 from train.methods.llr import Llr
 from train.methods.mart import Mart
 from train.methods.penalties import FiniteDifference
@@ -51,6 +52,7 @@ METHODS: dict[str, AnyMethod] = {
     "adversarial, 10 steps": Adversarial(radius=PIXELS, steps=10),
     "deformation, 1 step": Deformation(radius=FLOW, steps=1),
     "deformation, 7 steps": Deformation(radius=FLOW, steps=7),
+    "greedy": Greedy(radius=FLOW),
     "flow-gradient + deformation, 7 steps": FlowGradientDeformation(weight=WEIGHT, radius=FLOW, steps=7),
     "worst of 10 rotations": Spatial(radius=3.0, degrees=30.0, draws=10),
     "random flows": RandomFlows(),

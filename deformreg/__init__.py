@@ -27,7 +27,7 @@ from deformreg import (
     statistics,
     testing,
 )
-from deformreg.attacks import Attack, multi_step, one_step
+from deformreg.attacks import Attack, greedy_step, multi_step, one_step
 from deformreg.balls import Ball, l2, linf, pixelwise_l2
 from deformreg.certification import certified_accuracy, certify
 from deformreg.evaluation import accuracy_curve, evaluate, evaluator
@@ -80,6 +80,7 @@ __all__ = [
     "forward_over_reverse_penalty",
     "gradient_penalties",
     "gradient_penalty",
+    "greedy_step",
     "image_gradients",
     "interop",
     "l2",

@@ -19,6 +19,9 @@ from deformreg.warping import Boundary, warp
 
 T = TypeVar("T")
 
+ROUNDING = 1e-6
+"""Gains that differ by less than this share of their terms are equal: the displacement tried first wins."""
+
 
 def over_displacements(
     images: Float[Array, "n *space c"],
@@ -42,7 +45,8 @@ def over_displacements(
 
     def step(number: Array, so_far: T) -> T:
         digits = jnp.stack([number // count**axis % count for axis in range(rank)])
-        offset = jnp.clip(digits - reach, -radius, radius).astype(images.dtype)
+        pixels = (digits + 1) // 2 * jnp.where(digits % 2, -1, 1)  # 0, -1, 1, -2, ...: none comes first
+        offset = jnp.clip(pixels, -radius, radius).astype(images.dtype)
         flow = jnp.broadcast_to(offset, (*images.shape[:-1], rank))
         return visit(so_far, warp(images, aligned(flow, images), boundary=boundary), offset)
 
@@ -59,6 +63,8 @@ def best_displacements(
 ) -> tuple[Float[Array, " n *space"], Float[Array, "n *space rank"]]:
     """For every pixel the displacement that raises ``<gradient, value>``, summed over channels, most.
 
+    Where nothing can be gained, it is no displacement.
+
     Args:
         images: the clean images.
         values: the present values of the pixels, to which gains compare.
@@ -67,12 +73,13 @@ def best_displacements(
         boundary: what lies outside the image.
 
     Returns:
-        ``(gains, displacements)``; a gain is negative where no displacement reaches the present value.
+        ``(gains, displacements)``; a gain is negative where no extreme reaches the present value.
     """
 
     def visit(best: tuple[Array, Array], displaced: Array, offset: Array) -> tuple[Array, Array]:
         gains = jnp.sum(gradients * (displaced - values), axis=-1)
-        better = gains > best[0]
+        rounding = jnp.sum(jnp.abs(gradients) * (jnp.abs(displaced) + jnp.abs(values)), axis=-1)
+        better = gains > best[0] + ROUNDING * rounding
         return jnp.where(better, gains, best[0]), jnp.where(better[..., None], offset, best[1])
 
     nothing = jnp.full_like(images[..., 0], -jnp.inf)

@@ -15,6 +15,7 @@ from train.methods.cure import Cure
 from train.methods.elle import Elle
 from train.methods.fast import NFgsm
 from train.methods.gradient import FlowGradient, FlowGradientAdversarial, FlowGradientDeformation, InputGradient
+from train.methods.greedy import Greedy
 from train.methods.llr import Llr
 from train.methods.mart import Mart
 from train.methods.noise import Noise
@@ -43,6 +44,7 @@ METHODS = {
     "a quarter": FlowGradient(share=0.25),
     "adversarial": Adversarial(radius=0.03, steps=2),
     "deformation": Deformation(radius=0.2, steps=2),
+    "greedy": Greedy(radius=0.2, radius_ramp_steps=4),
     "both": FlowGradientDeformation(radius=0.2, steps=2),
     "both, pixels": FlowGradientAdversarial(radius=0.03, steps=2),
     "spatial": Spatial(radius=1.0, degrees=10.0, draws=3),

@@ -16,6 +16,7 @@ from train.methods import AnyMethod
 from train.methods.adversarial import Adversarial, Deformation
 from train.methods.elle import Elle
 from train.methods.gradient import FlowGradient, FlowGradientAdversarial, FlowGradientDeformation, InputGradient
+from train.methods.greedy import Greedy
 from train.methods.penalties import FiniteDifference
 from train.methods.random_flows import RandomFlows
 from train.methods.spatial import Spatial
@@ -111,6 +112,7 @@ METHODS: dict[str, Callable[[float, Setting], AnyMethod]] = {
     "local linearity": lambda weight, setting: Elle(weight=weight, radius=setting.budgets.seen[1]),
     "pixel adversarial": lambda radius, setting: Adversarial(radius=radius),
     "deformation": lambda radius, setting: Deformation(radius=radius),
+    "deformation, greedy": lambda radius, setting: Greedy(radius=radius),
     "deformation, 1 step": lambda radius, setting: Deformation(radius=radius, steps=1, step_size=1.25 * radius),
     "worst of 10 rotations": lambda share, setting: Spatial(
         radius=share * setting.budgets.shift, degrees=share * setting.budgets.degrees, draws=10
@@ -146,6 +148,7 @@ _DIGITS = Setting(
         "flow gradient + deformation": (0.1, 0.2, 0.3),
         "flow gradient, dual norm": (0.05, 0.1, 0.2),
         "random flows": (0.2, 0.4),
+        "deformation, greedy": (0.1, 0.2, 0.3),
         "deformation, 1 step": (0.1, 0.2, 0.3),
         "TRADES": (1.0, 3.0, 6.0),
         "worst of 10 rotations": (0.5, 1.0),
@@ -184,6 +187,7 @@ _MNIST = Setting(
         "flow gradient + deformation": (0.125, 0.25, 0.5),
         "flow gradient, dual norm": (0.1, 0.2, 0.4),
         "random flows": (0.5, 1.0),
+        "deformation, greedy": (0.125, 0.25, 0.5),
         "deformation, 1 step": (0.25, 0.5),
         "TRADES": (1.0, 6.0),
         "worst of 10 rotations": (0.5, 1.0),
@@ -238,6 +242,7 @@ def _cifar(network: str, model: Model) -> Setting:
             "flow gradient": (0.3, 1.0, 4.0),
             "input gradient": (0.03, 0.1, 0.3),
             "deformation": (0.155, 0.3),
+            "deformation, greedy": (0.155, 0.3),
             "pixel adversarial": (2 / 255, 4 / 255),
             "flow gradient + deformation": (0.155,),
         },

@@ -31,6 +31,7 @@ COLORS = {
     "local linearity": "#bf8700",
     "pixel adversarial": "#cf222e",
     "deformation": "#bc4c00",
+    "deformation, greedy": "#7d4e00",
     "deformation, 1 step": "#fb8f44",
     "worst of 10 rotations": "#bf3989",
     "TRADES": "#8250df",

@@ -20,7 +20,7 @@ from deformreg.attacks.attack import (
 from deformreg.attacks.elastic import elastic
 from deformreg.attacks.estimated import nes, spsa
 from deformreg.attacks.gradient import Perturbed, multi_step, one_step
-from deformreg.attacks.greedy import greedy
+from deformreg.attacks.greedy import greedy, greedy_step
 from deformreg.attacks.pgd import pgd
 from deformreg.attacks.random_fields import random_fields
 from deformreg.attacks.spatial import rotation_translation
@@ -43,6 +43,7 @@ __all__ = [
     "apgd",
     "elastic",
     "greedy",
+    "greedy_step",
     "measure",
     "multi_step",
     "nes",

@@ -14,18 +14,20 @@ References:
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from deformreg import _checks
 from deformreg._arrays import choose
 from deformreg._displacements import best_displacements
-from deformreg._families import identity
+from deformreg._families import check_layout, identity
 from deformreg.attacks.attack import Attack, Examples, LogitsFn, Search
+from deformreg.attacks.gradient import Perturbed
 from deformreg.attacks.search import (
     Keep,
     Loss,
@@ -33,6 +35,7 @@ from deformreg.attacks.search import (
     check_ball,
     check_choices,
     differentiate_pixels,
+    finite_or_zero,
     fresh,
     record,
     started_anew,
@@ -86,9 +89,7 @@ def greedy(
         >>> greedy(ball=linf(0.5)).run(edge, ramp, jnp.array([0]), jax.random.key(0)).model_calls.tolist()
         [2]
     """
-    ball = check_ball(ball, arrays=False)
-    if ball.name not in BOXES:
-        raise ValueError(f"ball must bound every pixel, linf or pixelwise_l2, got {ball.name}")
+    ball = _box(ball)
     num_steps = _checks.count("num_steps", num_steps)
     check_choices(loss, keep, ("any", "best"))
     plan = _Plan(flow(boundary=boundary), ball, num_steps, boundary, loss, keep)
@@ -104,6 +105,63 @@ def greedy(
         settings={"num_steps": num_steps, "loss": loss if isinstance(loss, str) else "function", "keep": keep},
         one_class=loss == "dlr",
     )
+
+
+def greedy_step(
+    loss_fn: Callable[[Array], Array],
+    images: Float[Array, "n *space c"],
+    *,
+    ball: Ball,
+    boundary: Boundary = "edge",
+) -> Perturbed:
+    """Gives every pixel the displacement that raises its example's loss most: the first step of `greedy`, for training.
+
+    It takes one forward and one backward pass, and a forward pass for the losses that it returns; `jit` leaves that out
+    if you do not use them.
+
+    Args:
+        loss_fn: ``images -> losses[n]``, unreduced; ascended.
+        images: any range.
+        ball: `deformreg.linf` or `deformreg.pixelwise_l2`, its radius one number of pixels.
+        boundary: what lies outside the image, see `deformreg.warp`.
+
+    Returns:
+        The perturbed images, their flow, and their losses; gradients are stopped.
+
+    Raises:
+        TypeError: integer images, or a radius that is not a number.
+        ValueError: another ball, or a `loss_fn` that does not return one loss per example.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from deformreg import linf
+        >>> valley = jnp.array([1.0, 0.5, 0.6]).reshape(1, 1, 3, 1)
+        >>> brighter = greedy_step(lambda x: x[:, 0, 1, 0], valley, ball=linf(0.5))
+        >>> brighter.params[0, 0, 1].tolist(), brighter.images[0, 0, 1, 0].item()  # half a pixel to the left
+        ([0.0, -0.5], 0.75)
+    """
+    images = jax.lax.stop_gradient(_checks.images(images))
+    ball = _box(ball)
+    family = flow(boundary=boundary)
+    check_layout(family, images.shape)
+    _checks.function("loss_fn", loss_fn)
+
+    def losses(images: Array) -> Array:
+        return _checks.per_example(_checks.called("loss_fn", loss_fn, images), images.shape[0])
+
+    gradients = finite_or_zero(jax.grad(lambda images: jnp.sum(losses(images)))(images))
+    _, offsets = best_displacements(images, images, gradients, ball.radius, boundary)
+    params = jax.lax.stop_gradient(ball.project(offsets))
+    moved = family.apply(params, images)
+    return Perturbed(moved, params, jax.lax.stop_gradient(losses(moved)))
+
+
+def _box(ball: Ball) -> Ball:
+    """The ball, if its only number bounds every pixel's displacement."""
+    ball = check_ball(ball, arrays=False)
+    if ball.name not in BOXES:
+        raise ValueError(f"ball must bound every pixel, linf or pixelwise_l2, got {ball.name}")
+    return ball
 
 
 class _Plan(NamedTuple):

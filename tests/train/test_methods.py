@@ -22,6 +22,7 @@ from train.methods.elle import Elle
 from train.methods.fast import Fast, NFgsm
 from train.methods.given import Given
 from train.methods.gradient import FlowGradient, FlowGradientAdversarial, FlowGradientDeformation, InputGradient
+from train.methods.greedy import Greedy
 from train.methods.held import held_statistics
 from train.methods.inputs import in_turn
 from train.methods.llr import Llr
@@ -71,6 +72,7 @@ def test_every_kind_makes_a_method_of_its_name():
         (FlowGradient(size="linf"), 6),
         (Trades(steps=10), 26),
         (Mart(steps=10), 26),
+        (Greedy(), 5),
         (Fast(), 5),
         (NFgsm(), 5),
         (Elle(), 14),
@@ -105,6 +107,18 @@ ONE_STEP = [
 def test_training_with_one_step_is_watched_under_more(method):
     assert method.make().watch.passes == 20
     assert replace(method, steps=2).make().watch is None
+
+
+def test_greedy_training_is_watched_and_sees_the_images_of_the_greedy_step():
+    images = jax.random.uniform(jax.random.key(1), (3, 6, 6, 1))
+    forward = Forward(Bare(), {}, {}, labels := jnp.zeros(3, int), jax.random.split(jax.random.key(0), 3), step=1)
+    method, ramped = (Greedy(radius=0.4, radius_ramp_steps=steps).make() for steps in (0, 2))
+    assert method.watch.passes == 20
+    for each, radius in ((method, 0.4), (ramped, 0.2)):
+        expected = deformreg.greedy_step(
+            lambda images: forward._replace(labels=labels).losses(images, "batch"), images, ball=deformreg.linf(radius)
+        )
+        np.testing.assert_allclose(each.inputs.make(forward, images, forward.keys), expected.images, atol=1e-6)
 
 
 def test_inputs_in_turn_draw_from_other_keys():

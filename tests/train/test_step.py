@@ -162,6 +162,7 @@ def test_running_statistics_are_updated_once_and_on_the_training_images_only(nam
     attacked = method.name in (
         "adversarial",
         "deformation",
+        "greedy",
         "flow-gradient+adversarial",
         "flow-gradient+deformation",
         "spatial",

@@ -10,6 +10,7 @@ from train.methods.elle import Elle
 from train.methods.fast import Fast, NFgsm
 from train.methods.given import Given
 from train.methods.gradient import FlowGradient, FlowGradientAdversarial, FlowGradientDeformation, InputGradient
+from train.methods.greedy import Greedy
 from train.methods.llr import Llr
 from train.methods.mart import Mart
 from train.methods.method import CLEAN, NO_PENALTY, Aux, Forward, Inputs, Method, Penalty, Terms
@@ -25,6 +26,7 @@ AnyMethod = (
     | FlowGradient
     | Adversarial
     | Deformation
+    | Greedy
     | FlowGradientDeformation
     | FlowGradientAdversarial
     | Spatial

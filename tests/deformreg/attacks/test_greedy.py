@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from closed_forms import linear_model, perceptron
 
-from deformreg import balls
-from deformreg.attacks import greedy, pgd
+from deformreg import balls, cross_entropy, image_gradients
+from deformreg.attacks import greedy, greedy_step, pgd
 from deformreg.attacks.greedy import best_pixels
 from deformreg.bounds import flow_bounds
 
@@ -38,6 +38,22 @@ def test_it_sees_both_sides_of_a_pixel():
     found = greedy(ball=balls.linf(0.5), num_steps=2, **options).run(bright, images, jnp.array([0]), KEY)
     np.testing.assert_allclose(stuck.losses, 0.55 - 0.7, atol=1e-6)
     np.testing.assert_allclose(found.losses, 0.75 - 0.7, atol=1e-6)
+
+
+def test_the_step_for_training_is_the_first_step_of_the_attack():
+    logits_fn = perceptron(60)
+    labels = jnp.argmax(logits_fn(IMAGES), axis=1)
+
+    def loss_fn(images):
+        return cross_entropy(logits_fn(images), labels)
+
+    found = greedy_step(loss_fn, IMAGES, ball=balls.linf(0.4))
+    np.testing.assert_allclose(jnp.abs(found.params).max(), 0.4)
+    np.testing.assert_allclose(found.losses, loss_fn(found.images))
+    attack = greedy(ball=balls.linf(0.4), num_steps=2, keep="best").run(logits_fn, IMAGES, labels, KEY)
+    np.testing.assert_allclose(found.losses, attack.losses, rtol=1e-5)
+    gains = jnp.sum(image_gradients(loss_fn, IMAGES)[0] * (found.images - IMAGES), axis=(1, 2, 3))
+    np.testing.assert_allclose(gains, flow_bounds(loss_fn, IMAGES, balls.linf(0.4)).displacement, rtol=1e-5)
 
 
 def test_the_most_profitable_pixels_move():

@@ -23,6 +23,7 @@ from deformreg import (
     flow,
     forward_over_reverse_penalty,
     gradient_penalty,
+    greedy_step,
     linf,
     lowres_flow,
     multi_step,
@@ -83,6 +84,7 @@ def starts(images, labels, key):
         multi_step(loss_fn, images, ball=BALL, start="random", keep="best", **options),
         multi_step(loss_fn, images, ball=pixelwise_l2(0.4), start=noise.gaussian(0.1), **options),
         multi_step(loss_fn, images, ball=linf(0.1), perturbation=additive(), **options),
+        greedy_step(loss_fn, images, ball=BALL),
     )
 
 
