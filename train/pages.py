@@ -56,7 +56,7 @@ def write(runs: Mapping[str, Run], configs: Mapping[str, Config], results: Mappi
 
 _LENIENT = (
     f"The attack {LENIENT} is the protocol of the released code, of which only the last iterate counts: lenient, to "
-    "compare with published numbers. Other suites also search for red flags."
+    "compare with published numbers. The suite standard is stronger and also searches for red flags."
 )
 
 

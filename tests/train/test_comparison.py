@@ -253,6 +253,23 @@ def test_no_report_goes_where_another_run_is_now(capsys, tmp_path, monkeypatch, 
     assert sorted(folder.rglob("*")) == left
 
 
+@pytest.mark.parametrize("suite", [None, "standard"])
+def test_an_evaluation_under_the_default_suite_ends_with_the_advice_to_take_another(
+    capsys, tmp_path, monkeypatch, suite
+):
+    folders = [write_run(tmp_path / name) for name in ("first", "second")]
+    monkeypatch.setattr(evaluate, "evaluate_run", lambda name, trained, protocol, *_, **__: protocol.suite)
+    monkeypatch.setattr(reports, "write_run_report", lambda folder, name, suite, *_: print(f"report of {suite}"))
+    monkeypatch.setattr(reports, "write_comparison", lambda *_: print("comparison"))
+    chosen = ["--suite", suite] if suite else []
+    for given in (folders[:1], folders):
+        assert main(["evaluate", *map(str, given), *chosen]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[0] == f"report of {suite or 'released'}"
+        assert sum(line == evaluate.ADVICE for line in lines) == (suite is None)
+        assert (lines[-1] == evaluate.ADVICE) == (suite is None)
+
+
 def test_a_report_has_its_place(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     several = [Path("a/run"), tmp_path / "b" / "run", Path("a/../c/x")]

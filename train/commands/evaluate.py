@@ -17,6 +17,12 @@ from train.options import validate
 from train.ranges import CountOrNone, Positive, Seed
 from train.restored import load_networks, open_runs, open_sources
 
+ADVICE = (
+    "suite:   released is weak, to compare with published numbers; evaluate with --suite standard for every accuracy "
+    "that you report"
+)
+"""The last line that an evaluation prints under the default suite."""
+
 
 @dataclass(frozen=True)
 class Evaluate:
@@ -25,8 +31,9 @@ class Evaluate:
     runs: tyro.conf.Positional[tuple[Path, ...]]
     """Run folders, all with the same test images."""
     suite: SuiteName = "released"
-    """released: the weak multi-step attack of Xia and Li's code (zero start, last iterate),
-    and then one of 15 steps of which any iterate counts.
+    """released is weak, to compare with published numbers; standard is for every accuracy that you report.
+    released: the multi-step attack of Xia and Li's code (zero start, last iterate), and then one of 15 steps of which
+    any iterate counts.
     quick, standard, full: more and stronger attacks, any iterate counts.
     spatial: translations by at most the radius, with rotations by at most 10 degrees per pixel of it.
     (Engstrom et al. use a radius of 3 pixels.)
@@ -129,6 +136,8 @@ def compare(options: Evaluate) -> None:
         return
     if len(studies) > 1:
         reports.write_comparison(above, studies, trained[0].class_names)
+    if options.suite == "released":
+        print(ADVICE)
     if options.json:
         rows = {name: study.row for name, study in studies.items()}
         files.write_json(options.json, next(iter(rows.values())) if len(rows) == 1 else rows)
