@@ -8,28 +8,39 @@ from pathlib import Path
 
 import numpy as np
 
+from deformreg.certification import certified_accuracy
 from deformreg.evaluation import Frames
 from deformreg.evaluation.html.charts import Line, Point, axis, chart
-from deformreg.evaluation.html.elements import Html, Section, element, join, swatch, table
+from deformreg.evaluation.html.elements import Html, Section, element, join, percent, swatch, table
 from deformreg.evaluation.html.overview import lead, sections
 from deformreg.evaluation.html.page import page
 from train import metrics, options, recipes
 from train.config import Config
 from train.errors import RunError
 from train.reports import LENIENT
-from train.results import Result
+from train.results import Certification, Result
 from train.runs import Run
+from train.smoothing import FAMILIES
 
 BINS = 60
 """Points of a training curve: each is a mean over a part of the training."""
 
+RADII = 40
+"""Steps of the radius in a chart of certified accuracy."""
 
-def write(runs: Mapping[str, Run], configs: Mapping[str, Config], results: Mapping[str, Result]) -> str:
+
+def write(
+    runs: Mapping[str, Run],
+    configs: Mapping[str, Config],
+    results: Mapping[str, Result],
+    certifications: Mapping[str, Certification],
+) -> str:
     """The page of evaluated runs.
 
     Args:
         runs: by their names.
         configs, results: likewise.
+        certifications: likewise, of the runs that have one.
 
     Raises:
         RunError: runs that were evaluated differently.
@@ -40,6 +51,7 @@ def write(runs: Mapping[str, Run], configs: Mapping[str, Config], results: Mappi
     facts = first.facts
     about = [f"images of {facts['images']}", f"suite {facts['suite']}"]
     curve = f"The curve is of the first {first.curve.examples} images, attacked by {facts['curve_suite']}."
+    proofs, proven = certified(certifications, results)
     others = [training(runs), repeating(runs, configs, results)]
     parts = sections(
         {name: result.evaluation for name, result in results.items()},
@@ -47,7 +59,8 @@ def write(runs: Mapping[str, Run], configs: Mapping[str, Config], results: Mappi
         frames,
         first.class_names,
         columns={"training": lambda name: f"{results[name].facts['train_seconds']:.0f} s"},
-        notes=[curve, *([_LENIENT] if facts["suite"] == "released" else []), *([note] if note else [])],
+        notes=[curve, *([_LENIENT] if facts["suite"] == "released" else []), *([note] if note else []), *proven],
+        beside=proofs,
         others=others,
     )
     title = "Robustness to deformations"
@@ -58,6 +71,58 @@ _LENIENT = (
     f"The attack {LENIENT} is the protocol of the released code, of which only the last iterate counts: lenient, to "
     "compare with published numbers. The suite standard is stronger and also searches for red flags."
 )
+
+
+def certified(
+    certifications: Mapping[str, Certification], results: Mapping[str, Result]
+) -> tuple[list[Html], list[str]]:
+    """Charts of certified accuracy, one for each family, norm and unit, and sentences about them.
+
+    A certificate of another checkpoint than the evaluated one gets a sentence, and no line.
+    """
+    numbers = {name: number for number, name in enumerate(results)}
+    groups: dict[tuple[str, str, str], dict[str, Certification]] = {}
+    notes = []
+    for name, one in certifications.items():
+        step, evaluated = one.facts["step"], results[name].facts["step"]
+        if step == evaluated:
+            key = (one.facts["family"], one.certificates.norm, one.facts["unit"])
+            groups.setdefault(key, {})[name] = one
+        else:
+            notes.append(f"The certificates of {name} are of step {step}, not {evaluated}: certify it again.")
+    charts = [_certified_chart(*key, group, numbers) for key, group in groups.items()]
+    return charts, [*([_CERTIFIED] if charts else []), *notes]
+
+
+_CERTIFIED = (
+    "Certified accuracy is the share of images that the smoothed classifier, which votes under noise, provably answers "
+    "correctly. Its radius bounds all parameters together, an attack's budget bounds each: the radii of the charts "
+    "do not compare."
+)
+
+
+def _certified_chart(
+    family: str, norm: str, unit: str, group: Mapping[str, Certification], numbers: Mapping[str, int]
+) -> Html:
+    radii = np.linspace(0, max(one.certificates.ceiling for one in group.values()), RADII + 1).tolist()
+    lines = []
+    for name, one in group.items():
+        curve = certified_accuracy(one.certificates, one.labels, radii)
+        ends = zip(curve.radii, curve.accuracies, curve.intervals, strict=True)
+        lines.append(Line(numbers[name], name, [Point(radius, share, *interval) for radius, share, interval in ends]))
+    title = f"Certified accuracy, {FAMILIES[family].threat}s"
+    drawn = chart(title, axis(f"radius ({norm})", unit, radii), axis("accuracy", "%", []), lines)
+    return join([drawn, element("p", " ".join(_certified_note(name, one) for name, one in group.items()))])
+
+
+def _certified_note(name: str, one: Certification) -> str:
+    facts = one.facts
+    sigma = " ".join(f"{value:g}" for value in facts["sigma"])
+    return (
+        f"{name}: {facts['law']} noise, sigma {sigma}{' ' + facts['unit'] if len(facts['sigma']) == 1 else ''}, "
+        f"{one.certificates.num_samples:,} draws for each of {len(one.labels):,} images; without noise its network has "
+        f"{percent(facts['clean_accuracy'])} of them right."
+    )
 
 
 def _check_comparable(results: Mapping[str, Result]) -> None:

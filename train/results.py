@@ -1,4 +1,4 @@
-"""What evaluations have written, read back for a report: the numbers, and images with the network's answers."""
+"""What evaluations and certifications have written, read back for a report: numbers, images with answers."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
 from deformreg.attacks.attack import Budget
+from deformreg.certification import Certificates
 from deformreg.evaluation import AttackOutcome, Curve, Evaluation, Flag, Frames, Spent
 from train import files
 from train.errors import RunError, one_line
+from train.smoothing import FamilyName, LawName
 
-NUMBERS, EXAMPLES = "evaluation.json", "examples.npz"
+NUMBERS, EXAMPLES, CERTIFIED = "evaluation.json", "examples.npz", "certified.json"
 
 _LARGEST = 64 << 20
 """Bytes of a file."""
@@ -48,6 +50,20 @@ class Result(NamedTuple):
     curve: Curve
     frames: Frames | None
     class_names: tuple[str, ...]
+
+
+class Certification(NamedTuple):
+    """A certification that was written into a folder.
+
+    Attributes:
+        facts: how it was made.
+        certificates: with radii in the unit of the facts.
+        labels: int[n].
+    """
+
+    facts: CertifiedFacts
+    certificates: Certificates
+    labels: np.ndarray
 
 
 class Facts(TypedDict):
@@ -117,11 +133,37 @@ class _Numbers(Facts):
     mean_minimal_displacement: Amount
 
 
+class CertifiedFacts(TypedDict):
+    """How a run was certified, as ``certified.json`` has it."""
+
+    family: FamilyName
+    law: LawName
+    sigma: list[Amount]
+    unit: str
+    step: Number
+    clean_accuracy: Share
+
+
+class _Certified(CertifiedFacts):
+    norm: str
+    ceiling: Annotated[float, Interval(gt=0)]
+    num_selection: Number
+    num_samples: Number
+    alpha: Share
+    model_calls: Number
+    seconds: Amount
+    labels: Annotated[list[Annotated[int, Interval(ge=0, lt=1 << 31)]], MinLen(1)]
+    predictions: list[Annotated[int, Interval(ge=-1, lt=1 << 31)]]
+    lower_bounds: list[Share]
+    radii: list[Amount]
+
+
 _UNSAID: dict[str, Any] = {"quantize": False, "sample_seed": None}
 """What holds for evaluations that were written before they said it."""
 
 _Numbers.__pydantic_config__ = ConfigDict(extra="ignore", allow_inf_nan=False)  # type: ignore[attr-defined]
-_NUMBERS = TypeAdapter(_Numbers)
+_Certified.__pydantic_config__ = ConfigDict(extra="ignore", allow_inf_nan=False)  # type: ignore[attr-defined]
+_NUMBERS, _CERTIFIED = TypeAdapter(_Numbers), TypeAdapter(_Certified)
 
 
 def read(folder: Path) -> Result:
@@ -133,22 +175,45 @@ def read(folder: Path) -> Result:
     Raises:
         RunError: there is none, or it was not written by this program.
     """
-    path = folder / NUMBERS
     try:
-        content = files.read_json(path, limit=_LARGEST)
-        numbers = _NUMBERS.validate_python({**_UNSAID, **content} if isinstance(content, dict) else content)
+        numbers = _read(folder / NUMBERS, _NUMBERS, _UNSAID, kind="evaluation", again="evaluate")
     except FileNotFoundError as error:
         raise RunError(
             f"{folder} holds no evaluation: `python -m train evaluate` writes one; if it wrote elsewhere, --results "
             "names the folder that was its --output"
         ) from error
-    except ValidationError as error:
-        where = ".".join(map(str, error.errors()[0]["loc"]))
-        raise RunError(f"{path} is no evaluation of this version ({where}): evaluate the run again") from error
-    except ValueError as error:
-        raise RunError(f"{path} cannot be read ({one_line(error)}): evaluate the run again") from error
     frames, class_names = read_frames(folder / EXAMPLES)
     return Result(numbers, _evaluation(numbers), _curve(numbers), frames, class_names)
+
+
+def read_certification(folder: Path) -> Certification | None:
+    """Reads a certification back; None where there is none.
+
+    Raises:
+        RunError: the file was not written by this program.
+    """
+    path = folder / CERTIFIED
+    try:
+        numbers = _read(path, _CERTIFIED, {}, kind="certification", again="certify")
+    except FileNotFoundError:
+        return None
+    arrays = {name: np.array(numbers[name]) for name in ("labels", "predictions", "lower_bounds", "radii")}
+    if len({len(array) for array in arrays.values()}) > 1:
+        raise RunError(f"{path} cannot be read (its lists differ in length): certify the run again")
+    fields = {name: arrays.get(name, numbers[name]) for name in Certificates._fields}
+    return Certification(numbers, Certificates(**fields), arrays["labels"])
+
+
+def _read(path: Path, adapter: TypeAdapter[Any], defaults: dict[str, Any], *, kind: str, again: str) -> Any:
+    """The content of a JSON file; `kind` and `again` say in errors what it is and which command writes it."""
+    try:
+        content = files.read_json(path, limit=_LARGEST)
+        return adapter.validate_python({**defaults, **content} if isinstance(content, dict) else content)
+    except ValidationError as error:
+        where = ".".join(map(str, error.errors()[0]["loc"]))
+        raise RunError(f"{path} is no {kind} of this version ({where}): {again} the run again") from error
+    except ValueError as error:
+        raise RunError(f"{path} cannot be read ({one_line(error)}): {again} the run again") from error
 
 
 def _evaluation(numbers: _Numbers) -> Evaluation:

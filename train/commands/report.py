@@ -18,7 +18,8 @@ class Report:
     runs: tyro.conf.Positional[tuple[Path, ...]]
     """Run folders, evaluated with the same suite on the same test images."""
     results: Path | None = None
-    """The folder that was the --output of `evaluate`; by default the evaluations are in the run folders."""
+    """The folder that was the --output of `evaluate`; by default the evaluations are in the run folders.
+    Where certified.json lies beside an evaluation, as `certify` writes it, the page has a chart of it."""
     output: Path | None = None
     """The file to write.
     By default report.html, in the folder of one run, or above the first of several, or in --results."""
@@ -36,10 +37,12 @@ def run(arguments: list[str]) -> int:
     path = options.output or (options.results or several) / "report.html"
     reports.check_writable([], path, option="--output")
     folders = reports.places(options.runs, options.results)
+    found = {name: results.read_certification(folder) for name, folder in zip(names, folders, strict=True)}
     text = pages.write(
         {name: runs.Run(folder) for name, folder in zip(names, options.runs, strict=True)},
         {name: runs.load_config(folder) for name, folder in zip(names, options.runs, strict=True)},
         {name: results.read(folder) for name, folder in zip(names, folders, strict=True)},
+        {name: one for name, one in found.items() if one is not None},
     )
     files.write_text(path, text)
     print(printable(f"report: {path}"))

@@ -141,13 +141,16 @@ def _plain(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def budgets(curves: Mapping[str, Curve], numbers: Mapping[str, int], notes: Sequence[str] = ()) -> Section:
+def budgets(
+    curves: Mapping[str, Curve], numbers: Mapping[str, int], notes: Sequence[str] = (), beside: Sequence[Html] = ()
+) -> Section:
     """Accuracy against the budget.
 
     Args:
         curves: by the models' names.
         numbers: of all models, by which they have their colours.
         notes: sentences for below the chart.
+        beside: further charts.
     """
     lines = [
         Line(
@@ -167,8 +170,10 @@ def budgets(curves: Mapping[str, Curve], numbers: Mapping[str, int], notes: Sequ
         "The shaded areas are 95 % intervals. Mean of the smallest budgets that break an image, counted up to the "
         f"largest: {means}."
     )
-    body = [chart("Robust accuracy", x, y, lines), element("p", " ".join([note, *notes]))]
-    return Section("Accuracy against the budget", join(body))
+    drawn = chart("Robust accuracy", x, y, lines)
+    if beside:
+        drawn = element("div", *(element("div", each) for each in (drawn, *beside)), class_="pair")
+    return Section("Accuracy against the budget", join([drawn, element("p", " ".join([note, *notes]))]))
 
 
 def attacks(evaluations: Mapping[str, Evaluation]) -> Section:
@@ -211,6 +216,7 @@ def sections(
     *,
     columns: Mapping[str, Callable[[str], str]] | None = None,
     notes: Sequence[str] = (),
+    beside: Sequence[Html] = (),
     others: Sequence[Section] = (),
 ) -> list[Section]:
     """All sections in the order in which a reader asks; the gallery gets what the others leave of the page.
@@ -220,11 +226,12 @@ def sections(
         class_names: one per label.
         columns: see `accuracies`.
         notes: sentences about the curves.
+        beside: charts beside theirs.
         others: sections for the end.
     """
     numbers = {name: number for number, name in enumerate(evaluations)}
     before = [accuracies(evaluations, columns=columns), doubts(evaluations)]
-    before += [budgets(curves, numbers, notes)] if curves else []
+    before += [budgets(curves, numbers, notes, beside)] if curves else []
     after = [attacks(evaluations), *others]
     if not frames:
         return [*before, *after]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import zipfile
 from dataclasses import replace
 
@@ -30,6 +31,12 @@ ROW = {
     "criterion": "classification", "curve_suite": "15 sign steps", "curve_examples": 4,
     "mean_minimal_displacement": 0.3,
     "curve": [{"radius_pixels": r, "accuracy": 0.5, "low": 0.2, "high": 0.8} for r in (0.0, 0.5)],
+}  # fmt: skip
+CERTIFIED = {
+    "family": "translation", "law": "gaussian", "sigma": [0.5], "unit": "px", "norm": "l2 norm of the parameters",
+    "num_selection": 10, "num_samples": 1000, "alpha": 0.001, "ceiling": 1.0, "step": 9, "clean_accuracy": 0.75,
+    "labels": [0, 1, 1, 0], "predictions": [0, 1, 0, -1], "lower_bounds": [0.9, 0.8, 0.9, 0.4],
+    "radii": [0.8, 0.4, 0.9, 0.0], "model_calls": 4040, "seconds": 1.0,
 }  # fmt: skip
 METRICS = [{"step": step, "loss": 1 / step, "accuracy": 0.5, "seconds": 1.0} for step in range(1, 200)]
 
@@ -84,6 +91,55 @@ def test_without_examples_there_is_no_gallery(capsys, tmp_path):
     text = (tmp_path / "run" / "report.html").read_text()
     assert "<article" not in text
     assert "has no examples.npz: evaluate it again" in text
+
+
+def test_certified_accuracy_stands_beside_the_curve_with_the_colour_of_its_run(capsys, tmp_path):
+    """Two images are certified, the one to 0.4 px and the other to 0.8; a wrong answer and an abstention count as 0."""
+    plain, proven = write(tmp_path / "plain"), write(tmp_path / "proven")
+    files.write_json(proven / "certified.json", CERTIFIED)
+    assert report(capsys, plain, proven)[0] == 0
+    text = (tmp_path / "report.html").read_text()
+    assert text.index("Robust accuracy</strong>") < text.index("Certified accuracy, translations</strong>")
+    chart = text[text.index("Certified accuracy, translations</strong>") :]
+    chart = chart[: chart.index("</figure>")]
+    shares = {float(at): share for at, share in re.findall(r'"([\d.]+) px: proven ([\d.]+)', chart)}
+    assert len(shares) == 41
+    assert {radius: shares[radius] for radius in (0.0, 0.375, 0.4, 0.775, 0.8, 1.0)} == {
+        0.0: "50.0", 0.375: "50.0", 0.4: "25.0", 0.775: "25.0", 0.8: "0.0", 1.0: "0.0"
+    }  # fmt: skip
+    assert 'class="line run-1"' in chart
+    assert "run-0" not in chart
+    assert "proven: gaussian noise, sigma 0.5 px, 1,000 draws for each of 4 images" in text
+
+
+def test_certificates_of_other_norms_have_charts_of_their_own_and_those_of_other_steps_none(capsys, tmp_path):
+    changes = {"a": {}, "b": {"ceiling": 2.0}, "c": {"norm": "l1 norm", "law": "uniform"}, "d": {"step": 3}}
+    for name, changed in changes.items():
+        files.write_json(write(tmp_path / name) / "certified.json", {**CERTIFIED, **changed})
+    assert report(capsys, *(tmp_path / name for name in changes))[0] == 0
+    text = (tmp_path / "report.html").read_text()
+    titles = "Certified accuracy, translations</strong>"
+    assert text.count(titles) == 2
+    first = text.split(titles)[1].split("</figure>")[0]
+    assert re.findall(r'"0 px: ([^"]*)"', first) == ["a 50.0\xa0% (15.0 to 85.0\xa0%); b 50.0\xa0% (15.0 to 85.0\xa0%)"]
+    assert '"2 px: ' in first
+    assert "The certificates of d are of step 3, not 9: certify it again." in text
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"family": EVIL}, "is no certification of this version (family): certify the run again"),
+        ({"radii": [0.8, -1.0, 0.9, 0.0]}, "is no certification of this version (radii.1)"),
+        ({"radii": [0.8]}, "its lists differ in length"),
+        ({"ceiling": 0}, "is no certification of this version (ceiling)"),
+        ({"labels": []}, "is no certification of this version (labels)"),
+    ],
+)
+def test_a_damaged_certification_is_one_line(capsys, tmp_path, changed, said):
+    run = write(tmp_path / "run")
+    files.write_json(run / "certified.json", {**CERTIFIED, **changed})
+    assert said in refused(capsys, run)
 
 
 OTHERS = [{field: 2 * ROW[field]} for field in ("suite", "radius_pixels", "images", "examples")]
