@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -14,8 +15,8 @@ from flax.errors import FlaxError
 
 from train import own
 from train.config import Config
-from train.data import NoSplit, Source, load, output_shape
-from train.data.kind import say_once, stored_name
+from train.data import NoSplit, Source, embedded, load, output_shape
+from train.data.kind import say_once, stored_name, user_path
 from train.data.parts import parse
 from train.data.places import find_moved, path_of
 from train.errors import ConfigError, DataError, one_line
@@ -178,7 +179,8 @@ def open_split(config: Config, split: str, data_dir: str | None = None, *, write
 
     Raises:
         DataError: it cannot be used; a `NoSplit` if there is none.
-        ConfigError: the images were passed to `fit` and are not known here.
+        ConfigError: the images were passed to `fit` and are not known here, or the set comes with a package and is not
+            in `data_dir`.
     """
     data = config.data
     if data.given:
@@ -187,6 +189,7 @@ def open_split(config: Config, split: str, data_dir: str | None = None, *, write
     if data_dir is not None and path_of(name):
         name, place = find_moved(name, data_dir), None
     elif data_dir is not None:
+        _check_there(name, user_path(data_dir))
         place = data_dir
     named = {"validation": data.validation_split, "test": data.test_split}.get(split)
     if split == "validation" and named and data.holdout:
@@ -219,6 +222,15 @@ def open_split(config: Config, split: str, data_dir: str | None = None, *, write
             raise error from None  # it is trained on
         say_once(f"{error}; the validation split is evaluated instead")
         return validation
+
+
+def _check_there(name: str, data_dir: Path) -> None:
+    """Raises `ConfigError` if a folder is named for a set that a package contains, and that is not in it."""
+    if embedded.accepts(name, data_dir) and not embedded.holds(data_dir, name):
+        raise ConfigError(
+            f"--data-dir {data_dir} does not hold {name}, which comes with a package and needs no folder: leave the "
+            "option out, or name the --data-dir of the training"
+        )
 
 
 def build(

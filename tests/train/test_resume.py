@@ -255,8 +255,9 @@ def test_a_file_of_other_images_in_the_place_of_the_first_is_refused(folder, cap
 
 
 @pytest.mark.parametrize("name", ["digits", "folder"])
-def test_a_config_that_names_a_place_makes_nothing_there(folder, tmp_path, capsys, name):
+def test_a_config_that_names_a_place_makes_nothing_there(folder, tmp_path, monkeypatch, name):
     """Neither an embedded set nor decoded copies: only a command line says where to write."""
+    monkeypatch.setenv("DEFORMREG_DATA", str(tmp_path / "default"))
     place = tmp_path / "place"
     if name == "folder":
         write_images(tmp_path / "images", split="train")
@@ -271,8 +272,20 @@ def test_a_config_that_names_a_place_makes_nothing_there(folder, tmp_path, capsy
         ("evaluate", folder / "run", "--transfer-from", folder / "run"),
     ):
         assert command(*arguments) == 2
-        assert "--data-dir" in capsys.readouterr().err or name != "digits"
         assert not place.exists()
-    if name == "digits":
-        assert open_split(config, "test", str(tmp_path / "said"), write=False).name == "digits, split test"
-        assert (tmp_path / "said" / "digits").is_dir()
+    if name == "digits":  # from its package, in the default place
+        assert open_split(config, "test", write=False).name == "digits, split test"
+        assert (tmp_path / "default" / "digits").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("command_name", "name"),
+    [("evaluate", "digits"), ("certify", "mnist5k"), ("export", "digits"), ("evaluate", "cifar10")],
+)
+def test_a_place_without_the_set_is_named_and_not_made(folder, tmp_path, capsys, name, command_name):
+    config = replace(runs.load_config(folder / "run"), data=Data(name=name))
+    (folder / "run" / "config.json").write_text(to_json(config))
+    assert command(command_name, folder / "run", "--data-dir", tmp_path / "missing") == 2
+    _, err = capsys.readouterr()
+    assert (err.count("\n"), str(tmp_path / "missing") in err, name in err) == (1, True, True)
+    assert not (tmp_path / "missing").exists()

@@ -69,6 +69,11 @@ def accepts(name: str, data_dir: Path | None) -> bool:
     return name in SETS
 
 
+def holds(data_dir: Path, name: str) -> bool:
+    """Whether the embedded set of that name has been prepared in a folder."""
+    return (data_dir / name / VERSION).is_dir()
+
+
 def open_split(request: Request) -> Records:
     """Opens one split of an embedded set, which is prepared first if need be.
 
@@ -81,9 +86,11 @@ def open_split(request: Request) -> Records:
             f"{data_dir} is an image folder, and {request.name} comes from a package: "
             f"--data.name folder:{data_dir} trains on it"
         )
-    if not (request.write or (data_dir / request.name / VERSION).is_dir()):
-        raise DataError(f"{data_dir}: {request.name} is not there any more; say by --data-dir where it is, or shall be")
-    folder = prepare(request.name, data_dir) if request.write else data_dir / request.name / VERSION
+    if not (request.write or holds(data_dir, request.name)):
+        data_dir = default_data_dir()  # a run names a place that is gone, and nothing is made there
+    folder = data_dir / request.name / VERSION
+    if request.write or not folder.is_dir():
+        folder = prepare(request.name, data_dir)
     records = prepared.open_folder(request, folder, "remove that folder, and it is prepared again")
     return records._replace(shuffled=True)  # by the permutation of `_builder`
 
