@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, TypeVar
 import tyro
 
 from train import own, runs
+from train.commands.owners import check_owners
 from train.commands.placement import Placement, join
 from train.config import Config, Model
 from train.errors import ConfigError, Preempted, printable
@@ -138,7 +139,7 @@ def parse(name: str, arguments: list[str]) -> Fit:
     """The options of a command line after the preset's name.
 
     Raises:
-        ConfigError: there is no such preset, or `--rule` without a penalty.
+        ConfigError: there is no such preset, `--rule` without a penalty, or an option of another method.
     """
     preset = find(name)
     return _parse(f"fit {name}", f"{preset}; {preset.source}", preset.config, arguments)
@@ -178,11 +179,13 @@ def _parse(command: str, summary: str, config: Config, arguments: list[str], **d
         )
     if named.name is not None and own.is_own(named.name) and named.name != config.model.name:
         config = replace(config, model=Model(name=named.name))  # the preset's options are those of another network
+    config = choose(config, chosen)
+    check_owners(arguments, config)
     return tyro.cli(
         Fit,
         prog=prog,
         args=arguments,
-        default=Fit(choose(config, chosen), chosen, **defaults),
+        default=Fit(config, chosen, **defaults),
         description=summary,
         config=(tyro.conf.AvoidSubcommands,),
     )

@@ -22,8 +22,8 @@ from train.methods.trades import Trades
 
 AnyMethod = (
     Standard  #
-    | InputGradient
     | FlowGradient
+    | InputGradient
     | Adversarial
     | Deformation
     | Greedy

@@ -85,7 +85,8 @@ def create_model(
     _check_choice("activation", activation, get_args(Activation))
     _check_choice("implementation", implementation, get_args(layers.Implementation))
     if norm not in family.norms:
-        raise ValueError(f"{name} has no {norm} norm: norm must be {' or '.join(family.norms)}")
+        having = [other for other in FAMILIES if norm in other.norms]
+        raise ValueError(f"{name} has no {norm} norm: norm must be {' or '.join(family.norms)}{_others(having)}")
     if num_classes < 1:
         raise ValueError(f"num_classes must be at least 1, got {num_classes}")
     if not 0 < width < math.inf:
@@ -94,7 +95,8 @@ def create_model(
         if not 0 <= rate < 1:
             raise ValueError(f"{argument} must be in [0, 1), got {rate}")
     if stochastic_depth and not family.residual:
-        raise ValueError(f"stochastic_depth needs residual branches, which {name} does not have")
+        having = [other for other in FAMILIES if other.residual]
+        raise ValueError(f"stochastic_depth needs residual branches, which {name} does not have{_others(having)}")
     style = Style(norm, activation, dtype, axis_name, implementation, dropout, stochastic_depth)
     return family.module(family.architectures[name], num_classes, width, style, remat)
 
@@ -109,6 +111,11 @@ def advice(name: str, side: int) -> str | None:
         f"{name} is in its CIFAR form and keeps {side} x {side} pixels after the first layer, at 16 times the time and "
         f"memory of the ImageNet form: --model.name {other} shrinks them first"
     )
+
+
+def _others(families: list[Family]) -> str:
+    """One network of each family, to end an error about what a network does not have; empty where there are none."""
+    return "; " * bool(families) + " or ".join(f"{next(iter(one.architectures))} has it" for one in families)
 
 
 def _check_choice(argument: str, value: str, choices: tuple[str, ...]) -> None:
