@@ -479,7 +479,7 @@ def test_the_suites_evaluate_models_of_few_classes(classes):
     labels = np.asarray(jnp.argmax(logits_fn(images), axis=1))
     members = [attack for attack in suites.standard(0.1) if attack.uses_gradients]
     result = evaluate(logits_fn, images, labels, members, batch_size=8, key=KEY, diagnosis=False)
-    assert len(result.attacks) == 4
+    assert len(result.attacks) == 3
 
 
 def test_the_diagnosis_takes_at_most_a_fifth_of_the_calls_and_is_shown():
