@@ -95,6 +95,16 @@ def budget(suite: str) -> str:
     return "translation, with 10 degrees a pixel" if suite == "spatial" else "displacement per component"
 
 
+def without_effect(protocol: Protocol) -> list[str]:
+    """What a protocol asks for without any effect, one line each."""
+    lines = []
+    if protocol.seed and protocol.suite == "released" and not protocol.sources:
+        lines.append(f"--seed {protocol.seed} has no effect: the attacks of --suite released start from zero")
+    if protocol.independent and len(_suites(protocol, 1)[0].names) == 1:
+        lines.append(f"--independent has no effect: --suite {protocol.suite} has one attack")
+    return lines
+
+
 def evaluate_run(
     name: str,
     trained: Trained,

@@ -40,7 +40,7 @@ from train.starting import Start
 from train.state import State, predict
 from train.step import Batch
 from train.task import Splits, Task, prepare
-from train.tracing import traced
+from train.tracing import check_steps, traced
 from train.watch import Watch
 from train.weights import start as weights
 
@@ -114,6 +114,8 @@ def fit(
         )  # fmt: skip
         images = task.splits.train
         contents = images.fingerprint
+    total = config.epochs * task.steps_per_epoch
+    check_steps(profile, 0, total)
     restored = None
     if not resume:  # before the folder is made: weights that cannot be used leave nothing behind
         with start.waiting_for("first weights"):
@@ -124,6 +126,7 @@ def fit(
         with start.waiting_for("checkpoint"):
             restored = checkpoints.resume(run, task.network.shapes, config=config)
             state = restored.state if restored else _initial(config, task)
+        check_steps(profile, int(state.step), total)
     runs.create(run, config, len(images), contents)
     if processes.is_lead():
         announce(config, engine, task, restored, changes)

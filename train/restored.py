@@ -208,7 +208,7 @@ def open_runs(
         RunError: one is named twice, or sees other test images than the first.
         ConfigError, CheckpointError, DataError: as `open_run`.
     """
-    _check_each_once(folders)
+    check_each_once(folders)
     opened: list[Trained] = []
     for folder in folders:
         model = network_of(folder, networks)
@@ -237,7 +237,7 @@ def open_sources(
         RunError: one is named twice, or takes images of another shape or knows other classes than `evaluated`.
         ConfigError, CheckpointError, DataError: as `open_run`.
     """
-    _check_each_once(folders)
+    check_each_once(folders)
     ours = evaluated.images.shape[1:], len(evaluated.class_names)
     sources = []
     for name, folder in zip(runs.short_names(folders), folders, strict=True):
@@ -276,7 +276,8 @@ def network_of(folder: Path, networks: own.Networks) -> own.Factory | None:
     return networks.get(runs.load_config(folder).model.name)
 
 
-def _check_each_once(folders: Sequence[Path]) -> None:
+def check_each_once(folders: Sequence[Path]) -> None:
+    """Raises `RunError` if a folder is named twice."""
     places = [os.path.abspath(folder) for folder in folders]
     for folder, place in zip(folders, places, strict=True):
         if places.count(place) > 1:

@@ -92,7 +92,7 @@ def prepare(
 
     Raises:
         DataError: the data cannot be used.
-        ConfigError: network or batch do not fit the data.
+        ConfigError: network or batch do not fit the data, or the training ends before the method's first penalty.
     """
     splits = _open_splits(config, evaluated, write_data) if data is None else data
     train, validation = splits
@@ -104,11 +104,17 @@ def prepare(
     if weights not in (0, train.num_classes):
         raise ConfigError(f"--labels.weights must be {train.num_classes} numbers, one per class, got {weights}")
     steps_per_epoch = len(train) // config.batch_size
-    if config.epochs * steps_per_epoch >= 2**31:
+    total = config.epochs * steps_per_epoch
+    if total >= 2**31:
         raise ConfigError(f"--epochs must be at most {2**31 // steps_per_epoch}: steps are counted in 32 bits")
     network = build(config, train, steps_per_epoch, model=model, optimizer=optimizer)
     _check_agreement(config, train, validation)
     method = config.method.make() if method is None else method
+    if method.first_step and not any(map(method.is_due, range(method.first_step, total))):
+        raise ConfigError(
+            f"--method.first-step {method.first_step}: the training ends after {total} steps, none of which takes the "
+            "penalty"
+        )
     step = make_step(
         method,
         network.model,

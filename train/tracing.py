@@ -25,6 +25,14 @@ def parse_steps(text: str) -> range:
     return range(int(match[1]), int(match[2]))
 
 
+def check_steps(steps: range, first: int, last: int) -> None:
+    """Raises `ConfigError` if a training that takes the steps from `first` to `last` takes none of those to trace."""
+    if steps and (steps.start >= last or steps.stop <= first):
+        raise ConfigError(
+            f"--profile {steps.start}:{steps.stop} traces nothing: this training goes from step {first} to step {last}"
+        )
+
+
 @contextmanager
 def traced(folder: Path, steps: range) -> Iterator[Callable[[int, Any], None]]:
     """Yields a function to call before every step, with the number of steps taken and the arrays they led to.

@@ -277,6 +277,8 @@ def fit(folder, *options):
     """The arguments of a short training run in a folder."""
     fixed = ["--run-dir", str(folder / "run"), "--data-dir", str(folder / "cache"), "--batch-size", "8"]
     given_ = {option for option in options if option.startswith("--")}
+    if any(option.endswith(".npz") for option in options):
+        given_.add("--data-dir")  # without effect on a file, and so refused
     pairs = [pair for pair in zip(fixed[::2], fixed[1::2], strict=True) if pair[0] not in given_]
     return ["fit", "digits-flow", *(word for pair in pairs for word in pair), "--devices", "1", *CHOSEN, *options]
 

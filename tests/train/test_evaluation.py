@@ -22,6 +22,21 @@ from train.parts import Team
 PROTOCOL = evaluation.Protocol(radius=0.5)
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, []),
+        ({"seed": 3}, ["--seed 3 has no effect: the attacks of --suite released start from zero"]),
+        ({"seed": 3, "suite": "standard", "independent": True}, []),
+        ({"seed": 3, "sources": (("other", jnp.sum),)}, []),
+        ({"independent": True}, []),
+        ({"independent": True, "suite": "quick"}, ["--independent has no effect: --suite quick has one attack"]),
+    ],
+)
+def test_what_has_no_effect_is_said(changes, said):
+    assert evaluation.without_effect(PROTOCOL._replace(**changes)) == said
+
+
 def fake_run(logits_fn, images, labels, *, batch_size=32):
     """A run that nobody trained."""
     return SimpleNamespace(

@@ -12,7 +12,7 @@ import tyro
 from train import compiled, files, parts, processes, reports, runs
 from train.commands.placement import Placement, join
 from train.errors import ConfigError, say
-from train.evaluation import Protocol, SuiteName, evaluate_run, partial_of
+from train.evaluation import Protocol, SuiteName, evaluate_run, partial_of, without_effect
 from train.options import validate
 from train.ranges import CountOrNone, Positive, Seed
 from train.restored import load_networks, open_runs, open_sources
@@ -111,6 +111,8 @@ def compare(options: Evaluate) -> None:
     protocol = Protocol(
         options.suite, radius, options.radii, options.independent, sources, options.seed, options.quantize
     )  # fmt: skip
+    for line in without_effect(protocol):
+        say(line)
     folders, above = reports.places(options.runs, options.output), options.output or options.runs[0].parent
     reports.check_writable(folders if len(folders) == 1 else [*folders, above], options.json)
     studies, team = {}, parts.team()

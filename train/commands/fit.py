@@ -14,6 +14,7 @@ from train import own, runs
 from train.commands.owners import check_owners
 from train.commands.placement import Placement, join
 from train.config import Config, Model
+from train.data import npz
 from train.errors import ConfigError, Preempted, printable
 from train.methods import METHODS
 from train.methods.given import Given
@@ -100,6 +101,7 @@ def run(arguments: list[str]) -> int:
         name, *rest = arguments
         options = parse(name, rest)
         folder = options.run_dir or Path("runs") / name
+        _check_data_dir(options)
     placement = validate(options.placement)
     config, profile = check(options.config), parse_steps(options.profile) if options.profile else range(0)
     from train import compiled, processes
@@ -133,6 +135,13 @@ def run(arguments: list[str]) -> int:
         runs.check_still_ours(folder)  # what is there would be evaluated, and its report written
         evaluate.compare(evaluate.Evaluate((folder,), networks=tuple(networks)))
     return 0
+
+
+def _check_data_dir(options: Fit) -> None:
+    """Raises `ConfigError` if a new training names a folder of data sets beside a file that holds its images."""
+    data = options.config.data
+    if data.data_dir is not None and not options.resume and npz.accepts(data.name, None):
+        raise ConfigError(f"--data-dir has no effect on images in a file, {data.name}: leave it out")
 
 
 def parse(name: str, arguments: list[str]) -> Fit:

@@ -9,6 +9,7 @@ import tyro
 
 from train import checkpoints, files, reports, runs
 from train.errors import ConfigError, printable
+from train.restored import check_each_once
 
 DAMAGED = 1
 """The exit code if a checkpoint is damaged."""
@@ -29,6 +30,7 @@ def run(arguments: list[str]) -> int:
     options = tyro.cli(Verify, prog="python -m train verify", args=arguments)
     if not options.runs:
         raise ConfigError("verify needs at least one run folder, for example runs/mnist5k-flow")
+    check_each_once(options.runs)
     reports.check_writable([], options.json)
     findings: dict[str, dict[int, str | None]] = {}
     for folder in options.runs:
