@@ -43,7 +43,14 @@ def classification() -> Criterion:
 
 
 def criterion_or_classification(criterion: Criterion | None) -> Criterion:
-    """Returns a criterion that was given, or `classification` for None; raises for anything else."""
+    """Returns a criterion that was given, or `classification` for None.
+
+    Args:
+        criterion: what the caller of an attack or evaluation gave.
+
+    Raises:
+        TypeError: it is neither a criterion nor None.
+    """
     if criterion is None:
         return classification()
     return _checks.instance("criterion", criterion, Criterion, "deformreg.criteria.segmentation(0.9)")

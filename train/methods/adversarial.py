@@ -9,36 +9,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-import deformreg
-from train.methods.families import perturbation, watched
-from train.methods.inputs import attacked
-from train.methods.method import Method, ramp
-from train.ranges import HIDDEN, CountOrNone, Positive, Statistics, Steps
+from train.methods.families import Stepped
+from train.methods.method import Method
+from train.ranges import HIDDEN, Positive, Statistics
 
 
 @dataclass(frozen=True)
-class _Attacked:
+class _Attacked(Stepped):
     """Options that both attacks have."""
 
-    steps: Steps = 7
-    """Gradient steps of the attack."""
-    step_size: Positive | None = None
-    """Step of the attack in the radius' unit; by default 2.5 * radius / steps."""
     statistics: Statistics = "batch"
     """Batch-normalization statistics that the attack sees: the batch's or the running ones."""
-    radius_ramp_steps: CountOrNone = 0
-    """Training steps over which the radius grows linearly from 0; 0 for the whole radius from the start."""
 
     def _make(self, name: str, family: str, radius: float) -> Method:
-        inputs = attacked(
-            perturbation(family, radius),
-            deformreg.linf(radius),
-            num_steps=self.steps,
-            step_size=self.step_size,
-            statistics=self.statistics,
-            share=ramp(1.0, self.radius_ramp_steps),
-        )
-        return Method(name, inputs, watch=watched(family, radius) if self.steps == 1 else None)
+        return Method(name, self.attack(family, radius, self.statistics), watch=self.watch(family, radius))
 
 
 @dataclass(frozen=True)

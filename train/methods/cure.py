@@ -14,20 +14,18 @@ from jax import Array
 
 import deformreg
 from deformreg.penalties import LossFn
-from train.methods.families import InFamily
+from train.methods.families import Penalized
 from train.methods.method import Method, ramp
 from train.methods.penalties import penalty_of
-from train.ranges import HIDDEN, CountOrNone, NonNegative
+from train.ranges import HIDDEN, NonNegative
 
 
 @dataclass(frozen=True)
-class Cure(InFamily):
+class Cure(Penalized):
     """The squared change of the loss's gradient along a step of size `radius` in the direction of its signs."""
 
     weight: NonNegative = 4.0
     """Weight of the squared change."""
-    weight_ramp_steps: CountOrNone = 0
-    """Steps over which the weight grows linearly from 0; 0 for the whole weight from the start."""
     name: Annotated[Literal["cure"], HIDDEN] = "cure"
 
     def make(self) -> Method:

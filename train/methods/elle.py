@@ -13,20 +13,18 @@ import jax
 from jax import Array
 
 import deformreg
-from train.methods.families import InFamily, watched
+from train.methods.families import Penalized, watched
 from train.methods.inputs import attacked
 from train.methods.method import CLEAN, STANDARD_PASSES, Forward, Method, Penalty, Terms, ramp
 from train.ranges import HIDDEN, CountOrNone, NonNegative
 
 
 @dataclass(frozen=True)
-class Elle(InFamily):
+class Elle(Penalized):
     """The error of interpolating the loss between random points, from forward passes; with an attack of one step."""
 
     weight: NonNegative = 1000.0
     """Weight of the squared error."""
-    weight_ramp_steps: CountOrNone = 0
-    """Steps over which the weight grows linearly from 0; 0 for the whole weight from the start."""
     steps: CountOrNone = 1
     """Gradient steps of the attack on the images that the loss is taken on; 0 for clean images."""
     name: Annotated[Literal["elle"], HIDDEN] = "elle"

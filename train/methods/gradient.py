@@ -16,11 +16,11 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 import deformreg
-from train.methods.families import perturbation, watched
-from train.methods.inputs import attacked, in_turn, noisy
+from train.methods.families import Stepped
+from train.methods.inputs import in_turn, noisy
 from train.methods.method import CLEAN, Inputs, Method, ramp
 from train.methods.penalties import SIZES, AnyRule, Exact, gradient_penalty
-from train.ranges import HIDDEN, Count, CountOrNone, NonNegative, PenaltyStatistics, Positive, Share, Steps
+from train.ranges import HIDDEN, Count, CountOrNone, NonNegative, PenaltyStatistics, Positive, Share
 
 
 @dataclass(frozen=True)
@@ -85,28 +85,11 @@ class FlowGradient(_Gradient):
 
 
 @dataclass(frozen=True)
-class _OnAttacked(_Gradient):
+class _OnAttacked(Stepped, _Gradient):
     """Options of the flow gradient penalty on attacked images."""
 
-    steps: Steps = 7
-    """Gradient steps of the attack."""
-    step_size: Positive | None = None
-    """Step of the attack in the radius' unit; by default 2.5 * radius / steps."""
-    radius_ramp_steps: CountOrNone = 0
-    """Training steps over which the radius grows linearly from 0; 0 for the whole radius from the start."""
-
     def _attacked(self, family: str, radius: float) -> Inputs:
-        return attacked(
-            perturbation(family, radius),
-            deformreg.linf(radius),
-            num_steps=self.steps,
-            step_size=self.step_size,
-            statistics="running" if self.statistics == "running" else "batch",
-            share=ramp(1.0, self.radius_ramp_steps),
-        )
-
-    def _watch(self, family: str, radius: float) -> Inputs | None:
-        return watched(family, radius) if self.steps == 1 else None
+        return self.attack(family, radius, "running" if self.statistics == "running" else "batch")
 
 
 @dataclass(frozen=True)
@@ -123,7 +106,7 @@ class FlowGradientDeformation(_OnAttacked):
         inputs = self._attacked("flow", self.radius)
         if self.random_start:
             inputs = in_turn(inputs, noisy(self.random_start))
-        return self._make(self.name, deformreg.flow(), inputs, self._watch("flow", self.radius))
+        return self._make(self.name, deformreg.flow(), inputs, self.watch("flow", self.radius))
 
 
 @dataclass(frozen=True)
@@ -136,5 +119,5 @@ class FlowGradientAdversarial(_OnAttacked):
 
     def make(self) -> Method:
         return self._make(
-            self.name, deformreg.flow(), self._attacked("pixels", self.radius), self._watch("pixels", self.radius)
+            self.name, deformreg.flow(), self._attacked("pixels", self.radius), self.watch("pixels", self.radius)
         )

@@ -14,20 +14,18 @@ from jax import Array
 
 import deformreg
 from deformreg.penalties import LossFn
-from train.methods.families import InFamily
+from train.methods.families import Penalized
 from train.methods.method import STANDARD_PASSES, Method, ramp
 from train.methods.penalties import penalty_of
-from train.ranges import HIDDEN, CountOrNone, NonNegative, Steps
+from train.ranges import HIDDEN, NonNegative, Steps
 
 
 @dataclass(frozen=True)
-class Llr(InFamily):
+class Llr(Penalized):
     """The error of the loss's linearization at the worst point of the ball, plus its slope there."""
 
     weight: NonNegative = 4.0
     """Weight of error and slope."""
-    weight_ramp_steps: CountOrNone = 0
-    """Steps over which the weight grows linearly from 0; 0 for the whole weight from the start."""
     slope_weight: NonNegative = 0.3
     """Weight of the slope, times `weight`."""
     steps: Steps = 10

@@ -13,38 +13,26 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-import deformreg
 from deformreg import cross_entropy
-from train.methods.families import InFamily, watched
-from train.methods.inputs import attacked
+from train.methods.families import InFamily, Stepped
 from train.methods.method import STANDARD_PASSES, Forward, Method, Penalty, Terms, ramp
 from train.methods.trades import divergence
-from train.ranges import HIDDEN, CountOrNone, NonNegative, Positive, Steps
+from train.ranges import HIDDEN, NonNegative
 
 
 @dataclass(frozen=True)
-class Mart(InFamily):
-    """A boosted loss on attacked images, plus their divergence, weighted by the doubt about the clean image."""
+class Mart(Stepped, InFamily):
+    """A boosted loss on attacked images, plus their divergence, weighted by the doubt about the clean image.
+
+    The attack ascends the cross-entropy.
+    """
 
     beta: NonNegative = 5.0
     """Weight of the divergence; with 0 the method is adversarial training with the boosted loss."""
-    steps: Steps = 7
-    """Gradient steps of the attack, which ascends the cross-entropy."""
-    step_size: Positive | None = None
-    """Step of the attack in the radius' unit; by default 2.5 * radius / steps."""
-    radius_ramp_steps: CountOrNone = 0
-    """Training steps over which the radius grows linearly from 0; 0 for the whole radius from the start."""
     name: Annotated[Literal["mart"], HIDDEN] = "mart"
 
     def make(self) -> Method:
-        attack = attacked(
-            self.perturbation(),
-            deformreg.linf(self.bound),
-            num_steps=self.steps,
-            step_size=self.step_size,
-            statistics=self.statistics,
-            share=ramp(1.0, self.radius_ramp_steps),
-        )
+        attack = self.attack(self.family, self.bound, self.statistics)
 
         def terms(forward: Forward, images: Array, keys: Array) -> Terms:
             _, aux = forward.train(attack.make(forward, images, keys))
@@ -54,7 +42,7 @@ class Mart(InFamily):
             return Terms(losses, doubt * divergence(clean, aux.logits), aux)
 
         passes = 2 * STANDARD_PASSES + attack.passes
-        watch = watched(self.family, self.bound) if self.steps == 1 else None
+        watch = self.watch(self.family, self.bound)
         return Method(self.name, penalty=Penalty(terms, passes), weight=ramp(self.beta, 0), watch=watch)
 
 

@@ -177,7 +177,11 @@ def budgets(
 
 
 def attacks(evaluations: Mapping[str, Evaluation]) -> Section:
-    """What each attack did to each model, and what it cost."""
+    """What each attack did to each model, and what it cost.
+
+    Args:
+        evaluations: by the models' names.
+    """
     header = ["attack", "robust accuracy", "attacked", "broken", "mean displacement", "model calls", "seconds"]
     tables = []
     for number, (name, evaluation) in enumerate(evaluations.items()):
