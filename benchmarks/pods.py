@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import re
 import sys
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NamedTuple
@@ -28,6 +27,7 @@ from jax.sharding import PartitionSpec as P
 from tqdm import tqdm
 
 from benchmarks import harness
+from benchmarks.collectives import collectives
 from benchmarks.cost import find, make_training_step, without_loop
 from benchmarks.options import BatchSize, Case, Networks, Several, Written
 from benchmarks.rows import Rows, read, write
@@ -40,11 +40,6 @@ from train.models import MODELS, create_model
 from train.parallel import AXIS, on_split_state, split
 from train.ranges import Count
 from train.state import init_state
-
-COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
-
-_FUSED = "all-reduce-scatter"
-"""How the TPU compiler names a computation in which an all-reduce keeps one part: a reduce-scatter of the whole."""
 
 NormName = Literal["batch", "group", "layer"]
 
@@ -231,29 +226,6 @@ def compile_step(method: AnyMethod, target: Target) -> Compiled:
         jax.config.update("jax_exec_time_optimization_effort", previous)
     parameters = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state.params))
     return Compiled(len(devices), parameters, executable, seconds)
-
-
-def collectives(program: str, *, trips: int = 1) -> list[tuple[str, int]]:
-    """The collective operations of a compiled program, each with the bytes of its results.
-
-    Args:
-        program: its text.
-        trips: turns of its loops; operations in the body of a loop count as often.
-    """
-    found, bodies, computation = [], set(), ""
-    for line in program.splitlines():
-        if heading := re.match(r"(?:ENTRY )?%?([\w.-]+) \(.*\{$", line):
-            computation = heading.group(1)
-        bodies.update(re.findall(r" while\(.*body=%?([\w.-]+)", line))
-        for shape, name in re.findall(rf"= (\(.*?\)|\S+) ({'|'.join(COLLECTIVES)})(?:-start)?\(", line):
-            size = sum(_bytes(kind, sizes) for kind, sizes in re.findall(r"(\w+)\[([\d,]*)\]", shape))
-            found.append((computation, "reduce-scatter" if computation.startswith(_FUSED) else name, size))
-    return [(name, size) for computation, name, size in found for _ in range(trips if computation in bodies else 1)]
-
-
-def _bytes(kind: str, sizes: str) -> int:
-    width = 1 if kind == "pred" else int(re.sub(r"\D*(\d+).*", r"\1", kind)) // 8
-    return width * int(np.prod([int(size) for size in sizes.split(",") if size], dtype=np.int64))
 
 
 def case_of(target: Target, method: str) -> dict[str, Any]:

@@ -11,12 +11,14 @@ from pathlib import Path
 import pytest
 
 from benchmarks import pods
+from benchmarks.collectives import COLLECTIVES, collectives
 from train.errors import ConfigError
 
 PROGRAM = """
 import json, jax
 jax.config.update("jax_platforms", "cpu")
 from benchmarks import cost, pods
+from benchmarks.collectives import collectives
 from benchmarks.options import Case
 
 for name, norm, method, split in ROWS:
@@ -26,7 +28,7 @@ for name, norm, method, split in ROWS:
     print(json.dumps({
         "name": name,
         "parameters": compiled.parameters,
-        "sent": pods.collectives(compiled.executable.as_text()),
+        "sent": collectives(compiled.executable.as_text()),
         "row": pods.describe(compiled, target.chip),
     }))
 """
@@ -75,7 +77,7 @@ def test_the_smallest_topology_sends_the_gradients_once():
 @NEEDS_LIBTPU
 def test_a_split_state_gathers_the_parameters_and_scatters_the_gradients():
     split = compiled(("split", "group", "standard", True))["split"]
-    sent = {kind: sum(size for name, size in split["sent"] if name == kind) for kind in pods.COLLECTIVES}
+    sent = {kind: sum(size for name, size in split["sent"] if name == kind) for kind in COLLECTIVES}
     divided = 4 * 9 * (32 * 64 + 64 * 64 + 64 * 128)
     assert sent["all-gather"] == sent["reduce-scatter"] == divided
     whole = split["parameters"] - divided
@@ -102,7 +104,7 @@ ENTRY %main.1 (a: f32[2]) -> f32[2] {
 """
     reduced = [8, 8, 3 * 3 * 8 * 4 + 16 * 2, 16]  # the first one twice: its loop turns twice
     in_loop, others = [("all-reduce", size) for size in reduced[:2]], [("all-reduce", size) for size in reduced[2:]]
-    assert pods.collectives(program, trips=2) == [*in_loop, ("reduce-scatter", 32), *others, ("all-gather", 4)]
+    assert collectives(program, trips=2) == [*in_loop, ("reduce-scatter", 32), *others, ("all-gather", 4)]
 
 
 def test_an_unknown_topology_is_one_line_with_the_remedy():
