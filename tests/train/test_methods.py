@@ -274,7 +274,7 @@ def test_noise_fgsm_steps_from_noise_without_a_projection():
 @pytest.mark.slow
 def test_trades_ascends_the_divergence_and_adds_it():
     weak, strong = (after_one_step(Trades(radius=radius, steps=3))[1]["penalty"] for radius in (1e-6, 1.0))
-    assert 0 <= weak < 1e-6 < strong
+    assert abs(weak) < 1e-6 < strong  # a divergence that is zero may be rounded below it
     _, pixels = after_one_step(Trades(family="pixels", radius=0.1, steps=2))
     assert pixels["penalty"] > 1e-6
 

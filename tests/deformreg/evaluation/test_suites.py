@@ -75,5 +75,5 @@ def test_a_suite_without_rotations_takes_every_rank(shape):
     for attack in suite(0.5):
         found = jax.eval_shape(lambda attack=attack: attack.run(logits_fn, images, LABELS, KEY))
         assert found.images.shape == images.shape, attack.name
-    with pytest.raises(ValueError, match=r"names must be one of 'pgd', .*, got 'rotation'"):
+    with pytest.raises(ValueError, match=r"names must be one of 'greedy', .*, got 'rotation'"):
         suite.without("rotation")
