@@ -184,13 +184,13 @@ def test_names_reach_the_terminal_as_text(capsys, tmp_path, monkeypatch):
     (folder / "checkpoints" / "1" / "state" / "bad\n\x1b[2J").mkdir()
     (folder / "checkpoints" / "1" / "state" / "bad\n\x1b[2J" / "pipe\n").symlink_to("/dev/null")
     shown = f"{tmp_path}/run\\n\\x1b[2Jerror: no"
-    assert main(["verify", str(folder), str(folder / ".." / folder.name)]) == 1
+    assert main(["verify", str(folder)]) == 1
     out, err = capsys.readouterr()
     assert (out.count(f"{shown}: step 1: "), out.count(f"{shown}: step 2: intact"), err) == (1, 1, "")
     assert "bad\\n\\x1b[2J/pipe\\n is not a regular file" in out
     assert out.replace("\n", "").isprintable()
-    assert len(out.splitlines()) == 4
-    monkeypatch.setattr(certify, "certify_run", lambda *_: SimpleNamespace(row=CERTIFIED))
+    assert len(out.splitlines()) == 2
+    monkeypatch.setattr(certify, "certify_run", lambda *_, **__: SimpleNamespace(row=CERTIFIED))
     monkeypatch.setattr(pictures, "save_certified", lambda *_: None)
     assert main(["certify", str(folder)]) == 0
     assert f"report: {shown}/certified.md\n" in capsys.readouterr().out
