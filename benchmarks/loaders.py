@@ -193,7 +193,7 @@ def _decode_small(data: bytes) -> np.ndarray:
     """What a JPEG costs at least with the application's decoder and resizer."""
     pixels = jpeg.decode(data, "RGB", (SIDE, SIDE))
     assert pixels is not None
-    return resize(pixels, (0, 0, pixels.shape[1], pixels.shape[0]), SIDE)
+    return resize(pixels, SIDE)
 
 
 def _decode_whole(data: bytes) -> np.ndarray:

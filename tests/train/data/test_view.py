@@ -93,15 +93,15 @@ def test_files_of_every_kind_are_resized_alike(kind, mode):
     pixels = np.random.default_rng(0).integers(0, 256, (50, 40, 3), np.uint8)
     stream = io.BytesIO()
     Image.fromarray(pixels).convert(mode).save(stream, kind)
-    expected = resize(np.asarray(Image.open(stream).convert("RGB")), (0, 0, 40, 50), 24)
+    expected = resize(np.asarray(Image.open(stream).convert("RGB")), 24)
     found = decode_image(stream.getvalue(), "it", shape=(24, 24, 3), view=View(24))
     np.testing.assert_array_equal(found, expected)
 
 
-def axis_weights(length, start, end, size):
+def axis_weights(length, size):
     """``[size, length]``: how much each pixel of an axis counts for each new one, by the definitions."""
-    factor = (end - start) / size
-    places = start + (np.arange(size) + 0.5) * factor - 0.5
+    factor = length / size
+    places = (np.arange(size) + 0.5) * factor - 0.5
     linear = np.maximum(0, 1 - abs(places[:, None] - np.arange(-40, length + 40)))
     if factor > 1:
         reach = np.arange(-int(np.ceil(2 * np.sqrt((factor**2 - 1) / 6) - 0.5)), 0)
@@ -113,23 +113,36 @@ def axis_weights(length, start, end, size):
     return inner
 
 
-@pytest.mark.parametrize("box", [(0, 0, 40, 50), (3.3, 10.6, 30.1, 17.9), (8, 5, 32, 29), (0.5, 0, 40, 49.7)])
+@pytest.mark.parametrize(("height", "width"), [(50, 40), (7, 27), (24, 24), (50, 8), (1, 3)])
 @pytest.mark.parametrize("size", [8, 24, 60])
-def test_resizing_blurs_by_the_factor_and_interpolates(box, size):
-    pixels = np.random.default_rng(0).integers(0, 256, (50, 40, 3), np.uint8)
-    left, top, right, bottom = box
-    down, across = axis_weights(50, top, bottom, size), axis_weights(40, left, right, size)
-    expected = np.einsum("ih,jw,hwc->ijc", down, across, pixels.astype(np.float64))
-    np.testing.assert_allclose(resize(pixels, box, size), expected, atol=5)  # OpenCV places to 1/32 of a pixel
-    np.testing.assert_allclose(resize(pixels, box, size).mean(), expected.mean(), atol=0.5)
+def test_resizing_blurs_by_the_factor_and_interpolates(height, width, size):
+    around = np.random.default_rng(0).integers(0, 256, (60, 50, 3), np.uint8)
+    pixels = around[5 : 5 + height, 3 : 3 + width]  # a part: what lies around it must not count
+    expected = np.einsum(
+        "ih,jw,hwc->ijc", axis_weights(height, size), axis_weights(width, size), pixels.astype(np.float64)
+    )
+    np.testing.assert_allclose(resize(pixels, size), expected, atol=2)  # rounded after the blur, and again at the end
+    np.testing.assert_allclose(resize(pixels, size).mean(), expected.mean(), atol=0.5)
 
 
 def test_photographs_are_resized_nearly_as_by_pil():
     for pixels in load_sample_images().images:
-        box = (7.5, 0.0, 420.25, 410.0)
-        expected = Image.fromarray(pixels).resize((128, 128), Image.Resampling.BILINEAR, box=box)
-        difference = abs(resize(pixels, box, 128).astype(int) - np.asarray(expected))
+        part = pixels[:410, 7:420]
+        expected = Image.fromarray(part).resize((128, 128), Image.Resampling.BILINEAR)
+        difference = abs(resize(part, 128).astype(int) - np.asarray(expected))
         assert difference.mean() < 1
+
+
+def test_the_smallest_random_crop_shows_a_pixel():
+    """Of a crop that lies within one pixel, wherever it is."""
+    pixels = np.arange(12, dtype=np.uint8).reshape(3, 4) * 20
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "PNG")
+    for draws in itertools.product((0.0, 0.4, 1 - 2**-53), repeat=NUM_DRAWS):
+        view = View(2, min_area=0.001)
+        found = decode_image(stream.getvalue(), "it", shape=(2, 2, 1), view=view, draws=(0.0, *draws[1:]))
+        assert found.min() == found.max()
+        assert found.min() in pixels
 
 
 @pytest.mark.parametrize(
