@@ -37,7 +37,7 @@ from train.methods import AnyMethod
 from train.methods.penalties import FiniteDifference
 from train.methods.standard import Standard
 from train.models import MODELS, create_model
-from train.parallel import AXIS, on_split_state, split
+from train.parallel import AXIS, on_sharded_state, shardings
 from train.ranges import Count
 from train.state import init_state
 
@@ -59,7 +59,7 @@ class Options(Networks, Written):
     methods: Several[str] = ("standard", "flow-gradient", "flow-gradient, finite difference")
     """Methods of `cost` without an attack."""
     shard_state: Several[bool] = (False,)
-    """Whether the state is split over the chips."""
+    """Whether the state is sharded over the chips."""
     num_classes: Count = 10
     """Logits of the networks."""
     effort: Annotated[float, Interval(ge=-1, le=1)] = 0.0
@@ -154,7 +154,7 @@ class Target(NamedTuple):
         case: network and images per chip.
         effort: of the compiler, in [-1, 1].
         width: of the network.
-        shard_state: whether the state is split over the chips.
+        shard_state: whether the state is sharded over the chips.
         num_classes: logits of the network.
     """
 
@@ -214,7 +214,7 @@ def compile_step(method: AnyMethod, target: Target) -> Compiled:
     whole, divided = NamedSharding(mesh, P()), NamedSharding(mesh, P(AXIS))
     place: Any = whole
     if target.shard_state:
-        step, place = on_split_state(step, mesh), split(state, mesh)
+        step, place = on_sharded_state(step, mesh), shardings(state, mesh)
     options = {"in_shardings": (place, divided), "out_shardings": (place, whole), "donate_argnums": 0}
     # At effort -1 the compiler takes a quarter of the time and counts the same arithmetic and communication; bytes and
     # memory come out up to tens of per cent higher.

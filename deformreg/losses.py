@@ -57,8 +57,8 @@ def cross_entropy(
         One loss per example, at least 0, in nats; float32 or wider.
 
     Raises:
-        TypeError: floating labels or integer logits.
-        ValueError: shapes that do not fit, labels outside the classes, or probabilities that do not sum to 1.
+        TypeError: integer logits, or floating labels of shape [n]: soft labels are [n, classes].
+        ValueError: shapes that do not fit, labels outside the classes, or soft labels that do not sum to 1.
 
     Example:
         >>> import jax.numpy as jnp

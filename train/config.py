@@ -148,7 +148,7 @@ class Config:
     parallel: Annotated[Literal["pmap", "jit"], FREE] = "pmap"
     """How steps are spread over devices: pmap with replicated parameters, or jit over sharded batches."""
     shard_state: Annotated[bool, FREE] = False
-    """Split parameters, optimizer state and their averages over the devices, which also write them in parts;
+    """Shard parameters, optimizer state and their averages over the devices, which also write them in parts;
     --parallel jit only. Less memory per device, and the same results up to rounding."""
     devices: Annotated[int, Interval(ge=0, le=10**5), FREE] = 0
     """Number of devices to use; 0 for all."""

@@ -4,7 +4,7 @@ A step (`train.step.Step`) is told the name of a mapped axis, works on one devic
 itself; or it is told none, sees the global batch, and the compiler inserts the communication. The state is never
 stacked: both engines take and return the same replicated arrays, so that checkpoints fit either.
 
-Under `jit` the state may also be split: each device keeps its part of every large array, and the step gathers the
+Under `jit` the state may also be sharded: each device keeps its part of every large array, and the step gathers the
 parameters for its passes.
 
 References:
@@ -29,8 +29,8 @@ from train.errors import ConfigError
 
 AXIS = "data"
 
-SMALLEST_SPLIT = 4096
-"""Elements of the smallest array that is split. Smaller ones take no memory, and gathering each takes time."""
+SMALLEST_SHARDED = 4096
+"""Elements of the smallest array that is sharded. Smaller ones take no memory, and gathering each takes time."""
 
 
 class Engine(NamedTuple):
@@ -58,16 +58,16 @@ class Engine(NamedTuple):
     divide: Callable[[Any], Any]
 
 
-def split(tree: Any, mesh: Mesh) -> Any:
-    """Where the arrays of a tree lie when they are split over a mesh, as a tree of `NamedSharding`s.
+def shardings(tree: Any, mesh: Mesh) -> Any:
+    """Where the arrays of a tree lie when they are sharded over a mesh, as a tree of `NamedSharding`s.
 
-    An array is split along the longest axis that the number of devices divides, the first of equally long ones. One
-    that has none, or fewer than `SMALLEST_SPLIT` elements, lies whole on every device.
+    An array is divided along the longest axis that the number of devices divides, the first of equally long ones. One
+    that has none, or fewer than `SMALLEST_SHARDED` elements, lies whole on every device.
     """
 
     def place(leaf: Any) -> NamedSharding:
         fitting = [axis for axis, length in enumerate(leaf.shape) if length and length % mesh.size == 0]
-        if not fitting or math.prod(leaf.shape) < SMALLEST_SPLIT:
+        if not fitting or math.prod(leaf.shape) < SMALLEST_SHARDED:
             return NamedSharding(mesh, P())
         longest = max(fitting, key=lambda axis: (leaf.shape[axis], -axis))
         return NamedSharding(mesh, P(*[None] * longest, AXIS))
@@ -75,7 +75,7 @@ def split(tree: Any, mesh: Mesh) -> Any:
     return jax.tree.map(place, tree)
 
 
-def on_split_state(step: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
+def on_sharded_state(step: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
     """A step that takes and returns a sharded state, for `jax.jit`."""
     replicated = NamedSharding(mesh, P())
 
@@ -84,7 +84,7 @@ def on_split_state(step: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
         # averages need no gathering: the compiler computes each part of the new state where it is kept.
         state = state._replace(params=jax.lax.with_sharding_constraint(state.params, replicated))
         state, metrics = step(state, batch)
-        return jax.lax.with_sharding_constraint((state, metrics), (split(state, mesh), replicated))
+        return jax.lax.with_sharding_constraint((state, metrics), (shardings(state, mesh), replicated))
 
     return stepped
 
@@ -98,7 +98,7 @@ def make_engine(
         kind: ``"pmap"`` or ``"jit"``.
         devices: how many of the visible devices; 0 for all. Several processes always use all.
         batch_size: examples per step over all devices.
-        shard_state: split the state over the devices, as `split` says; with ``"jit"`` only.
+        shard_state: shard the state over the devices, as `shardings` says; with ``"jit"`` only.
 
     Raises:
         ConfigError: more devices than there are, a batch that does not divide among them, or a sharded state with pmap.
@@ -123,13 +123,13 @@ def _used(devices: int, batch_size: int) -> list[jax.Device]:
 
 
 def _jit_engine(used: list[jax.Device], shard_state: bool) -> Engine:
-    """Compiles with `jax.jit`: a batch is divided over the mesh, the state replicated or split."""
+    """Compiles with `jax.jit`: a batch is divided over the mesh, the state replicated or sharded."""
     mesh = _mesh(used)
     replicated, divided = NamedSharding(mesh, P()), NamedSharding(mesh, P(AXIS))
 
     def compile_sharded(step: Callable[..., Any]) -> Callable[..., Any]:
         if shard_state:
-            return jax.jit(on_split_state(step, mesh), in_shardings=(None, divided), donate_argnums=0)
+            return jax.jit(on_sharded_state(step, mesh), in_shardings=(None, divided), donate_argnums=0)
         return jax.jit(step, in_shardings=(replicated, divided), out_shardings=replicated, donate_argnums=0)
 
     @partial(jax.jit, out_shardings=replicated)
@@ -141,7 +141,7 @@ def _jit_engine(used: list[jax.Device], shard_state: bool) -> Engine:
         return state._replace(params=params, average=average)
 
     def put_state(tree: Any) -> Any:
-        return _put(tree, split(tree, mesh)) if shard_state else _replicate(mesh, tree)
+        return _put(tree, shardings(tree, mesh)) if shard_state else _replicate(mesh, tree)
 
     divide = partial(_divide, divided)
     return Engine(

@@ -1,6 +1,6 @@
 """The arrays of a state as they are saved: whole, or in the parts that the devices keep, each with its checksum.
 
-An array that every device has whole is copied to the host. Of a split one (`train.parallel.split`) a process copies
+An array that every device has whole is copied to the host. Of a sharded one (`train.parallel.shardings`) a process copies
 and checks its own devices' parts only, and Orbax writes them from there, so that no host copies the whole state.
 """
 
@@ -64,9 +64,9 @@ def describe(leaf: Any) -> str:
 
 def copied(leaves: Leaves) -> Leaves:
     """Copies that the next step, which may reuse the buffers of the state, does not change while they are written."""
-    split = {path: leaf for path, leaf in leaves.items() if _is_split(leaf)}
-    whole = {path: np.array(leaf) for path, leaf in leaves.items() if path not in split}
-    return {**whole, **_copied_on_devices(split)}
+    sharded = {path: leaf for path, leaf in leaves.items() if _is_sharded(leaf)}
+    whole = {path: np.array(leaf) for path, leaf in leaves.items() if path not in sharded}
+    return {**whole, **_copied_on_devices(sharded)}
 
 
 @jax.jit
@@ -76,18 +76,18 @@ def _copied_on_devices(leaves: Leaves) -> Leaves:
 
 def summarize(leaves: Leaves) -> dict[str, Leaf]:
     """What a manifest says of the arrays of `copied`; all processes together, each computing what it has."""
-    split = {path: leaf for path, leaf in leaves.items() if _is_split(leaf)}
-    found = {path: Leaf(describe(leaf), (_crc(leaf),)) for path, leaf in leaves.items() if path not in split}
-    axes = {path: _axis(leaf) for path, leaf in split.items()}
-    mine = {path: _own_crcs(leaf, axes[path]) for path, leaf in split.items()}
+    sharded = {path: leaf for path, leaf in leaves.items() if _is_sharded(leaf)}
+    found = {path: Leaf(describe(leaf), (_crc(leaf),)) for path, leaf in leaves.items() if path not in sharded}
+    axes = {path: _axis(leaf) for path, leaf in sharded.items()}
+    mine = {path: _own_crcs(leaf, axes[path]) for path, leaf in sharded.items()}
     if mine:
         all_crcs = processes.largest_of_all(np.stack(list(mine.values())))
-        for path, crcs in zip(split, all_crcs, strict=True):
-            found[path] = Leaf(describe(split[path]), tuple(map(int, crcs)), axes[path])
+        for path, crcs in zip(sharded, all_crcs, strict=True):
+            found[path] = Leaf(describe(sharded[path]), tuple(map(int, crcs)), axes[path])
     return {path: found[path] for path in leaves}
 
 
-def _is_split(leaf: Any) -> bool:
+def _is_sharded(leaf: Any) -> bool:
     return isinstance(leaf, jax.Array) and not leaf.is_fully_replicated
 
 

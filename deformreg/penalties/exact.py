@@ -111,7 +111,7 @@ def gradient_penalty(
 
     One forward pass and one backward pass to the images give both the penalties and the clean losses. To train, add the
     weighted mean of the penalties to the mean loss. If `loss_fn` does not use batch statistics, an example's penalty
-    does not depend on the batch size or on how a batch is split over devices.
+    does not depend on the batch size or on how a batch is divided over devices.
 
     Args:
         loss_fn: ``images -> losses[n]``, unreduced; called once.

@@ -75,7 +75,7 @@ def test_the_smallest_topology_sends_the_gradients_once():
 
 @pytest.mark.slow
 @NEEDS_LIBTPU
-def test_a_split_state_gathers_the_parameters_and_scatters_the_gradients():
+def test_a_sharded_state_gathers_the_parameters_and_scatters_the_gradients():
     split = compiled(("split", "group", "standard", True))["split"]
     sent = {kind: sum(size for name, size in split["sent"] if name == kind) for kind in COLLECTIVES}
     divided = 4 * 9 * (32 * 64 + 64 * 64 + 64 * 128)

@@ -60,7 +60,7 @@ def test_pmap_and_jit_agree_over_processes(together):
     assert largest_difference(together["pmap", 2, 2], together["jit", 2, 2]) <= 1e-4
 
 
-def test_a_split_state_is_written_in_parts_and_continues_on_other_devices(trainer, tmp_path):
+def test_a_sharded_state_is_written_in_parts_and_continues_on_other_devices(trainer, tmp_path):
     """Fifteen steps on two devices of each of two processes, fifteen on four of one; against thirty on four, whole."""
     run, whole = tmp_path / "run", tmp_path / "whole"
     same = ("--parallel", "jit", "--optimizer.learning-rate", "0.01", "--schedule", "constant", "--model.width", "1.0")

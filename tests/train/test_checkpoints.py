@@ -120,7 +120,7 @@ def placed(tree, devices):
 @pytest.fixture
 def small_splits(monkeypatch):
     """Arrays of the tests' state are split, although they are small."""
-    monkeypatch.setattr(parallel, "SMALLEST_SPLIT", 32)
+    monkeypatch.setattr(parallel, "SMALLEST_SHARDED", 32)
 
 
 def write_one(folder, saved):

@@ -42,12 +42,12 @@ def test_engine_refuses_what_does_not_divide():
         parallel.make_engine("jit", devices=9, batch_size=18)
 
 
-def test_pmap_has_no_split_state():
+def test_pmap_has_no_sharded_state():
     with pytest.raises(ConfigError, match="--shard-state needs --parallel jit"):
         parallel.make_engine("pmap", batch_size=16, shard_state=True)
 
 
-def test_arrays_are_split_along_their_longest_axis_that_divides():
+def test_arrays_are_sharded_along_their_longest_axis_that_divides():
     shapes = {
         (64, 128): (None, "data"),
         (128, 64): ("data",),
@@ -59,14 +59,14 @@ def test_arrays_are_split_along_their_longest_axis_that_divides():
     }
     tree = {shape: jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes}
     mesh = Mesh(np.array(jax.devices()[:8]), (parallel.AXIS,))
-    assert {shape: tuple(sharding.spec) for shape, sharding in parallel.split(tree, mesh).items()} == shapes
+    assert {shape: tuple(sharding.spec) for shape, sharding in parallel.shardings(tree, mesh).items()} == shapes
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["flow-gradient", "standard"])
-def test_a_split_state_takes_the_same_steps(name, monkeypatch):
+def test_a_sharded_state_takes_the_same_steps(name, monkeypatch):
     """Twenty steps with batch statistics, momentum, and averages, on eight devices."""
-    monkeypatch.setattr(parallel, "SMALLEST_SPLIT", 64)
+    monkeypatch.setattr(parallel, "SMALLEST_SHARDED", 64)
     rate = 0.02
     model = create_model("small-cnn", num_classes=4, width=0.5, norm="batch")
     optimizer = Sgd(learning_rate=rate).make(rate)
