@@ -1,7 +1,7 @@
 """The arrays of a state as they are saved: whole, or in the parts that the devices keep, each with its checksum.
 
-An array that every device has whole is copied to the host. Of a sharded one (`train.parallel.shardings`) a process copies
-and checks its own devices' parts only, and Orbax writes them from there, so that no host copies the whole state.
+An array that every device has whole is copied to the host. Of a sharded one (`train.parallel.shardings`) a process
+copies and checks its own devices' parts only, and Orbax writes them from there, so that no host copies the whole state.
 """
 
 from __future__ import annotations
