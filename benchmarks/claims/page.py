@@ -40,6 +40,10 @@ COLORS = {
 }
 
 
+SHOWN_LOSS = 12
+"""Points of clean accuracy: a training that loses more lies outside the plot."""
+
+
 def state(lines: Sequence[Line]) -> str:
     """How much of the grid is computed."""
     wanted = len(grid.cells())
@@ -190,6 +194,7 @@ def curves(lines: Sequence[Line]) -> Figure:
         axes.set_xlabel("clean accuracy in %")
         axes.set_ylabel(f"accuracy in % under flows of {here[0]['seen']['radii'][1]:g} px")
         axes.set_ylim(0, 100)
+        axes.set_xlim(100 * max(verdicts.clean(line) for line in here) - SHOWN_LOSS, 100.5)
 
     return _panels(lines, draw)
 
