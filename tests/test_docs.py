@@ -34,6 +34,14 @@ import jax.numpy as jnp
 images, labels = jnp.ones((2, 4, 4, 1)), jnp.array([0, 1])
 logits_fn = lambda images: images.mean(axis=(1, 2)) * jnp.array([[1.0, 2.0]])
 """,
+    "choose.md": """
+import json
+from pathlib import Path
+for seed, accuracy in enumerate((0.5, 0.75, 1.0)):
+    folder = Path(f"runs/seeds/flow-{seed}")
+    folder.mkdir(parents=True)
+    (folder / "evaluation.json").write_text(json.dumps({"robust_accuracy": accuracy}))
+""",
     "criteria.md": """
 import jax, jax.numpy as jnp
 images, label_maps, key = jnp.ones((2, 4, 4, 1)), jnp.ones((2, 4, 4), int), jax.random.key(0)
