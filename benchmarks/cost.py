@@ -19,6 +19,7 @@ from train.errors import ConfigError, one_line
 from train.methods import AnyMethod, Method
 from train.methods.adversarial import Adversarial, Deformation
 from train.methods.cure import Cure
+from train.methods.displacement import Displacement
 from train.methods.elle import Elle
 from train.methods.fast import NFgsm
 from train.methods.gradient import FlowGradient, FlowGradientDeformation, InputGradient
@@ -47,6 +48,7 @@ METHODS: dict[str, AnyMethod] = {
     "flow-gradient, finite difference": FlowGradient(weight=WEIGHT, rule=FiniteDifference()),
     "flow-gradient, every 4th step": FlowGradient(weight=WEIGHT, every=4),
     "flow-gradient, a quarter of the batch": FlowGradient(weight=WEIGHT, share=0.25),
+    "displacement": Displacement(radius=FLOW),
     "adversarial, 1 step": Adversarial(radius=PIXELS, steps=1),  # from a random start: "fast" adversarial training
     "adversarial, 7 steps": Adversarial(radius=PIXELS, steps=7),
     "adversarial, 10 steps": Adversarial(radius=PIXELS, steps=10),

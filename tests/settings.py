@@ -12,6 +12,7 @@ import numpy as np
 from train.config import Config, Data, Model
 from train.methods.adversarial import Adversarial, Deformation
 from train.methods.cure import Cure
+from train.methods.displacement import Displacement
 from train.methods.elle import Elle
 from train.methods.fast import NFgsm
 from train.methods.gradient import FlowGradient, FlowGradientAdversarial, FlowGradientDeformation, InputGradient
@@ -39,6 +40,7 @@ METHODS = {
     "random start": FlowGradient(random_start=0.1),
     "finite difference": FlowGradient(rule=FiniteDifference()),
     "forward over reverse": FlowGradient(rule=ForwardOverReverse()),
+    "displacement": Displacement(radius=0.2),
     "running statistics": FlowGradient(statistics="running"),
     "every third": FlowGradient(every=3),
     "a quarter": FlowGradient(share=0.25),

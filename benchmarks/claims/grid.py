@@ -14,6 +14,7 @@ from train.config import Config, Data, Model
 from train.data import Augmentation
 from train.methods import AnyMethod
 from train.methods.adversarial import Adversarial, Deformation
+from train.methods.displacement import Displacement
 from train.methods.elle import Elle
 from train.methods.gradient import FlowGradient, FlowGradientAdversarial, FlowGradientDeformation, InputGradient
 from train.methods.greedy import Greedy
@@ -109,6 +110,7 @@ METHODS: dict[str, Callable[[float, Setting], AnyMethod]] = {
     "flow gradient, last third": lambda weight, setting: FlowGradient(weight=weight, first_step=2 * setting.steps // 3),
     "flow gradient, growing": lambda weight, setting: FlowGradient(weight=weight, weight_ramp_steps=setting.steps // 2),
     "flow gradient, finite difference": lambda weight, setting: FlowGradient(weight=weight, rule=FiniteDifference()),
+    "displacement penalty": lambda weight, setting: Displacement(weight=weight, radius=setting.budgets.seen[1]),
     "local linearity": lambda weight, setting: Elle(weight=weight, radius=setting.budgets.seen[1]),
     "pixel adversarial": lambda radius, setting: Adversarial(radius=radius),
     "deformation": lambda radius, setting: Deformation(radius=radius),
@@ -148,6 +150,7 @@ _DIGITS = Setting(
         "flow gradient + deformation": (0.1, 0.2, 0.3),
         "flow gradient, dual norm": (0.05, 0.1, 0.2),
         "random flows": (0.2, 0.4),
+        "displacement penalty": (3.0, 10.0, 15.0),
         "deformation, greedy": (0.1, 0.2, 0.3),
         "deformation, 1 step": (0.1, 0.2, 0.3),
         "TRADES": (1.0, 3.0, 6.0),
@@ -187,6 +190,7 @@ _MNIST = Setting(
         "flow gradient + deformation": (0.125, 0.25, 0.5),
         "flow gradient, dual norm": (0.1, 0.2, 0.4),
         "random flows": (0.5, 1.0),
+        "displacement penalty": (0.3, 1.0, 3.0),
         "deformation, greedy": (0.125, 0.25, 0.5),
         "deformation, 1 step": (0.25, 0.5),
         "TRADES": (1.0, 6.0),

@@ -28,6 +28,7 @@ COLORS = {
     "flow gradient, last third": "#0550ae",
     "flow gradient, growing": "#033d8b",
     "flow gradient, finite difference": "#b6e3ff",
+    "displacement penalty": "#0e8a8a",
     "local linearity": "#bf8700",
     "pixel adversarial": "#cf222e",
     "deformation": "#bc4c00",

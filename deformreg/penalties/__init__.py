@@ -23,6 +23,8 @@ each rule costs, in forward passes (a plain training step costs 3):
   `jax.checkpoint`, whose savings it preserves.
 - `finite_difference_penalty` takes 8: approximate. It takes little more memory than a plain step.
 
+`displacement_penalty` also takes 6: exact in the warp, whose two sides differ at whole pixels.
+
 Three more penalties ask that the loss is close to linear in a ball, so that its gradient bounds it there:
 
 - `local_linearity_penalty` (ELLE) takes 12: the error of interpolation between random points, from forward passes only.
@@ -41,6 +43,7 @@ References:
 """
 
 from deformreg.penalties.curvature import curvature_penalty
+from deformreg.penalties.displacement import displacement_penalty
 from deformreg.penalties.exact import LossFn, Size, gradient_penalty, image_gradients, squared_norm
 from deformreg.penalties.finite_difference import finite_difference_penalty
 from deformreg.penalties.forward_over_reverse import forward_over_reverse_penalty
@@ -54,6 +57,7 @@ __all__ = [
     "Metrics",
     "Size",
     "curvature_penalty",
+    "displacement_penalty",
     "finite_difference_penalty",
     "forward_over_reverse_penalty",
     "gradient_penalties",

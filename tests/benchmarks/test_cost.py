@@ -14,7 +14,7 @@ CASE = Case("small-cnn", batch_size=4, image_size=16, dtype="float32")
 def test_passes_are_the_arithmetic():
     passes = {name: config.make().passes for name, config in cost.METHODS.items()}
     assert passes["standard"] == passes["random flows"] == 3
-    assert passes["flow-gradient"] == 6
+    assert passes["flow-gradient"] == passes["displacement"] == 6
     assert passes["flow-gradient, every 4th step"] == passes["flow-gradient, a quarter of the batch"] == 3.75
     assert passes["deformation, 7 steps"] == passes["adversarial, 7 steps"] == 3 + 7 * 2
     assert passes["flow-gradient + deformation, 7 steps"] == 6 + 7 * 2

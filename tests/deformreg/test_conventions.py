@@ -270,6 +270,7 @@ for family in families:
         options = {"ball": ball, "perturbation": family, "start": "random", "key": key}
         trace(lambda images: d.multi_step(loss_fn, images, num_steps=2, **options), images)
 trace(lambda images: d.image_gradients(loss_fn, images), images)
+trace(lambda images: d.penalties.displacement_penalty(loss_fn, images, 0.5), images)
 trace(lambda images: d.gradient_penalty(lambda x: (loss_fn(x), 1), images, has_aux=True), images)
 limits, law = jnp.array([0.1, 0.2]), d.noise.gaussian(0.1)
 trace(lambda images: d.one_step(loss_fn, images, ball=d.linf(limits), start=law, key=key), images)

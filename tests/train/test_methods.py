@@ -18,6 +18,7 @@ from train.methods import METHODS as KINDS
 from train.methods import Forward, Inputs
 from train.methods.adversarial import Adversarial, Deformation
 from train.methods.cure import Cure
+from train.methods.displacement import Displacement
 from train.methods.elle import Elle
 from train.methods.fast import Fast, NFgsm
 from train.methods.given import Given
@@ -78,6 +79,8 @@ def test_every_kind_makes_a_method_of_its_name():
         (Elle(), 14),
         (Elle(steps=0), 12),
         (Cure(), 12),
+        (Displacement(), 6),
+        (Displacement(statistics="running"), 9),
         (Llr(steps=10), 29),
         (Llr(steps=10, statistics="running"), 32),
     ],
@@ -213,6 +216,8 @@ def test_a_share_of_the_batch_is_penalized_with_the_same_weight():
         (Mart(beta=0.0, radius=1e-9, steps=1), Mart(radius=1e-9, steps=1)),
         (Deformation(radius=0.2, steps=1, radius_ramp_steps=4), Standard()),
         (FlowGradient(weight_ramp_steps=4), Standard()),
+        (Displacement(weight_ramp_steps=4), Standard()),
+        (Displacement(radius=1e-9), Standard()),
     ],
     ids=lambda method: method.name,
 )

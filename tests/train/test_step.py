@@ -57,6 +57,7 @@ COMBINED = (
     "n-fgsm",
     "elle",
     "cure",
+    "displacement",
     "llr",
 )  # of what the others compile already
 

@@ -6,6 +6,7 @@ from typing import get_args
 
 from train.methods.adversarial import Adversarial, Deformation
 from train.methods.cure import Cure
+from train.methods.displacement import Displacement
 from train.methods.elle import Elle
 from train.methods.fast import Fast, NFgsm
 from train.methods.given import Given
@@ -24,6 +25,7 @@ AnyMethod = (
     Standard  #
     | FlowGradient
     | InputGradient
+    | Displacement
     | Adversarial
     | Deformation
     | Greedy
