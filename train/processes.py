@@ -11,8 +11,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from train.errors import ConfigError, NonFiniteLoss, Preempted, one_line
 from train.rendezvous import meet
@@ -22,7 +24,8 @@ PREEMPTED = Preempted.exit_code
 TOGETHER = (0, NonFiniteLoss.exit_code, PREEMPTED)
 """Exit codes with which all processes end at the same step, each waiting for the others."""
 
-_WEEK = 7 * 24 * 3600
+_HOUR = 3600
+_WEEK = 7 * 24 * _HOUR
 
 
 def join(coordinator: str | None, num_processes: int | None, process_id: int | None, seconds: float) -> None:
@@ -57,7 +60,38 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
             f"--distributed: {line} Give --coordinator HOST:PORT, --num-processes and --process-id where no cluster "
             "(SLURM, Open MPI, Kubernetes, TPU) is detected"
         ) from error
-    jax.devices()  # exchanges the devices of all processes now, while all are known to be here
+    with _patient_collectives():
+        jax.devices()  # exchanges the devices of all processes now, while all are known to be here
+        _connect()
+
+
+@contextmanager
+def _patient_collectives() -> Iterator[None]:
+    """Within it, JAX's backend starts, with collectives on CPUs that wait for an hour.
+
+    XLA's own limit of 30 seconds would end a training of which one process compiles or restores longer than another. A
+    process that is lost is noticed without it, by the coordination service.
+    """
+    given = os.environ.get("XLA_FLAGS")
+    if "xla_cpu_collective_timeout_seconds" not in (given or ""):
+        os.environ["XLA_FLAGS"] = f"--xla_cpu_collective_timeout_seconds={_HOUR} {given or ''}"
+    try:
+        yield
+    finally:
+        if given is None:
+            os.environ.pop("XLA_FLAGS", None)
+        else:
+            os.environ["XLA_FLAGS"] = given
+
+
+def _connect() -> None:
+    """Computes something over all processes, and over all devices: what connects them has a limit of its own."""
+    barrier("joined")
+    mesh = jax.make_mesh((jax.device_count(),), ("all",), axis_types=(AxisType.Auto,))
+    ones = jax.make_array_from_callback(
+        (jax.device_count(),), NamedSharding(mesh, PartitionSpec("all")), lambda index: np.ones(1)
+    )
+    jax.block_until_ready(jax.jit(jnp.sum, out_shardings=NamedSharding(mesh, PartitionSpec()))(ones))
 
 
 def _from_environment(name: str) -> int | None:

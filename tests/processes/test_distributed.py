@@ -9,6 +9,7 @@ import pytest
 from training import (
     assert_same_to_the_bit,
     children_of,
+    free_address,
     largest_difference,
     last_step,
     launch,
@@ -18,6 +19,25 @@ from training import (
 )
 
 KINDS = ("pmap", "jit")
+
+
+LATE = """
+import sys, time
+import numpy as np
+from train import processes
+processes.join(sys.argv[1], 2, int(sys.argv[2]), 60.0)
+if not processes.is_lead(): time.sleep(33)
+print(processes.from_lead(7 + processes.is_lead()))
+print(processes.from_all(int(sys.argv[2])), processes.largest_of_all(np.array([int(sys.argv[2]), 0])))
+"""
+
+
+def test_processes_wait_for_one_that_is_late(trainer):
+    """On CPUs, a first computation over all processes that one begins 30 seconds late fails."""
+    address = free_address()
+    started = [trainer.start([address, str(index)], program=("-c", LATE)) for index in (0, 1)]
+    outputs = [process.communicate(timeout=300) for process in started]
+    assert [out.splitlines()[-2:] for out, _ in outputs] == [["8", "[0, 1] [1 0]"]] * 2, outputs
 
 
 @pytest.fixture(scope="module")

@@ -73,12 +73,16 @@ def launch(arguments: list[str], processes: int = 2, devices: int = 1) -> list[s
     return ["launch", "--processes", str(processes), "--devices-per-process", str(devices), *arguments]
 
 
-def start_two(trainer: Trainer, arguments: list[str], devices: int = 1, **options) -> list[subprocess.Popen[str]]:
-    """Starts a command in two processes without the launcher, so that each can get signals of its own."""
+def free_address() -> str:
+    """Where process 0 of several can listen."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{listener.getsockname()[1]}"
-    joined = [*arguments, "--distributed", "--coordinator", address, "--num-processes", "2", "--process-id"]
+        return f"127.0.0.1:{listener.getsockname()[1]}"
+
+
+def start_two(trainer: Trainer, arguments: list[str], devices: int = 1, **options) -> list[subprocess.Popen[str]]:
+    """Starts a command in two processes without the launcher, so that each can get signals of its own."""
+    joined = [*arguments, "--distributed", "--coordinator", free_address(), "--num-processes", "2", "--process-id"]
     return [trainer.start([*joined, str(index)], devices=devices, **options) for index in (0, 1)]
 
 
