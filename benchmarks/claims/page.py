@@ -126,7 +126,7 @@ def gains(lines: Sequence[Line]) -> str:
     """What robustness costs: each method's gain over the standard network at matched clean accuracy, against its cost.
 
     The gain counts under flows; its share is that of exact flow gradient regularization's and of the deformation
-    training's gain.
+    training's gain. Only the same seeds are compared.
     """
     titles = ["setting", "method", "strength", "cost in standard steps", "gain in points"]
     titles += [f"share of {method}'s gain" for method in _COMPARED]
@@ -135,7 +135,7 @@ def gains(lines: Sequence[Line]) -> str:
         found = {name: one for name, one in verdicts.chosen(lines, setting).items() if one.matched}
         if "standard" not in found:
             continue
-        over = {name: one.mean(verdicts.seen) - found["standard"].mean(verdicts.seen) for name, one in found.items()}
+        standard = found["standard"]
         ordered = sorted(found.values(), key=lambda one: float(one.lines[0]["passes"]))
         rows += [
             [
@@ -143,8 +143,8 @@ def gains(lines: Sequence[Line]) -> str:
                 one.method,
                 "" if one.method == "standard" else f"{one.strength:g}",
                 f"{one.lines[0]['passes'] / 3:.2f}",
-                f"{100 * over[one.method]:.1f}",
-                *(_share(over[one.method], over.get(method, 0.0)) for method in _COMPARED),
+                f"{100 * _gain(one, standard):.1f}",
+                *(_share(one, standard, found.get(method)) for method in _COMPARED),
             ]
             for one in ordered
         ]
@@ -154,8 +154,15 @@ def gains(lines: Sequence[Line]) -> str:
 _COMPARED = ("flow gradient", "deformation")
 
 
-def _share(part: float, whole: float) -> str:
-    return f"{100 * part / whole:.0f} %" if whole > 0 else ""
+def _gain(one: verdicts.Chosen, standard: verdicts.Chosen, *others: verdicts.Chosen) -> float:
+    """The robust accuracy above the standard network's, for the seeds that these and the others have."""
+    ours, theirs = one.of_seeds_of(standard, *others), standard.of_seeds_of(one, *others)
+    return ours.mean(verdicts.seen) - theirs.mean(verdicts.seen)
+
+
+def _share(one: verdicts.Chosen, standard: verdicts.Chosen, whole: verdicts.Chosen | None) -> str:
+    gained = 0.0 if whole is None else _gain(whole, standard, one)
+    return f"{100 * _gain(one, standard, whole) / gained:.0f} %" if whole is not None and gained > 0 else ""
 
 
 def _range(accuracies: Sequence[float]) -> str:

@@ -44,6 +44,12 @@ class Chosen(NamedTuple):
         """A measure's mean over the seeds."""
         return fmean(measure(line) for line in self.lines)
 
+    def of_seeds_of(self, *others: Chosen) -> Chosen:
+        """The same for the seeds that all of the others have as well; its own if there is none."""
+        shared = set.intersection(*({line["seed"] for line in one.lines} for one in (self, *others)))
+        lines = tuple(line for line in self.lines if line["seed"] in shared)
+        return self._replace(lines=lines or self.lines)
+
 
 class Comparison(NamedTuple):
     """Two methods in one setting.

@@ -217,6 +217,18 @@ def test_gains_are_shares_of_the_penaltys_and_of_the_deformation_trainings():
     assert "| `digits` | standard |  | 1.00 | 0.0 | 0 % | 0 % |" in table
 
 
+def test_gains_compare_the_same_seeds():
+    """A method that has the first seed only, beside a standard network whose second seed is 20 points better."""
+    first = [one for one in made(seed=0) if one["method"] in ("standard", "flow gradient", "deformation")]
+    second = [one | {"seed": 1} for one in first if one["method"] != "flow gradient"]
+    for one in second:
+        middle = one["seen"]["accuracies"]
+        one["seen"] = one["seen"] | {"accuracies": [middle[0], middle[1] + 0.2, middle[2]]}
+    alone, both = (page.gains(some).splitlines() for some in (first, first + second))
+    assert [row for row in both if "flow gradient" in row] == [row for row in alone if "flow gradient" in row]
+    assert [row for row in both if "deformation |" in row] == [row for row in alone if "deformation |" in row]
+
+
 def test_the_page_is_written_from_the_lines(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(lines, "current", lambda found, cells: found)
     for one in made() + made(setting="mnist", seed=0):
