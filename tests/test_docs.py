@@ -14,6 +14,7 @@ import tyro
 
 from train import options
 from train.commands import COMMANDS, certify, evaluate, export, fit, verify
+from train.methods import METHODS
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
@@ -76,6 +77,12 @@ def test_links_between_files_lead_somewhere(page):
             headings = re.findall(r"^#+ (.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
             names = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
             assert anchor in names, f"{target}#{anchor}"
+
+
+def test_the_page_of_the_methods_has_their_passes():
+    text = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    stated = dict(re.findall(r"^\| `([^`]+)` \|.*\| ([\d.]+) \|$", text, re.MULTILINE))
+    assert stated == {name: f"{kind().make().passes:g}" for name, kind in METHODS.items() if name != "given"}
 
 
 COMMAND = re.compile(r"python -m train (\w+)((?:[^\n|&;\"#\\]|\\\n|\"[^\"\n]*\")*)")

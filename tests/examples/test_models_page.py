@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import deformreg
+
 PAGE = (Path(__file__).parents[2] / "docs" / "models.md").read_text(encoding="utf-8")
 BLOCKS = [block.split("```")[0] for block in PAGE.split("```python\n")[1:]]
 IMAGES = np.random.default_rng(0).random((4, 16, 16, 3)).astype(np.float32)
@@ -95,7 +97,24 @@ MODELS = {make.__name__: make for make in (linen, nnx, equinox, haiku, timm, tra
 
 
 def test_every_example_is_run():
-    assert {block.split("\n")[0] for block in BLOCKS[1:]} == {f"# {name}" for name in MODELS}
+    assert {block.split("\n")[0] for block in BLOCKS[1:]} == {f"# {name}" for name in [*MODELS, "torch penalty"]}
+
+
+@pytest.mark.slow
+def test_the_penalty_in_pytorch_is_the_librarys():
+    torch = pytest.importorskip("torch")
+    names = {"torch": torch}
+    exec(next(block for block in BLOCKS if block.startswith("# torch penalty\n")), names)
+    kernel = np.random.default_rng(1).normal(size=(3 * 16 * 16, 5)).astype(np.float32) / 10
+    images = torch.from_numpy(IMAGES.transpose(0, 3, 1, 2).copy())
+    found = names["flow_penalties"](lambda x: x.flatten(1) @ torch.from_numpy(kernel), images, torch.from_numpy(LABELS))
+
+    def loss_fn(images):
+        return deformreg.cross_entropy(images.transpose(0, 3, 1, 2).reshape(len(images), -1) @ kernel, LABELS)
+
+    expected = deformreg.gradient_penalty(loss_fn, jnp.asarray(IMAGES))
+    for ours, theirs in zip(expected, found, strict=True):
+        np.testing.assert_allclose(theirs.detach().numpy(), ours, rtol=1e-4)
 
 
 @pytest.mark.slow
