@@ -12,12 +12,17 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import jax
 from tqdm import tqdm
 
 from benchmarks.claims import cell, grid, lines
 from benchmarks.rows import check_writable
 from train.errors import ConfigError
 from train.options import to_json
+
+FORGET = 20
+"""After so many cells the compiled programs are dropped: JAX keeps those of every `pmap` that it has seen, and after some
+eighty trainings Linux refuses the process another memory map."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +56,9 @@ def run(options: Options) -> str:
     if options.names:
         return "\n".join(f"{'missing' if one in missing else 'done   '}  {one.name}" for one in chosen)
     check_writable(options.lines)
-    for one in tqdm(missing, desc="cells", disable=not sys.stderr.isatty()):
+    for number, one in enumerate(tqdm(missing, desc="cells", disable=not sys.stderr.isatty())):
+        if number % FORGET == FORGET - 1:
+            jax.clear_caches()
         line = cell.compute(
             one, options.runs / one.name / _digest(one), data_dir=options.data_dir, known=known[one.name]
         )
