@@ -21,8 +21,8 @@ from train.errors import ConfigError
 from train.options import to_json
 
 FORGET = 20
-"""After so many cells the compiled programs are dropped: JAX keeps those of every `pmap` that it has seen, and after some
-eighty trainings Linux refuses the process another memory map."""
+"""After so many cells the compiled programs are dropped: JAX keeps those of every `pmap` that it has seen, and after
+some eighty trainings Linux refuses the process another memory map."""
 
 
 @dataclass(frozen=True, kw_only=True)
