@@ -29,14 +29,12 @@ from jaxtyping import Array, Float
 
 from deformreg import _checks
 from deformreg._arrays import aligned, draw_leaves, scaled
-from deformreg._displacements import best_displacements, over_displacements
+from deformreg._displacements import check_box, over_displacements, wide
 from deformreg._families import check_layout, family_or_flow, identity
-from deformreg.balls import Ball
+from deformreg.balls import Ball, linf
 from deformreg.penalties import LossFn, image_gradients, squared_norm
 from deformreg.perturbations import Params, Perturbation, flow, pull_back
 from deformreg.warping import Boundary
-
-_BOXES = ("linf", "pixelwise_l2")  # balls that bound every component of every pixel's displacement
 
 
 class FlowBounds(NamedTuple):
@@ -67,15 +65,15 @@ def reachable_change(
 
     Args:
         images: any range.
-        radius: in pixels, a number.
+        radius: in pixels, one number.
         boundary: what lies outside the image, see `deformreg.warp`.
 
     Returns:
         Changes of at least 0, in the images' unit.
 
     Raises:
-        TypeError: integer images.
-        ValueError: the radius is negative or infinite, or `boundary` is unknown.
+        TypeError: integer images, or a radius that is not a number.
+        ValueError: the radius is an array, negative or infinite, or `boundary` is unknown.
 
     Example:
         >>> import jax.numpy as jnp
@@ -84,13 +82,13 @@ def reachable_change(
     """
     images = _checks.images(images)
     _checks.choice("boundary", boundary, get_args(Boundary))
-    _checks.non_negative("radius", radius)
+    _checks.radius("radius", radius)
 
     def visit(largest: Array, displaced: Array, offset: Array) -> Array:
         del offset
         return jnp.maximum(largest, jnp.abs(displaced - images))
 
-    return over_displacements(images, radius, boundary, visit, jnp.zeros_like(images))
+    return over_displacements(images, linf(radius), boundary, visit, jnp.zeros_like(images))
 
 
 def flow_bounds(
@@ -101,7 +99,7 @@ def flow_bounds(
     Args:
         loss_fn: ``images -> losses[n]``, unreduced; called once.
         images: any range.
-        ball: `deformreg.linf` or `deformreg.pixelwise_l2`, with a number as radius in pixels. For the latter, all but
+        ball: `deformreg.linf` or `deformreg.pixelwise_l2`, its radius one number of pixels. For the latter, all but
             `flow` are the bounds of the cube around it.
         boundary: what lies outside the image, see `deformreg.warp`.
 
@@ -109,8 +107,8 @@ def flow_bounds(
         The bounds; the difference of `losses` between attacked and clean images compares with them.
 
     Raises:
-        TypeError: integer images, a radius that is not a number, or a `loss_fn` that does not return floating losses.
-        ValueError: another ball, or images of another rank.
+        TypeError: integer images, or a `loss_fn` that does not return floating losses.
+        ValueError: another ball, an array of radii, or images of another rank.
 
     Example:
         >>> import jax.numpy as jnp
@@ -121,24 +119,28 @@ def flow_bounds(
         ([0.5], [0.5], [1.0])
     """
     images = _checks.images(images)
-    _checks.instance("ball", ball, Ball, "deformreg.linf(0.5)")
-    if ball.name not in _BOXES:
-        raise ValueError(f"ball must be linf or pixelwise_l2, got {ball.name}: use its support as a penalty's size")
-    if not isinstance(ball.radius, (int, float)):
-        raise TypeError(f"the ball's radius must be a number of pixels, got {_checks.described(ball.radius)}")
+    ball = check_box(ball)
     family = flow(boundary=boundary)
     check_layout(family, images.shape)
     gradients, losses = image_gradients(loss_fn, images)
-    change = reachable_change(images, ball.radius, boundary=boundary)
-    gains, _ = best_displacements(images, images, gradients, ball.radius, boundary)
+    values, slopes = wide(images), wide(gradients)
+
+    def visit(largest: tuple[Array, Array], displaced: Array, offset: Array) -> tuple[Array, Array]:
+        del offset
+        difference = wide(displaced) - values
+        gains = jnp.sum(slopes * difference, axis=-1)
+        return jnp.maximum(largest[0], jnp.abs(difference)), jnp.maximum(largest[1], gains)
+
+    nothing = jnp.zeros_like(values), jnp.zeros_like(values[..., 0])
+    change, gains = over_displacements(images, linf(ball.radius), boundary, visit, nothing)
     axes = tuple(range(1, images.ndim))
-    sizes = jnp.abs(gradients)
+    sizes = jnp.abs(slopes)
     return FlowBounds(
         losses=losses,
         flow=ball.support(pull_back(family, gradients, images)),
         displacement=jnp.sum(gains, axis=axes[:-1]),
         pixels=jnp.sum(sizes * change, axis=axes),
-        euclidean=jnp.sqrt(squared_norm(gradients) * squared_norm(change)),
+        euclidean=jnp.sqrt(squared_norm(slopes) * squared_norm(change)),
         largest=jnp.sum(sizes, axis=axes) * jnp.max(change, axis=axes),
     )
 

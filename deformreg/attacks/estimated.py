@@ -27,6 +27,7 @@ from deformreg.attacks.search import (
     check_choices,
     finite_or_zero,
     fresh,
+    random_signs,
     record,
     sample_rows,
     step_keys,
@@ -95,7 +96,7 @@ def spsa(
         Uesato et al., ICML 2018, see the module.
     """
 
-    rule = Rule(jax.random.rademacher, lambda zeros, count: (zeros, zeros, jnp.zeros(count)), _adam)
+    rule = Rule(random_signs, lambda zeros, count: (zeros, zeros, jnp.zeros(count)), _adam)
     return _estimated(
         name or f"spsa-{num_steps}", rule, ball, num_steps, num_samples, probe, step_size, perturbation, loss, keep
     )

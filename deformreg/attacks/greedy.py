@@ -13,7 +13,6 @@ References:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -24,7 +23,7 @@ from jaxtyping import Array, Float
 
 from deformreg import _checks
 from deformreg._arrays import choose
-from deformreg._displacements import best_displacements
+from deformreg._displacements import best_displacements, check_box
 from deformreg._families import check_layout, identity
 from deformreg.attacks.attack import Attack, Examples, LogitsFn, Search
 from deformreg.attacks.gradient import Perturbed
@@ -32,11 +31,11 @@ from deformreg.attacks.search import (
     Keep,
     Loss,
     budget_of,
-    check_ball,
     check_choices,
     differentiate_pixels,
     finite_or_zero,
     fresh,
+    random_signs,
     record,
     started_anew,
     step_keys,
@@ -46,7 +45,6 @@ from deformreg.balls import Ball
 from deformreg.perturbations import Perturbation, flow
 from deformreg.warping import Boundary
 
-BOXES = ("linf", "pixelwise_l2")
 GROWTH, DECAY = 1.2, 0.6  # of the share of pixels that follow, after a rise and after a failure
 
 
@@ -61,13 +59,13 @@ def greedy(
 ) -> Attack:
     """Gives pixels the displacements that raise the loss most, the pixels with the largest gains first.
 
-    A step moves a share of the pixels, all at first. If the loss falls, the search returns to its best point and moves
-    fewer. Where no pixel is left to move, it starts again from random displacements of full size.
+    A step moves a share of the pixels, all at first. If the loss does not rise, the search returns to its best point
+    and moves fewer. Where no pixel is left to move, it starts again from random displacements of full size.
 
     Args:
-        ball: `deformreg.linf` or `deformreg.pixelwise_l2`, its radius one number of pixels. In the latter, the
-            displacements that are best in the cube around it are shortened.
-        num_steps: forward and backward passes per example, at least 1.
+        ball: `deformreg.linf` or `deformreg.pixelwise_l2`, its radius one number of pixels. In the latter, the extreme
+            displacements of the cube around it are shortened to the radius before they are compared.
+        num_steps: forward and backward passes per example, at least 1; the first one sees the image itself.
         boundary: what lies outside the image, see `deformreg.warp`.
         loss: see `deformreg.attacks.pgd`.
         keep: see `deformreg.attacks.pgd`; ``"last"`` is refused.
@@ -78,8 +76,8 @@ def greedy(
         are extreme displacements, 9 for a radius of at most one pixel, on each.
 
     Raises:
-        TypeError: `num_steps` is not an integer, or the radius is not a number.
-        ValueError: a number out of range, another ball, or an unknown `loss` or `keep`.
+        TypeError: `num_steps` is not an integer.
+        ValueError: a number out of range, another ball, an array of radii, or an unknown `boundary`, `loss` or `keep`.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -89,7 +87,7 @@ def greedy(
         >>> greedy(ball=linf(0.5)).run(edge, ramp, jnp.array([0]), jax.random.key(0)).model_calls.tolist()
         [2]
     """
-    ball = _box(ball)
+    ball = check_box(ball)
     num_steps = _checks.count("num_steps", num_steps)
     check_choices(loss, keep, ("any", "best"))
     plan = _Plan(flow(boundary=boundary), ball, num_steps, boundary, loss, keep)
@@ -116,6 +114,7 @@ def greedy_step(
 ) -> Perturbed:
     """Gives every pixel the displacement that raises its example's loss most: the first step of `greedy`, for training.
 
+    "Most" is to first order in the loss and exact in the warp; where nothing can be gained, a pixel stays.
     It takes one forward and one backward pass, and a forward pass for the losses that it returns; `jit` leaves that out
     if you do not use them.
 
@@ -129,8 +128,9 @@ def greedy_step(
         The perturbed images, their flow, and their losses; gradients are stopped.
 
     Raises:
-        TypeError: integer images, or a radius that is not a number.
-        ValueError: another ball, or a `loss_fn` that does not return one loss per example.
+        TypeError: integer images.
+        ValueError: another ball, an array of radii, an unknown `boundary`, or a `loss_fn` that does not return one loss
+            per example.
 
     Example:
         >>> import jax.numpy as jnp
@@ -141,7 +141,7 @@ def greedy_step(
         ([0.0, -0.5], 0.75)
     """
     images = jax.lax.stop_gradient(_checks.images(images))
-    ball = _box(ball)
+    ball = check_box(ball)
     family = flow(boundary=boundary)
     check_layout(family, images.shape)
     _checks.function("loss_fn", loss_fn)
@@ -149,19 +149,10 @@ def greedy_step(
     def losses(images: Array) -> Array:
         return _checks.per_example(_checks.called("loss_fn", loss_fn, images), images.shape[0])
 
-    gradients = finite_or_zero(jax.grad(lambda images: jnp.sum(losses(images)))(images))
-    _, offsets = best_displacements(images, images, gradients, ball.radius, boundary)
-    params = jax.lax.stop_gradient(ball.project(offsets))
+    gradients = finite_or_zero(jax.lax.stop_gradient(jax.grad(lambda images: jnp.sum(losses(images)))(images)))
+    _, params = best_displacements(images, images, gradients, ball, boundary)
     moved = family.apply(params, images)
     return Perturbed(moved, params, jax.lax.stop_gradient(losses(moved)))
-
-
-def _box(ball: Ball) -> Ball:
-    """The ball, if its only number bounds every pixel's displacement."""
-    ball = check_ball(ball, arrays=False)
-    if ball.name not in BOXES:
-        raise ValueError(f"ball must bound every pixel, linf or pixelwise_l2, got {ball.name}")
-    return ball
 
 
 class _Plan(NamedTuple):
@@ -201,37 +192,45 @@ def _step(plan: _Plan, logits_fn: LogitsFn, examples: Examples, search: Search) 
     values = plan.family.apply(params, images)
     tried = differentiate_pixels(logits_fn, plan.family, plan.loss, examples, params, values)
     search = record(search, tried.losses, tried.broken, keep=plan.keep)
-    gains, offsets = best_displacements(images, values, tried.gradient, plan.ball.radius, plan.boundary)
+    gains, offsets = best_displacements(images, values, tried.gradient, plan.ball, plan.boundary)
     memory = look_back(search.memory, params, tried.losses, offsets, gains)
-    moved = jnp.where(best_pixels(memory.gains, memory.share)[..., None], memory.offsets, memory.best)
-    over = memory.share * math.prod(gains.shape[1:]) < 1
-    moved = started_anew(over, lambda: _corners(plan.ball, step_keys(examples, search.calls), moved), moved)
+    chosen = best_pixels(jnp.where(jnp.any(memory.offsets != memory.best, axis=-1), memory.gains, 0), memory.share)
+    over = ~jnp.any(chosen, axis=tuple(range(1, chosen.ndim)))
+    moved = jnp.where(chosen[..., None], memory.offsets, memory.best)
     return search._replace(
-        params=plan.ball.project(moved),
+        params=started_anew(over, lambda: _corners(plan.ball, step_keys(examples, search.calls), moved), moved),
         memory=memory._replace(loss=jnp.where(over, -jnp.inf, memory.loss), share=jnp.where(over, 1.0, memory.share)),
         done=search.done | (search.calls >= plan.num_steps),
     )
 
 
 def _corners(ball: Ball, keys: Array, like: Array) -> Array:
-    """For each key random displacements of full size along every axis."""
-    signs = jax.vmap(lambda key: jax.random.rademacher(key, like.shape[1:], like.dtype))(keys)
-    return signs * jnp.asarray(ball.radius, like.dtype)
+    """For each key random displacements along the diagonals, of full size."""
+    signs = jax.vmap(lambda key: random_signs(key, like.shape[1:], like.dtype))(keys)
+    corners: Array = ball.project(signs * jnp.asarray(ball.radius, like.dtype))
+    return corners
 
 
 def look_back(memory: Memory, params: Array, losses: Array, offsets: Array, gains: Array) -> Memory:
     """The better of the old and the new point, and the share of pixels to move from there."""
+    losses = losses.astype(memory.loss.dtype)
     better = losses > memory.loss
     share = jnp.where(better, jnp.minimum(memory.share * GROWTH, 1), memory.share * DECAY)
-    new = Memory(params, losses.astype(memory.loss.dtype), offsets, gains, share)
+    new = Memory(params, losses, offsets, gains, share)
     kept: Memory = choose(better, new, memory)
     return kept._replace(share=share)
 
 
 def best_pixels(gains: Array, share: Array) -> Array:
-    """bool[n, *space]: the pixels that move, those with the largest gains, if these are positive."""
+    """bool[n, *space]: the pixels that move: this share of all, rounded down, those with the largest positive gains.
+
+    Of pixels with the same gain, the first ones move.
+    """
     flat = gains.reshape(len(gains), -1)
-    count = jnp.clip((share * flat.shape[1]).astype(jnp.int32), 1, flat.shape[1])
-    least = jnp.take_along_axis(jnp.sort(flat, axis=1), flat.shape[1] - count[:, None], axis=1)
-    chosen: Array = ((flat >= least) & (flat > 0)).reshape(gains.shape)
-    return chosen
+    count = jnp.clip((share * flat.shape[1]).astype(jnp.int32), 0, flat.shape[1])[:, None]
+    at = jnp.clip(flat.shape[1] - count, 0, flat.shape[1] - 1)
+    least = jnp.take_along_axis(jnp.sort(flat, axis=1), at, axis=1)
+    above, level = flat > least, flat == least
+    room = count - jnp.sum(above, axis=1, keepdims=True, dtype=jnp.int32)
+    chosen = above | (level & (jnp.cumsum(level, axis=1, dtype=jnp.int32) <= room))
+    return jnp.reshape(chosen & (flat > 0), gains.shape)

@@ -100,6 +100,11 @@ def step_keys(examples: Examples, number: Array) -> Array:
     return jax.vmap(jax.random.fold_in)(examples.keys, aligned(number, examples.keys))
 
 
+def random_signs(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
+    """1 or -1, equally likely; unlike those of `jax.random.rademacher` the same with `jax_enable_x64`."""
+    return jnp.where(jax.random.bernoulli(key, jnp.float32(0.5), shape), 1, -1).astype(dtype)
+
+
 def sample_rows(draw: Callable[[Array, Params], Params], keys: Array, params: Params) -> Params:
     """Draws each row from its own key, as a batch of one."""
 

@@ -26,6 +26,7 @@ from deformreg.attacks.search import (
     check_ball,
     check_choices,
     fresh,
+    random_signs,
     record,
     step_keys,
     try_out,
@@ -129,7 +130,7 @@ def _begin(plan: _Plan, examples: Examples) -> Search:
     *others, width, channels = zeros.shape[1:]
 
     def stripes(key: Array) -> Array:
-        return jax.random.rademacher(key, (*(1 for _ in others), width, channels), zeros.dtype)
+        return random_signs(key, (*(1 for _ in others), width, channels), zeros.dtype)
 
     start = zeros + plan.ball.radius * jax.vmap(stripes)(examples.keys)
     return fresh(examples, plan.family.constrain(plan.ball.project(start), examples.images))
@@ -156,5 +157,5 @@ def _propose(ball: Ball, key: Array, kept: Array, side: Array) -> Array:
     offsets = [jnp.arange(size) - start for size, start in zip(sizes, jnp.floor(corner).astype(jnp.int32), strict=True)]
     along = [(offset >= 0) & (offset < side) for offset in offsets]
     inside = reduce(jnp.logical_and, jnp.meshgrid(*along, indexing="ij"))[..., None]
-    signs = jax.random.rademacher(sign_key, (*(1 for _ in sizes), channels), kept.dtype)
+    signs = random_signs(sign_key, (*(1 for _ in sizes), channels), kept.dtype)
     return kept + jnp.where(inside, 2 * jnp.asarray(ball.radius, kept.dtype) * signs, 0)

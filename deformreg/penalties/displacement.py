@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 from deformreg import _checks
 from deformreg._displacements import best_displacements
 from deformreg._families import check_layout
+from deformreg.balls import linf
 from deformreg.penalties.exact import LossFn, image_gradients
 from deformreg.perturbations import flow
 from deformreg.warping import Boundary
@@ -70,6 +71,6 @@ def displacement_penalty(
     _checks.radius("radius", radius)
     gradients, result = image_gradients(loss_fn, images, has_aux=has_aux)
     known = jax.lax.stop_gradient((images, gradients))
-    _, offsets = best_displacements(known[0], known[0], known[1], radius, boundary)
+    _, offsets = best_displacements(known[0], known[0], known[1], linf(radius), boundary)
     change = flow(boundary=boundary).apply(offsets, images) - images
     return jnp.sum(gradients * change, axis=tuple(range(1, images.ndim))) ** 2, result

@@ -50,6 +50,71 @@ def test_the_displacement_bound_of_a_linear_loss_is_the_largest_increase():
     np.testing.assert_allclose(found.displacement, jnp.max(gains, axis=0).sum(axis=(1, 2)), rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("shape", "boundary", "radius"),
+    [
+        ((3, 7, 2), "reflect", 1.6),
+        ((2, 4, 5, 1), "zeros", 1.6),
+        ((2, 4, 5, 1), "edge", 0.0),
+        ((2, 3, 4, 3, 1), "edge", 1.0),
+        ((2, 1, 1, 1), "zeros", 0.4),
+        ((2, 1, 4, 1), "reflect", 2.3),
+    ],
+)
+def test_bounds_are_the_largest_over_a_grid_for_every_rank_and_boundary(shape, boundary, radius):
+    rng = np.random.default_rng(0)
+    images, weights = (jnp.asarray(rng.normal(size=shape), jnp.float32) for _ in range(2))
+    rank = len(shape) - 2
+    axes = tuple(range(1, rank + 2))
+    steps = np.unique([*np.linspace(-radius, radius, 5), *np.arange(-int(radius), int(radius) + 1)])
+    offsets = jnp.array(list(itertools.product(steps, repeat=rank)), jnp.float32)
+    displaced = jax.lax.map(
+        lambda offset: warp(images, jnp.broadcast_to(offset, (*shape[:-1], rank)), boundary=boundary), offsets
+    )
+    found = bounds.flow_bounds(lambda x: jnp.sum(weights * x, axis=axes), images, linf(radius), boundary=boundary)
+    gains = jnp.max(jnp.sum(weights * (displaced - images), axis=-1), axis=0)
+    np.testing.assert_allclose(found.displacement, jnp.sum(gains, axis=axes[:-1]), rtol=1e-5, atol=1e-6)
+    change = bounds.reachable_change(images, radius, boundary=boundary)
+    np.testing.assert_allclose(change, jnp.max(jnp.abs(displaced - images), axis=0), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found.pixels, jnp.sum(jnp.abs(weights) * change, axis=axes), rtol=1e-5)
+    assert (found.displacement >= 0).all()
+
+
+def test_a_gradient_that_is_not_a_number_has_no_bound():
+    factors = jnp.array([1.0, jnp.nan, 1.0])
+    found = bounds.flow_bounds(lambda images: factors * linear(images), IMAGES, linf(0.5))
+    for name, bound in found._asdict().items():
+        assert np.isnan(bound).tolist() == [False, True, False], name
+
+
+@pytest.mark.usefixtures("float64")
+def test_a_large_constant_does_not_hide_what_a_displacement_does():
+    images = jnp.asarray(IMAGES, jnp.float64)
+    plain, shifted = (bounds.flow_bounds(linear, images + offset, linf(0.5)).displacement for offset in (0.0, 1e6))
+    np.testing.assert_allclose(shifted, plain, rtol=1e-6)
+
+
+def test_bounds_of_sixteen_bit_images_are_sums_in_float32():
+    rounded = IMAGES.astype(jnp.bfloat16)
+    found = bounds.flow_bounds(linear, rounded, linf(0.3))
+    expected = bounds.flow_bounds(linear, rounded.astype(jnp.float32), linf(0.3))
+    for name, bound in found._asdict().items():
+        assert bound.dtype == jnp.float32, name
+        np.testing.assert_allclose(bound, getattr(expected, name), rtol=0.02, err_msg=name)
+
+
+def test_the_radius_may_be_an_array_or_traced():
+    expected = bounds.flow_bounds(linear, IMAGES, linf(1.2))
+    for found in (
+        bounds.flow_bounds(linear, IMAGES, linf(np.float32(1.2))),
+        jax.jit(lambda radius: bounds.flow_bounds(linear, IMAGES, linf(radius)))(1.2),
+        jax.tree.map(lambda leaf: leaf[1], jax.vmap(lambda radius: bounds.flow_bounds(linear, IMAGES, linf(radius)))(
+            jnp.array([0.3, 1.2, 2.5])
+        )),
+    ):  # fmt: skip
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), found, expected)
+
+
 def test_black_borders_are_reached():
     ones = jnp.ones((1, 1, 3, 1))
     assert bounds.reachable_change(ones, 0.5, boundary="zeros").ravel().tolist() == [0.75, 0.5, 0.75]
@@ -110,8 +175,8 @@ def test_a_linear_loss_has_no_curvature():
 @pytest.mark.parametrize(
     ("ball", "error", "words"),
     [
-        (l2(0.5), ValueError, "ball must be linf or pixelwise_l2, got l2"),
-        (linf(jnp.array([0.5, 0.1])), TypeError, "radius must be a number of pixels"),
+        (l2(0.5), ValueError, "ball must bound every pixel, linf or pixelwise_l2, got l2"),
+        (linf(jnp.array([0.5, 0.1])), ValueError, "the ball's radius must be one number"),
         (0.5, TypeError, "ball"),
     ],
 )

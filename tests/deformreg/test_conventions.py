@@ -95,9 +95,9 @@ def test_classes_document_their_attributes(name):
 
 # The modules of the library in the order of their imports: each imports only from those before it.
 ROOMS = [
-    "_checks", "_arrays", "_programs", "interop", "_interpolation", "warping", "_displacements", "fields",
-    "perturbations", "_families", "balls", "noise", "losses", "label_maps", "criteria", "attacks", "penalties",
-    "testing", "bounds", "statistics", "evaluation", "certification", "released",
+    "_checks", "_arrays", "_programs", "interop", "_interpolation", "warping", "fields",
+    "perturbations", "_families", "balls", "_displacements", "noise", "losses", "label_maps", "criteria", "attacks",
+    "penalties", "testing", "bounds", "statistics", "evaluation", "certification", "released",
 ]  # fmt: skip
 # The other packages that each package may import.
 PACKAGES = {

@@ -30,6 +30,7 @@ ATTACKS = {
     "apgd": attacks.apgd(ball=BALL, num_steps=8),
     "apgd-targets": attacks.apgd(ball=BALL, num_steps=4, loss="dlr", num_targets=2, restarts=2),
     "greedy": attacks.greedy(ball=BALL, num_steps=8),
+    "greedy-pixelwise": attacks.greedy(ball=balls.pixelwise_l2(RADIUS), num_steps=12, keep="best"),
     "random": attacks.random_fields(ball=BALL, num_fields=5),
     "square": attacks.square(ball=BALL, num_queries=12),
     "grid": attacks.rotation_translation(grid=(3, 2, 2), max_component=RADIUS),
@@ -42,7 +43,7 @@ ATTACKS = {
     "nes": attacks.nes(ball=BALL, num_steps=2, num_samples=3, keep="last"),
     "transfer": attacks.transfer(attacks.pgd(ball=BALL, num_steps=3, keep="best"), perceptron(30, seed=3)),
 }
-TARGETED = ("released", "apgd", "greedy", "square", "adef", "stadv", "transfer")
+TARGETED = ("released", "apgd", "greedy", "greedy-pixelwise", "square", "adef", "stadv", "transfer")
 
 
 def examples(count=6, seed=0):
@@ -138,6 +139,7 @@ def test_a_gradient_that_is_not_a_number_is_no_success():
         attacks.apgd(**pixels, start="zero"),
         attacks.adef(),
         attacks.stadv(num_evaluations=3),
+        attacks.greedy(ball=BALL, num_steps=3, keep="best"),
     ]
     for attack in stuck:
         result = attack.run(logits_fn, images, labels, jax.random.key(0))
@@ -153,7 +155,7 @@ def test_a_gradient_that_is_not_a_number_is_no_success():
     assert np.isfinite(noted.kept).all()
 
 
-@pytest.mark.parametrize("name", ["restarts", "pixels", "adef"])
+@pytest.mark.parametrize("name", ["restarts", "pixels", "adef", "greedy", "greedy-pixelwise"])
 def test_budgets_hold_for_sixteen_bit_images(name):
     images, labels = examples()
     result = compiled(name)(images.astype(jnp.bfloat16), labels, jax.random.key(0))
@@ -175,6 +177,8 @@ def test_a_radius_of_zero_moves_nothing():
         attacks.adef(max_norm=0.0, num_steps=2),
         attacks.spsa(ball=balls.linf(0.0), num_steps=2, num_samples=2),
         attacks.nes(ball=balls.linf(0.0), num_steps=2, num_samples=2),
+        attacks.greedy(ball=balls.linf(0.0), num_steps=3),
+        attacks.greedy(ball=balls.pixelwise_l2(0.0), num_steps=3),
     ):
         result = attack.run(LOGITS, images, labels, jax.random.key(0))
         np.testing.assert_array_equal(result.params, 0)
