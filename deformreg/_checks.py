@@ -83,6 +83,16 @@ def images_on_host(value: Any) -> np.ndarray[Any, Any]:
     return data.astype(checked.dtype, copy=False)
 
 
+def flow(value: Any) -> jax.Array:
+    """Returns a flow as an array, or raises."""
+    checked = floating("flow", value)
+    if not 3 <= checked.ndim <= 5 or checked.shape[-1] != checked.ndim - 2:
+        raise ValueError(
+            f"flow must have shape [n, h, w, 2] (signals [n, t, 1], volumes [n, d, h, w, 3]), got {checked.shape}"
+        )
+    return checked
+
+
 def flow_for(flow: Any, shape: tuple[int, ...], name: str = "flow") -> jax.Array:
     """Returns `flow` as a flow for images of `shape`, one component per spatial axis, or raises."""
     checked = floating(name, flow)

@@ -64,6 +64,41 @@ def test_functions_document_arguments_and_results(name):
     assert "Returns:" in text
 
 
+def sections_missing(function):
+    """Of a docstring that lists arguments or results, the other parts that it should have."""
+    text = ast.get_docstring(function) or ""
+    listed = (function.args.posonlyargs, function.args.args, function.args.kwonlyargs)
+    parameters = [each.arg for group in listed for each in group if each.arg not in ("self", "cls")]
+    if "Args:" not in text and "Returns:" not in text:
+        return []
+    described = (text.split("Args:")[1] if "Args:" in text else "").split("\n\n")[0]
+    missing = [name for name in parameters if f"{name}:" not in described]
+    gives = function.returns is None or ast.unparse(function.returns) != "None"
+    return missing + ["Returns"] * (gives and "Returns:" not in text)
+
+
+def test_docstrings_with_sections_are_whole_also_where_the_library_does_not_export_them():
+    found = {}
+    for path in sorted((ROOT / "deformreg").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef) and (missing := sections_missing(node)):
+                found[f"{path.relative_to(ROOT)}: {node.name}"] = missing
+    assert not found
+
+
+@pytest.mark.parametrize(
+    ("text", "missing"),
+    [
+        ('def one(a, *, b) -> int:\n    "Alone."', []),
+        ('def one(a, *, b) -> int:\n    "Does.\\n\\nArgs:\\n    a: this."', ["b", "Returns"]),
+        ('def one(a) -> int:\n    "Does.\\n\\nReturns:\\n    That."', ["a"]),
+        ('def one(self, a) -> None:\n    "Does.\\n\\nArgs:\\n    a: this."', []),
+    ],
+)
+def test_missing_sections_are_found(text, missing):
+    assert sections_missing(ast.parse(text).body[0]) == missing
+
+
 @shown
 def test_functions_have_an_example_that_runs(name):
     function = FUNCTIONS[name]
@@ -95,7 +130,7 @@ def test_classes_document_their_attributes(name):
 
 # The modules of the library in the order of their imports: each imports only from those before it.
 ROOMS = [
-    "_checks", "_arrays", "_programs", "interop", "_interpolation", "warping", "fields",
+    "_checks", "_arrays", "_programs", "interop", "_interpolation", "_cells", "warping", "fields",
     "perturbations", "_families", "balls", "_displacements", "noise", "losses", "label_maps", "criteria", "attacks",
     "penalties", "testing", "bounds", "statistics", "evaluation", "certification", "released",
 ]  # fmt: skip
