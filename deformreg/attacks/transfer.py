@@ -31,6 +31,9 @@ def transfer(attack: Attack, source: LogitsFn, *, name: str | None = None) -> At
         The attack. It uses no gradients of the attacked model; if it beats an attack that does, that is a red flag.
         Its model calls are those of `attack` on the source, and one on the attacked model.
 
+    Raises:
+        TypeError: `attack` is no attack, or `source` no function.
+
     Example:
         >>> import jax, jax.numpy as jnp
         >>> from deformreg import linf

@@ -21,6 +21,13 @@ def outputs(value: Any, count: int, name: str, shape: str, *, rank: int, last: i
         shape: in words, for the message.
         rank: the smallest number of axes.
         last: the smallest size of the last axis.
+
+    Returns:
+        The outputs as an array.
+
+    Raises:
+        TypeError: not one array, or not of floating-point numbers.
+        ValueError: another number of images, too few axes, or an empty or too short axis.
     """
     wanted = f"{name} must return floating-point outputs {shape} with n = {count}"
     if isinstance(value, (tuple, list, dict)) or not hasattr(value, "shape"):

@@ -48,6 +48,9 @@ def criterion_or_classification(criterion: Criterion | None) -> Criterion:
     Args:
         criterion: what the caller of an attack or evaluation gave.
 
+    Returns:
+        The criterion.
+
     Raises:
         TypeError: it is neither a criterion nor None.
     """

@@ -58,7 +58,18 @@ class Suite:
         return tuple(self.makers)
 
     def member(self, name: str, radius: Any) -> Attack:
-        """Makes one attack at a radius; the others are not made."""
+        """Makes one attack at a radius; the others are not made.
+
+        Args:
+            name: of the attack.
+            radius: of the budget, in pixels; it may be traced.
+
+        Returns:
+            The attack, with this name.
+
+        Raises:
+            KeyError: the suite has no attack of this name.
+        """
         return self.makers[name](radius)._replace(name=name)
 
     def __call__(self, radius: Any) -> list[Attack]:
@@ -66,18 +77,49 @@ class Suite:
         return [self.member(name, radius) for name in self.names]
 
     def suited_to(self, criterion: Criterion) -> Suite:
-        """Returns the members that can attack under a criterion: without those that need one class per image."""
+        """Returns the members that can attack under a criterion: without those that need one class per image.
+
+        Args:
+            criterion: see `deformreg.criteria`.
+
+        Returns:
+            The suite, or a shorter one.
+
+        Raises:
+            ValueError: none would be left.
+        """
         fit = {name: make for name, make in self.makers.items() if criterion.one_class or not make(1.0).one_class}
         return Suite(fit)
 
     def plus(self, name: str, make: Callable[[Any], Attack]) -> Suite:
-        """Returns the suite followed by one more attack."""
+        """Returns the suite followed by one more attack.
+
+        Args:
+            name: of the attack.
+            make: a function from the radius to the attack.
+
+        Returns:
+            The longer suite.
+
+        Raises:
+            ValueError: the suite has an attack of this name.
+        """
         if name in self.makers:
             raise ValueError(f"attacks of a suite must have different names, got {name!r} twice")
         return Suite({**self.makers, name: make})
 
     def without(self, *names: str) -> Suite:
-        """Returns the suite without some attacks, for example those that do not take signals or volumes."""
+        """Returns the suite without some attacks, for example those that do not take signals or volumes.
+
+        Args:
+            names: of the attacks to leave out, not of all.
+
+        Returns:
+            The shorter suite.
+
+        Raises:
+            ValueError: the suite has no attack of such a name, or none would be left.
+        """
         for name in names:
             _checks.choice("names", name, self.names)
         return Suite({name: make for name, make in self.makers.items() if name not in names})

@@ -51,7 +51,8 @@ def logits_function(model: HostModel) -> Callable[[Array], Array]:
         model: the model.
 
     Returns:
-        ``images -> logits[n, classes]``, float32 or wider.
+        ``images -> logits[n, classes]``, float32 or wider. A derivative of it raises `NoGradients` if the model has
+        none.
     """
 
     def logits_like(images: Array) -> jax.ShapeDtypeStruct:

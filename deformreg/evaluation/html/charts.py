@@ -59,9 +59,13 @@ def chart(title: str, x: Axis, y: Axis, lines: Sequence[Line], *, numbers: bool 
 
     Args:
         title: what the chart shows.
-        x, y: the axes.
+        x: the horizontal axis.
+        y: the vertical axis.
         lines: the lines.
         numbers: whether a table of all values follows.
+
+    Returns:
+        The chart with its legend, and the table.
     """
     drawing = element(
         "svg", *(_grid(x, y)), *(mark for line in lines for mark in _draw(x, y, line)),

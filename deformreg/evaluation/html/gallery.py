@@ -28,6 +28,9 @@ def gallery(frames: Mapping[str, Frames], numbers: Mapping[str, int], class_name
         numbers: of the models, by which they have their colours.
         class_names: one per label.
         limit: bytes that the gallery may take.
+
+    Returns:
+        The gallery, with as many images as the limit allows; a sentence in its place if it allows none.
     """
     first = next(iter(frames.values()))
     order = telling(list(frames.values()))[:MOST]
@@ -56,6 +59,12 @@ def telling(frames: Sequence[Frames]) -> HostArray:
 
     First those that tell the models apart: all are right about them when they are clean, only some when the whole flow
     has moved them. Then those that at least one model loses; clean errors last.
+
+    Args:
+        frames: of each model; all of the same images.
+
+    Returns:
+        int[n], the images' indices.
     """
     right = np.all([each.predicted[:, 0] == each.labels for each in frames], axis=0)
     stands = np.sum([each.predicted[:, -1] == each.labels for each in frames], axis=0)

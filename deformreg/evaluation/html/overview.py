@@ -18,7 +18,15 @@ TRUST = "Can the numbers be trusted?"
 
 
 def lead(evaluations: Mapping[str, Evaluation], facts: Sequence[str] = ()) -> Html:
-    """The result in a sentence per model, what it was measured on, and how many red flags were raised."""
+    """The result in a sentence per model, what it was measured on, and how many red flags were raised.
+
+    Args:
+        evaluations: by the models' names.
+        facts: further sentences on what was measured.
+
+    Returns:
+        The elements, for the top of the page.
+    """
     figures = [
         element(
             "li",
@@ -59,6 +67,9 @@ def accuracies(
     Args:
         evaluations: by the models' names.
         columns: further columns by their titles, from the model's name.
+
+    Returns:
+        The section: a table with a row for each model.
     """
     attacks = list(dict.fromkeys(o.name for evaluation in evaluations.values() for o in evaluation.attacks))
     more = {} if columns is None else columns
@@ -104,7 +115,14 @@ def _worst(number: int, evaluation: Evaluation) -> Html:
 
 
 def doubts(evaluations: Mapping[str, Evaluation]) -> Section:
-    """The red flags, explained, or that there are none, or that nothing looked for them."""
+    """The red flags, explained, or that there are none, or that nothing looked for them.
+
+    Args:
+        evaluations: by the models' names.
+
+    Returns:
+        The section.
+    """
     notices = [
         _notice(number, name, flag)
         for number, (name, evaluation) in enumerate(evaluations.items())
@@ -151,6 +169,9 @@ def budgets(
         numbers: of all models, by which they have their colours.
         notes: sentences for below the chart.
         beside: further charts.
+
+    Returns:
+        The section: the chart, and a note that states the mean smallest budget of each model.
     """
     lines = [
         Line(
@@ -181,6 +202,9 @@ def attacks(evaluations: Mapping[str, Evaluation]) -> Section:
 
     Args:
         evaluations: by the models' names.
+
+    Returns:
+        The section: a table for each model with a row for each attack.
     """
     header = ["attack", "robust accuracy", "attacked", "broken", "mean displacement", "model calls", "seconds"]
     tables = []
@@ -226,12 +250,17 @@ def sections(
     """All sections in the order in which a reader asks; the gallery gets what the others leave of the page.
 
     Args:
-        evaluations, curves, frames: by the models' names; the last two may lack some or all.
+        evaluations: by the models' names.
+        curves: by the models' names; some or all may be missing.
+        frames: by the models' names; some or all may be missing.
         class_names: one per label.
         columns: see `accuracies`.
         notes: sentences about the curves.
         beside: charts beside theirs.
         others: sections for the end.
+
+    Returns:
+        The sections.
     """
     numbers = {name: number for number, name in enumerate(evaluations)}
     before = [accuracies(evaluations, columns=columns), doubts(evaluations)]
