@@ -23,6 +23,7 @@ BENCHMARKS = {
     "robustness": "accuracies of trained runs beside the cost of their steps",
     "claims": "the paper's claims, as a grid of trainings",
     "certified": "certified radii with and without the flow gradient penalty and noise in training",
+    "tuned": "the flow gradient penalty for a few epochs from a trained network, and from random weights",
     "ranking": "attacks by how near they come to the smallest known budgets",
     "report": "writes the tables and plots of docs/benchmarks.md, docs/results.md and docs/attacks.md",
 }
