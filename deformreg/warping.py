@@ -23,10 +23,9 @@ from jaxtyping import Array, Float
 
 from deformreg import _checks
 from deformreg._arrays import aligned
-from deformreg._cells import Boundary, pad, read_cell
+from deformreg._cells import Boundary as Boundary  # for users: `as` says that it is exported
+from deformreg._cells import pad, read_cell
 from deformreg._interpolation import CUBIC, LINEAR, Interpolation
-
-__all__ = ["Boundary", "Order", "central_differences", "forward_differences", "interpolation_of", "warp"]
 
 Order = Literal[1, 3]
 """Of interpolation: linear, or cubic and smooth."""

@@ -106,6 +106,7 @@ OPERATIONS = {
 
 @functools.cache
 def examples():
+    """Made once, so to be called outside of any `jax.set_mesh`: the arrays would stay on that mesh."""
     images = jnp.asarray(np.random.default_rng(0).random((COUNT, *SHAPE)), jnp.float32)
     return images, jnp.argmax(LOGITS(images), axis=1).astype(jnp.int32), jax.random.key(0)
 
@@ -146,8 +147,9 @@ def automatic(operation):
 
 def explicit(operation):
     devices = mesh(AxisType.Explicit)
+    arguments = placed(devices)
     with jax.set_mesh(devices):
-        return jax.jit(operation)(*placed(devices))
+        return jax.jit(operation)(*arguments)
 
 
 def double(operation):
@@ -256,8 +258,9 @@ def collectives(run, *arguments):
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_devices_speak_only_to_ask_whether_all_rows_are_done(name):
     devices = mesh(AxisType.Explicit)
+    arguments = placed(devices)
     with jax.set_mesh(devices):
-        found = collectives(jax.jit(OPERATIONS[name]), *placed(devices))
+        found = collectives(jax.jit(OPERATIONS[name]), *arguments)
     assert set(found) <= ({"all-reduce"} if name in ATTACKS else set())
     assert not collectives(jax.jit(sharded(OPERATIONS[name])), *examples())
 
@@ -286,8 +289,9 @@ def test_the_gradient_of_a_batch_takes_one_sum_over_the_devices(penalty, kind):
         over, everywhere = PartitionSpec("data"), PartitionSpec()
         specs = {"in_specs": (everywhere, over, over), "out_specs": everywhere}
         run = jax.shard_map(on_each, mesh=devices, check_vma=kind == "shard_map", **specs)
+    sharded_batch = placed(devices)[:2]
     with jax.set_mesh(devices):
-        arguments = (jax.device_put(kernel, NamedSharding(devices, PartitionSpec())), *placed(devices)[:2])
+        arguments = (jax.device_put(kernel, NamedSharding(devices, PartitionSpec())), *sharded_batch)
         assert collectives(jax.jit(run), *arguments) == ["all-reduce"]
         # The finite difference divides rounding errors by its step.
         np.testing.assert_allclose(jax.jit(run)(*arguments), expected, rtol=1e-3, atol=1e-4)
