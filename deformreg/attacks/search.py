@@ -212,7 +212,8 @@ def record(
 ) -> Search:
     """Records the evaluation of ``search.params``: keeps the better candidate, counts calls, ends successful searches.
 
-    A candidate with parameters that are not finite is never kept, whatever the model predicts there.
+    A candidate with parameters that are not finite is never kept, whatever the model predicts there. One whose
+    objective is NaN gives way to any other, if it breaks the model to any other that does.
 
     Args:
         search: the state; its `params` were evaluated.
@@ -228,8 +229,8 @@ def record(
     losses = losses.astype(search.losses.dtype)
     for leaf in jax.tree.leaves(search.params):
         eligible &= jnp.isfinite(leaf).all(axis=tuple(range(1, leaf.ndim)))
-    is_first = jnp.isneginf(search.losses) & ~search.broken
-    better = (broken & ~search.broken) | ((broken == search.broken) & ((losses > search.losses) | is_first))
+    gives_way = (jnp.isneginf(search.losses) & ~search.broken) | jnp.isnan(search.losses)  # -inf: nothing is kept yet
+    better = (broken & ~search.broken) | ((broken == search.broken) & ((losses > search.losses) | gives_way))
     better &= eligible
     return search._replace(
         kept=choose(better, search.params, search.kept),

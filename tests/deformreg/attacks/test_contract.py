@@ -155,6 +155,17 @@ def test_a_gradient_that_is_not_a_number_is_no_success():
     assert np.isfinite(noted.kept).all()
 
 
+@pytest.mark.parametrize("breaks", [False, True])
+def test_a_candidate_without_an_objective_gives_way_to_the_next(breaks):
+    """But not to one that does not break the model, if it does itself."""
+    images, labels = jnp.zeros((2, 4, 4, 1)), jnp.zeros(2, int)
+    search = fresh(Examples(images, labels, jax.random.split(jax.random.key(0))), images)
+    search = record(search, jnp.full(2, jnp.nan), jnp.full(2, breaks), keep="best")
+    search = record(search._replace(params=images + 1), jnp.array([-1.0, 2.0]), jnp.array([True, False]), keep="best")
+    assert search.kept[:, 0, 0, 0].tolist() == ([1, 0] if breaks else [1, 1])
+    assert np.isfinite(search.losses).tolist() == [True, not breaks]
+
+
 @pytest.mark.parametrize("name", ["restarts", "pixels", "adef", "greedy", "greedy-pixelwise"])
 def test_budgets_hold_for_sixteen_bit_images(name):
     images, labels = examples()
