@@ -82,10 +82,16 @@ def test_what_is_no_ball_is_named(make, ball, words):
     assert words in message
 
 
-@pytest.mark.parametrize("name", ["apgd", "greedy", "square", "random_fields", "spsa", "nes"])
+@pytest.mark.parametrize("name", ["apgd", "square", "random_fields", "spsa", "nes"])
 def test_radii_that_an_attack_does_not_take_are_named(name):
     with pytest.raises(ValueError, match=r"ball must have one .*got radii of shape"):
         ATTACKS[name](ball=balls.l2(np.ones(4)))
+
+
+@pytest.mark.parametrize("ball", [balls.linf, balls.pixelwise_l2], ids=["linf", "pixelwise_l2"])
+def test_the_greedy_attack_names_radii_that_are_several(ball):
+    with pytest.raises(ValueError, match=r"the ball's radius must be one number, got .* of shape \(4,\)"):
+        ATTACKS["greedy"](ball=ball(np.ones(4)))
 
 
 FAMILIES = {

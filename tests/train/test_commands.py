@@ -105,7 +105,10 @@ def test_a_coordinator_that_does_not_answer_is_named(capsys, tmp_path, monkeypat
             "error: --method.weight is no option of the method standard: flow-gradient, input-gradient, ",
         ),
         (["fit", "digits-standard", "--method.weight=3"], "and --method flow-gradient chooses one of them"),
-        (["fit", "digits-flow", "--method.radius", "1"], "of the method flow-gradient: adversarial, deformation, "),
+        (
+            ["fit", "digits-flow", "--method.radius", "1"],
+            "of the method flow-gradient: displacement, adversarial, deformation, ",
+        ),
         (["fit", "digits-flow", "--method.slope_weight", "1"], "llr has it, and --method llr chooses that"),
         (["fit", "digits-flow", "--method", "cure", "--method.beta", "1"], "of the method cure: trades, mart have it"),
         (["fit", "digits-standard", "--method.rule.step-size", "1"], "is no option of the method standard: flow-gr"),
