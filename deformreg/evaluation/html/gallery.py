@@ -89,7 +89,7 @@ def _explanation(gain: float) -> str:
         "Test images with the flow that an attack found for each against each model. The slider moves the pixels along "
         "the flow; below are the model's answer to that image, its probability of the label (green) and of another "
         "class (red). In the flow, hue is the direction from which a pixel takes its content, and saturation the "
-        f"distance. Differences are magnified {gain:.3g} times around grey."
+        f"distance. Grey is no difference; differences are multiplied by {gain:.3g}."
     )
 
 

@@ -189,11 +189,11 @@ def test_what_is_right_does_not_depend_on_names():
     assert [right for *_, right in first] == [1, 1, 1, 1, 0]
 
 
-def test_differences_are_magnified_as_often_as_the_page_says():
+def test_differences_are_multiplied_by_what_the_page_says():
     found = answered()
     moved = deformreg.warp(found.images, found.flows, boundary="edge")
     text = reports.to_html({"a": evaluation()}, frames={"a": found})
-    said = float(re.search(r"magnified ([\d.]+) times", text)[1])
+    said = float(re.search(r"multiplied by ([\d.]+[\d])", text)[1])
     assert said * np.abs(moved - found.images).max() == pytest.approx(0.5, rel=5e-3)  # from grey to black or white
 
 
