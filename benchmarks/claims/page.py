@@ -247,7 +247,8 @@ def _panels(lines: Sequence[Line], draw: Callable[[Axes, str], None]) -> Figure:
         legend |= dict(zip(labels, handles, strict=True))
     for axes in places:  # those that are left over
         axes.set_visible(False)
-    figure.legend(list(legend.values()), list(legend), loc="outside right center", frameon=False, fontsize=8)
+    labels = sorted(legend, key=lambda label: label not in COLORS)  # the methods before the marks
+    figure.legend([legend[label] for label in labels], labels, loc="outside right center", frameon=False, fontsize=8)
     return figure
 
 
