@@ -27,7 +27,7 @@ def evaluate(
     labels: ArrayLike,
     attacks: Iterable[Attack],
     *,
-    batch_size: int = 128,
+    batch_size: int | None = None,
     key: jax.Array,
     targets: ArrayLike | None = None,
     image_range: tuple[float, float] | None = None,
@@ -56,7 +56,7 @@ def evaluate(
         labels: int[n], or what the criterion asks for.
         attacks: one or more with different names, for example ``deformreg.evaluation.suites.standard(0.5)``.
         batch_size: rows per batch and device; if there are fewer examples, their number. The model sees batches of this
-            size only. At most an eighth of a device's examples is best, because rows idle at the end.
+            size only. None is an eighth of a device's examples, from 4 to 128: with more, rows idle at the end.
         key: a JAX random key. Attack k (in order) draws for example i from ``fold_in(fold_in(key, k), i)``.
         targets: int[n], the class that the attacks should reach on each example; None for untargeted attacks. With
             targets, `robust_accuracy` is the fraction of examples that are classified correctly and do not reach their

@@ -34,6 +34,9 @@ from deformreg.statistics import wilson_interval
 SHARE = 0.25
 """The model calls that the diagnosis may spend, as a share of all others but idle rows: at most a fifth of the sum."""
 
+FEWEST_ROWS, MOST_ROWS = 4, 128
+"""Rows of a batch, where a user names no number."""
+
 
 class Evaluator(Protocol):
     """A compiled evaluation. It takes the arguments of `evaluate` about model and examples, and two more.
@@ -61,7 +64,7 @@ class Evaluator(Protocol):
 def evaluator(
     attacks: Suite | Iterable[Attack],
     *,
-    batch_size: int = 128,
+    batch_size: int | None = None,
     image_range: tuple[float, float] | None = None,
     criterion: Criterion | None = None,
     independent: bool = False,
@@ -96,7 +99,7 @@ def evaluator(
         >>> from deformreg.evaluation import suites
         >>> run = evaluator(suites.quick, batch_size=64)  # then run(logits_fn, images, labels, radius=0.5, key=key)
     """
-    batch_size = _checks.count("batch_size", batch_size)
+    batch_size = None if batch_size is None else _checks.count("batch_size", batch_size)
     allowed_range = None if image_range is None else finite_range(image_range)
     if quantize and allowed_range is None:
         raise ValueError("image_range must be given to quantize, for example (0.0, 1.0), got None")
@@ -134,7 +137,7 @@ class _Plan(NamedTuple):
         diagnose: the diagnosis, or None.
         criterion: when an output is broken.
         devices: over which the rows are divided.
-        batch_size: rows per device.
+        batch_size: rows per device; None fits the number of examples.
         image_range: the range of attacked images; None is that of the images.
         independent: as in `evaluate`, like the following.
         refill: whether waiting examples take the rows of finished ones.
@@ -149,7 +152,7 @@ class _Plan(NamedTuple):
     diagnose: Diagnosis | None
     criterion: Criterion
     devices: Devices
-    batch_size: int
+    batch_size: int | None
     image_range: tuple[float, float] | None
     independent: bool
     refill: bool
@@ -215,12 +218,18 @@ def _settings(plan: _Plan, logits_fn: LogitsFn, data: Data, bounds: tuple[float,
     model = as_argument(logits_fn)
     model = on_8_bits(model, bounds) if plan.quantize else model
     alone = Setting(
-        model, plan.forward_alone(), data, min(plan.batch_size, count), plan.refill, bounds, None, None,
+        model, plan.forward_alone(), data, _rows(plan, count), plan.refill, bounds, None, None,
         quantize=plan.quantize,
     )  # fmt: skip
-    rows = min(plan.batch_size, -(-count // parts)) * parts
+    rows = _rows(plan, -(-count // parts)) * parts
     spread = alone._replace(logits_fn=plan.devices.put(model), forward=plan.forward(), batch_size=rows)
     return spread, alone
+
+
+def _rows(plan: _Plan, count: int) -> int:
+    """The rows of a batch on a device that has `count` examples."""
+    fitting = min(max(-(-count // 8), FEWEST_ROWS), MOST_ROWS)
+    return min(fitting if plan.batch_size is None else plan.batch_size, count)
 
 
 def _flag_outputs(plan: _Plan, alone: Setting, clean: Clean, watched: HostArray) -> _Flagged:

@@ -6,12 +6,14 @@ import logging
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple, NoReturn
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.experimental.buffer_callback import buffer_callback
 
 from deformreg import _checks
 
@@ -60,14 +62,27 @@ def logits_function(model: HostModel) -> Callable[[Array], Array]:
         return jax.ShapeDtypeStruct((images.shape[0], count), jnp.promote_types(images.dtype, jnp.float32))
 
     def call(function: Callable[..., Any], result: Any, *arguments: Array) -> Any:
-        def on_host(*arguments: Array) -> Any:
-            values = function(*(np.asarray(argument) for argument in arguments))
+        def on_host(*arguments: Any) -> Any:
+            # A copy: the model may keep its images for the derivative, longer than JAX keeps the memory.
+            values = function(*(np.asarray(argument).copy() for argument in arguments))
             return jax.tree.map(lambda value, like: np.asarray(value, like.dtype), values, result)
+
+        def into(context: Any, results: Any, *arguments: Any) -> None:
+            del context
+            jax.tree.map(lambda buffer, value: np.copyto(np.asarray(buffer), value), results, on_host(*arguments))
+
+        # Under vmap the model is called once per batch: it may take no other batch size.
+        once_each: Any = {"vmap_method": "sequential"}
 
         @jax.custom_vjp
         def first_order(*arguments: Array) -> Any:
-            # Under vmap the model is called once per batch: it may take no other batch size.
-            return jax.pure_callback(on_host, result, *arguments, vmap_method="sequential")
+            # `pure_callback` copies what the model gets on JAX's threads. On a processor these run the program that
+            # waits for the model: with one core, or a model call on every device, the copy would wait forever.
+            return jax.lax.platform_dependent(
+                *arguments,
+                cpu=buffer_callback(into, result, **once_each),
+                default=partial(jax.pure_callback, on_host, result, **once_each),
+            )
 
         first_order.defvjp(_no_second_derivative, _no_second_derivative)
         return first_order(*arguments)

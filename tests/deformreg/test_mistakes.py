@@ -63,9 +63,9 @@ MISTAKES = {
     # The model.
     "a tuple of logits": (lambda: evaluate(lambda x: (LOGITS(x), 1)), "a tuple of 2", "the array of logits alone"),
     "one logit": (lambda: evaluate(lambda x: LOGITS(x)[:, 0]), "one per image", "jnp.stack"),
-    "logits on another axis": (lambda: evaluate(lambda x: LOGITS(x).T), "shape (6, classes), got shape (5, 6)"),
+    "logits on another axis": (lambda: evaluate(lambda x: LOGITS(x).T), "shape (4, classes), got shape (5, 4)"),
     "classes for logits": (lambda: evaluate(lambda x: LOGITS(x).argmax(1)), "logits_fn must return logits", "got one"),
-    "losses for logits": (lambda: evaluate(losses), "logits_fn must return logits", "shape (6,)"),
+    "losses for logits": (lambda: evaluate(losses), "logits_fn must return logits", "shape (4,)"),
     "NumPy model": (lambda: evaluate(in_numpy), "logits_fn must compute with jax.numpy", "interop.from_numpy"),
     "NumPy model, attack": (lambda: PGD.run(in_numpy, IMAGES, LABELS, KEY), "jax.numpy", "from_torch"),
     "NumPy model, penalty": (lambda: d.gradient_penalty(lambda x: in_numpy(x)[:, 0], IMAGES), "loss_fn must", "numpy"),
