@@ -211,16 +211,16 @@ tells whether gradients mislead."""
 standard = Suite(
     {
         "greedy": lambda radius: greedy(ball=linf(radius), num_steps=400),
-        "apgd-ce": lambda radius: apgd(ball=linf(radius), num_steps=100),
+        "greedy-margin": lambda radius: greedy(ball=linf(radius), num_steps=100, loss="margin"),
         "apgd-targeted": lambda radius: apgd(ball=linf(radius), num_steps=30, loss="dlr", num_targets=4),
         "square": lambda radius: square(ball=linf(radius), num_queries=300),
         "rotation-translation": lambda radius: _small_rotations(radius, (5, 5, 5))._replace(sample=SAMPLE),
         "random": partial(_baseline, num_fields=50),
     }
 )
-"""The least that a published robust accuracy should rest on: the greedy attack, APGD on the cross-entropy and towards
-the four likeliest other classes, and Square; small rotations with translations and random fields as baselines on up to
-32 images."""
+"""The least that a published robust accuracy should rest on: the greedy attack on the cross-entropy and on the margin,
+APGD towards the four likeliest other classes, and Square; small rotations with translations and random fields as
+baselines on up to 32 images."""
 
 full = Suite(
     {
