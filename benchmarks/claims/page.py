@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 
 from matplotlib.artist import Artist
@@ -85,9 +85,14 @@ def _matched(lines: Sequence[Line], setting: str) -> str:
     rows = [_cells(one) for one in found.values()]
     seeds = max(len(one.lines) for one in found.values())
     examples = next(iter(found.values())).lines[0]["seen"]["examples"]
-    head = f"`{setting}`: {examples} test images, up to {seeds} seed{'s' * (seeds > 1)}; accuracies in %."
+    head = f"`{setting}`: {examples} test images, {_seeds(seeds)}; accuracies in %."
     head += _unseen(setting)
     return "\n\n".join([head, markdown([titles, ["---", *["---:"] * (len(titles) - 1)], *rows])])
+
+
+def _seeds(most: int) -> str:
+    """What the figures of a table are taken over."""
+    return f"means over {most} seeds (lowest-highest), one seed where no range stands" if most > 1 else "one seed"
 
 
 def _unseen(setting: str) -> str:
@@ -125,17 +130,16 @@ def _cells(one: Chosen) -> list[str]:
 def gains(lines: Sequence[Line]) -> str:
     """What robustness costs: each method's gain over the standard network at matched clean accuracy, against its cost.
 
-    The gain counts under flows; its share is that of exact flow gradient regularization's and of the deformation
-    training's gain. Only the same seeds are compared.
+    The gain counts under flows. Beside it stand the gains of exact flow gradient regularization and of deformation
+    training on the same seeds, which are named, and the method's share of each.
     """
-    titles = ["setting", "method", "strength", "cost in standard steps", "gain in points"]
-    titles += [f"share of {method}'s gain" for method in _COMPARED]
+    titles = ["setting", "method", "strength", "cost in standard steps", "seeds", "gain in points"]
+    titles += [title for method in _COMPARED for title in (f"{method}'s gain, same seeds", "share of it")]
     rows = []
     for setting in verdicts.settings(lines):
         found = {name: one for name, one in verdicts.chosen(lines, setting).items() if one.matched}
         if "standard" not in found:
             continue
-        standard = found["standard"]
         ordered = sorted(found.values(), key=lambda one: float(one.lines[0]["passes"]))
         rows += [
             [
@@ -143,8 +147,7 @@ def gains(lines: Sequence[Line]) -> str:
                 one.method,
                 "" if one.method == "standard" else f"{one.strength:g}",
                 f"{one.lines[0]['passes'] / 3:.2f}",
-                f"{100 * _gain(one, standard):.1f}",
-                *(_share(one, standard, found.get(method)) for method in _COMPARED),
+                *_gains(one, found),
             ]
             for one in ordered
         ]
@@ -154,15 +157,20 @@ def gains(lines: Sequence[Line]) -> str:
 _COMPARED = ("flow gradient", "deformation")
 
 
-def _gain(one: verdicts.Chosen, standard: verdicts.Chosen, *others: verdicts.Chosen) -> float:
-    """The robust accuracy above the standard network's, for the seeds that these and the others have."""
-    ours, theirs = one.of_seeds_of(standard, *others), standard.of_seeds_of(one, *others)
-    return ours.mean(verdicts.seen) - theirs.mean(verdicts.seen)
-
-
-def _share(one: verdicts.Chosen, standard: verdicts.Chosen, whole: verdicts.Chosen | None) -> str:
-    gained = 0.0 if whole is None else _gain(whole, standard, one)
-    return f"{100 * _gain(one, standard, whole) / gained:.0f} %" if whole is not None and gained > 0 else ""
+def _gains(one: verdicts.Chosen, found: Mapping[str, verdicts.Chosen]) -> list[str]:
+    """A row's seeds, its gain, and the gains that it is compared with, all on the seeds that these methods share."""
+    beside = {name: found[name] for name in ("standard", *_COMPARED) if name in found}
+    seeds = one.seeds.intersection(*(other.seeds for other in beside.values()))
+    if not seeds:
+        return [""] * (2 + 2 * len(_COMPARED))
+    standard, gain = beside["standard"].mean(verdicts.seen, seeds), {}
+    for name, other in {**beside, "": one}.items():
+        gain[name] = 100 * (other.mean(verdicts.seen, seeds) - standard)
+    cells = [", ".join(map(str, sorted(seeds))), f"{gain['']:.1f}"]
+    for name in _COMPARED:
+        cells.append(f"{gain[name]:.1f}" if name in gain else "")
+        cells.append(f"{100 * gain[''] / gain[name]:.0f} %" if gain.get(name, 0.0) > 0 else "")
+    return cells
 
 
 def _range(accuracies: Sequence[float]) -> str:

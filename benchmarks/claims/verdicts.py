@@ -8,7 +8,7 @@ are test images looked at. A claim holds in a setting if the 95 % interval of th
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from statistics import fmean
 from typing import NamedTuple
 
@@ -40,15 +40,14 @@ class Chosen(NamedTuple):
         """The weight or radius."""
         return float(self.lines[0]["strength"])
 
-    def mean(self, measure: Measure) -> float:
-        """A measure's mean over the seeds."""
-        return fmean(measure(line) for line in self.lines)
+    @property
+    def seeds(self) -> set[int]:
+        """The seeds that it was trained with."""
+        return {line["seed"] for line in self.lines}
 
-    def of_seeds_of(self, *others: Chosen) -> Chosen:
-        """The same for the seeds that all of the others have as well; its own if there is none."""
-        shared = set.intersection(*({line["seed"] for line in one.lines} for one in (self, *others)))
-        lines = tuple(line for line in self.lines if line["seed"] in shared)
-        return self._replace(lines=lines or self.lines)
+    def mean(self, measure: Measure, seeds: Container[int] | None = None) -> float:
+        """A measure's mean over the seeds, by default over all of its own."""
+        return fmean(measure(line) for line in self.lines if seeds is None or line["seed"] in seeds)
 
 
 class Comparison(NamedTuple):
@@ -225,7 +224,7 @@ def judge(lines: Sequence[Line]) -> dict[str, Verdict]:
 def _tighter(lines: Sequence[Line]) -> Verdict:
     """C5: on how many images the flow gradient's bound lies below every one by the input gradient."""
     claim = "Its bound on the loss's increase is tighter than the input gradient's."
-    reasons, above = [], []
+    reasons, above, exceeded = [], [], []
     for setting in settings(lines):
         for method, one in chosen(lines, setting).items():
             if method not in ("standard", "input gradient", "flow gradient"):
@@ -236,11 +235,16 @@ def _tighter(lines: Sequence[Line]) -> Verdict:
                 for name in ("flow_is_tighter", "median_factor", "flow_holds", "input_holds")
             )
             above.append(wilson_interval(round(share * examples), examples)[0] > 0.5)
+            exceeded += [100 * (1 - kept), 100 * (1 - other)]
             reasons.append(
                 f"{setting}, {method}, {one.lines[0]['bounds']['radii'][1]:g} px: tighter on {100 * share:.1f} % of "
-                f"the images, by a factor of {factor:.2g} (median); an attack stays within it on {100 * kept:.1f} %, "
-                f"within the input gradient's on {100 * other:.1f} %"
+                f"the images, by a factor of {factor:.2g} (median); an attack exceeds it on {100 * (1 - kept):.1f} %, "
+                f"the input gradient's on {100 * (1 - other):.1f} %"
             )
     if not above:
         return Verdict(claim, OPEN, ())
+    reasons.append(
+        "Tighter does not mean kept: both bounds are of first order, and attacks exceed them on "
+        f"{min(exceeded):.0f} to {max(exceeded):.0f} % of the images"
+    )
     return Verdict(claim, HOLDS if all(above) else LIMITED if any(above) else FAILS, tuple(reasons))
