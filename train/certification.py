@@ -44,7 +44,7 @@ class Smoothing:
     """Distribution of the noise. gaussian certifies the l2 norm of the parameters, uniform the l1 norm."""
     sigma: Annotated[
         tuple[Positive, ...],
-        tyro.conf.arg(help=f"{SIGMA} Then the norm of parameters / sigma is certified, if there are several."),
+        tyro.conf.arg(help=f"{SIGMA} With several numbers, the norm of (parameters / sigma) is certified."),
     ] = ()
     num_samples: Count = 10_000
     """Number of draws per image that bound the probability of its class."""

@@ -36,7 +36,8 @@ class Data:
 
     name: str = "mnist5k"
     """`mnist5k` or `digits` (no download), the name of a prepared TFDS set (cifar10, ...),
-    `folder:PATH` with train|test/<class>/*, or an .npz file."""
+    `folder:PATH` with train|test/<class>/*, or an .npz file with the arrays train_images (uint8[n, h, w] or
+    [n, h, w, c]), train_labels (integers from 0), test_images and test_labels."""
     data_dir: Annotated[str | None, tyro.conf.arg(prefix_name=False), FREE] = None
     """The folder of prepared data sets.
     By default $DEFORMREG_DATA, or else ~/.cache/deformreg/data, and after that TFDS's own folder."""

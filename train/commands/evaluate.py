@@ -29,7 +29,9 @@ class Evaluate:
     """Attacks trained runs on their test images and compares them."""
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
-    """Run folders, all with the same test images."""
+    """Run folders, all with the same test images.
+    Images per batch are the run's `evaluation.batch_size`: `fit --resume RUN --no-evaluate --evaluation.batch-size N`
+    changes it."""
     suite: SuiteName = "released"
     """released is weak, to compare with published numbers; standard is for every accuracy that you report.
     released: the multi-step attack of Xia and Li's code (zero start, last iterate), and then one of 15 steps of which

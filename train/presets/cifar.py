@@ -7,8 +7,8 @@ kept. Both square the gradient of the batch's mean loss; `paper_weight` converts
 - 2021: ResNet-20 and VGG-13, CIFAR-10 and CIFAR-100, batch 256, rate 0.1, images padded by 4, cropped and flipped,
   weight 300.
 - 2022: VGG-11, CIFAR-10, batch 128, rate 0.01, images resized to 36, cropped to 32 and flipped, weights 100 to 300.
-  Published (attack 0.01 normalized = 0.155 px, 100 steps; clean / robust accuracy): weight 0 90.27 / 6.41, 100 87.24 /
-  47.95, 200 86.02 / 53.06, 300 85.36 / 55.15.
+  In the results/ of that code (attack 0.01 normalized = 0.155 px, 100 steps; clean / robust accuracy): weight 0
+  90.27 / 6.41, 100 87.24 / 47.95, 200 86.02 / 53.06, 300 85.36 / 55.15.
 
 The GELU presets follow the published config of Rodriguez-Munoz et al. Three things differ: its RandAugment also skips
 each operation with probability 1/2, its colour jitter is missing here, and its penalty has other units: here dual norms
@@ -70,8 +70,8 @@ _2022_METHODS: dict[str, AnyMethod] = {
 }
 
 _PUBLISHED = {
-    "standard": "published: 90.3 % clean, 6.4 % multi-step at 0.155 px",
-    "flow": "published: 85.4 % clean, 55.2 % multi-step at 0.155 px",
+    "standard": "by the authors' code, not run here: 90.3 % clean, 6.4 % multi-step at 0.155 px",
+    "flow": "by the authors' code, not run here: 85.4 % clean, 55.2 % multi-step at 0.155 px",
 }
 
 
