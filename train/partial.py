@@ -139,7 +139,9 @@ def network_digests(logits_fn: LogitsFn, image_shape: tuple[int, ...]) -> dict[s
 
     # Weights are arguments, so that the text has only their shapes. A jaxpr would have addresses of functions in it.
     images = jax.ShapeDtypeStruct((1, *image_shape), np.float32)
-    text = jax.jit(program).lower([jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves], images).as_text()
+    # Weights in NumPy's float64 are float32 to JAX, which says so of a shape, not of an array.
+    shapes = [jax.ShapeDtypeStruct(leaf.shape, jax.dtypes.canonicalize_dtype(leaf.dtype)) for leaf in leaves]
+    text = jax.jit(program).lower(shapes, images).as_text()
     return {"weights": digest(leaves), "program": hashlib.sha256(text.encode()).hexdigest()}
 
 

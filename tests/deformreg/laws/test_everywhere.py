@@ -233,7 +233,10 @@ def test_types_fit_under_strict_promotion_and_on_explicit_axes(name):
     operation = OPERATIONS[name]
     with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
         jax.eval_shape(operation, *examples())
-    found = jax.eval_shape(operation, *placed(mesh(AxisType.Explicit)))
+    devices = mesh(AxisType.Explicit)
+    arguments = placed(devices)
+    with jax.set_mesh(devices):  # JAX 0.12 requires it: without it, `zeros_like` is not sharded
+        found = jax.eval_shape(operation, *arguments)
     assert all(leaf.sharding.spec[0] == "data" for leaf in jax.tree.leaves(found))
 
 
