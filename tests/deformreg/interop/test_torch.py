@@ -180,7 +180,7 @@ def test_logits_may_be_an_attribute_of_the_output():
 )
 def test_failures_are_one_line_before_the_first_attack(change, message):
     with pytest.raises(ModelError, match=message) as caught:
-        evaluate(from_torch(Wrapped(change)), IMAGES, LABELS, [ATTACKS["square"]], key=KEY)
+        evaluate(from_torch(Wrapped(change)), IMAGES, LABELS, [ATTACKS["square"]], key=KEY, batch_size=6)
     assert "\n" not in str(caught.value)
 
 
