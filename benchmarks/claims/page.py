@@ -56,8 +56,9 @@ def state(lines: Sequence[Line]) -> str:
 def judged(lines: Sequence[Line]) -> str:
     """The verdicts, each with what it rests on."""
     parts = []
-    for number, (claim, verdict, reasons) in verdicts.judge(lines).items():
-        parts.append(f"**{number}: {verdict}.** {claim}\n" + "".join(f"\n- {reason}." for reason in reasons))
+    for number, (claim, verdict, reasons, only) in verdicts.judge(lines).items():
+        where = f" on {', '.join(only)}" if only else ""
+        parts.append(f"**{number}: {verdict}{where}.** {claim}\n" + "".join(f"\n- {reason}." for reason in reasons))
     return "\n\n".join(parts)
 
 
@@ -87,7 +88,25 @@ def _matched(lines: Sequence[Line], setting: str) -> str:
     examples = next(iter(found.values())).lines[0]["seen"]["examples"]
     head = f"`{setting}`: {examples} test images, {_seeds(seeds)}; accuracies in %."
     head += _unseen(setting)
-    return "\n\n".join([head, markdown([titles, ["---", *["---:"] * (len(titles) - 1)], *rows])])
+    table = markdown([titles, ["---", *["---:"] * (len(titles) - 1)], *rows])
+    return "\n\n".join(filter(None, [head, table, _carried(found)]))
+
+
+def _carried(found: Mapping[str, Chosen]) -> str:
+    """What training against flows gains against pixel changes, and the other way round, in a sentence."""
+    if not {"standard", "deformation", "pixel adversarial"} <= set(found):
+        return ""
+    measures = {"pixels": lambda line: float(line["unseen"]["accuracies"]["pixels"]), "flows": verdicts.seen}
+    flows, pixels, standard = (found[name] for name in ("deformation", "pixel adversarial", "standard"))
+
+    def accuracies(one: Chosen, other: Chosen, name: str) -> str:
+        own, its, least = (100 * one_.mean(measures[name]) for one_ in (one, other, standard))
+        return f"{own:.1f} % (`{other.method}` {its:.1f}, standard {least:.1f})"
+
+    return (
+        f"Do the two carry over? Under pixel changes, `deformation` keeps {accuracies(flows, pixels, 'pixels')}; under "
+        f"flows of the middle radius, `pixel adversarial` keeps {accuracies(pixels, flows, 'flows')}."
+    )
 
 
 def _seeds(most: int) -> str:

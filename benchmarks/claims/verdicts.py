@@ -83,11 +83,13 @@ class Verdict(NamedTuple):
         claim: in words.
         verdict: `HOLDS`, `LIMITED`, `FAILS` or `OPEN`.
         reasons: what it rests on, and which settings are not compared and why; a sentence for each.
+        only: the settings that were compared, if others were not.
     """
 
     claim: str
     verdict: str
     reasons: tuple[str, ...]
+    only: tuple[str, ...] = ()
 
 
 Measure = Callable[[Line], float]
@@ -192,7 +194,8 @@ def _verdict(claim: str, comparisons: Sequence[Comparison | str], margin: float 
     made = [one for one in comparisons if isinstance(one, Comparison)]
     above = [one.interval[0] > 0 and one.difference >= margin for one in made]
     verdict = OPEN if not made else HOLDS if all(above) else LIMITED if any(above) else FAILS
-    return Verdict(claim, verdict, tuple(map(str, comparisons)))
+    only = dict.fromkeys(one.setting for one in made) if len(made) < len(comparisons) else ()
+    return Verdict(claim, verdict, tuple(map(str, comparisons)), tuple(only))
 
 
 def judge(lines: Sequence[Line]) -> dict[str, Verdict]:
