@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Measures cost, kernels, attacks and peers on this host's accelerator in under nine minutes; writes JSON files.
+# Measures cost, kernels, attacks and peers on this host's accelerator; writes JSON files. Limit: 520 s in all.
 #
 #   benchmarks/accelerator.sh FOLDER [TORCH_PYTHON]
 #

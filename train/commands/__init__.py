@@ -33,10 +33,12 @@ usage: python -m train COMMAND [options]
 Exit codes:
   0    done
   1    verify found a damaged checkpoint, or an unexpected error with a traceback
-  2    an option, a file or a run folder cannot be used; one line says which
+  2    an option, a file or a run folder cannot be used, or a device is out of memory; one line says which
   3    loss, gradient or parameters became NaN or infinite
   4    the disk or another process failed during training; --resume continues
   130  interrupted from the keyboard; --resume continues from the last checkpoint
+  134  JAX ended the process after another one was lost; --resume continues
+  137  killed, for example because the host is out of memory; --resume continues
   143  stopped by SIGTERM; training saved its last step, and --resume continues from there
 """
 
