@@ -19,7 +19,9 @@ if jax.__version_info__ < (0, 11):
 
 def pytest_addoption(parser):
     parser.addoption("--bad-commands", type=int, default=8, help="bad inputs that slow tests give to commands")
-    parser.addoption("--pairs", type=int, default=30, help="methods with networks that tests/train/test_grid.py traces")
+    parser.addoption(
+        "--pairs", type=int, default=0, help="methods with networks that tests/train/test_grid.py traces; 0: a quarter"
+    )
     parser.addoption("--kills", type=int, default=5, help="SIGKILLs in tests/processes/test_kills.py")
     parser.addoption(
         "--imagenet-images",
