@@ -325,3 +325,8 @@ def test_a_report_is_printed_and_is_dark_in_the_dark(opened, tmp_path):
     assert opened.pdf().startswith(b"%PDF")
     opened.open(path, dark=True)
     assert opened.run(background) != light
+    dark = {"name": "prefers-color-scheme", "value": "dark"}
+    opened.call("Emulation.setEmulatedMedia", media="print", features=[dark])
+    on_paper = opened.run(background)
+    opened.call("Emulation.setEmulatedMedia", media="")
+    assert on_paper == light  # paper is white
