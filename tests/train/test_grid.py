@@ -78,7 +78,8 @@ def test_every_method_is_there():
     assert set(ONE_OF_EACH) == set(KINDS) - {"given"}
     assert len(PAIRS) == 152  # as `--pairs` above
     methods, networks = map(set, zip(*IN_TURN[: len(PAIRS) // 4], strict=True))
-    assert methods == set(ONE_OF_EACH) and networks == set(NETWORKS)
+    assert methods == set(ONE_OF_EACH)
+    assert networks == set(NETWORKS)
 
 
 @pytest.mark.slow

@@ -60,7 +60,7 @@ MNIST5K = Group(
             _MNIST,
             {"standard": Config().method, "flow": _FLOW},
             {
-                "standard": "97 % clean, at 0.675 px 7 % multi-step, 0 % under `standard`",
+                "standard": "97 % clean, at 0.675 px 8 % multi-step, 0 % under `standard`",
                 "flow": "97 % clean, at 0.675 px 32 % multi-step, 1 % under `standard`",
             },
         ),
