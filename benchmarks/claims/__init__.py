@@ -1,8 +1,9 @@
 """The paper's claims as a grid of trainings: trains and evaluates the cells that are missing, then judges.
 
-Every finished cell is one line of JSON. A stopped grid continues with the next missing cell; a cell that was stopped in
-its training continues from its newest checkpoint. `python -m benchmarks report` writes the tables, plots and verdicts
-of docs/results.md from the lines.
+Every finished cell is one line of JSON; `plan` reads from them which are worth computing next. Several processes may
+add lines to one file, each with its part of the grid (``--only``). A stopped grid continues with the next missing cell;
+a cell that was stopped in its training continues from its newest checkpoint. `python -m benchmarks report` writes the
+tables, plots and verdicts of docs/results.md from the lines.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 import jax
 from tqdm import tqdm
 
-from benchmarks.claims import cell, grid, lines
+from benchmarks.claims import cell, grid, lines, plan
 from benchmarks.rows import check_writable
 from train.errors import ConfigError
 from train.options import to_json
@@ -47,24 +48,38 @@ def run(options: Options) -> str:
     Raises:
         ConfigError: no cell has such a name, or the file of lines cannot be written or read.
     """
-    chosen = [one for one in grid.cells() if options.only in one.name]
-    if not chosen:
+    if not any(options.only in one.name for one in grid.cells()):
         raise ConfigError(f"no cell's name contains {options.only!r}: --names lists them")
-    found = lines.read(options.lines)
-    known = {one.name: lines.of_cell(found, one) for one in chosen}
-    missing = [one for one in chosen if not cell.MEASURES.keys() <= (known[one.name] or {}).keys()]
     if options.names:
-        return "\n".join(f"{'missing' if one in missing else 'done   '}  {one.name}" for one in chosen)
+        found = lines.read(options.lines)
+        missing, cells = _missing(found, options.only), _wanted(found, options.only)
+        return "\n".join(f"{'missing' if one in missing else 'done   '}  {one.name}" for one in cells)
     check_writable(options.lines)
-    for number, one in enumerate(tqdm(missing, desc="cells", disable=not sys.stderr.isatty())):
-        if number % FORGET == FORGET - 1:
-            jax.clear_caches()
-        line = cell.compute(
-            one, options.runs / one.name / _digest(one), data_dir=options.data_dir, known=known[one.name]
-        )
-        lines.append(options.lines, line)
-        tqdm.write(lines.summary(line))
-    return f"{len(chosen)} cells are finished: {options.lines}"
+    number = 0
+    with tqdm(desc="cells", disable=not sys.stderr.isatty()) as bar:
+        while missing := _missing(found := lines.read(options.lines), options.only):
+            bar.total = number + len(missing)
+            one = missing[0]
+            folder, known = options.runs / one.name / _digest(one), lines.of_cell(found, one)
+            line = cell.compute(one, folder, data_dir=options.data_dir, known=known)
+            lines.append(options.lines, line)
+            tqdm.write(lines.summary(line))
+            bar.update()
+            number += 1
+            if number % FORGET == 0:
+                jax.clear_caches()
+    return f"{len(_wanted(found, options.only))} cells are finished: {options.lines}"
+
+
+def _wanted(found: list[lines.Line], only: str) -> list[grid.Cell]:
+    current = lines.current(found, grid.cells())
+    return [one for one in plan.wanted(current) if only in one.name]
+
+
+def _missing(found: list[lines.Line], only: str) -> list[grid.Cell]:
+    """The cells that lack a line, or a measure in it."""
+    known = {one.name: lines.of_cell(found, one) or {} for one in _wanted(found, only)}
+    return [one for one in _wanted(found, only) if not cell.MEASURES.keys() <= known[one.name].keys()]
 
 
 def _digest(one: grid.Cell) -> str:

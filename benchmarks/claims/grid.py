@@ -23,6 +23,7 @@ from train.methods.random_flows import RandomFlows
 from train.methods.spatial import Spatial
 from train.methods.standard import Standard
 from train.methods.trades import Trades
+from train.models.blocks import Activation
 from train.optimizers import Sgd
 
 
@@ -55,7 +56,8 @@ class Setting(NamedTuple):
         budgets: of the evaluation.
         strengths: for each method of `METHODS`, the weights or radii that are tried.
         examples: number of test images to attack.
-        seeds: how many, for the methods that the claims name; one for the others.
+        seeds: how many, for the methods in `repeated`; one for the others.
+        repeated: methods; those that the setting does not try have no effect.
     """
 
     name: str
@@ -66,6 +68,7 @@ class Setting(NamedTuple):
     strengths: Mapping[str, tuple[float, ...]]
     examples: int = 200
     seeds: int = 1
+    repeated: tuple[str, ...] = ()
 
 
 class Cell(NamedTuple):
@@ -129,6 +132,14 @@ METHODS: dict[str, Callable[[float, Setting], AnyMethod]] = {
 }
 """What each method trains with at a strength: a weight, for those that know an attack by its radius that radius."""
 
+CLAIMED = (
+    "standard", "flow gradient", "input gradient", "deformation", "pixel adversarial", "flow gradient + deformation"
+)  # fmt: skip
+"""The methods that the claims name."""
+
+SMOOTHED = ("standard", "flow gradient", "input gradient", "flow gradient, dual norm", "deformation")
+"""The methods that are tried with smooth activations in place of ReLU."""
+
 _DIGITS = Setting(
     "digits/small-cnn-relu",
     Config(
@@ -166,6 +177,7 @@ _DIGITS = Setting(
         "flow gradient + pixel adversarial": (0.05, 0.1, 0.15),
     },
     seeds=3,
+    repeated=CLAIMED,
 )
 
 _MNIST = Setting(
@@ -206,24 +218,35 @@ _MNIST = Setting(
         "flow gradient + pixel adversarial": (0.025, 0.05, 0.1),
     },
     seeds=3,
+    repeated=(*CLAIMED, "flow gradient, dual norm"),
 )
 
 
-CLAIMED = (
-    "standard", "flow gradient", "input gradient", "deformation", "pixel adversarial", "flow gradient + deformation"
-)  # fmt: skip
-"""The methods that the claims name."""
-
-
-def _smooth(setting: Setting) -> Setting:
-    """The same with GELU in place of ReLU, which gradient penalties suit better, for fewer methods."""
-    tried = (*CLAIMED, "flow gradient, dual norm", "input gradient, dual norm")
+def _activated(setting: Setting, activation: Activation, methods: tuple[str, ...]) -> Setting:
+    """The same with another activation in place of ReLU, for fewer methods."""
     return setting._replace(
-        name=setting.name.replace("relu", "gelu"),
-        config=replace(setting.config, model=replace(setting.config.model, activation="gelu")),
-        strengths={method: setting.strengths[method] for method in tried},
-        seeds=1,
+        name=setting.name.replace("relu", activation),
+        config=replace(setting.config, model=replace(setting.config.model, activation=activation)),
+        strengths={method: setting.strengths[method] for method in methods},
     )
+
+
+_MNIST_RESIDUAL = Setting(
+    "mnist5k/preact-resnet-18-relu",
+    replace(_MNIST.config, model=Model(name="preact-resnet-18", width=0.125), epochs=4),
+    448,
+    4.0,
+    _MNIST.budgets,
+    {
+        "standard": (0.0,),
+        "flow gradient": (1.0, 4.0, 12.0),
+        "input gradient": (0.1, 0.3, 1.0),
+        "flow gradient, dual norm": (0.1, 0.2, 0.4),
+        "deformation": (0.125, 0.25),
+    },
+    seeds=3,
+    repeated=SMOOTHED,
+)
 
 
 def _cifar(network: str, model: Model) -> Setting:
@@ -245,6 +268,7 @@ def _cifar(network: str, model: Model) -> Setting:
             "standard": (0.0,),
             "flow gradient": (0.3, 1.0, 4.0),
             "input gradient": (0.03, 0.1, 0.3),
+            "flow gradient, dual norm": (0.05, 0.15),
             "deformation": (0.155, 0.3),
             "deformation, greedy": (0.155, 0.3),
             "pixel adversarial": (2 / 255, 4 / 255),
@@ -254,27 +278,36 @@ def _cifar(network: str, model: Model) -> Setting:
     )
 
 
+_CIFAR = _cifar("preact-resnet-18-relu", Model(name="preact-resnet-18", width=0.125))
+_BOTH = (*CLAIMED, "flow gradient, dual norm")
+
 SETTINGS = (
     _MNIST,
     _DIGITS,
-    _smooth(_MNIST),
-    _smooth(_DIGITS),
-    _cifar("preact-resnet-18-gelu", Model(name="preact-resnet-18", width=0.25, activation="gelu")),
-    _cifar("resnet-20-relu", Model(name="resnet-20", width=0.5)),
+    _activated(_MNIST, "gelu", _BOTH),
+    _activated(_DIGITS, "gelu", _BOTH)._replace(seeds=1),
+    _activated(_MNIST, "silu", SMOOTHED),
+    _activated(_CIFAR, "gelu", _BOTH),
     _cifar("vgg-13-relu", Model(name="vgg-13", width=0.25)),
+    _cifar("resnet-20-relu", Model(name="resnet-20", width=0.5)),
+    _MNIST_RESIDUAL,
+    _activated(_MNIST_RESIDUAL, "gelu", SMOOTHED),
+    _activated(_MNIST_RESIDUAL, "silu", SMOOTHED),
+    _CIFAR,
+    _activated(_CIFAR, "silu", SMOOTHED),
 )
 
 
 def cells() -> list[Cell]:
-    """All cells, in the order in which they are computed.
+    """All cells that can be computed, in the order for it.
 
-    One seed comes before the second, and the methods that the claims name come before the others.
+    One seed comes before the second, and the methods that the claims name, or that are repeated, before the others.
     """
     found = [
         Cell(setting, method, strength, seed)
         for setting in SETTINGS
         for method, strengths in setting.strengths.items()
-        for seed in range(setting.seeds if method in CLAIMED else 1)
+        for seed in range(setting.seeds if method in setting.repeated else 1)
         for strength in strengths
     ]
-    return sorted(found, key=lambda cell: (cell.seed, cell.method not in CLAIMED))
+    return sorted(found, key=lambda cell: (cell.seed, cell.method not in (*CLAIMED, *cell.setting.repeated)))

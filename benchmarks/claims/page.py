@@ -10,7 +10,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.claims import grid, verdicts
+from benchmarks.claims import grid, plan, verdicts
 from benchmarks.claims.lines import Line
 from benchmarks.claims.verdicts import Chosen
 from benchmarks.rows import markdown
@@ -47,10 +47,10 @@ SHOWN_LOSS = 12
 
 def state(lines: Sequence[Line]) -> str:
     """How much of the grid is computed."""
-    wanted = len(grid.cells())
-    if len(lines) >= wanted:
-        return f"All {wanted} cells of the grid are computed."
-    return f"**{len(lines)} of {wanted} cells of the grid are computed.** Verdicts may change with the others."
+    left = plan.to_come(lines)
+    if not left:
+        return f"All {len(lines)} cells of the grid are computed."
+    return f"**{len(lines)} cells of the grid are computed, {left} are not.** Verdicts may change with the others."
 
 
 def judged(lines: Sequence[Line]) -> str:
@@ -192,6 +192,34 @@ def _gains(one: verdicts.Chosen, found: Mapping[str, verdicts.Chosen]) -> list[s
     return cells
 
 
+def activations(lines: Sequence[Line]) -> str:
+    """Networks that differ in their activation only, side by side: accuracy clean, under flows and unseen attacks."""
+    found = {setting: verdicts.chosen(lines, setting) for setting in verdicts.settings(lines)}
+    networks: dict[str, list[str]] = {}
+    for setting in found:
+        networks.setdefault(setting.rpartition("-")[0], []).append(setting)
+    rows = []
+    for network, settings in networks.items():
+        for method in grid.SMOOTHED if len(settings) > 1 else ():
+            shown = [_activation(found[setting].get(method), setting) for setting in settings]
+            rows += [[f"`{network}`", method, *cells] for cells in shown if cells]
+    titles = ["network", "method", "activation", "strength", "seeds", "clean", "under flows", "unseen"]
+    return markdown([titles, ["---", "---", "---", *["---:"] * 5], *rows])
+
+
+def _activation(one: Chosen | None, setting: str) -> list[str]:
+    """A row's cells from the activation on; none for a method that is not computed yet."""
+    if one is None:
+        return []
+    name = setting.rpartition("-")[2]
+    return [
+        name if one.matched else f"{name} (not matched)",
+        "" if one.method == "standard" else f"{one.strength:g}",
+        str(len(one.lines)),
+        *(_range([measure(line) for line in one.lines]) for measure in (verdicts.clean, *verdicts.MEASURES.values())),
+    ]
+
+
 def _range(accuracies: Sequence[float]) -> str:
     """The mean over the seeds in percent and, if there are several, the range."""
     values = [100 * accuracy for accuracy in accuracies]
@@ -284,6 +312,7 @@ PARTS: dict[str, Callable[[Sequence[Line]], str]] = {
     "verdicts": judged,
     "matched": matched,
     "gains": gains,
+    "activations": activations,
     "cells": every_cell,
 }
 """What the document can show, by the name in its comment."""

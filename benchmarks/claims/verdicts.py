@@ -124,31 +124,45 @@ def chosen(lines: Sequence[Line], setting: str) -> dict[str, Chosen]:
     Seeds count only if the standard network has them, and strengths only if they have as many seeds as any other.
     """
     here = [line for line in lines if line["setting"] == setting]
-    standard = {line["seed"]: line for line in here if line["method"] == "standard"}
+    standard = [line for line in here if line["method"] == "standard"]
     if not standard:
         return {}
-    least = fmean(line["held_out"]["clean_accuracy"] for line in standard.values()) - TOLERANCE
+    least, seeds = least_clean(standard), {line["seed"] for line in standard}
     found = {}
     for method in dict.fromkeys(line["method"] for line in here):
         strengths: dict[float, list[Line]] = {}
         for line in here:
-            if line["method"] == method and line["seed"] in standard:
+            if line["method"] == method and line["seed"] in seeds:
                 strengths.setdefault(line["strength"], []).append(line)
         most = max(map(len, strengths.values()), default=0)
         candidates = [tuple(cells) for cells in strengths.values() if len(cells) == most > 0]
         if candidates:
-            found[method] = _best(method, candidates, least)
+            best = ranked(candidates, least)[0]
+            found[method] = Chosen(method, best, held_out(best, "clean_accuracy") >= least)
     return found
 
 
-def _best(method: str, candidates: list[tuple[Line, ...]], least: float) -> Chosen:
-    def held_out(cells: tuple[Line, ...], name: str) -> float:
-        return fmean(line["held_out"][name] for line in cells)
+def ranked(candidates: Sequence[tuple[Line, ...]], least: float) -> list[tuple[Line, ...]]:
+    """Strengths, the best first: those of matched clean accuracy by robust accuracy, then the others by clean accuracy.
 
-    matched = [cells for cells in candidates if held_out(cells, "clean_accuracy") >= least - 1e-9]
-    if not matched:
-        return Chosen(method, max(candidates, key=lambda cells: held_out(cells, "clean_accuracy")), False)
-    return Chosen(method, max(matched, key=lambda cells: held_out(cells, "robust_accuracy")), True)
+    Each stands as the lines of its seeds; all accuracies are those on held-out images.
+    """
+
+    def rank(cells: tuple[Line, ...]) -> tuple[bool, float]:
+        clean = held_out(cells, "clean_accuracy")
+        return (True, held_out(cells, "robust_accuracy")) if clean >= least else (False, clean)
+
+    return sorted(candidates, key=rank, reverse=True)
+
+
+def least_clean(standard: Sequence[Line]) -> float:
+    """The least clean accuracy on held-out images that matches that of these lines, less than rounding below it."""
+    return held_out(standard, "clean_accuracy") - TOLERANCE - 1e-9
+
+
+def held_out(cells: Sequence[Line], name: str) -> float:
+    """The mean of an accuracy on held-out training images."""
+    return fmean(line["held_out"][name] for line in cells)
 
 
 def compare(lines: Sequence[Line], ours: str, theirs: Sequence[str], measures: Sequence[str]) -> list[Comparison | str]:

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from benchmarks.claims import cell, grid, lines, page, verdicts
+from benchmarks.claims import cell, grid, lines, page, plan, verdicts
 from benchmarks.claims.verdicts import FAILS, HOLDS, LIMITED, OPEN
 from benchmarks.cli import main
 from train import options
@@ -166,11 +166,11 @@ def test_an_interrupted_grid_continues(tmp_path, monkeypatch, capsys):
         if len(computed) == 2:
             raise KeyboardInterrupt
         computed.append(one.name)
-        measured = line(one.method, one.strength, 0.9, 0.5, 0.4)
+        measured = line(one.method, one.strength, 0.9, 0.5, 0.4, setting=one.setting.name, seed=one.seed)
         return measured | {"name": one.name, "config": options.to_tree(one.config)}
 
     monkeypatch.setattr(cell, "compute", compute)
-    arguments = ["claims", "--only", "digits/small-cnn-relu/standard", "--lines", str(file)]
+    arguments = ["claims", "--only", "digits/small-cnn-relu/standard", "--lines", str(file)]  # three seeds
     with pytest.raises(KeyboardInterrupt):
         main(arguments)
     assert len(lines.read(file)) == 2
@@ -183,6 +183,43 @@ def test_an_interrupted_grid_continues(tmp_path, monkeypatch, capsys):
     assert len(computed) == 1
     assert computed[0] not in first
     assert "3 cells are finished" in capsys.readouterr().out
+
+
+def test_further_seeds_are_wanted_of_the_chosen_strength_only():
+    setting = next(one for one in grid.SETTINGS if one.name == "mnist5k/small-cnn-relu")
+
+    def of(strength, clean, robust, seed=0, method="flow gradient"):
+        found = line(method, strength, clean, robust, 0.3, setting=setting.name, seed=seed)
+        return found | {"name": grid.Cell(setting, method, strength, seed).name}
+
+    def repeated(found):
+        cells = [one for one in plan.wanted(found) if one.setting.name == setting.name and one.seed > 0]
+        return [(one.strength, one.seed) for one in cells if one.method == "flow gradient"]
+
+    standard = [of(0.0, 0.99, 0.1, method="standard")]
+    first = [of(4.0, 0.99, 0.2), of(12.0, 0.985, 0.3), of(36.0, 0.9, 0.8)]
+    assert repeated([]) == repeated(first) == repeated(standard + first[:2]) == []
+    assert repeated(standard + first) == [(12.0, 1), (12.0, 2)]
+    kept = [of(12.0, 0.985, 0.3, seed) for seed in (1, 2)]
+    assert repeated(standard + first + kept) == [(12.0, 1), (12.0, 2)]
+    lost = [of(12.0, 0.95, 0.3, seed) for seed in (1, 2)]
+    assert repeated(standard + first + lost) == [(4.0, 1), (12.0, 1), (4.0, 2), (12.0, 2)]
+    everything = plan.to_come([])
+    assert plan.to_come(standard) == everything - 1
+    assert plan.to_come(standard + first) == everything - 4
+    assert plan.to_come(standard + first + kept) == everything - 6
+    assert plan.to_come(standard + first + lost) == everything - 4  # two more for the next strength
+
+
+def test_activations_stand_side_by_side():
+    both = made(setting="digits/net-relu") + made(setting="digits/net-gelu") + made(setting="digits/other-relu")
+    for one in both:
+        if one["setting"] == "digits/net-gelu" and one["method"] == "input gradient":
+            one["held_out"]["clean_accuracy"] = 0.5
+    table = page.activations(both)
+    assert "| `digits/net` | flow gradient | relu | 1 | 1 | 98.5 | 50.0 | 60.0 |" in table
+    assert "| `digits/net` | input gradient | gelu (not matched) | 0 | 1 | 98.5 | 20.0 | 30.0 |" in table
+    assert "other" not in table
 
 
 def test_cells_have_names_of_their_own_and_valid_configs():
@@ -246,7 +283,7 @@ def test_the_page_is_written_from_the_lines(tmp_path, capsys, monkeypatch):
     assert main(["report", "--results", str(tmp_path), "--output", str(tmp_path)]) == 0
     text = (tmp_path / "results.md").read_text()
     assert "**C1: holds.**" in text
-    assert f"**20 of {len(grid.cells())} cells of the grid are computed.**" in text
+    assert f"**20 cells of the grid are computed, {plan.to_come([])} are not.**" in text
     assert "| flow gradient | 1 | 98.5 | 60.0 | 50.0 | 25.0 | 60.0 | 60.0 | 0.50 | 0.80 | 3 |" in text
     assert "![Curves](claims-curves.png)" in text
     assert "stale" not in text
