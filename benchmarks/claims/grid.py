@@ -301,7 +301,7 @@ SETTINGS = (
 def cells() -> list[Cell]:
     """All cells that can be computed, in the order for it.
 
-    One seed comes before the second, and the methods that the claims name, or that are repeated, before the others.
+    The methods that the claims name, or that are repeated, come before the others, and one seed before the second.
     """
     found = [
         Cell(setting, method, strength, seed)
@@ -310,4 +310,4 @@ def cells() -> list[Cell]:
         for seed in range(setting.seeds if method in setting.repeated else 1)
         for strength in strengths
     ]
-    return sorted(found, key=lambda cell: (cell.seed, cell.method not in (*CLAIMED, *cell.setting.repeated)))
+    return sorted(found, key=lambda cell: (cell.method not in (*CLAIMED, *cell.setting.repeated), cell.seed))
