@@ -32,7 +32,7 @@ from benchmarks.cost import find, make_training_step, without_loop
 from benchmarks.options import BatchSize, Case, Networks, Several, Written
 from benchmarks.rows import Rows, read, write
 from train.config import ModelName
-from train.errors import ConfigError
+from train.errors import ConfigError, one_line, say
 from train.methods import AnyMethod
 from train.methods.penalties import FiniteDifference
 from train.methods.standard import Standard
@@ -72,8 +72,11 @@ class Options(Networks, Written):
 def run(options: Options) -> Rows:
     """A row per topology, network and method; those that `--json` holds already are kept, and new ones added at once.
 
+    A step that the compiler refuses, for example because it does not fit into the chip's memory, has no row: a line on
+    standard error says why.
+
     Raises:
-        ConfigError: a topology is not available, or a method is unknown or attacks.
+        ConfigError: a topology is not available, a method is unknown or attacks, or the compiler refuses every step.
     """
     jax.config.update("jax_platforms", "cpu")  # otherwise libtpu looks for a TPU
     methods = {name: find(name) for name in options.methods}
@@ -95,9 +98,16 @@ def run(options: Options) -> Rows:
     for target, (name, method) in tqdm(cases, desc="compiling", disable=None, leave=False):
         if any(case_of(target, name).items() <= row.items() for row in rows):
             continue
-        rows.append(_measure(target, name, method, options.fit))
+        standard = next((row for row in rows if case_of(target, "standard").items() <= row.items()), None)
+        try:
+            rows.append(_measure(target, name, method, options.fit, standard))
+        except jax.errors.JaxRuntimeError as error:
+            say(f"not compiled: {target.case.model} for {target.topology}, {name}: {one_line(error)}")
+            continue
         if file is not None:
             write(file, sys.argv[1:], rows)
+    if not rows:
+        raise ConfigError("no step was compiled: the lines above say why")
     return rows
 
 
@@ -244,11 +254,14 @@ def case_of(target: Target, method: str) -> dict[str, Any]:
     }
 
 
-def _measure(target: Target, name: str, method: AnyMethod, fit: bool) -> dict[str, Any]:
-    compiled, plain = compile_step(method, target), None
+def _measure(
+    target: Target, name: str, method: AnyMethod, fit: bool, standard: dict[str, Any] | None
+) -> dict[str, Any]:
+    compiled, turn = compile_step(method, target), None
     if isinstance(getattr(method, "rule", None), FiniteDifference):
-        plain = compile_step(Standard(), target)  # its loop has two turns, each with the passes of a standard step
-    row = {**case_of(target, name), **describe(compiled, target.chip, plain)}
+        # Its loop has two turns, each with the passes of a standard step.
+        turn = standard or describe(compile_step(Standard(), target), target.chip)
+    row = {**case_of(target, name), **describe(compiled, target.chip, turn)}
     # The batch whose temporary memory, in proportion, fills what the arguments leave of the chip's.
     free = target.chip.memory - row["argument_bytes"]
     row["largest_batch_estimate"] = int(free / row["temporary_bytes"] * target.case.batch_size)
@@ -257,21 +270,21 @@ def _measure(target: Target, name: str, method: AnyMethod, fit: bool) -> dict[st
     return row
 
 
-def describe(compiled: Compiled, chip: Chip, loop_body: Compiled | None = None) -> dict[str, Any]:
+def describe(compiled: Compiled, chip: Chip, turn: dict[str, Any] | None = None) -> dict[str, Any]:
     """What one chip does in a step, and how long that takes at least.
 
     Args:
         compiled: the step.
         chip: what it runs on.
-        loop_body: for a step with a loop of two turns, one that does as much as one turn: the compiler counts the body
-            once.
+        turn: for a step with a loop of two turns, the row of one that does as much as one turn: the compiler counts
+            the body once.
     """
     executable = compiled.executable
     memory = executable.memory_analysis()
-    analyses = [one.executable.cost_analysis() for one in (compiled, loop_body) if one is not None]
-    flops, moved = (sum(analysis[name] for analysis in analyses) for name in ("flops", "bytes accessed"))
+    counted, twice = executable.cost_analysis(), turn or {"flops": 0, "hbm_bytes": 0}
+    flops, moved = counted["flops"] + twice["flops"], counted["bytes accessed"] + twice["hbm_bytes"]
     program = executable.as_text()
-    sent = collectives(program, trips=1 if loop_body is None else 2)
+    sent = collectives(program, trips=1 if turn is None else 2)
     sent_bytes = sum(size for _, size in sent)
     compute, movement = flops / chip.flops, moved / chip.memory_bandwidth
     # A ring sends every byte of a sum nearly twice, once to add and once to distribute; a half of that nearly once.

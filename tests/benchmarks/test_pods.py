@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
 from benchmarks import pods
@@ -111,3 +112,19 @@ def test_an_unknown_topology_is_one_line_with_the_remedy():
     with pytest.raises(ConfigError, match=r"v9:1x1.*libtpu") as caught:
         pods.topology_devices("v9:1x1")
     assert "\n" not in str(caught.value)
+
+
+def test_a_refused_step_is_one_line_and_keeps_the_other_rows(monkeypatch, capsys):
+    def measure(target, name, method, fit, standard):
+        if name == "flow-gradient":
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: it needs 17 GB\nand a trace")
+        return {**pods.case_of(target, name), "after_standard": standard is not None}
+
+    monkeypatch.setattr(pods, "_measure", measure)
+    methods = ("standard", "flow-gradient", "flow-gradient, finite difference")
+    rows = pods.run(pods.Options(topology=("v5e:2x2",), model=("vgg-16",), methods=methods))
+    assert [(row["method"], row["after_standard"]) for row in rows] == [(methods[0], False), (methods[2], True)]
+    said = "not compiled: vgg-16 for v5e:2x2, flow-gradient: RESOURCE_EXHAUSTED: it needs 17 GB\n"
+    assert capsys.readouterr().err == said
+    with pytest.raises(ConfigError, match="no step was compiled"):
+        pods.run(pods.Options(topology=("v5e:2x2",), model=("vgg-16",), methods=("flow-gradient",)))
