@@ -147,6 +147,8 @@ def test_a_coordinator_that_does_not_answer_is_named(capsys, tmp_path, monkeypat
         (["fit", "digits-flow", "--augmentation.rand-strength", "0.5"], "needs --augmentation.rand above 0"),
         (["fit", "digits-flow", "--distributed", "--coordinator", "host"], "--coordinator must be HOST:PORT, got host"),
         (["launch"], "launch needs a command"),
+        (["launch", "--processes", "2", "certify", "runs/x"], "certify runs in one process, without launch"),
+        (["certify", "runs/x", "--distributed", "--process-id=1"], "leave out --distributed --process-id=1"),
         (["launch", "--processes", "0", "fit", "digits-flow"], "--processes must be at least 1, got 0"),
         (["launch", "--devices", "2", "fit", "digits-flow"], "--devices"),
         (

@@ -10,6 +10,7 @@ import tyro
 
 from train import compiled, files, processes, reports, runs
 from train.certification import Smoothing, certify_run, check, partial_of
+from train.commands.placement import placed
 from train.errors import ConfigError, say
 from train.options import validate
 from train.ranges import CountOrNone, Seed
@@ -53,6 +54,8 @@ def parse(arguments: list[str]) -> Certify:
     """The options of a command line. Raises `ConfigError` if one cannot be used."""
     if not arguments:
         raise ConfigError("certify needs a run folder, for example runs/digits-standard")
+    if given := placed(arguments):
+        raise ConfigError(f"certify runs in one process, on all its devices: leave out {' '.join(given)}")
     options = tyro.cli(Certify, prog="python -m train certify", args=arguments)
     smoothing = check(options.smoothing)  # first: its errors name the options without a prefix
     return replace(validate(options), smoothing=smoothing)

@@ -22,6 +22,8 @@ from typing import Any, TextIO
 
 import tyro
 
+from train.commands import COMMANDS
+from train.commands.placement import placed
 from train.errors import ConfigError, StorageError
 from train.options import validate
 from train.ranges import Count
@@ -29,8 +31,8 @@ from train.ranges import Count
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 """Passed on; SIGHUP is what the end of an ssh session sends."""
 
-PLACED = ("--distributed", "--coordinator", "--num-processes", "--process-id")
-"""Options of `fit` that this command sets."""
+DIVIDED = ("fit", "evaluate")
+"""The commands that several processes share."""
 
 GRACE = 10.0
 """Seconds that the others have to leave by themselves, once one process has failed."""
@@ -49,12 +51,15 @@ class Launch:
 
 def run(arguments: list[str]) -> int:
     """Runs the launcher and returns the exit code: 0, or that of the first process that failed."""
-    split = next((at for at, argument in enumerate(arguments) if argument in ("fit", "evaluate")), len(arguments))
+    split = next((at for at, argument in enumerate(arguments) if argument in COMMANDS), len(arguments))
     options = validate(tyro.cli(Launch, prog="python -m train launch", args=arguments[:split]))
     if split >= len(arguments) - 1:
         raise ConfigError("launch needs a command: python -m train launch --processes 2 fit PRESET [options]")
-    given = [argument for argument in arguments[split:] if argument.split("=")[0] in PLACED]
-    if given:
+    if arguments[split] not in DIVIDED:
+        raise ConfigError(
+            f"launch starts {' or '.join(DIVIDED)}: {arguments[split]} runs in one process, without launch"
+        )
+    if given := placed(arguments[split:]):
         raise ConfigError(f"launch tells each process its place: leave out {' '.join(given)}")
     port = _free_port()
     return _supervise([partial(_start, arguments[split:], index, port, options) for index in range(options.processes)])

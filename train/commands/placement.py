@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
 from annotated_types import Interval
 
 from train.errors import ConfigError
+
+PLACED = ("--distributed", "--coordinator", "--num-processes", "--process-id")
+"""The options that tell a process its place."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,11 @@ class Placement:
     join_seconds: Annotated[float, Interval(gt=0, le=86400)] = 300.0
     """With --distributed: seconds to wait for all processes to start.
     Process 0 prints every half minute which are missing."""
+
+
+def placed(arguments: Sequence[str]) -> list[str]:
+    """The arguments of a command line that tell its process a place."""
+    return [argument for argument in arguments if argument.split("=")[0] in PLACED]
 
 
 def join(placement: Placement) -> None:
