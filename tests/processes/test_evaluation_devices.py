@@ -80,3 +80,68 @@ def test_sigterm_to_one_of_two_processes_stops_both(trainer, command, alone, tmp
     assert " of an earlier start" in err
     assert report(folder) == alone
     assert not [*folder.glob("*.partial"), *folder.glob("*.stop")]
+
+
+HELD = """
+import sys, time
+from pathlib import Path
+from train import finished, parts
+from train.commands import evaluate, main
+
+place, index, folder, *command = sys.argv[1:]
+finished.KEEP_SECONDS = 0
+ours = command[-1]
+
+def hold():
+    Path(folder, f"at-{place}-{ours}").touch()
+    while ours == index and not Path(folder, "free").exists():
+        time.sleep(0.01)
+
+def held_write(file, team, part, write=parts.write):
+    if part.complete:
+        hold()
+    write(file, team, part)
+
+def held_run(*arguments, run=evaluate.evaluate_run, **options):
+    study = run(*arguments, **options)
+    hold()
+    return study
+
+if place == "share":
+    parts.write = held_write
+else:
+    evaluate.evaluate_run = held_run
+sys.exit(main(command))
+"""
+"""An evaluation that process `index` leaves alone, before it writes what it found (share) or the report (report)."""
+
+
+def test_sigterm_to_a_process_that_has_finished_its_share_stops_both(trainer, command, alone, tmp_path):
+    folder = tmp_path / "out"
+    processes = start_two(trainer, [*command, str(folder)], program=("-c", HELD, "share", "1", str(tmp_path)))
+
+    def has_finished():
+        return any(b'"complete": true' in path.read_bytes() for path in folder.glob("evaluation-*.0.0.partial"))
+
+    assert wait_for(has_finished, processes[0])
+    processes[0].send_signal(signal.SIGTERM)
+    assert wait_for(lambda: list(folder.glob("*.stop")), processes[0])
+    (tmp_path / "free").touch()
+    outputs = [process.communicate(timeout=120) for process in processes]
+    assert [process.returncode for process in processes] == [143, 143], outputs
+    _, err = trainer.run([*command, str(folder)])
+    assert " of an earlier start" in err
+    assert report(folder) == alone
+    assert not [*folder.glob("*.partial"), *folder.glob("*.stop")]
+
+
+def test_sigterm_to_a_process_that_waits_for_the_report_changes_nothing(trainer, command, alone, tmp_path):
+    folder = tmp_path / "out"
+    processes = start_two(trainer, [*command, str(folder)], program=("-c", HELD, "report", "0", str(tmp_path)))
+    assert wait_for(lambda: (tmp_path / "at-report-0").exists() and (tmp_path / "at-report-1").exists(), processes[1])
+    processes[1].send_signal(signal.SIGTERM)
+    (tmp_path / "free").touch()
+    outputs = [process.communicate(timeout=120) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    assert report(folder) == alone
+    assert not list(folder.glob("*.partial"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -12,7 +13,7 @@ import tyro
 from train import compiled, files, parts, processes, reports, runs
 from train.commands.placement import Placement, join
 from train.errors import ConfigError, say
-from train.evaluation import Protocol, SuiteName, evaluate_run, partial_of, without_effect
+from train.evaluation import Protocol, Study, SuiteName, evaluate_run, partial_of, without_effect
 from train.options import validate
 from train.ranges import CountOrNone, Positive, Seed
 from train.restored import load_networks, open_runs, open_sources
@@ -136,14 +137,21 @@ def compare(options: Evaluate) -> None:
             )
             if team.index == 0:
                 reports.write_run_report(folder, name, studies[name], one.class_names, file.check)
-    if team.index > 0:
-        return
+        if team.index == 0:
+            _conclude(options, studies, trained[0].class_names, above)
+            for file in kept:  # not before: started again, the command would evaluate the first runs once more
+                file.remove()
+        if team.count > 1:
+            # The end of one process ends the others. So none leaves, or may be ended by SIGTERM, before all is written.
+            processes.barrier("reported")
+
+
+def _conclude(options: Evaluate, studies: Mapping[str, Study], class_names: Sequence[str], above: Path) -> None:
+    """Writes what is about all runs together, and prints the advice."""
     if len(studies) > 1:
-        reports.write_comparison(above, studies, trained[0].class_names)
+        reports.write_comparison(above, studies, class_names)
     if options.suite == "released":
         print(ADVICE)
     if options.json:
         rows = {name: study.row for name, study in studies.items()}
         files.write_json(options.json, next(iter(rows.values())) if len(rows) == 1 else rows)
-    for file in kept:  # not before: started again, the command would evaluate the first runs once more
-        file.remove()
