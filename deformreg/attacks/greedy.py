@@ -4,7 +4,9 @@ A flow's gradient is one-sided at whole pixels and sees only the cell of the gri
 pass through the identity to learn that the other side would be better. Here one backward pass gives the gradient with
 respect to the warped *image*, and for each pixel the displacement that raises the loss most, to first order in the
 network but exact in the warp, is known: the first step on a loss that is linear in the pixels attains the bound
-`FlowBounds.displacement`. The schedule of how many pixels follow is as simple as Square's: fewer after each failure.
+`FlowBounds.displacement`. How many pixels follow is as simple as in Square: fewer after each failure. A failure also
+says that the gradient changes on the way, so the best point's gradient becomes the mean of the two, as in the
+trapezoidal rule for what a pixel gains along the way.
 
 References:
     This project. The gains are those of `deformreg.bounds`; moving the best coordinates first follows Moon et al.,
@@ -30,6 +32,7 @@ from deformreg.attacks.gradient import Perturbed
 from deformreg.attacks.search import (
     Keep,
     Loss,
+    Tried,
     budget_of,
     check_choices,
     differentiate_pixels,
@@ -45,7 +48,7 @@ from deformreg.balls import Ball
 from deformreg.perturbations import Perturbation, flow
 from deformreg.warping import Boundary
 
-GROWTH, DECAY = 1.2, 0.6  # of the share of pixels that follow, after a rise and after a failure
+GROWTH, DECAY = 1.2, 0.75  # of the share of pixels that follow, after a rise and after a failure
 
 
 def greedy(
@@ -59,8 +62,9 @@ def greedy(
 ) -> Attack:
     """Gives pixels the displacements that raise the loss most, the pixels with the largest gains first.
 
-    A step moves a share of the pixels, all at first. If the loss does not rise, the search returns to its best point
-    and moves fewer. Where no pixel is left to move, it starts again from random displacements of full size.
+    A step moves a share of the pixels, all at first. If the loss does not rise, the search returns to its best point,
+    replaces the gradient there by its mean with that of the failure, and moves fewer pixels. Where no pixel is left to
+    move, it starts again from random displacements of full size.
 
     Args:
         ball: `deformreg.linf` or `deformreg.pixelwise_l2`, its radius one number of pixels. In the latter, the extreme
@@ -167,15 +171,15 @@ class _Plan(NamedTuple):
 
 
 class Memory(NamedTuple):
-    """The best point of a row since its last start, the displacements best from there, and the share that moves next.
+    """The best point of a row since its last start: its flow, images, gradient and loss; the share that moves next.
 
-    `offsets` and `gains` are as `best_displacements` returns them.
+    `gradient` is a mean with those of the failures since.
     """
 
     best: Array
+    values: Array
+    gradient: Array
     loss: Array
-    offsets: Array
-    gains: Array
     share: Array
 
 
@@ -184,7 +188,7 @@ def _begin(examples: Examples) -> Search:
     zeros = identity(flow(), examples.images)
     search = fresh(examples, zeros)
     ones = jnp.ones_like(search.losses)
-    return search._replace(memory=Memory(zeros, search.losses, zeros, zeros[..., 0], ones))
+    return search._replace(memory=Memory(zeros, examples.images, examples.images, search.losses, ones))
 
 
 def _step(plan: _Plan, logits_fn: LogitsFn, examples: Examples, search: Search) -> Search:
@@ -192,11 +196,11 @@ def _step(plan: _Plan, logits_fn: LogitsFn, examples: Examples, search: Search) 
     values = plan.family.apply(params, images)
     tried = differentiate_pixels(logits_fn, plan.family, plan.loss, examples, params, values)
     search = record(search, tried.losses, tried.broken, keep=plan.keep)
-    gains, offsets = best_displacements(images, values, tried.gradient, plan.ball, plan.boundary)
-    memory = look_back(search.memory, params, tried.losses, offsets, gains)
-    chosen = best_pixels(jnp.where(jnp.any(memory.offsets != memory.best, axis=-1), memory.gains, 0), memory.share)
+    memory = look_back(search.memory, params, values, tried)
+    gains, offsets = best_displacements(images, memory.values, memory.gradient, plan.ball, plan.boundary)
+    chosen = best_pixels(jnp.where(jnp.any(offsets != memory.best, axis=-1), gains, 0), memory.share)
     over = ~jnp.any(chosen, axis=tuple(range(1, chosen.ndim)))
-    moved = jnp.where(chosen[..., None], memory.offsets, memory.best)
+    moved = jnp.where(chosen[..., None], offsets, memory.best)
     return search._replace(
         params=started_anew(over, lambda: _corners(plan.ball, step_keys(examples, search.calls), moved), moved),
         memory=memory._replace(loss=jnp.where(over, -jnp.inf, memory.loss), share=jnp.where(over, 1.0, memory.share)),
@@ -211,14 +215,15 @@ def _corners(ball: Ball, keys: Array, like: Array) -> Array:
     return corners
 
 
-def look_back(memory: Memory, params: Array, losses: Array, offsets: Array, gains: Array) -> Memory:
+def look_back(memory: Memory, params: Array, values: Array, tried: Tried) -> Memory:
     """The better of the old and the new point, and the share of pixels to move from there."""
-    losses = losses.astype(memory.loss.dtype)
+    losses = tried.losses.astype(memory.loss.dtype)
     better = losses > memory.loss
     share = jnp.where(better, jnp.minimum(memory.share * GROWTH, 1), memory.share * DECAY)
-    new = Memory(params, losses, offsets, gains, share)
-    kept: Memory = choose(better, new, memory)
-    return kept._replace(share=share)
+    new = Memory(params, values, tried.gradient, losses, share)
+    old = memory._replace(gradient=(memory.gradient + tried.gradient) / 2, share=share)
+    kept: Memory = choose(better, new, old)
+    return kept
 
 
 def best_pixels(gains: Array, share: Array) -> Array:
