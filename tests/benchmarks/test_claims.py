@@ -199,6 +199,8 @@ def test_further_seeds_are_wanted_of_the_chosen_strength_only():
     standard = [of(0.0, 0.99, 0.1, method="standard")]
     first = [of(4.0, 0.99, 0.2), of(12.0, 0.985, 0.3), of(36.0, 0.9, 0.8)]
     assert repeated([]) == repeated(first) == repeated(standard + first[:2]) == []
+    unmeasured = {name: entry for name, entry in first[0].items() if name != "held_out"}
+    assert repeated([*standard, unmeasured, *first[1:]]) == []
     assert repeated(standard + first) == [(12.0, 1), (12.0, 2)]
     kept = [of(12.0, 0.985, 0.3, seed) for seed in (1, 2)]
     assert repeated(standard + first + kept) == [(12.0, 1), (12.0, 2)]
