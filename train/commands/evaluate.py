@@ -139,11 +139,14 @@ def compare(options: Evaluate) -> None:
                 reports.write_run_report(folder, name, studies[name], one.class_names, file.check)
         if team.index == 0:
             _conclude(options, studies, trained[0].class_names, above)
-            for file in kept:  # not before: started again, the command would evaluate the first runs once more
-                file.remove()
         if team.count > 1:
             # The end of one process ends the others. So none leaves, or may be ended by SIGTERM, before all is written.
             processes.barrier("reported")
+        if team.index == 0:
+            # Not before: the others may still have to read them; and started again after the first of several runs, the
+            # command would evaluate it once more.
+            for file in kept:
+                file.remove()
 
 
 def _conclude(options: Evaluate, studies: Mapping[str, Study], class_names: Sequence[str], above: Path) -> None:
