@@ -49,6 +49,7 @@ from deformreg.perturbations import Perturbation, flow
 from deformreg.warping import Boundary
 
 GROWTH, DECAY = 1.2, 0.75  # of the share of pixels that follow, after a rise and after a failure
+SHAKEN = 0.1  # of the pixels, displaced at random at a new start
 
 
 def greedy(
@@ -64,7 +65,7 @@ def greedy(
 
     A step moves a share of the pixels, all at first. If the loss does not rise, the search returns to its best point,
     replaces the gradient there by its mean with that of the failure, and moves fewer pixels. Where no pixel is left to
-    move, it starts again from random displacements of full size.
+    move, it starts again from there with a tenth of the pixels, chosen at random, displaced at random by the full size.
 
     Args:
         ball: `deformreg.linf` or `deformreg.pixelwise_l2`, its radius one number of pixels. In the latter, the extreme
@@ -202,17 +203,22 @@ def _step(plan: _Plan, logits_fn: LogitsFn, examples: Examples, search: Search) 
     over = ~jnp.any(chosen, axis=tuple(range(1, chosen.ndim)))
     moved = jnp.where(chosen[..., None], offsets, memory.best)
     return search._replace(
-        params=started_anew(over, lambda: _corners(plan.ball, step_keys(examples, search.calls), moved), moved),
+        params=started_anew(over, lambda: _shaken(plan.ball, step_keys(examples, search.calls), memory.best), moved),
         memory=memory._replace(loss=jnp.where(over, -jnp.inf, memory.loss), share=jnp.where(over, 1.0, memory.share)),
         done=search.done | (search.calls >= plan.num_steps),
     )
 
 
-def _corners(ball: Ball, keys: Array, like: Array) -> Array:
-    """For each key random displacements along the diagonals, of full size."""
-    signs = jax.vmap(lambda key: random_signs(key, like.shape[1:], like.dtype))(keys)
-    corners: Array = ball.project(signs * jnp.asarray(ball.radius, like.dtype))
-    return corners
+def _shaken(ball: Ball, keys: Array, params: Array) -> Array:
+    """The flows with some pixels displaced along the diagonals by the full size, each row by its own key."""
+
+    def draw(key: Array, row: Array) -> tuple[Array, Array]:
+        which, where = jax.random.split(key)
+        chosen = jax.random.bernoulli(which, jnp.float32(SHAKEN), row.shape[:-1])
+        return chosen, random_signs(where, row.shape, row.dtype)
+
+    chosen, signs = jax.vmap(draw)(keys, params)
+    return jnp.where(chosen[..., None], ball.project(signs * jnp.asarray(ball.radius, params.dtype)), params)
 
 
 def look_back(memory: Memory, params: Array, values: Array, tried: Tried) -> Memory:
