@@ -49,7 +49,7 @@ from deformreg.perturbations import Perturbation, flow
 from deformreg.warping import Boundary
 
 GROWTH, DECAY = 1.2, 0.75  # of the share of pixels that follow, after a rise and after a failure
-SHAKEN = 0.1  # of the pixels, displaced at random at a new start
+SHAKEN = 0.1  # of the pixels, displaced at random at every second new start; at the others all are
 
 
 def greedy(
@@ -65,7 +65,8 @@ def greedy(
 
     A step moves a share of the pixels, all at first. If the loss does not rise, the search returns to its best point,
     replaces the gradient there by its mean with that of the failure, and moves fewer pixels. Where no pixel is left to
-    move, it starts again from there with a tenth of the pixels, chosen at random, displaced at random by the full size.
+    move, it starts again: with even chances from random displacements of full size, or from the best point of all
+    starts with a tenth of its pixels displaced so.
 
     Args:
         ball: `deformreg.linf` or `deformreg.pixelwise_l2`, its radius one number of pixels. In the latter, the extreme
@@ -203,22 +204,23 @@ def _step(plan: _Plan, logits_fn: LogitsFn, examples: Examples, search: Search) 
     over = ~jnp.any(chosen, axis=tuple(range(1, chosen.ndim)))
     moved = jnp.where(chosen[..., None], offsets, memory.best)
     return search._replace(
-        params=started_anew(over, lambda: _shaken(plan.ball, step_keys(examples, search.calls), memory.best), moved),
+        params=started_anew(over, lambda: _start(plan.ball, step_keys(examples, search.calls), search.kept), moved),
         memory=memory._replace(loss=jnp.where(over, -jnp.inf, memory.loss), share=jnp.where(over, 1.0, memory.share)),
         done=search.done | (search.calls >= plan.num_steps),
     )
 
 
-def _shaken(ball: Ball, keys: Array, params: Array) -> Array:
-    """The flows with some pixels displaced along the diagonals by the full size, each row by its own key."""
+def _start(ball: Ball, keys: Array, best: Array) -> Array:
+    """Flows from which to start again, each by its own key: the best ones with some or all pixels displaced anew, along
+    the diagonals and by the full size."""
 
     def draw(key: Array, row: Array) -> tuple[Array, Array]:
-        which, where = jax.random.split(key)
-        chosen = jax.random.bernoulli(which, jnp.float32(SHAKEN), row.shape[:-1])
-        return chosen, random_signs(where, row.shape, row.dtype)
+        kind, which, where = jax.random.split(key, 3)
+        share = jnp.where(jax.random.bernoulli(kind, jnp.float32(0.5)), 1, jnp.float32(SHAKEN))
+        return jax.random.bernoulli(which, share, row.shape[:-1]), random_signs(where, row.shape, row.dtype)
 
-    chosen, signs = jax.vmap(draw)(keys, params)
-    return jnp.where(chosen[..., None], ball.project(signs * jnp.asarray(ball.radius, params.dtype)), params)
+    chosen, signs = jax.vmap(draw)(keys, best)
+    return jnp.where(chosen[..., None], ball.project(signs * jnp.asarray(ball.radius, best.dtype)), best)
 
 
 def look_back(memory: Memory, params: Array, values: Array, tried: Tried) -> Memory:

@@ -197,7 +197,7 @@ def test_further_seeds_are_wanted_of_the_chosen_strength_only():
         return [(one.strength, one.seed) for one in cells if one.method == "flow gradient"]
 
     standard = [of(0.0, 0.99, 0.1, method="standard")]
-    first = [of(4.0, 0.99, 0.2), of(12.0, 0.985, 0.3), of(36.0, 0.9, 0.8)]
+    first = [of(4.0, 0.99, 0.2), of(12.0, 0.985, 0.3), of(36.0, 0.9, 0.8), of(100.0, 0.8, 0.8)]
     assert repeated([]) == repeated(first) == repeated(standard + first[:2]) == []
     unmeasured = {name: entry for name, entry in first[0].items() if name != "held_out"}
     assert repeated([*standard, unmeasured, *first[1:]]) == []
@@ -208,9 +208,9 @@ def test_further_seeds_are_wanted_of_the_chosen_strength_only():
     assert repeated(standard + first + lost) == [(4.0, 1), (12.0, 1), (4.0, 2), (12.0, 2)]
     everything = plan.to_come([])
     assert plan.to_come(standard) == everything - 1
-    assert plan.to_come(standard + first) == everything - 4
-    assert plan.to_come(standard + first + kept) == everything - 6
-    assert plan.to_come(standard + first + lost) == everything - 4  # two more for the next strength
+    assert plan.to_come(standard + first) == everything - 5
+    assert plan.to_come(standard + first + kept) == everything - 7
+    assert plan.to_come(standard + first + lost) == everything - 5  # two more for the next strength
 
 
 def test_activations_stand_side_by_side():

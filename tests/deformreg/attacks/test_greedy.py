@@ -112,11 +112,16 @@ def peak_with_slope(slope):
 
 def test_it_starts_again_at_once_where_nothing_can_be_gained():
     watched, seen = watch(peak_with_slope(0.0))
-    greedy(ball=balls.linf(0.4), num_steps=3, keep="best").run(watched, IMAGES[:1], jnp.array([0]), KEY)
+    for number in range(8):
+        key = jax.random.key(number)
+        greedy(ball=balls.linf(0.4), num_steps=2, keep="best").run(watched, IMAGES[:1], jnp.array([0]), key)
     jax.effects_barrier()
-    assert len(seen) == 3
-    assert seen[0] == 0
-    assert 0 < seen[1] < 10  # of 30, about a tenth
+    assert seen[::2] == [0] * 8
+    near, far = ([moved for moved in seen[1::2] if (moved > 20) == high] for high in (False, True))
+    assert near
+    assert far
+    assert max(near) < 10  # of 30, about a tenth
+    assert min(far) > 25
 
 
 def test_after_failures_fewer_pixels_move_until_it_starts_again():
@@ -129,7 +134,7 @@ def test_after_failures_fewer_pixels_move_until_it_starts_again():
     assert 18 <= most <= 30  # those that gain something
     assert all(0 < moved <= int(30 * 0.75**failures) for failures, moved in enumerate(fewer, start=1))
     assert fewer[-1] == int(30 * 0.75 ** len(fewer)) == 1
-    assert 1 < again < 10  # about a tenth
+    assert again > 1  # a tenth or all
     np.testing.assert_array_equal(found.params, 0)
 
 
