@@ -309,13 +309,16 @@ def _panels(lines: Sequence[Line], draw: Callable[[Axes, str], None]) -> Figure:
 
 PARTS: dict[str, Callable[[Sequence[Line]], str]] = {
     "state": state,
-    "verdicts": judged,
-    "matched": matched,
-    "gains": gains,
-    "activations": activations,
+    "verdicts": lambda lines: judged(plan.judgeable(lines)),
+    "matched": lambda lines: matched(plan.judgeable(lines)),
+    "gains": lambda lines: gains(plan.judgeable(lines)),
+    "activations": lambda lines: activations(plan.judgeable(lines)),
     "cells": every_cell,
 }
 """What the document can show, by the name in its comment."""
 
-PLOTS: dict[str, Callable[[Sequence[Line]], Figure]] = {"claims-curves.png": curves, "claims-cost.png": costs}
+PLOTS: dict[str, Callable[[Sequence[Line]], Figure]] = {
+    "claims-curves.png": curves,
+    "claims-cost.png": lambda lines: costs(plan.judgeable(lines)),
+}
 """The plots, by file name."""

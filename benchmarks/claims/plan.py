@@ -39,6 +39,21 @@ def to_come(lines: Sequence[Line]) -> int:
     return sum(cell.name not in done for cell in cells) + len(open_)
 
 
+def judgeable(lines: Sequence[Line]) -> list[Line]:
+    """The lines of methods that are trained at all their strengths: a part of them would make a method look weak.
+
+    Lines of a setting that the grid does not have stay.
+    """
+    first = {(line["setting"], line["method"], line["strength"]) for line in lines if line["seed"] == 0}
+    partly = {
+        (setting.name, method)
+        for setting in grid.SETTINGS
+        for method, strengths in setting.strengths.items()
+        if not all((setting.name, method, strength) in first for strength in strengths)
+    }
+    return [line for line in lines if (line["setting"], line["method"]) not in partly]
+
+
 def _repeated(lines: Sequence[Line], setting: Setting, method: str) -> list[float]:
     """The strengths to train with further seeds; none before all are trained with the first."""
     here = [line for line in lines if line["setting"] == setting.name]

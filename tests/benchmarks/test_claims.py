@@ -202,6 +202,8 @@ def test_further_seeds_are_wanted_of_the_chosen_strength_only():
     unmeasured = {name: entry for name, entry in first[0].items() if name != "held_out"}
     assert repeated([*standard, unmeasured, *first[1:]]) == []
     assert repeated(standard + first) == [(12.0, 1), (12.0, 2)]
+    assert plan.judgeable(standard + first[:3] + made()) == standard + made()  # a strength is missing
+    assert plan.judgeable(standard + first + made()) == standard + first + made()
     kept = [of(12.0, 0.985, 0.3, seed) for seed in (1, 2)]
     assert repeated(standard + first + kept) == [(12.0, 1), (12.0, 2)]
     lost = [of(12.0, 0.95, 0.3, seed) for seed in (1, 2)]
