@@ -22,7 +22,7 @@ from typing import Any, TextIO
 
 import tyro
 
-from train.commands import COMMANDS
+from train.commands.names import COMMANDS
 from train.commands.placement import placed
 from train.errors import ConfigError, StorageError
 from train.options import validate
