@@ -78,8 +78,7 @@ def _wanted(found: list[lines.Line], only: str) -> list[grid.Cell]:
 
 def _missing(found: list[lines.Line], only: str) -> list[grid.Cell]:
     """The cells that lack a line, or a measure in it."""
-    known = {one.name: lines.of_cell(found, one) or {} for one in _wanted(found, only)}
-    return [one for one in _wanted(found, only) if not cell.MEASURES.keys() <= known[one.name].keys()]
+    return [one for one in _wanted(found, only) if not cell.MEASURES.keys() <= (lines.of_cell(found, one) or {}).keys()]
 
 
 def _digest(one: grid.Cell) -> str:

@@ -27,7 +27,7 @@ from deformreg.attacks.attack import LogitsFn, as_argument
 from deformreg.certification.laws import SmoothingLaw
 from deformreg.certification.votes import tally
 from deformreg.evaluation.data import OnDemand
-from deformreg.evaluation.devices import ROWS, WHOLE, devices_of
+from deformreg.evaluation.devices import ROWS, WHOLE, Devices, devices_of
 from deformreg.evaluation.passes import padded
 from deformreg.interop.host import model_errors
 from deformreg.perturbations import Perturbation
@@ -194,29 +194,12 @@ def certify(
     check_layout(perturbation, images.shape)
     started = time.perf_counter()
     spread = devices_of(devices)
-    function, count = spread.put(as_argument(logits_fn)), len(images)
+    votes_for = _drawing(
+        logits_fn, images, law=law, perturbation=perturbation, counts=(num_selection, num_samples),
+        batch_size=batch_size, key=key, spread=spread,
+    )  # fmt: skip
+    count = len(images)
     predictions, bounds, radii = np.full(count, ABSTAIN), np.zeros(count), np.zeros(count)
-
-    def votes_of(function: LogitsFn, image: jax.Array, keys: jax.Array) -> jax.Array:
-        return tally(
-            function, image, keys[0], (num_selection, num_samples), noise=law.noise, perturbation=perturbation,
-            params=perturbation.init(image), batch_size=batch_size,
-        )[None]  # fmt: skip
-
-    one_each = spread.jit(votes_of, (WHOLE, ROWS, ROWS), ROWS)()
-    drawn: dict[int, Votes] = {}
-
-    def votes_for(index: int) -> Votes:
-        """Draws for as many images as there are devices, from `index` on."""
-        if index not in drawn:
-            drawn.clear()
-            group = np.minimum(np.arange(index, index + spread.count), count - 1)
-            keys = jax.vmap(partial(jax.random.fold_in, key))(group)
-            counts = np.asarray(one_each(function, images[group], keys))
-            for at, (chosen, votes) in zip(group.tolist(), counts, strict=True):
-                drawn[at] = Votes(int(chosen.argmax()), int(votes[chosen.argmax()]))
-        return drawn[index]
-
     for index in range(count):
         run = partial(votes_for, index)
         votes = run() if recall is None else _checked(recall(index, run), num_samples)
@@ -238,6 +221,43 @@ def certify(
         model_calls=padded(count, spread.count) * padded(draws, batch_size),
         seconds=time.perf_counter() - started,
     )
+
+
+def _drawing(
+    logits_fn: LogitsFn,
+    images: HostArray | OnDemand,
+    *,
+    law: SmoothingLaw,
+    perturbation: Perturbation,
+    counts: tuple[int, int],
+    batch_size: int,
+    key: jax.Array,
+    spread: Devices,
+) -> Callable[[int], Votes]:
+    """A function from an image's index to its votes. It draws for as many images as there are devices, and keeps those
+    until it is asked for another one."""
+    function, last = spread.put(as_argument(logits_fn)), len(images) - 1
+
+    def votes_of(function: LogitsFn, image: jax.Array, keys: jax.Array) -> jax.Array:
+        return tally(
+            function, image, keys[0], counts, noise=law.noise, perturbation=perturbation,
+            params=perturbation.init(image), batch_size=batch_size,
+        )[None]  # fmt: skip
+
+    one_each = spread.jit(votes_of, (WHOLE, ROWS, ROWS), ROWS)()
+    drawn: dict[int, Votes] = {}
+
+    def votes_for(index: int) -> Votes:
+        if index not in drawn:
+            drawn.clear()
+            group = np.minimum(np.arange(index, index + spread.count), last)
+            keys = jax.vmap(partial(jax.random.fold_in, key))(group)
+            tallies = np.asarray(one_each(function, images[group], keys))
+            for at, (chosen, votes) in zip(group.tolist(), tallies, strict=True):
+                drawn[at] = Votes(int(chosen.argmax()), int(votes[chosen.argmax()]))
+        return drawn[index]
+
+    return votes_for
 
 
 def _checked(votes: Votes, num_samples: int) -> Votes:

@@ -61,35 +61,9 @@ def logits_function(model: HostModel) -> Callable[[Array], Array]:
         count = model.classes(images.shape)
         return jax.ShapeDtypeStruct((images.shape[0], count), jnp.promote_types(images.dtype, jnp.float32))
 
-    def call(function: Callable[..., Any], result: Any, *arguments: Array) -> Any:
-        def on_host(*arguments: Any) -> Any:
-            # A copy: the model may keep its images for the derivative, longer than JAX keeps the memory.
-            values = function(*(np.asarray(argument).copy() for argument in arguments))
-            return jax.tree.map(lambda value, like: np.asarray(value, like.dtype), values, result)
-
-        def into(context: Any, results: Any, *arguments: Any) -> None:
-            del context
-            jax.tree.map(lambda buffer, value: np.copyto(np.asarray(buffer), value), results, on_host(*arguments))
-
-        # Under vmap the model is called once per batch: it may take no other batch size.
-        once_each: Any = {"vmap_method": "sequential"}
-
-        @jax.custom_vjp
-        def first_order(*arguments: Array) -> Any:
-            # `pure_callback` copies what the model gets on JAX's threads. On a processor these run the program that
-            # waits for the model: with one core, or a model call on every device, the copy would wait forever.
-            return jax.lax.platform_dependent(
-                *arguments,
-                cpu=buffer_callback(into, result, **once_each),
-                default=partial(jax.pure_callback, on_host, result, **once_each),
-            )
-
-        first_order.defvjp(_no_second_derivative, _no_second_derivative)
-        return first_order(*arguments)
-
     @jax.custom_vjp
     def traced(images: Array) -> Array:
-        logits: Array = call(model.logits, logits_like(images), images)
+        logits: Array = _called_on_host(model.logits, logits_like(images), images)
         return logits
 
     def forward(images: Array) -> tuple[Array, tuple[Array, Array]]:
@@ -97,12 +71,16 @@ def logits_function(model: HostModel) -> Callable[[Array], Array]:
         if reason is not None:
             raise NoGradients(reason)
         result = (logits_like(images), jax.ShapeDtypeStruct((), jnp.int32))
-        logits, token = call(model.linearize, result, images)
+        logits, token = _called_on_host(model.linearize, result, images)
         return logits, (images, token)
 
     def backward(saved: tuple[Array, Array], cotangents: Array) -> tuple[Array]:
         images, token = saved
-        return (call(model.pull_back, jax.ShapeDtypeStruct(images.shape, images.dtype), images, token, cotangents),)
+        return (
+            _called_on_host(
+                model.pull_back, jax.ShapeDtypeStruct(images.shape, images.dtype), images, token, cotangents
+            ),
+        )
 
     traced.defvjp(forward, backward)
 
@@ -115,6 +93,35 @@ def logits_function(model: HostModel) -> Callable[[Array], Array]:
         return jnp.asarray(model.logits(np.asarray(images)), like.dtype)
 
     return logits_fn
+
+
+def _called_on_host(function: Callable[..., Any], result: Any, *arguments: Array) -> Any:
+    """What a function of NumPy arrays returns, of the shapes and types of `result`; it has no second derivative."""
+
+    def on_host(*arguments: Any) -> Any:
+        # A copy: the model may keep its images for the derivative, longer than JAX keeps the memory.
+        values = function(*(np.asarray(argument).copy() for argument in arguments))
+        return jax.tree.map(lambda value, like: np.asarray(value, like.dtype), values, result)
+
+    def into(context: Any, results: Any, *arguments: Any) -> None:
+        del context
+        jax.tree.map(lambda buffer, value: np.copyto(np.asarray(buffer), value), results, on_host(*arguments))
+
+    # Under vmap the model is called once per batch: it may take no other batch size.
+    once_each: Any = {"vmap_method": "sequential"}
+
+    @jax.custom_vjp
+    def first_order(*arguments: Array) -> Any:
+        # `pure_callback` copies what the model gets on JAX's threads. On a processor these run the program that
+        # waits for the model: with one core, or a model call on every device, the copy would wait forever.
+        return jax.lax.platform_dependent(
+            *arguments,
+            cpu=buffer_callback(into, result, **once_each),
+            default=partial(jax.pure_callback, on_host, result, **once_each),
+        )
+
+    first_order.defvjp(_no_second_derivative, _no_second_derivative)
+    return first_order(*arguments)
 
 
 def _no_second_derivative(*arguments: Any) -> NoReturn:
