@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-SIDE, BATCH = 224, 32
+SIDE, BATCH = 224, 128
 
 
 def pytorch(paths: list[str], threads: int) -> Callable[[], None]:

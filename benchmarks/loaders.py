@@ -27,7 +27,7 @@ from train.data.resizing import resize
 from train.data.view import NUM_DRAWS
 
 SIDE = 224
-BATCH = 32
+BATCH = 128
 
 OURS = "folder"
 

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from train.data import jpeg
-from train.data.kind import Arrays, Read, Shape, require
+from train.data.kind import Arrays, Decode, Shape, require
 from train.data.resizing import resize
 from train.data.view import Box, View
 from train.errors import DataError, one_line
@@ -170,7 +170,7 @@ def image_header(data: bytes | Path, where: str, *, upright: bool = False) -> tu
         return (height, width), image.mode in _GRAYSCALE_MODES
 
 
-def decode_split(decode: Read, size: int, shape: Shape, title: str) -> Arrays:
+def decode_split(decode: Decode, size: int, shape: Shape, title: str) -> Arrays:
     """Decodes a whole split into memory in threads, with a progress bar on a terminal.
 
     Raises:
@@ -182,7 +182,7 @@ def decode_split(decode: Read, size: int, shape: Shape, title: str) -> Arrays:
 
     def fill(start: int) -> int:
         stop = min(start + _CHUNK, size)
-        images[start:stop], labels[start:stop] = decode(np.arange(start, stop))
+        labels[start:stop] = decode(np.arange(start, stop), images[start:stop])
         return stop - start
 
     bar = tqdm(total=size, desc=title, unit="img", disable=not sys.stderr.isatty(), leave=False)
@@ -193,7 +193,7 @@ def decode_split(decode: Read, size: int, shape: Shape, title: str) -> Arrays:
 
 
 def decode_batch(
-    decode: Read, indices: np.ndarray, draws: np.ndarray | None, shape: Shape, memory_limit: int, where: str
+    decode: Decode, indices: np.ndarray, draws: np.ndarray | None, shape: Shape, memory_limit: int, where: str
 ) -> Arrays:
     """Decodes the examples at ``indices`` in threads, if they fit in memory.
 
@@ -209,7 +209,7 @@ def decode_batch(
     images, labels = np.empty((len(indices), *shape), np.uint8), np.empty(len(indices), np.int32)
 
     def fill(part: slice) -> None:
-        images[part], labels[part] = decode(indices[part], None if draws is None else draws[part])
+        labels[part] = decode(indices[part], images[part], None if draws is None else draws[part])
 
     length = max(len(indices) // (_PARTS * _num_threads()), 1)
     parts = [slice(start, start + length) for start in range(0, len(indices), length)]

@@ -12,7 +12,7 @@ import numpy as np
 from train.data.decoded import fingerprint
 from train.data.decoding import DECODER, decode_image, image_header
 from train.data.index import list_images
-from train.data.kind import Arrays, Kind, Records, Request, Shape, default_data_dir, no_split, say_once, user_path
+from train.data.kind import Kind, Records, Request, Shape, default_data_dir, no_split, say_once, user_path
 from train.data.listing import Files, Listing, has_images, has_splits
 from train.errors import DataError
 
@@ -47,12 +47,12 @@ def open_split(request: Request) -> Records:
     numbers = {name: number for number, name in enumerate(class_names)}
     labels = np.array([numbers.get(name, -1) for name in files.class_names], np.int32)[files.labels]
 
-    def decode(indices: np.ndarray, shape: Shape, draws: np.ndarray | None) -> Arrays:
-        images = np.empty((len(indices), *shape), np.uint8)
+    def decode(indices: np.ndarray, images: np.ndarray, draws: np.ndarray | None = None) -> np.ndarray:
+        shape = images.shape[1:]
         for position, index in enumerate(indices):
             path, drawn = listing.path(root, split, index), None if draws is None else draws[position].tolist()
             images[position] = decode_image(path, str(path), shape=shape, view=view, draws=drawn, upright=True)
-        return images, labels[indices]
+        return labels[indices]
 
     key = fingerprint([str(root.resolve()), split, *_digests(listing), *([DECODER] if view.size else [])])
     return Records(

@@ -25,6 +25,13 @@ class Read(Protocol):
     def __call__(self, indices: np.ndarray, draws: np.ndarray | None = None, /) -> Arrays: ...
 
 
+class Decode(Protocol):
+    """Decodes the examples at ``indices int[n]`` into ``images uint8[n, h, w, c]``, in the calling thread, and returns
+    their ``labels int32[n]``; draws as above."""
+
+    def __call__(self, indices: np.ndarray, images: np.ndarray, draws: np.ndarray | None = None, /) -> np.ndarray: ...
+
+
 Shape = tuple[int, int, int]
 """``(h, w, c)`` of an image."""
 
@@ -55,7 +62,7 @@ class Records(NamedTuple):
         class_names: the name of every label.
         probe: ``max_unreadable -> image shape``; looks into files where the set does not state the shape, and passes
             over as many unreadable ones as its argument allows.
-        decode: ``(indices, image shape, draws) -> arrays``, in the calling thread; draws are None without random crops.
+        decode: decodes some examples, to the shape of `probe`.
         copy: the folder for a decoded copy, ``.../SPLIT-OPTIONS-FINGERPRINT``; the fingerprint changes with the files.
         files: a hash of the files' names and sizes, for `Source.files`; empty where the same examples may lie in other
             files after they were prepared again.
@@ -67,7 +74,7 @@ class Records(NamedTuple):
     size: int
     class_names: tuple[str, ...]
     probe: Callable[[int], Shape]
-    decode: Callable[[np.ndarray, Shape, np.ndarray | None], Arrays]
+    decode: Decode
     copy: Path
     files: str = ""
     labels: Callable[[np.ndarray], np.ndarray] | None = None

@@ -14,7 +14,6 @@ from train.data.decoded import facts, fingerprint
 from train.data.decoding import DECODER, MAX_PIXELS, decode_image, image_header
 from train.data.kind import (
     MAX_CLASSES,
-    Arrays,
     Kind,
     Records,
     Request,
@@ -150,15 +149,14 @@ class _Split:
                     raise
         raise DataError(f"{self.where}: no image can be decoded; {self.remedy}")
 
-    def decode(self, indices: np.ndarray, shape: Shape, draws: np.ndarray | None) -> Arrays:
-        """Decodes the images of the examples at ``indices``."""
-        records = self.read(indices)
-        images = np.empty((len(records), *shape), np.uint8)
+    def decode(self, indices: np.ndarray, images: np.ndarray, draws: np.ndarray | None = None) -> np.ndarray:
+        """Decodes examples, as `train.data.kind.Decode` has it."""
+        records, shape = self.read(indices), images.shape[1:]
         for position, record in enumerate(records):
             where = f"{self.where}, example {indices[position]}"
             drawn = None if draws is None else draws[position].tolist()
             images[position] = decode_image(record["image"], where, shape=shape, view=self.view, draws=drawn)
-        return images, _labels_of(records)
+        return _labels_of(records)
 
     def labels(self, indices: np.ndarray) -> np.ndarray:
         """Reads the labels of the examples at ``indices`` without decoding their images."""

@@ -230,7 +230,7 @@ def _from_records(records: Records, request: Request, unreadable: Unreadable) ->
     if arrays is None:
         with quiet_decoding():
             shape = records.probe(unreadable.limit)
-        decode = tolerant(lambda indices, draws=None: records.decode(indices, shape, draws), unreadable, shape)
+        decode = tolerant(records.decode, unreadable)
         if random or size * math.prod(shape) > request.memory_limit:
             limit = max(request.memory_limit, MEMORY_LIMIT)
 

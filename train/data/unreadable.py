@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from train.data.kind import Arrays, Read, Shape
+from train.data.kind import Arrays, Decode, Read
 from train.errors import DataError, NoSplit, say
 
 
@@ -73,27 +73,26 @@ class Unreadable:
             return np.isin(indices, list(self._found)) if self._found else np.zeros(len(indices), bool)
 
 
-def tolerant(decode: Read, unreadable: Unreadable, shape: Shape) -> Read:
+def tolerant(decode: Decode, unreadable: Unreadable) -> Decode:
     """`decode` with zeros in place of unreadable examples, which are added to `unreadable`."""
     if not unreadable.limit:
         return decode
 
-    def read(indices: np.ndarray, draws: np.ndarray | None = None) -> Arrays:
+    def decode_most(indices: np.ndarray, images: np.ndarray, draws: np.ndarray | None = None) -> np.ndarray:
         try:
-            return decode(indices, draws)
+            return decode(indices, images, draws)
         except DataError:  # now one by one, to find which
-            images, labels = np.zeros((len(indices), *shape), np.uint8), np.zeros(len(indices), np.int32)
+            labels = np.zeros(len(indices), np.int32)
         for position, index in enumerate(indices):
+            one = slice(position, position + 1)
             try:
-                one = slice(position, position + 1)
-                image, label = decode(indices[one], None if draws is None else draws[one])
+                labels[one] = decode(indices[one], images[one], None if draws is None else draws[one])
             except DataError as error:
+                images[one] = 0
                 unreadable.add(int(index), error)
-            else:
-                images[position], labels[position] = image[0], label[0]
-        return images, labels
+        return labels
 
-    return read
+    return decode_most
 
 
 def with_substitutes(read: Read, unreadable: Callable[[np.ndarray], np.ndarray], size: int, where: str) -> Read:
