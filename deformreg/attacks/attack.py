@@ -194,11 +194,13 @@ class Attack(NamedTuple):
         Raises:
             TypeError: integer images, floating labels, no random key, or a `logits_fn` that does not return one array
                 of floating-point logits.
-            ValueError: shapes that do not fit, images that look like [n, c, h, w], labels outside the classes, targets
-                or an attack that do not fit the criterion.
+            ValueError: no images, shapes that do not fit, images that look like [n, c, h, w], labels outside the
+                classes, targets or an attack that do not fit the criterion.
         """
         images = _checks.images(images)
         count = images.shape[0]
+        if not count:
+            raise ValueError(f"images must hold at least one example, got shape {images.shape}")
         check_layout(self.perturbation, images.shape)
         _checks.function("logits_fn", logits_fn)
         key = _checks.key(key, count=count)

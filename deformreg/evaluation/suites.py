@@ -210,9 +210,9 @@ tells whether gradients mislead."""
 
 standard = Suite(
     {
-        "greedy": lambda radius: greedy(ball=linf(radius), num_steps=350),
-        "greedy-margin": lambda radius: greedy(ball=linf(radius), num_steps=350, loss="margin"),
-        "apgd-targeted": lambda radius: apgd(ball=linf(radius), num_steps=30, loss="dlr", num_targets=4),
+        "greedy": lambda radius: greedy(ball=linf(radius), num_steps=220),
+        "greedy-margin": lambda radius: greedy(ball=linf(radius), num_steps=560, loss="margin"),
+        "apgd-targeted": lambda radius: apgd(ball=linf(radius), num_steps=20, loss="dlr", num_targets=4),
         "square": lambda radius: square(ball=linf(radius), num_queries=100),
         "rotation-translation": lambda radius: _small_rotations(radius, (5, 5, 5))._replace(sample=SAMPLE),
         "random": partial(_baseline, num_fields=50),

@@ -43,6 +43,7 @@ MISTAKES = {
     "0 to 255": (lambda: evaluate(images=255 * IMAGES, image_range=(0, 1)), "images must lie in image_range", "scale"),
     "one image": (lambda: d.gradient_penalty(losses, IMAGES[0, ..., 0]), "images must have shape [n, h, w, c]"),
     "no images": (lambda: evaluate(images=IMAGES[:0], labels=LABELS[:0]), "at least one example"),
+    "no images, attack": (lambda: PGD.run(LOGITS, IMAGES[:0], LABELS[:0], KEY), "at least one example"),
     "not a number": (lambda: evaluate(images=np.where(IMAGES > 0.99, np.nan, IMAGES)), "must be finite", "index"),
     "weights for images": (lambda: evaluate(images={"kernel": IMAGES}), "images must be an array, got a dict of 1"),
     "images and labels swapped": (lambda: evaluate(images=LABELS, labels=IMAGES), "images must be floating point"),
