@@ -1,6 +1,7 @@
 """Eight CPU devices and the strictness every core test runs under."""
 
 import os
+import tempfile
 
 import jax
 import pytest
@@ -8,9 +9,11 @@ import pytest
 jax.config.update("jax_num_cpu_devices", 8)
 # The tests compile much and compute little: optimizing would double their time. Results are the same mathematics.
 jax.config.update("jax_disable_most_optimizations", True)
-# Nothing is written into the home of whoever runs the tests; the processes that they start inherit the variable.
+# The program writes nothing into the home of whoever runs its tests; processes that they start inherit the variables.
 jax.config.update("jax_enable_compilation_cache", False)
 os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "0"
+DATA = tempfile.TemporaryDirectory(prefix="deformreg-tests-")  # removed when the tests end
+os.environ.setdefault("DEFORMREG_DATA", DATA.name)
 if jax.__version_info__ < (0, 11):
     # XLA's newer emitters for CPUs take twice the time of the older ones, which later versions have no more.
     FLAGS = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
