@@ -199,7 +199,7 @@ _MNIST = Setting(
     {
         "standard": (0.0,),
         "flow gradient": (4.0, 12.0, 36.0, 100.0),
-        "input gradient": (0.1, 0.3, 1.0, 3.0, 10.0),
+        "input gradient": (0.1, 0.3, 1.0, 3.0, 10.0, 30.0),
         "deformation": (0.125, 0.25, 0.5),
         "pixel adversarial": (0.025, 0.05, 0.1, 0.2),
         "flow gradient + deformation": (0.125, 0.25, 0.5),
