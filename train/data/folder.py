@@ -52,7 +52,8 @@ def open_split(request: Request) -> Records:
         for position, index in enumerate(indices):
             path, drawn = listing.path(root, split, index), None if draws is None else draws[position].tolist()
             images[position] = decode_image(path, str(path), shape=shape, view=view, draws=drawn, upright=True)
-        return labels[indices]
+        found: np.ndarray = labels[indices]
+        return found
 
     key = fingerprint([str(root.resolve()), split, *_digests(listing), *([DECODER] if view.size else [])])
     return Records(
