@@ -13,7 +13,7 @@ jax.config.update("jax_disable_most_optimizations", True)
 jax.config.update("jax_enable_compilation_cache", False)
 os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "0"
 DATA = tempfile.TemporaryDirectory(prefix="deformreg-tests-")  # removed when the tests end
-os.environ.setdefault("DEFORMREG_DATA", DATA.name)
+os.environ.setdefault("DEFORMREG_DATA", DATA.name)  # unless they name a folder; pytest-xdist's workers share it
 if jax.__version_info__ < (0, 11):
     # XLA's newer emitters for CPUs take twice the time of the older ones, which later versions have no more.
     FLAGS = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"

@@ -6,6 +6,7 @@ from data_files import indices_of, write_images
 
 from train import data
 from train.data import DataError
+from train.data.unreadable import Unreadable, tolerant
 
 
 @pytest.mark.parametrize("memory_limit", [data.MEMORY_LIMIT, 1])
@@ -66,3 +67,20 @@ def test_labels_out_of_range_are_unreadable_examples(tmp_path):
     assert (indices_of(found), kept.tolist()) == ([0, 1, 4, 4, 4], [0, 1, 1, 1, 1])
     with pytest.raises(DataError, match=r"example 3 .*number 2, over"):
         data.load(path, max_unreadable=1)
+
+
+def test_an_unreadable_example_takes_nothing_from_those_beside_it():
+    """Decoded one by one, the readable ones keep their random draws; what was there before is gone."""
+
+    def decode(indices, images, draws=None):
+        for position, index in enumerate(indices):
+            images[position] = 7  # as far as a damaged file goes
+            if index == 1:
+                raise DataError("example 1 is damaged")
+            images[position] = np.uint8(100 * draws[position, 0])
+        return 10 * indices.astype(np.int32)
+
+    images, draws = np.full((3, 2, 2, 1), 255, np.uint8), np.array([[0.25], [0.5], [0.75]])
+    labels = tolerant(decode, Unreadable(1))(np.arange(3), images, draws)
+    assert images[:, 0, 0, 0].tolist() == [25, 0, 75]
+    assert labels.tolist() == [0, 0, 20]
