@@ -24,6 +24,7 @@ BENCHMARKS = {
     "claims": "the paper's claims, as a grid of trainings",
     "certified": "certified radii with and without the flow gradient penalty and noise in training",
     "tuned": "the flow gradient penalty for a few epochs from a trained network, and from random weights",
+    "transfer": "deformations that fool one network, shown to the others",
     "ranking": "attacks by how near they come to the smallest known budgets",
     "report": "writes the tables and plots of docs/benchmarks.md, docs/results.md and docs/attacks.md",
 }

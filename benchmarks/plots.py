@@ -91,6 +91,29 @@ def robustness(rows: Rows) -> Figure:
     return figure
 
 
+def transfer(rows: Rows) -> Figure:
+    """Accuracies on the images that were deformed against each network: a panel for each setting."""
+    settings = list(dict.fromkeys(row["setting"] for row in rows))
+    figure = Figure(figsize=(5.2 * len(settings), 5.2), layout="constrained")
+    for axes, setting in zip(figure.subplots(1, len(settings), squeeze=False)[0], settings, strict=True):
+        here = [row for row in rows if row["setting"] == setting]
+        names = [row["method"] for row in here]
+        kept = [[100 * row["from"][name] for name in names] for row in here]
+        axes.imshow(kept, cmap="Blues", vmin=0, vmax=100)
+        for place, accuracies in enumerate(kept):
+            for source, accuracy in enumerate(accuracies):
+                color, weight = ("white" if accuracy > 60 else "black"), ("bold" if source == place else "normal")
+                axes.text(source, place, f"{accuracy:.0f}", color=color, weight=weight, ha="center", va="center")
+        axes.set_xticks(range(len(names)), names, rotation=40, ha="right", rotation_mode="anchor")
+        axes.set_yticks(range(len(names)), names)
+        axes.set_xlabel("deformed against")
+        axes.set_ylabel("shown to")
+        axes.set_title(f"{setting}, {here[0]['radius_pixels']:g} px: accuracy in %", fontsize=10)
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+    return figure
+
+
 def _plain(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
@@ -99,5 +122,6 @@ PLOTS: dict[str, tuple[str, Callable[[Rows], Figure]]] = {
     "benchmarks-cost.png": ("cost-cpu.json", cost),
     "benchmarks-kernels.png": ("kernels-cpu.json", kernels),
     "benchmarks-robustness.png": ("robustness-cpu.json", robustness),
+    "results-transfer.png": ("transfer.json", transfer),
 }
 """What each picture is drawn from, and how."""

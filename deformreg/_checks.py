@@ -72,6 +72,12 @@ def images(value: Any, name: str = "images") -> jax.Array:
     return checked
 
 
+def at_least_one(shape: tuple[int, ...]) -> None:
+    """Raises if images of `shape` are none."""
+    if not shape[0]:
+        raise ValueError(f"images must hold at least one example, got shape {shape}")
+
+
 def images_on_host(value: Any) -> np.ndarray[Any, Any]:
     """Checks a whole data set as `images` does, without copying it to a device, where it might not fit."""
     if not isinstance(value, np.ndarray):

@@ -199,8 +199,7 @@ class Attack(NamedTuple):
         """
         images = _checks.images(images)
         count = images.shape[0]
-        if not count:
-            raise ValueError(f"images must hold at least one example, got shape {images.shape}")
+        _checks.at_least_one(images.shape)
         check_layout(self.perturbation, images.shape)
         _checks.function("logits_fn", logits_fn)
         key = _checks.key(key, count=count)

@@ -184,8 +184,7 @@ def certify(
         raise TypeError(f"law must be a SmoothingLaw, for example deformreg.certification.gaussian(0.3), got {law!r}")
     images = images if isinstance(images, OnDemand) else _checks.images_on_host(images)
     key = _checks.key(key)
-    if images.shape[0] == 0:
-        raise ValueError(f"images must hold at least one example, got shape {images.shape}")
+    _checks.at_least_one(images.shape)
     num_selection = _checks.count("num_selection", num_selection)
     highest = _highest_bound(num_samples, alpha)
     draws = num_selection + num_samples

@@ -65,8 +65,7 @@ def checked_data(
     """The examples on the host, and the range of attacked images; None means that of `images`, extended to zero."""
     images = _on_demand(images, image_range) if isinstance(images, OnDemand) else _checks.images_on_host(images)
     count = images.shape[0]
-    if count == 0:
-        raise ValueError(f"images must hold at least one example, got shape {images.shape}")
+    _checks.at_least_one(images.shape)
     labels = np.asarray(criterion.check_labels(labels, images.shape, None))
     labels = labels.astype(jax.dtypes.canonicalize_dtype(labels.dtype), copy=False)
     targets = None if targets is None else np.asarray(_checks.class_indices("targets", targets, count))

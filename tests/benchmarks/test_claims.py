@@ -321,5 +321,8 @@ def test_a_cell_is_trained_and_measured(tmp_path):
     assert cell.MEASURES.keys() <= found.keys()
     assert found["passes"] == 6.0
     assert json.loads(json.dumps(found)) == found
-    again = cell.compute(one, tmp_path / "run", known={k: v for k, v in found.items() if k != "bounds"})
+    old = dict.fromkeys(cell.MEASURES, "abc")
+    known = {name: entry for name, entry in found.items() if name != "bounds"} | {"measured_at": old}
+    again = cell.compute(one, tmp_path / "run", known=known)
     assert again["bounds"] == found["bounds"]
+    assert again["measured_at"] == old | {"bounds": found["measured_at"]["bounds"]}

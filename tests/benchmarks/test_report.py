@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 
 from benchmarks import plots, robustness, rows
 from benchmarks.cli import main
 from benchmarks.cost import METHODS
-from benchmarks.report import RESULTS
+from benchmarks.report import DOCUMENTS, RESULTS
 from train.errors import ConfigError
 
+DOCS = Path(__file__).parents[2] / "docs"
 ENVIRONMENT = {
     "command": "python -m benchmarks cost",
     "commit": "abc",
@@ -54,6 +57,16 @@ def test_a_document_is_filled_in_and_stays_so(tmp_path, capsys):
     assert main(arguments) == 0
     assert document.read_text() == once
     capsys.readouterr()
+
+
+@pytest.mark.slow
+def test_the_documents_say_what_the_stored_results_say(tmp_path, capsys):
+    for name in DOCUMENTS:
+        shutil.copy(DOCS / name, tmp_path)
+    assert main(["report", "--output", str(tmp_path)]) == 0
+    capsys.readouterr()
+    for name in DOCUMENTS:
+        assert (tmp_path / name).read_text(encoding="utf-8") == (DOCS / name).read_text(encoding="utf-8")
 
 
 def test_a_column_that_is_not_there_is_one_line(tmp_path, capsys):

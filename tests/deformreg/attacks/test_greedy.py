@@ -74,6 +74,18 @@ def test_no_more_pixels_move_than_the_share_where_gains_are_equal():
     ]
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+def test_the_pixels_that_move_are_the_first_of_a_sort(float64, dtype):
+    gains = jax.random.normal(KEY, (40, 9, 7), dtype)
+    gains = jnp.concatenate([gains, jnp.round(gains), 1e-40 * gains, jnp.full_like(gains, jnp.inf)])
+    shares = jnp.tile(jnp.linspace(0, 1, 40), 4)
+    for row, share, chosen in zip(np.asarray(gains), np.asarray(shares), best_pixels(gains, shares), strict=True):
+        first = np.argsort(-row.ravel(), kind="stable")[: int(share * row.size)]
+        expected = np.zeros(row.size, bool)
+        expected[first] = True
+        np.testing.assert_array_equal(chosen.ravel(), expected & (row.ravel() > 0))
+
+
 def test_it_finds_the_share_of_equal_pixels_that_should_move():
     """Each of thirty pixels of the ramp gains half, and the loss is highest when they gain 4.5 together."""
     images = jnp.broadcast_to(jnp.arange(6.0).reshape(1, 1, 6, 1), (1, 6, 6, 1))
