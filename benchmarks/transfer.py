@@ -91,7 +91,9 @@ def _rows(networks: Sequence[tuple[grid.Cell, Trained]]) -> Rows:
     rows = []
     for cell, one in networks:
         clean = np.asarray(is_right(one.logits_fn, one.images[:], one.labels))
-        kept = {name: clean & is_right(one.logits_fn, images, one.labels) for name, images in sources.items()}
+        kept = {
+            name: clean & np.asarray(is_right(one.logits_fn, images, one.labels)) for name, images in sources.items()
+        }
         others = [found for name, found in kept.items() if name != cell.method]
         rows.append(
             {

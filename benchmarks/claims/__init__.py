@@ -37,7 +37,7 @@ class Options:
     lines: Path = lines.FILE
     """The file of finished cells, one line of JSON each."""
     runs: Path = Path("runs/claims")
-    """Folder for the runs of the cells; a run is needed only until its line is written."""
+    """Folder for the runs of the cells; a run is needed until its line has all its measures."""
     data_dir: str | None = None
     """The folder of data sets."""
 
@@ -51,34 +51,33 @@ def run(options: Options) -> str:
     if not any(options.only in one.name for one in grid.cells()):
         raise ConfigError(f"no cell's name contains {options.only!r}: --names lists them")
     if options.names:
-        found = lines.read(options.lines)
-        missing, cells = _missing(found, options.only), _wanted(found, options.only)
-        return "\n".join(f"{'missing' if one in missing else 'done   '}  {one.name}" for one in cells)
+        cells = _wanted(lines.read(options.lines), options)
+        return "\n".join(f"{'missing' if one.missing else 'done   '}  {one.cell.name}" for one in cells)
     check_writable(options.lines)
     number = 0
     with tqdm(desc="cells", disable=not sys.stderr.isatty()) as bar:
-        while missing := _missing(found := lines.read(options.lines), options.only):
+        while True:
+            found = lines.read(options.lines)
+            cells = _wanted(found, options)
+            missing = [one for one in cells if one.missing]
+            if not missing:
+                return f"{len(cells)} cells are finished: {options.lines}"
             bar.total = number + len(missing)
-            one = missing[0]
-            folder, known = options.runs / one.name / _digest(one), lines.of_cell(found, one)
-            line = cell.compute(one, folder, data_dir=options.data_dir, known=known)
+            one, measures, _ = missing[0]
+            known = lines.of_cell(found, one)
+            folder = options.runs / one.name / _digest(one)
+            line = cell.compute(one, folder, measures=measures, data_dir=options.data_dir, known=known)
             lines.append(options.lines, line)
             tqdm.write(lines.summary(line))
             bar.update()
             number += 1
             if number % FORGET == 0:
                 jax.clear_caches()
-    return f"{len(_wanted(found, options.only))} cells are finished: {options.lines}"
 
 
-def _wanted(found: list[lines.Line], only: str) -> list[grid.Cell]:
+def _wanted(found: list[lines.Line], options: Options) -> list[plan.Wanted]:
     current = lines.current(found, grid.cells())
-    return [one for one in plan.wanted(current) if only in one.name]
-
-
-def _missing(found: list[lines.Line], only: str) -> list[grid.Cell]:
-    """The cells that lack a line, or a measure in it."""
-    return [one for one in _wanted(found, only) if not cell.MEASURES.keys() <= (lines.of_cell(found, one) or {}).keys()]
+    return [one for one in plan.wanted(current) if options.only in one.cell.name]
 
 
 def _digest(one: grid.Cell) -> str:

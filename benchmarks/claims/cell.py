@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -53,8 +53,18 @@ class Trained(NamedTuple):
     budgets: Budgets
 
 
-def compute(cell: Cell, folder: Path, *, data_dir: str | None = None, known: Line | None = None) -> Line:
-    """Trains a cell, or continues its training in `folder`, and takes the measures that its line `known` lacks."""
+def compute(
+    cell: Cell,
+    folder: Path,
+    *,
+    measures: Container[str] | None = None,
+    data_dir: str | None = None,
+    known: Line | None = None,
+) -> Line:
+    """Trains a cell, or continues its training in `folder`, and takes the measures that its line `known` lacks.
+
+    All of them, or only those that `measures` names.
+    """
     began = time.perf_counter()
     config = replace(cell.config, data=replace(cell.config.data, data_dir=data_dir))
     fit(config, folder, resume=True)
@@ -71,9 +81,9 @@ def compute(cell: Cell, folder: Path, *, data_dir: str | None = None, known: Lin
         "environment": rows.setting(["claims", "--only", cell.name]),
         "seconds": 0.0,
     }
-    missing = MEASURES.keys() - line.keys()
+    missing = [name for name in MEASURES if name not in line and (measures is None or name in measures)]
     commits = line.get("measured_at", {}) | dict.fromkeys(missing, rows.commit())  # the training may be of an older one
-    line |= {name: MEASURES[name](trained) for name in MEASURES if name in missing} | {"measured_at": commits}
+    line |= {name: MEASURES[name](trained) for name in missing} | {"measured_at": commits}
     return line | {"seconds": round(line["seconds"] + time.perf_counter() - began, 1)}
 
 

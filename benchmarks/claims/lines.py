@@ -77,6 +77,10 @@ def _config(line: Line) -> Config | None:
 
 def summary(line: Line) -> str:
     """A finished cell in one line for the terminal."""
+    if "seen" not in line:
+        found = line["held_out"]
+        clean, robust = (100 * found[name] for name in ("clean_accuracy", "robust_accuracy"))
+        return f"{line['name']}: {clean:.1f} % clean, {robust:.1f} % robust on held-out images"
     seen = line["seen"]
     robust = ", ".join(f"{100 * share:.1f}" for share in seen["accuracies"])
     return f"{line['name']}: {100 * seen['clean_accuracy']:.1f} % clean; {robust} % at {seen['radii']} px"

@@ -234,18 +234,31 @@ def every_cell(lines: Sequence[Line]) -> str:
         [
             f"`{line['name']}`",
             *(f"{100 * line['held_out'][name]:.1f}" for name in ("clean_accuracy", "robust_accuracy")),
-            f"{100 * verdicts.clean(line):.1f}",
-            " / ".join(f"{100 * share:.1f}" for share in line["seen"]["accuracies"]),
-            f"{100 * verdicts.unseen(line):.1f}",
-            ", ".join(line["seen"]["flags"]),
+            *(_on_test(line) if "seen" in line else [""] * 4),
         ]
         for line in lines
+        if "held_out" in line
     ]
     return markdown([titles, ["---", *["---:"] * 5, "---"], *rows])
 
 
+def _on_test(line: Line) -> list[str]:
+    """A row's cells of what was measured on test images."""
+    return [
+        f"{100 * verdicts.clean(line):.1f}",
+        " / ".join(f"{100 * share:.1f}" for share in line["seen"]["accuracies"]),
+        f"{100 * verdicts.unseen(line):.1f}",
+        ", ".join(line["seen"]["flags"]),
+    ]
+
+
 def curves(lines: Sequence[Line]) -> Figure:
-    """Robust accuracy at the middle radius against clean accuracy: a panel for each setting, a line for each method."""
+    """Robust accuracy at the middle radius against clean accuracy: a panel for each setting, a line for each method.
+
+    Settings where only the chosen strengths are measured on test images have no curves.
+    """
+    pointwise = {setting.name for setting in grid.SETTINGS if not setting.curves}
+    lines = [line for line in lines if line["setting"] not in pointwise]
 
     def draw(axes: Axes, setting: str) -> None:
         here = [line for line in lines if line["setting"] == setting]
@@ -271,7 +284,7 @@ def costs(lines: Sequence[Line]) -> Figure:
                 cost, color = one.lines[0]["passes"] / 3, COLORS[method]
                 axes.plot(cost, 100 * one.mean(verdicts.seen), "o", color=color, label=method)
                 axes.plot(cost, 100 * one.mean(verdicts.unseen), "o", color=color, fillstyle="none")
-        radius = next(line["seen"]["radii"][1] for line in lines if line["setting"] == setting)
+        radius = next(line["seen"]["radii"][1] for line in lines if line["setting"] == setting and "seen" in line)
         axes.plot([], [], "o", color="black", label="filled: under flows")
         axes.plot([], [], "o", color="black", fillstyle="none", label="open: unseen attacks")
         axes.set_xlabel("passes of a training step, in standard steps")
@@ -288,6 +301,8 @@ def costs(lines: Sequence[Line]) -> Figure:
 def _panels(lines: Sequence[Line], draw: Callable[[Axes, str], None]) -> Figure:
     """A panel for each setting, and one legend for all."""
     settings = verdicts.settings(lines)
+    if not settings:
+        return Figure()
     columns = min(len(settings), 3)
     rows = math.ceil(len(settings) / columns)
     figure = Figure(figsize=(4.6 * columns + 2.6, 4.2 * rows), layout="constrained")

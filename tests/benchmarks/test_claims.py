@@ -162,7 +162,7 @@ def test_lines_survive_a_writer_that_was_killed(tmp_path):
 def test_an_interrupted_grid_continues(tmp_path, monkeypatch, capsys):
     file, computed = tmp_path / "cells.jsonl", []
 
-    def compute(one, folder, *, data_dir, known):
+    def compute(one, folder, *, measures, data_dir, known):
         if len(computed) == 2:
             raise KeyboardInterrupt
         computed.append(one.name)
@@ -193,7 +193,7 @@ def test_further_seeds_are_wanted_of_the_chosen_strength_only():
         return found | {"name": grid.Cell(setting, method, strength, seed).name}
 
     def repeated(found):
-        cells = [one for one in plan.wanted(found) if one.setting.name == setting.name and one.seed > 0]
+        cells = [one for one, *_ in plan.wanted(found) if one.setting.name == setting.name and one.seed > 0]
         return [(one.strength, one.seed) for one in cells if one.method == "flow gradient"]
 
     standard = [of(0.0, 0.99, 0.1, method="standard")]
@@ -213,6 +213,36 @@ def test_further_seeds_are_wanted_of_the_chosen_strength_only():
     assert plan.to_come(standard + first) == everything - 5
     assert plan.to_come(standard + first + kept) == everything - 7
     assert plan.to_come(standard + first + lost) == everything - 5  # two more for the next strength
+
+
+def test_test_images_are_for_the_chosen_strength_where_no_curves_are_asked_for():
+    setting = next(one for one in grid.SETTINGS if one.name == "mnist5k/small-cnn-silu")
+
+    def of(method, strength, robust, clean=0.99, seed=0):
+        found = line(method, strength, clean, robust, 0.3, setting=setting.name, seed=seed)
+        kept = {name: entry for name, entry in found.items() if name not in ("seen", "unseen", "bounds", "stability")}
+        return kept | {"name": grid.Cell(setting, method, strength, seed).name}
+
+    def open_(found):
+        wanted = [one for one in plan.wanted(found) if one.cell.setting.name == setting.name and one.missing]
+        return [
+            (one.cell.strength, one.cell.seed, len(one.measures)) for one in wanted if one.cell.method == "deformation"
+        ]
+
+    standard = [of("standard", 0.0, 0.1)]
+    held_out = [of("deformation", strength, 0.1 + strength) for strength in (0.125, 0.25, 0.5)]
+    everything = len(cell.MEASURES)
+    assert open_(standard) == [(0.125, 0, 1), (0.25, 0, 1), (0.5, 0, 1)]
+    assert open_(standard + held_out) == [(0.5, seed, everything) for seed in (0, 1, 2)]
+    measured = line("deformation", 0.5, 0.99, 0.6, 0.3, setting=setting.name) | {"name": held_out[-1]["name"]}
+    whole = line("standard", 0.0, 0.99, 0.1, 0.3, setting=setting.name)
+    assert open_([*standard, *held_out[:-1], measured]) == [(0.5, seed, everything) for seed in (1, 2)]
+    assert plan.judgeable([whole, *held_out]) == [whole]  # the chosen strength is not measured yet
+    assert plan.judgeable([whole, *held_out[:-1], measured]) == [whole, *held_out[:-1], measured]
+    table = page.every_cell([whole, *held_out])
+    assert f"| `{held_out[0]['name']}` | 99.0 | 22.5 |  |  |  |  |" in table.splitlines()
+    assert "22.5 % robust on held-out images" in lines.summary(held_out[0])
+    assert not page.curves([whole, *held_out]).axes
 
 
 def test_activations_stand_side_by_side():

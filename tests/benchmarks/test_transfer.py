@@ -7,6 +7,7 @@ import pytest
 from benchmarks import plots
 from benchmarks import transfer as benchmark
 from benchmarks.claims import grid, lines
+from benchmarks.claims.cell import MEASURES
 from train import options
 from train.errors import ConfigError
 
@@ -24,7 +25,8 @@ def small_setting():
 
 def finished(cell):
     names = {"name": cell.name, "setting": cell.setting.name, "method": cell.method, "strength": cell.strength}
-    return names | {"seed": cell.seed, "config": options.to_tree(cell.config), "held_out": HELD_OUT}
+    measures = {name: {} for name in MEASURES} | {"held_out": HELD_OUT}
+    return names | {"seed": cell.seed, "config": options.to_tree(cell.config)} | measures
 
 
 @pytest.mark.slow
