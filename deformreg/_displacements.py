@@ -8,16 +8,19 @@ disc of `deformreg.pixelwise_l2` they are shortened to the radius, which need no
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
 
 from deformreg import _checks
 from deformreg._arrays import aligned
+from deformreg._cells import pad
+from deformreg._interpolation import LINEAR
 from deformreg.balls import Ball
 from deformreg.warping import Boundary, warp
 
@@ -28,6 +31,12 @@ BOXES = ("linf", "pixelwise_l2")
 ROUNDING = 8
 """Gains that differ by less than this many units of rounding in their terms are equal: the displacement tried first
 wins."""
+
+LONGEST_SLICED = 8
+"""Pixels: displacements up to this are slices of padded images, which CPUs read faster than a gather, longer ones are
+warps."""
+
+FEW_CHANNELS = 4
 
 
 def check_box(ball: Ball) -> Ball:
@@ -44,11 +53,18 @@ def wide(values: Array) -> Array:
     return values.astype(jnp.promote_types(values.dtype, jnp.float32))
 
 
+def planes(images: Float[Array, "n *space c"]) -> list[Array]:
+    """The channels one by one, [n, *space, 1] each, if they are few; else the images as they are, alone in a list."""
+    # XLA does not vectorize a last axis of three on CPUs.
+    few = images.shape[-1] <= FEW_CHANNELS
+    return [images[..., channel, None] for channel in range(images.shape[-1])] if few else [images]
+
+
 def over_displacements(
     images: Float[Array, "n *space c"],
     ball: Ball,
     boundary: Boundary,
-    visit: Callable[[T, Array, Array], T],
+    visit: Callable[[T, list[Array], Array], T],
     start: T,
 ) -> T:
     """Folds `visit` over the extreme displacements: all pixels of the images displaced by the same offset.
@@ -57,26 +73,70 @@ def over_displacements(
         images: any range.
         ball: one that `check_box` returns; its radius may be traced.
         boundary: what lies outside the image.
-        visit: ``(so far, displaced images, offset[rank]) -> so far``; of the arrays of flows, float32 or wider.
+        visit: ``(so far, planes of the displaced images, number of the displacement) -> so far``, see `offset_of`.
         start: what to begin with, arrays whose first axis is the example.
 
     Returns:
         What the last visit returns.
     """
-    rank, radius = images.ndim - 2, ball.radius
+    rank, dtype = images.ndim - 2, jnp.promote_types(images.dtype, jnp.float32)
+    count = _per_axis(ball) ** rank
+
+    def fold(displaced: Callable[[Array], list[Array]]) -> T:
+        def step(number: Array, so_far: T) -> T:
+            (offset,) = offset_of(number[None], ball, rank, dtype)
+            return visit(so_far, displaced(offset), number.astype(jnp.int32))
+
+        folded: T = jax.lax.fori_loop(0, count, step, aligned(start, images))
+        return folded
+
+    def by_warps() -> T:
+        return fold(lambda offset: planes(_warped(images, offset, boundary)))
+
+    def by_slices() -> T:
+        padded = pad(boundary, images, LONGEST_SLICED + 1, axes=range(1, rank + 1))
+        wholes = planes(padded.astype(dtype))
+        return fold(lambda offset: [_sliced(each, images.shape[1:-1], offset).astype(images.dtype) for each in wholes])
+
+    if isinstance(ball.radius, (int, float)):
+        return by_slices() if ball.radius <= LONGEST_SLICED else by_warps()
+    found: T = jax.lax.cond(ball.radius <= LONGEST_SLICED, by_slices, by_warps)
+    return found
+
+
+def offset_of(
+    number: Int[Array, " n *space"], ball: Ball, rank: int, dtype: DTypeLike
+) -> Float[Array, "n *space rank"]:
+    """The extreme displacements with these numbers; number 0 is none."""
+    count, limit = _per_axis(ball), jnp.asarray(ball.radius, dtype)
+    digits = jnp.stack([number // count**axis % count for axis in range(rank)], axis=-1)
+    pixels = (digits + 1) // 2 * jnp.where(digits % 2, -1, 1)  # 0, -1, 1, -2, ...
+    offsets: Array = ball.project(jnp.clip(pixels.astype(dtype), -limit, limit))
+    return offsets
+
+
+def _per_axis(ball: Ball) -> int | Array:
+    """How many extremes there are along an axis."""
+    radius = ball.radius
     reach = math.ceil(radius) if isinstance(radius, (int, float)) else jnp.ceil(radius).astype(jnp.int32)
-    count = 2 * reach + 1
-    dtype = jnp.promote_types(images.dtype, jnp.float32)
+    return 2 * reach + 1
 
-    def step(number: Array, so_far: T) -> T:
-        digits = jnp.stack([number // count**axis % count for axis in range(rank)])
-        pixels = (digits + 1) // 2 * jnp.where(digits % 2, -1, 1)  # 0, -1, 1, -2, ...: none comes first
-        offset = ball.project(jnp.clip(pixels, -radius, radius).astype(dtype)[None])[0]
-        flow = jnp.broadcast_to(offset, (*images.shape[:-1], rank))
-        return visit(so_far, warp(images, aligned(flow, images), boundary=boundary), offset)
 
-    folded: T = jax.lax.fori_loop(0, count**rank, step, aligned(start, images))
-    return folded
+def _warped(images: Array, offset: Array, boundary: Boundary) -> Array:
+    flow = jnp.broadcast_to(offset, (*images.shape[:-1], len(offset)))
+    return warp(images, aligned(flow, images), boundary=boundary)
+
+
+def _sliced(padded: Array, sizes: Sequence[int], offset: Array) -> Array:
+    """The same values as `_warped`, from images that are padded by `LONGEST_SLICED` and one."""
+    whole = jnp.floor(offset)
+    first = LONGEST_SLICED + 1 + whole.astype(jnp.int32)
+
+    def corner(at: tuple[int, ...]) -> Array:
+        starts = jnp.pad(first + jnp.array(at, jnp.int32), 1)  # all examples and channels
+        return jax.lax.dynamic_slice(padded, list(starts), (padded.shape[0], *sizes, padded.shape[-1]))
+
+    return LINEAR.values([corner(at) for at in LINEAR.offsets(len(sizes))], list(offset - whole))
 
 
 def best_displacements(
@@ -100,15 +160,22 @@ def best_displacements(
     Returns:
         ``(gains, displacements)``, float32 or wider; a gain is negative where no extreme reaches the present value.
     """
-    values, gradients = wide(values), wide(gradients)
+    now, slopes = planes(wide(values)), planes(wide(gradients))
+    nothing = jnp.full(values.shape[:-1], -jnp.inf, now[0].dtype)
+    rounding = ROUNDING * float(np.finfo(nothing.dtype).eps)
 
-    def visit(best: tuple[Array, Array], displaced: Array, offset: Array) -> tuple[Array, Array]:
-        displaced = wide(displaced)
-        gains = jnp.sum(gradients * (displaced - values), axis=-1)
-        terms = jnp.sum(jnp.abs(gradients) * (jnp.abs(displaced) + jnp.abs(values)), axis=-1)
-        better = gains > best[0] + ROUNDING * float(np.finfo(gains.dtype).eps) * terms
-        return jnp.where(better, gains, best[0]), jnp.where(better[..., None], offset, best[1])
+    def visit(best: tuple[Array, Array], displaced: list[Array], number: Array) -> tuple[Array, Array]:
+        each = list(zip(slopes, map(wide, displaced), now, strict=True))
+        gains = sum_channels([slope * (there - here) for slope, there, here in each])
+        terms = sum_channels([jnp.abs(slope) * (jnp.abs(there) + jnp.abs(here)) for slope, there, here in each])
+        better = gains > best[0] + rounding * terms
+        return jnp.where(better, gains, best[0]), jnp.where(better, number, best[1])
 
-    nothing = jnp.full_like(values[..., 0], -jnp.inf)
-    none = jnp.zeros((*nothing.shape, images.ndim - 2), nothing.dtype)
-    return over_displacements(images, ball, boundary, visit, (nothing, none))
+    gains, numbers = over_displacements(images, ball, boundary, visit, (nothing, jnp.zeros(nothing.shape, jnp.int32)))
+    return gains, offset_of(numbers, ball, images.ndim - 2, gains.dtype)
+
+
+def sum_channels(values: Sequence[Array]) -> Array:
+    """The sum over the channels of planes, [n, *space]."""
+    parts = [jnp.sum(each, axis=-1) for each in values]
+    return sum(parts[1:], parts[0])

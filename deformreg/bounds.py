@@ -29,7 +29,7 @@ from jaxtyping import Array, Float
 
 from deformreg import _checks
 from deformreg._arrays import aligned, draw_leaves, scaled
-from deformreg._displacements import check_box, over_displacements, wide
+from deformreg._displacements import check_box, over_displacements, planes, sum_channels, wide
 from deformreg._families import check_layout, family_or_flow, identity
 from deformreg.balls import Ball, linf
 from deformreg.penalties import LossFn, image_gradients, squared_norm
@@ -84,11 +84,14 @@ def reachable_change(
     _checks.choice("boundary", boundary, get_args(Boundary))
     _checks.radius("radius", radius)
 
-    def visit(largest: Array, displaced: Array, offset: Array) -> Array:
-        del offset
-        return jnp.maximum(largest, jnp.abs(displaced - images))
+    clean = planes(images)
 
-    return over_displacements(images, linf(radius), boundary, visit, jnp.zeros_like(images))
+    def visit(largest: list[Array], displaced: list[Array], number: Array) -> list[Array]:
+        del number
+        return [jnp.maximum(most, jnp.abs(b - a)) for most, a, b in zip(largest, clean, displaced, strict=True)]
+
+    nothing = [jnp.zeros_like(each) for each in clean]
+    return jnp.concatenate(over_displacements(images, linf(radius), boundary, visit, nothing), axis=-1)
 
 
 def flow_bounds(
@@ -125,14 +128,18 @@ def flow_bounds(
     gradients, losses = image_gradients(loss_fn, images)
     values, slopes = wide(images), wide(gradients)
 
-    def visit(largest: tuple[Array, Array], displaced: Array, offset: Array) -> tuple[Array, Array]:
-        del offset
-        difference = wide(displaced) - values
-        gains = jnp.sum(slopes * difference, axis=-1)
-        return jnp.maximum(largest[0], jnp.abs(difference)), jnp.maximum(largest[1], gains)
+    clean, each_slope = planes(values), planes(slopes)
 
-    nothing = jnp.zeros_like(values), jnp.zeros_like(values[..., 0])
-    change, gains = over_displacements(images, linf(ball.radius), boundary, visit, nothing)
+    def visit(largest: tuple[list[Array], Array], displaced: list[Array], number: Array) -> tuple[list[Array], Array]:
+        del number
+        differences = [wide(there) - here for there, here in zip(displaced, clean, strict=True)]
+        gains = sum_channels([slope * each for slope, each in zip(each_slope, differences, strict=True)])
+        changes = [jnp.maximum(most, jnp.abs(each)) for most, each in zip(largest[0], differences, strict=True)]
+        return changes, jnp.maximum(largest[1], gains)
+
+    nothing = [jnp.zeros_like(each) for each in clean], jnp.zeros_like(values[..., 0])
+    changes, gains = over_displacements(images, linf(ball.radius), boundary, visit, nothing)
+    change = jnp.concatenate(changes, axis=-1)
     axes = tuple(range(1, images.ndim))
     sizes = jnp.abs(slopes)
     return FlowBounds(
