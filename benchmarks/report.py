@@ -64,6 +64,8 @@ TITLES = {
     "robust_accuracy": "robust",
     "robust_interval": "95 % interval",
     "standard_epochs": "cost in standard epochs",
+    "own": "deformed against it",
+    "transferred": "deformed against any other",
 }
 PERCENT = (
     "standing",
@@ -74,6 +76,8 @@ PERCENT = (
     "weak_scaling",
     "clean_accuracy",
     "robust_accuracy",
+    "own",
+    "transferred",
 )
 FORMATS: dict[str, Callable[[float], str]] = {
     "flops": lambda value: f"{value / 1e9:.0f}",
