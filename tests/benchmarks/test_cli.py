@@ -7,7 +7,7 @@ import pytest
 from benchmarks.cli import BENCHMARKS, main
 
 OWNERS = {
-    "--methods": ("cost", "pods"),
+    "--methods": ("cost", "pods", "transfer"),
     "--shape": ("kernels",),
     "--preset": ("input",),
     "--topology": ("pods",),
