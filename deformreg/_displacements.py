@@ -37,6 +37,7 @@ LONGEST_SLICED = 8
 warps."""
 
 FEW_CHANNELS = 4
+"""Images of at most so many channels are taken apart into planes."""
 
 
 def check_box(ball: Ball) -> Ball:

@@ -78,8 +78,8 @@ def greedy(
         name: for reports; None makes one.
 
     Returns:
-        The attack. It spends at most ``num_steps`` model calls on an example, and as many warps of the images as there
-        are extreme displacements, 9 for a radius of at most one pixel, on each.
+        The attack. It spends at most ``num_steps`` model calls on an example, and on each displaces the whole image as
+        often as there are extreme displacements: 9 times for a radius of at most one pixel.
 
     Raises:
         TypeError: `num_steps` is not an integer.
