@@ -9,6 +9,7 @@ import shutil
 import zlib
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -195,12 +196,13 @@ def test_flips_and_truncations_are_found_or_harmless(pytestconfig, tmp_path, dev
             restored = restore(run)
         outcomes["found" if restored is None else "harmless"] += 1
         if restored is not None:
+            assert path.relative_to(run.checkpoints) != Path("1/manifest/metadata")  # its own checksum covers all of it
             assert_is(restored, 1)
             assert manifests.open_step(run.checkpoints, 1).accuracy == 0.5
         path.write_bytes(before)
     print(f"{flips} flipped bits, {flips // 5} truncations: {outcomes}")
     assert_is(restore(run), 1)
-    assert outcomes["found"] > flips / 4
+    assert outcomes["found"]  # how many differs from run to run: Orbax leaves copies of arrays that nothing reads
 
 
 @pytest.mark.parametrize("part", ["state", "manifest"])
