@@ -22,6 +22,7 @@ from train.methods.mart import Mart
 from train.methods.noise import Noise
 from train.methods.penalties import FiniteDifference, ForwardOverReverse
 from train.methods.random_flows import RandomFlows
+from train.methods.several import Gradients
 from train.methods.spatial import Spatial
 from train.methods.standard import Standard
 from train.methods.trades import Trades
@@ -41,6 +42,7 @@ METHODS = {
     "finite difference": FlowGradient(rule=FiniteDifference()),
     "forward over reverse": FlowGradient(rule=ForwardOverReverse()),
     "displacement": Displacement(radius=0.2),
+    "gradients": Gradients(affine=0.01),
     "running statistics": FlowGradient(statistics="running"),
     "every third": FlowGradient(every=3),
     "a quarter": FlowGradient(share=0.25),

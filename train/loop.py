@@ -97,16 +97,7 @@ def fit(
     engine = parallel.make_engine(
         config.parallel, devices=config.devices, batch_size=config.batch_size, shard_state=config.shard_state
     )
-    if config.batch_size % (engine.devices * config.accumulate):
-        raise ConfigError(
-            f"--batch-size must be a multiple of {engine.devices} devices times --accumulate {config.accumulate}, "
-            f"got {config.batch_size}"
-        )
-    if config.labels.mixes and config.batch_size // engine.devices % 2:
-        raise ConfigError(
-            "--labels.mixup and --labels.cutmix mix pairs of images: --batch-size must be an even number per device, "
-            f"got {config.batch_size} on {engine.devices}"
-        )
+    _check_batch_size(config, engine.devices)
     with start.waiting_for("data"):
         task = prepare(
             config, evaluated=evaluated, method=method, model=model, data=data, optimizer=optimizer,
@@ -151,6 +142,20 @@ def _check_values(config: Any, method: Any, data: Any, optimizer: Any) -> None:
     if optimizer is not None and not callable(optimizer):
         raise ConfigError(
             f"optimizer must be a function of the learning rate, for example optax.lion, got {_kind(optimizer)}"
+        )
+
+
+def _check_batch_size(config: Config, devices: int) -> None:
+    """Raises `ConfigError` unless batches divide among the devices."""
+    if config.batch_size % (devices * config.accumulate):
+        raise ConfigError(
+            f"--batch-size must be a multiple of {devices} devices times --accumulate {config.accumulate}, "
+            f"got {config.batch_size}"
+        )
+    if config.labels.mixes and config.batch_size // devices % 2:
+        raise ConfigError(
+            "--labels.mixup and --labels.cutmix mix pairs of images: --batch-size must be an even number per device, "
+            f"got {config.batch_size} on {devices}"
         )
 
 

@@ -6,6 +6,7 @@ network is broken on most images at the middle radius.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import NamedTuple
@@ -20,6 +21,7 @@ from train.methods.gradient import FlowGradient, FlowGradientAdversarial, FlowGr
 from train.methods.greedy import Greedy
 from train.methods.penalties import FiniteDifference
 from train.methods.random_flows import RandomFlows
+from train.methods.several import Gradients
 from train.methods.spatial import Spatial
 from train.methods.standard import Standard
 from train.methods.trades import Trades
@@ -100,6 +102,14 @@ class Cell(NamedTuple):
         return replace(self.setting.config, method=method, seed=self.seed)
 
 
+def _relative(budget: float, setting: Setting) -> float:
+    """The weight of another family's squared gradient for a flow's of 1.
+
+    To first order, squared increases of the loss under budgets are squared gradients times squared budgets.
+    """
+    return (budget / setting.budgets.seen[1]) ** 2
+
+
 METHODS: dict[str, Callable[[float, Setting], AnyMethod]] = {
     "standard": lambda _, setting: Standard(),
     "random flows": lambda radius, setting: RandomFlows(radius=radius),
@@ -115,6 +125,14 @@ METHODS: dict[str, Callable[[float, Setting], AnyMethod]] = {
     "flow gradient, last third": lambda weight, setting: FlowGradient(weight=weight, first_step=2 * setting.steps // 3),
     "flow gradient, growing": lambda weight, setting: FlowGradient(weight=weight, weight_ramp_steps=setting.steps // 2),
     "flow gradient, finite difference": lambda weight, setting: FlowGradient(weight=weight, rule=FiniteDifference()),
+    "flow and input gradient": lambda weight, setting: Gradients(
+        flow=weight, pixels=weight * _relative(setting.budgets.pixels, setting)
+    ),
+    "flow, input and affine gradient": lambda weight, setting: Gradients(
+        flow=weight,
+        pixels=weight * _relative(setting.budgets.pixels, setting),
+        affine=weight * _relative(math.radians(setting.budgets.degrees), setting),
+    ),
     "displacement penalty": lambda weight, setting: Displacement(weight=weight, radius=setting.budgets.seen[1]),
     "local linearity": lambda weight, setting: Elle(weight=weight, radius=setting.budgets.seen[1]),
     "pixel adversarial": lambda radius, setting: Adversarial(radius=radius),
@@ -178,6 +196,8 @@ _DIGITS = Setting(
         "flow gradient, growing": (3.0, 10.0),
         "flow gradient, finite difference": (3.0,),
         "input gradient, dual norm": (0.02, 0.05, 0.1),
+        "flow and input gradient": (0.3, 1.0, 3.0),
+        "flow, input and affine gradient": (0.3, 1.0, 3.0),
         "local linearity": (10.0, 100.0, 1000.0),
         "flow gradient + pixel adversarial": (0.05, 0.1, 0.15),
     },
@@ -220,6 +240,8 @@ _MNIST = Setting(
         "flow gradient, growing": (12.0, 36.0),
         "flow gradient, finite difference": (12.0,),
         "input gradient, dual norm": (0.02, 0.05, 0.1),
+        "flow and input gradient": (4.0, 12.0, 36.0),
+        "flow, input and affine gradient": (4.0, 12.0, 36.0),
         "local linearity": (10.0, 100.0, 1000.0),
         "flow gradient + pixel adversarial": (0.025, 0.05, 0.1),
     },

@@ -31,6 +31,7 @@ from train.methods.mart import Mart, boosted_loss
 from train.methods.noise import Noise
 from train.methods.penalties import FiniteDifference, ForwardOverReverse
 from train.methods.random_flows import RandomFlows
+from train.methods.several import Gradients
 from train.methods.spatial import Spatial
 from train.methods.standard import Standard
 from train.methods.trades import Trades, divergence
@@ -80,6 +81,8 @@ def test_every_kind_makes_a_method_of_its_name():
         (Elle(steps=0), 12),
         (Cure(), 12),
         (Displacement(), 6),
+        (Gradients(affine=0.1), 6),
+        (Gradients(statistics="running"), 9),
         (Displacement(statistics="running"), 9),
         (Llr(steps=10), 29),
         (Llr(steps=10, statistics="running"), 32),
@@ -162,6 +165,21 @@ def test_a_stride_of_noise_without_a_coarse_flow_is_refused():
         Noise(stride=3).make()
 
 
+def test_gradients_without_any_weight_are_refused():
+    with pytest.raises(ConfigError, match=r"needs a weight above 0: --method\.flow"):
+        Gradients(flow=0.0, pixels=0.0).make()
+
+
+@pytest.mark.slow
+def test_penalties_of_several_families_are_summed_with_their_weights():
+    parts = [{"flow": 2.0}, {"pixels": 0.3}, {"affine": 0.01}]
+    none = {"flow": 0.0, "pixels": 0.0, "affine": 0.0}
+    alone = [after_one_step(Gradients(**none | part))[1]["penalty"] for part in parts]
+    together = after_one_step(Gradients(**parts[0] | parts[1] | parts[2]))[1]["penalty"]
+    assert min(alone) > 0
+    np.testing.assert_allclose(together, sum(alone), rtol=1e-5)
+
+
 class Bare(nn.Module):
     """Four features of an image as its logits."""
 
@@ -218,6 +236,9 @@ def test_a_share_of_the_batch_is_penalized_with_the_same_weight():
         (FlowGradient(weight_ramp_steps=4), Standard()),
         (Displacement(weight_ramp_steps=4), Standard()),
         (Displacement(radius=1e-9), Standard()),
+        (Gradients(weight_ramp_steps=4), Standard()),
+        (Gradients(flow=2.0, pixels=0.0), FlowGradient(weight=2.0)),
+        (Gradients(flow=0.0, pixels=0.3), InputGradient(weight=0.3)),
     ],
     ids=lambda method: method.name,
 )

@@ -58,6 +58,7 @@ COMBINED = (
     "elle",
     "cure",
     "displacement",
+    "gradients",
     "llr",
 )  # of what the others compile already
 

@@ -17,6 +17,7 @@ from train.methods.mart import Mart
 from train.methods.method import CLEAN, NO_PENALTY, Aux, Forward, Inputs, Method, Penalty, Terms
 from train.methods.noise import Noise
 from train.methods.random_flows import RandomFlows
+from train.methods.several import Gradients
 from train.methods.spatial import Spatial
 from train.methods.standard import Standard
 from train.methods.trades import Trades
@@ -25,6 +26,7 @@ AnyMethod = (
     Standard  #
     | FlowGradient
     | InputGradient
+    | Gradients
     | Displacement
     | Adversarial
     | Deformation
