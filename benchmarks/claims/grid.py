@@ -326,6 +326,12 @@ SETTINGS = (
 )
 
 
+def tries(setting: str, method: str) -> bool:
+    """Whether a setting tries a method; one that the grid does not have may try all."""
+    strengths = {one.name: one.strengths for one in SETTINGS}.get(setting)
+    return strengths is None or method in strengths
+
+
 def cells() -> list[Cell]:
     """All cells that can be computed, in the order for it.
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Container, Sequence
 from statistics import fmean
 from typing import NamedTuple
 
+from benchmarks.claims import grid
 from benchmarks.claims.lines import Line
 from deformreg.statistics import wilson_interval
 
@@ -171,7 +172,7 @@ def compare(lines: Sequence[Line], ours: str, theirs: Sequence[str], measures: S
     for setting in settings(lines):
         methods = chosen(lines, setting)
         if missing := [name for name in (ours, *theirs) if name not in methods]:
-            found.append(f"{setting}: not computed yet: {', '.join(missing)}")
+            found.append(_absent(setting, missing))
             continue
         if apart := [name for name in (ours, *theirs) if not methods[name].matched]:
             found.append(f"{setting}: no strength of matched clean accuracy: {', '.join(apart)}")
@@ -184,6 +185,14 @@ def compare(lines: Sequence[Line], ours: str, theirs: Sequence[str], measures: S
             interval = difference_interval(first, second, examples)
             found.append(Comparison(setting, methods[ours], best, name, first - second, interval))
     return found
+
+
+def _absent(setting: str, methods: Sequence[str]) -> str:
+    """Why methods of a setting cannot be compared."""
+    untried = [name for name in methods if not grid.tries(setting, name)]
+    if untried:
+        return f"{setting}: not tried: {', '.join(untried)}"
+    return f"{setting}: not computed yet: {', '.join(methods)}"
 
 
 def difference_interval(first: float, second: float, examples: int) -> tuple[float, float]:

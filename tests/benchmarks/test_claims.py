@@ -83,6 +83,9 @@ def test_a_method_that_never_matches_is_not_compared():
     assert found.reasons == ("digits: no strength of matched clean accuracy: input gradient",)
     without = [one for one in made() if one["method"] != "deformation"]
     assert verdicts.judge(without)["C3"].reasons == ("digits: not computed yet: deformation",)
+    setting = "mnist5k/preact-resnet-18-gelu"
+    elsewhere = [one | {"setting": setting} for one in made() if one["method"] != "pixel adversarial"]
+    assert verdicts.judge(elsewhere)["C2"].reasons == (f"{setting}: not tried: pixel adversarial",)
     assert "input gradient (not matched)" in page.matched(cells)
 
 
