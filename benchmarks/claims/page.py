@@ -28,6 +28,8 @@ COLORS = {
     "flow gradient, last third": "#0550ae",
     "flow gradient, growing": "#033d8b",
     "flow gradient, finite difference": "#b6e3ff",
+    "flow and input gradient": "#6639ba",
+    "flow, input and affine gradient": "#c297ff",
     "displacement penalty": "#0e8a8a",
     "local linearity": "#bf8700",
     "pixel adversarial": "#cf222e",

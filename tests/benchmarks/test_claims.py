@@ -268,6 +268,7 @@ def test_cells_have_names_of_their_own_and_valid_configs():
     assert {one.method for one in cells} <= page.COLORS.keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("setting", [one for one in grid.SETTINGS if one.seeds > 1], ids=lambda setting: setting.name)
 def test_a_setting_knows_its_number_of_steps(setting):
     assert setting.config.epochs * prepare(setting.config).steps_per_epoch == setting.steps

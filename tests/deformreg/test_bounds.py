@@ -103,6 +103,7 @@ def test_bounds_of_sixteen_bit_images_are_sums_in_float32():
         np.testing.assert_allclose(bound, getattr(expected, name), rtol=0.02, err_msg=name)
 
 
+@pytest.mark.slow
 def test_the_radius_may_be_an_array_or_traced():
     expected = bounds.flow_bounds(linear, IMAGES, linf(1.2))
     for found in (

@@ -2,7 +2,7 @@
 
 Pairs are traced, in float32 or bfloat16, with or without accumulation and recomputation, by a seeded draw: what fails
 to differentiate, or mixes types or shapes, fails when it is traced. By default every method is traced with two
-networks; ``--pairs 152`` traces all pairs, which takes minutes. Every network runs with one method, of which the others
+networks; ``--pairs 160`` traces all pairs, which takes minutes. Every network runs with one method, of which the others
 share the parts, under pmap or jit: two steps on one device and on four.
 """
 
@@ -76,7 +76,7 @@ def step_of(pair, *, axis=None):
 
 def test_every_method_is_there():
     assert set(ONE_OF_EACH) == set(KINDS) - {"given"}
-    assert len(PAIRS) == 152  # as `--pairs` above
+    assert len(PAIRS) == 160  # as `--pairs` above
     methods, networks = map(set, zip(*IN_TURN[: len(PAIRS) // 4], strict=True))
     assert methods == set(ONE_OF_EACH)
     assert networks == set(NETWORKS)

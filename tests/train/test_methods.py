@@ -115,6 +115,7 @@ def test_training_with_one_step_is_watched_under_more(method):
     assert replace(method, steps=2).make().watch is None
 
 
+@pytest.mark.slow
 def test_greedy_training_is_watched_and_sees_the_images_of_the_greedy_step():
     images = jax.random.uniform(jax.random.key(1), (3, 6, 6, 1))
     forward = Forward(Bare(), {}, {}, labels := jnp.zeros(3, int), jax.random.split(jax.random.key(0), 3), step=1)

@@ -42,6 +42,7 @@ def test_it_sees_both_sides_of_a_pixel():
     np.testing.assert_allclose(found.losses, 0.75 - 0.7, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_step_for_training_is_the_first_step_of_the_attack():
     logits_fn = perceptron(60)
     labels = jnp.argmax(logits_fn(IMAGES), axis=1)
@@ -122,6 +123,7 @@ def peak_with_slope(slope):
     return logits_fn
 
 
+@pytest.mark.slow
 def test_it_starts_again_at_once_where_nothing_can_be_gained():
     watched, seen = watch(peak_with_slope(0.0))
     for number in range(8):
@@ -164,6 +166,7 @@ def test_a_failure_tells_which_pixels_turn_down_on_the_way():
     np.testing.assert_allclose(found.losses, -10 + 0.5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_model_calls_are_those_that_the_model_sees():
     logits_fn = perceptron(60)
     labels = jnp.argmax(logits_fn(IMAGES), axis=1)
@@ -177,6 +180,7 @@ def test_model_calls_are_those_that_the_model_sees():
         assert bool(found.success[0]) or len(seen) == steps
 
 
+@pytest.mark.slow
 def test_more_steps_never_find_less():
     logits_fn = perceptron(60)
     labels = jnp.argmax(logits_fn(IMAGES), axis=1)
@@ -228,6 +232,7 @@ def test_no_displacements_of_the_grid_beat_the_step_on_a_linear_loss(shape, boun
     assert (shorter.losses >= best - 1e-5).all()
 
 
+@pytest.mark.slow
 def test_the_step_keeps_lengths_and_compares_shortened_displacements():
     """A bump along an axis is nearer than one along the diagonal, which a shortened displacement does not reach."""
     image = jnp.zeros((1, 3, 3, 1)).at[0, 1, 2, 0].set(1.0).at[0, 2, 2, 0].set(1.9)
@@ -269,6 +274,7 @@ def test_the_step_stops_gradients_with_a_traced_radius():
     np.testing.assert_array_equal(jax.jit(jax.grad(through))(weights, 0.5), 0)
 
 
+@pytest.mark.slow
 def test_the_radius_may_be_traced():
     logits_fn = perceptron(60)
     labels = jnp.argmax(logits_fn(IMAGES), axis=1)

@@ -120,6 +120,7 @@ def test_random_transformations_are_drawn_for_each_example_and_may_be_kept_small
     np.testing.assert_allclose(small.norms.max_component, 0.25, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bound", ["raw", "final"])
 def test_the_elastic_budget_is_on_the_field_it_names(bound):
     logits_fn = perceptron(100)
@@ -151,6 +152,7 @@ def test_adef_crosses_a_ramp_at_the_least_displacement():
     np.testing.assert_array_equal(stopped.success, minimal < np.median(minimal))
 
 
+@pytest.mark.slow
 def test_an_adef_step_is_its_twin(float64):
     rng = np.random.default_rng(0)
     images, weights = rng.random((2, 12, 11, 2)), rng.normal(size=(12, 11, 2))
@@ -173,6 +175,7 @@ def test_an_adef_step_is_its_twin(float64):
         np.testing.assert_allclose(result.params[row], step, rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_adef_with_targets_aims_at_them_alone():
     logits_fn = perceptron(64)
     images = jnp.asarray(np.random.default_rng(0).random((4, 8, 8, 1)).astype(np.float32))
@@ -261,6 +264,7 @@ def test_transfer_searches_on_one_model_and_succeeds_on_another():
     assert not transfer(inner, source).run(blind, images, jnp.full(6, 4), KEY).success.any()
 
 
+@pytest.mark.slow
 def test_norms_are_those_of_the_final_field_or_difference():
     images = jnp.ones((2, 5, 5, 1))
     quarter = measure(affine(parameters=("rotation",)), jnp.full((2, 1), jnp.pi / 2), images)

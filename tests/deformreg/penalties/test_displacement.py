@@ -84,6 +84,7 @@ def test_its_derivative_is_that_of_differences(float64, argument):
     np.testing.assert_allclose(jax.jit(jax.grad(along))(0.0), numeric, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_traced_radius_and_aux():
     def with_aux(images):
         return loss_fn(images), images.mean()
