@@ -10,22 +10,11 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import Array
 
 from train import checkpoints, optimizers, overfitting, own, parallel, processes, runs
 from train.config import Config
-from train.data import (
-    Augmentation,
-    Source,
-    center_view,
-    device_prefetch,
-    eval_batches,
-    output_shape,
-    places,
-    train_batches,
-)
+from train.data import Source, device_prefetch, output_shape, places, train_batches
 from train.data.kind import user_path
 from train.errors import ConfigError, Preempted, say
 from train.methods import Method
@@ -37,10 +26,10 @@ from train.options import check
 from train.pace import Pace, forward_flops, peak
 from train.progress import progress
 from train.starting import Start
-from train.state import State, predict
-from train.step import Batch
+from train.state import State
 from train.task import Splits, Task, prepare
 from train.tracing import check_steps, traced
+from train.validation import validate
 from train.watch import Watch
 from train.weights import start as weights
 
@@ -256,9 +245,9 @@ def _train(
     compiled = start.first_call(engine.compile(task.step), pace.restart)
     watch = Watch(log, config, task.method, step=int(state.step), skipped=int(state.skipped), pace=pace)
     batches = device_batches(config, task.splits.train, engine, watch.step + watch.skipped, stop_requested)
-
+    validation = task.splits.validation
     detector = overfitting.detector(
-        task.method.watch, task.network, task.splits.validation, engine, config.augmentation,
+        task.method.watch, task.network, validation, engine, config.augmentation,
         before=log.values("attacked_accuracy"),
     )  # fmt: skip
 
@@ -282,7 +271,7 @@ def _train(
             saved, whole, accuracy = watch.step, engine.whole(state), None
             if saved % task.steps_per_epoch == 0:
                 gathered = engine.gather(whole)
-                accuracy = validate(config, task, engine, gathered)
+                accuracy = validate(task.network.model, gathered, validation, engine, config.augmentation)
                 values = {"validation_accuracy": accuracy, **detector(gathered)}
                 del gathered
                 log.write(saved, {**values, "seconds": watch.seconds})
@@ -325,28 +314,3 @@ def device_batches(
     stop = {asked: engine.put_batch({"stop": np.full(share, asked, np.float32)}) for asked in (False, True)}
     for batch in device_prefetch(host, engine.feed):
         yield {**batch, **stop[stop_requested()]}
-
-
-def count_right(model: nn.Module, state: State, batch: Batch, options: Augmentation) -> Array:
-    """The numbers of correctly classified and of all valid examples of a batch, without an attack: ``int[2]``."""
-    logits = predict(model, *state.evaluated, center_view(batch["image"], options))
-    right = (jnp.argmax(logits, axis=-1) == batch["label"]) & batch["valid"]
-    return jnp.stack([jnp.sum(right), jnp.sum(batch["valid"])])
-
-
-_count_right = jax.jit(count_right, static_argnums=(0, 3))
-
-
-def validate(config: Config, task: Task, engine: parallel.Engine, state: State) -> float:
-    """Clean accuracy on the readable validation images; their batches are divided over the devices of all processes."""
-    source = task.splits.validation
-    size = min(len(source), 500)
-    batches = eval_batches(
-        source,
-        batch_size=-(-size // engine.devices) * engine.devices,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
-    counts = [_count_right(task.network.model, state, engine.divide(batch), config.augmentation) for batch in batches]
-    right, examples = np.sum([np.asarray(count) for count in counts], axis=0)
-    return float(right) / float(examples)

@@ -299,7 +299,6 @@ def _cifar(network: str, model: Model) -> Setting:
             "input gradient": (0.03, 0.1, 0.3),
             "flow gradient, dual norm": (0.05, 0.15),
             "deformation": (0.155, 0.3),
-            "deformation, greedy": (0.155, 0.3),
             "pixel adversarial": (2 / 255, 4 / 255),
             "flow gradient + deformation": (0.155,),
         },
@@ -321,7 +320,7 @@ SETTINGS = (
     _MNIST_RESIDUAL,
     _activated(_MNIST_RESIDUAL, "gelu", SMOOTHED),
     _activated(_MNIST_RESIDUAL, "silu", SMOOTHED),
-    _CIFAR,
+    _activated(_CIFAR, "relu", SMOOTHED),
     _activated(_CIFAR, "silu", SMOOTHED),
 )
 
