@@ -59,7 +59,7 @@ def judged(lines: Sequence[Line]) -> str:
     """The verdicts, each with what it rests on."""
     parts = []
     for number, (claim, verdict, reasons, only) in verdicts.judge(lines).items():
-        where = f" on {', '.join(only)}" if only else ""
+        where = f" (compared on {', '.join(only)})" if only else ""
         parts.append(f"**{number}: {verdict}{where}.** {claim}\n" + "".join(f"\n- {reason}." for reason in reasons))
     return "\n\n".join(parts)
 

@@ -329,7 +329,7 @@ def test_the_page_is_written_from_the_lines(tmp_path, capsys, monkeypatch):
     assert "`deformation` keeps 40.0 % (`pixel adversarial` 60.0, standard 20.0); under" in text
     assert "`pixel adversarial` keeps 35.0 % (`deformation` 70.0, standard 5.0)." in text
     partly = page.judged(made() + [one for one in made(setting="mnist") if one["method"] != "input gradient"])
-    assert "**C1: holds on digits.**" in partly
+    assert "**C1: holds (compared on digits).**" in partly
     assert "**C2: holds.**" in partly
     capsys.readouterr()
     again = [one for one in made() if one["method"] != "deformation"]
