@@ -31,8 +31,8 @@ from deformreg import _checks
 from deformreg._arrays import aligned, draw_leaves, scaled
 from deformreg._displacements import check_box, over_displacements, planes, sum_channels, wide
 from deformreg._families import check_layout, family_or_flow, identity
-from deformreg.balls import Ball, linf
-from deformreg.penalties import LossFn, image_gradients, squared_norm
+from deformreg.balls import Ball, l2, linf
+from deformreg.penalties import LossFn, image_gradients
 from deformreg.perturbations import Params, Perturbation, flow, pull_back
 from deformreg.warping import Boundary
 
@@ -147,7 +147,7 @@ def flow_bounds(
         flow=ball.support(pull_back(family, gradients, images)),
         displacement=jnp.sum(gains, axis=axes[:-1]),
         pixels=jnp.sum(sizes * change, axis=axes),
-        euclidean=jnp.sqrt(squared_norm(slopes) * squared_norm(change)),
+        euclidean=_length(slopes) * _length(change),
         largest=jnp.sum(sizes, axis=axes) * jnp.max(change, axis=axes),
     )
 
@@ -248,7 +248,12 @@ def largest_curvature(
     direction = jax.lax.fori_loop(0, num_steps, step, _normalized(start))
     # Not the Rayleigh quotient: eigenvalues of both signs would cancel in it.
     curved = product(direction)
-    return jnp.copysign(jnp.sqrt(squared_norm(curved)), _inner(direction, curved))
+    return jnp.copysign(_length(curved), _inner(direction, curved))
+
+
+def _length(params: Params) -> Array:
+    """Euclidean lengths per example, also of gradients whose squares underflow."""
+    return l2(1.0).norm(params)
 
 
 def _inner(params: Params, others: Params) -> Array:
@@ -259,5 +264,5 @@ def _inner(params: Params, others: Params) -> Array:
 
 
 def _normalized(params: Params) -> Params:
-    lengths = jnp.sqrt(squared_norm(params))
+    lengths = _length(params)
     return scaled(params, jnp.where(lengths > 0, 1 / jnp.where(lengths > 0, lengths, 1), 0))

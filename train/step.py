@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import Array
 
@@ -117,7 +118,8 @@ def make_step(
         taken = State(state.step + 1, state.skipped, params, outcome.batch_stats, opt_state, state.key, means)
         left_out = state._replace(skipped=state.skipped + 1)
         finite = jnp.isfinite(norms).all()
-        state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), taken, left_out)
+        # In the old type: a mean over devices or parts makes floats of the counts that an own network may keep.
+        state = jax.tree.map(lambda new, old: jnp.where(finite, new, old).astype(old.dtype), taken, left_out)
         return state, {**metrics, "step": state.step, "skipped": state.skipped}
 
     return step
@@ -128,7 +130,8 @@ def _examples(
 ) -> tuple[Forward, Array, Array]:
     """The network with the labels of a batch, its images and its keys."""
     step_key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
-    keys = example_keys(jax.random.fold_in(step_key, 1), batch["position"])
+    # `augment` draws from the step's key and the positions: no position is this number.
+    keys = example_keys(jax.random.fold_in(step_key, np.uint32(2**32 - 1)), batch["position"])
 
     def others(number: int) -> Array:
         """Other keys than the method's, which draws from the keys themselves."""

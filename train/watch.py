@@ -93,7 +93,10 @@ class Watch:
             self._write()
 
     def _name_skipped(self, step: int, values: dict[str, float]) -> None:
-        what = f"step {step}: loss {values['loss']}, gradient norm {values['gradient_norm']}"
+        what = ", ".join(
+            f"{name.replace('_', ' ')} {values[name]}" for name in ("loss", "gradient_norm", "parameter_norm")
+        )
+        what = f"step {step}: {what}"
         allowed = self._config.max_skipped
         if self.skipped > allowed:
             raise NonFiniteLoss(

@@ -113,7 +113,8 @@ def _search(
     def so_far() -> Found:
         found = check.confirmed
         return found._replace(
-            model_calls=computed * attack.calls_per_step + found.model_calls,
+            # A transferred attack's steps do not all show an image to the attacked model.
+            model_calls=max(computed * attack.calls_per_step, int(found.calls.sum())) + found.model_calls,
             seconds=time.perf_counter() - started,
             compile_seconds=compile_seconds,
         )

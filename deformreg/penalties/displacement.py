@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from deformreg import _checks
-from deformreg._displacements import best_displacements
+from deformreg._displacements import best_displacements, wide
 from deformreg._families import check_layout
 from deformreg.balls import linf
 from deformreg.penalties.exact import LossFn, image_gradients
@@ -47,7 +47,8 @@ def displacement_penalty(
 
     Returns:
         ``(penalties[n], losses[n])``, or with `has_aux` ``(penalties, (losses, aux))``. The penalties are in squared
-        units of the loss. Their derivative takes the best displacements as constants, which is exact but at ties.
+        units of the loss, float32 or wider. Their derivative takes the best displacements as constants, which is exact
+        but at ties.
 
     Raises:
         TypeError: as `gradient_penalty`, or a `radius` that is not a number.
@@ -73,4 +74,5 @@ def displacement_penalty(
     known = jax.lax.stop_gradient((images, gradients))
     _, offsets = best_displacements(known[0], known[0], known[1], linf(radius), boundary)
     change = flow(boundary=boundary).apply(offsets, images) - images
-    return jnp.sum(gradients * change, axis=tuple(range(1, images.ndim))) ** 2, result
+    increases = jnp.sum(wide(gradients) * wide(change), axis=tuple(range(1, images.ndim)))
+    return increases**2, result

@@ -46,7 +46,8 @@ def regularized(
             for all of them.
         rule: ``(loss_fn, images, perturbation, has_aux=...) -> (penalties, losses)``: a penalty of
             `deformreg.penalties`, its other options bound with `functools.partial`. Only the default takes several
-            families.
+            families. `displacement_penalty` takes none: wrap it,
+            ``lambda loss_fn, images, family, **options: displacement_penalty(loss_fn, images, 0.5, **options)``.
         has_aux: whether `loss_fn` returns ``(losses, aux)``.
 
     Returns:

@@ -87,6 +87,21 @@ def test_a_gradient_that_is_not_a_number_has_no_bound():
         assert np.isnan(bound).tolist() == [False, True, False], name
 
 
+def test_bounds_of_a_confident_network_do_not_underflow():
+    scales = jnp.array([1.0, -3.0]).reshape(1, 1, 2, 1)
+
+    def found(factor):
+        linear_bounds = bounds.flow_bounds(lambda images: factor * linear(images), IMAGES, linf(0.5))
+        curvature = bounds.largest_curvature(
+            lambda images: factor * (scales * images**2).sum((1, 2, 3)) / 2, jnp.ones((1, 1, 2, 1)), additive(),
+            key=jax.random.key(0),
+        )  # fmt: skip
+        return [*linear_bounds, curvature]
+
+    for small, usual in zip(found(1e-27), found(1.0), strict=True):
+        np.testing.assert_allclose(small * 1e27, usual, rtol=1e-4)
+
+
 @pytest.mark.usefixtures("float64")
 def test_a_large_constant_does_not_hide_what_a_displacement_does():
     images = jnp.asarray(IMAGES, jnp.float64)

@@ -213,7 +213,7 @@ def test_skipped_batches_are_named_counted_and_followed_by_others(tmp_path, data
         fit(config, tmp_path / "cut", method=method, stop_requested=lambda: next(asked))
     resumed = fit(config, tmp_path / "cut", method=method, resume=True)
     jax.tree.map(np.testing.assert_array_equal, resumed, state)
-    with pytest.raises(NonFiniteLoss, match=r"step 14: loss nan.*--max-skipped"):
+    with pytest.raises(NonFiniteLoss, match=r"step 14: loss nan, gradient norm .*, parameter norm .*--max-skipped"):
         fit(replace(config, max_skipped=1), tmp_path / "one", method=method)
 
 

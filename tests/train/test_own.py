@@ -19,6 +19,7 @@ from train.restored import open_run
 
 MODULE = """
 import flax.linen as nn
+import jax.numpy as jnp
 
 class Net(nn.Module):
     num_classes: int
@@ -26,6 +27,16 @@ class Net(nn.Module):
     def __call__(self, images, train=False):
         features = nn.Dense(16)(images.reshape(len(images), -1))
         return nn.Dense(self.num_classes)(nn.Dropout(0.5, deterministic=not train)(nn.gelu(features)))
+
+class Counting(nn.Module):
+    num_classes: int
+    @nn.compact
+    def __call__(self, images, train=False):
+        count = self.variable("batch_stats", "count", jnp.zeros, (), jnp.int32)
+        if train and not self.is_initializing():
+            count.value += 1
+        temperature = self.param("temperature", nn.initializers.ones, ())
+        return temperature * nn.Dense(self.num_classes)(images.reshape(len(images), -1))
 
 class Flat(nn.Module):
     def __call__(self, images, train=False):
@@ -105,6 +116,20 @@ def test_a_network_of_ones_own_trains_and_is_opened_only_when_named_again(place,
     from stranger.nets import Net
 
     assert open_run(place / "run", model=Net).logits_fn(np.zeros((3, 8, 8, 1), np.float32)).shape == (3, 2)
+
+
+@pytest.mark.slow
+def test_counts_and_scalars_of_ones_own_network_are_kept(place):
+    name = "stranger.nets:Counting"
+    assert fit(place, name, "--accumulate", "2") == 0
+    from stranger.nets import Counting
+
+    config = replace(runs.load_config(place / "run"), init=str(place / "run"))
+    started = loop.fit(config, place / "started", model=Counting)
+    count, temperature = started.batch_stats["count"], started.params["temperature"]
+    assert (count.dtype, count.shape, int(count)) == (np.int32, (), 8)  # 4 steps of each
+    assert temperature.shape == ()
+    assert open_run(place / "started", model=Counting).logits_fn(np.zeros((3, 8, 8, 1), np.float32)).shape == (3, 2)
 
 
 @pytest.mark.parametrize(

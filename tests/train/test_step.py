@@ -189,7 +189,7 @@ def test_standard_training_with_a_random_start_sees_gaussian_flow_noise():
     batch = next(batches(1))
     _, metrics = compiled(config)(state, batch)
     step_key = jax.random.fold_in(jax.random.wrap_key_data(state.key), 0)
-    keys = example_keys(jax.random.fold_in(step_key, 1), batch["position"])
+    keys = example_keys(jax.random.fold_in(step_key, np.uint32(2**32 - 1)), batch["position"])
     images = batch["image"].astype(np.float32) / 255
 
     @jax.jit
@@ -215,7 +215,7 @@ def test_spatial_training_sees_the_worst_of_each_images_own_draws():
     def tried(draw):
         step_key = jax.random.fold_in(jax.random.wrap_key_data(state.key), 0)
         keys = jax.vmap(lambda key: jax.random.fold_in(key, draw))(
-            example_keys(jax.random.fold_in(step_key, 1), batch["position"])
+            example_keys(jax.random.fold_in(step_key, np.uint32(2**32 - 1)), batch["position"])
         )
         limits = jnp.array([jnp.deg2rad(20.0), 1, 1])
         params = jax.vmap(lambda key: jax.random.uniform(key, (3,), minval=-1, maxval=1))(keys) * limits
@@ -249,6 +249,18 @@ def test_devices_agree(kind, norm):
         assert abs(metrics["penalty"] - first["penalty"]) < 1e-5 * max(first["penalty"], 1e-3)
         for a, b in zip(jax.tree.leaves(other.params), jax.tree.leaves(state.params), strict=True):
             np.testing.assert_allclose(a, b, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["pmap", "jit"])
+def test_devices_agree_on_a_part_of_the_batch(kind):
+    config = replace(TINY, method=FlowGradient(weight=3.0, share=0.25), parallel=kind)
+    first, state = run(config, 1, kind, 3)
+    for devices in (2, 4):  # of 8 and of 4 images each
+        metrics, other = run(config, devices, kind, 3)
+        np.testing.assert_allclose(metrics["penalty"], first["penalty"], rtol=1e-5)
+        for a, b in zip(jax.tree.leaves(other.params), jax.tree.leaves(state.params), strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-5)
 
 
 @pytest.mark.slow

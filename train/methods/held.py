@@ -71,7 +71,7 @@ def _hold(
     result, layer = call(*args, **kwargs), context.module
     if not isinstance(layer, nn.BatchNorm) or context.method_name != "__call__":
         return result
-    features: Array = args[0]
+    features: Array = args[0] if args else kwargs["x"]
     given = kwargs.get("use_running_average", args[1] if len(args) > 1 else None)
     if layer.use_running_average or given:
         return result

@@ -26,7 +26,8 @@ class Spatial:
     degrees: Annotated[float, Interval(ge=0, le=360)] = 30.0
     """Largest rotation, either way."""
     draws: Annotated[int, Interval(ge=1, le=10**4)] = 10
-    """Random rotations with translations per image, of which the one of highest loss is trained on."""
+    """Random rotations with translations per image. Of those that are misclassified, or of all if none is, the one of
+    highest loss is trained on."""
     statistics: Statistics = "batch"
     """Batch-normalization statistics that judge them: the batch's or the running ones."""
     name: Annotated[Literal["spatial"], HIDDEN] = "spatial"

@@ -57,7 +57,7 @@ def match(network: Mapping[str, Any], stored: Mapping[str, np.ndarray]) -> Match
         if converted.shape != shape:
             missing.append(f"of another shape, so newly initialized: {path} {list(shape)}, stored {list(array.shape)}")
             continue
-        arrays[path] = np.ascontiguousarray(converted, network[path].dtype)
+        arrays[path] = np.asarray(converted, network[path].dtype, order="C")
         used.add(name)
     return Matched(arrays, missing, sorted(_wanted(stored.keys() - used)))
 

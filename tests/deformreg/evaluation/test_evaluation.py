@@ -31,6 +31,14 @@ def any_iterate(num_steps=100, radius=0.1):
     return attacks.pgd(ball=balls.linf(radius), num_steps=num_steps, start="random", keep="any", name="pgd")
 
 
+def test_the_calls_of_a_transferred_attack_include_those_of_the_attacked_model():
+    images, labels = data()
+    attack = attacks.transfer(attacks.pgd(ball=balls.linf(1e-6), num_steps=5, keep="best"), LOGITS)
+    right = np.argmax(LOGITS(images), axis=1) == labels
+    (outcome,) = evaluate(LOGITS, images[right][:1], labels[right][:1], [attack], key=KEY, diagnosis=False).attacks
+    assert (outcome.broken, outcome.model_calls, outcome.mean_calls) == (0, 7, 7.0)  # five steps, the start, the other
+
+
 def test_refilling_changes_no_result_and_saves_model_calls():
     images, labels = data()
     attack = any_iterate()

@@ -84,6 +84,14 @@ def test_its_derivative_is_that_of_differences(float64, argument):
     np.testing.assert_allclose(jax.jit(jax.grad(along))(0.0), numeric, rtol=1e-6)
 
 
+@pytest.mark.parametrize("factor", [600.0, 2e-4])
+def test_its_square_fits_where_sixteen_bits_would_not(factor):
+    step = jnp.array([0.0, 1.0], jnp.float16).reshape(1, 1, 2, 1)
+    found, _ = displacement_penalty(lambda images: factor * images[:, 0, 0, 0], step, 0.5)
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found, (factor / 2) ** 2, rtol=2e-3)
+
+
 @pytest.mark.slow
 def test_a_traced_radius_and_aux():
     def with_aux(images):
