@@ -86,7 +86,8 @@ def _run(name: str, arguments: list[str]) -> None:
     if file is not None:
         rows.check_writable(file)
     result = benchmark.run(options)
-    print(result if isinstance(result, str) else rows.table(result))
     if file is not None:
         rows.write(file, [name, *arguments], result)
+    print(result if isinstance(result, str) else rows.table(result))
+    if file is not None:
         print(f"written: {file}")

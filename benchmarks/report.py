@@ -180,7 +180,7 @@ def table(rows: Rows, columns: list[str]) -> str:
 
 
 def cell(column: str, value: Any) -> str:
-    """A value as tables show it: in the column's format, else with three figures."""
+    """A value as tables show it: in the column's format, else with two decimals below 10 and none above."""
     if value in ("", None):
         return ""
     if column in FORMATS:

@@ -61,7 +61,7 @@ def commit() -> str | None:
 
 
 def table(rows: Rows) -> str:
-    """Rows as a Markdown table, without columns that hold lists or the same value in every row."""
+    """Rows as a Markdown table, without columns that hold lists, dictionaries or the same value in every row."""
     names = dict.fromkeys(name for row in rows for name in row)
     columns = [name for name in names if _is_shown(name, [row.get(name) for row in rows])]
     cells = [[_cell(row.get(name, "")) for name in columns] for row in rows]
@@ -74,7 +74,7 @@ def markdown(lines: list[list[str]]) -> str:
 
 
 def _is_shown(name: str, values: list[Any]) -> bool:
-    if any(isinstance(value, list) for value in values):
+    if any(isinstance(value, (list, dict)) for value in values):
         return False
     return name == "method" or len(values) == 1 or len(set(values)) > 1
 

@@ -68,6 +68,7 @@ def _measured(config: Config, folder: Path, run: Evaluator, options: Options) ->
     opened = open_run(folder, examples=options.examples)
     found = run(opened.logits_fn, opened.images[:], opened.labels, radius=options.radius, key=jax.random.key(0))
     return {
+        "examples": found.examples,
         "clean_accuracy": found.clean_accuracy,
         "robust_accuracy": found.robust_accuracy,
         "standard_epochs": round(config.epochs * config.method.make().passes / STANDARD_PASSES, 2),
@@ -76,7 +77,7 @@ def _measured(config: Config, folder: Path, run: Evaluator, options: Options) ->
 
 def _row(name: str, origin: str, epochs: int, rows: list[dict[str, float]], options: Options) -> dict[str, Any]:
     robust = [row["robust_accuracy"] for row in rows]
-    count = options.examples * len(rows)
+    count = int(rows[0]["examples"])  # the same images for all seeds: they count once
     low, high = wilson_interval(round(fmean(robust) * count), count)
     return {
         "preset": name,
@@ -88,6 +89,6 @@ def _row(name: str, origin: str, epochs: int, rows: list[dict[str, float]], opti
         "robust_interval": f"{100 * low:.1f} to {100 * high:.1f}",
         "range": f"{100 * min(robust):.1f} to {100 * max(robust):.1f}",
         "seeds": len(rows),
-        "examples": options.examples,
+        "examples": count,
         "radius_pixels": options.radius,
     }

@@ -271,16 +271,22 @@ def image_range(value: Any) -> tuple[float, float]:
     return low, high
 
 
-RANGE_SLACK = 1e-5
-"""How far images may leave their range by rounding, in widths of the range."""
+def range_slack(image_range: tuple[float, float], dtype: Any) -> float:
+    """How far images of a type may leave their range by rounding."""
+    low, high = image_range
+    if not jnp.issubdtype(dtype, jnp.floating):
+        return 0.0
+    step = float(jnp.finfo(dtype).eps)  # type: ignore[no-untyped-call]
+    return max(1e-5 * (high - low), step / 2 * max(abs(low), abs(high)))
 
 
 def in_range(name: str, value: Any, image_range: tuple[float, float]) -> None:
     """Raises if known values leave a range by more than rounding."""
     if isinstance(value, jax.core.Tracer) or not getattr(value, "is_fully_addressable", True) or not np.size(value):
         return
-    low, high = float(value.min()), float(value.max())
-    slack = RANGE_SLACK * (image_range[1] - image_range[0])
+    known = np.asarray(value)  # inside a trace, jax.numpy would trace the extremes
+    low, high = float(known.min()), float(known.max())
+    slack = range_slack(image_range, known.dtype)
     if low < image_range[0] - slack or high > image_range[1] + slack:
         raise ValueError(
             f"{name} must lie in image_range {image_range}, got values from {low:g} to {high:g}: scale them, or name "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from deformreg import _checks
@@ -26,7 +27,7 @@ def warp_label_maps(
         The label maps, of the shape and type given.
 
     Raises:
-        ValueError: a flow of another shape.
+        ValueError: a flow of another shape, or an `outside` that the maps' type does not hold.
 
     Example:
         >>> import jax.numpy as jnp
@@ -40,6 +41,9 @@ def warp_label_maps(
         expected = (*label_maps.shape, len(space))
         raise ValueError(f"flow must have shape {expected} for label maps of {label_maps.shape}, got {flow.shape}")
     flow = flow.astype(jnp.promote_types(flow.dtype, jnp.float32))
+    bounds = np.iinfo(label_maps.dtype)
+    if outside is not None and not bounds.min <= outside <= bounds.max:
+        raise ValueError(f"outside must be a label of type {label_maps.dtype}, got {outside}: give label maps of int32")
 
     def warp_one(label_map: Array, flow: Array) -> Array:
         positions = []

@@ -216,7 +216,7 @@ def partial_of(folder: Path, trained: Trained, protocol: Protocol, check: Callab
 def _attacks(protocol: Protocol, steps: int, radii: Sequence[float], counts: tuple[int, int]) -> dict[str, int]:
     """The attacks of an evaluation, in order, and the numbers of images that suite and curve give them."""
     suite, light = _suites(protocol, steps)
-    of_curve = {f"{name} at {radius:g} px": counts[1] for radius in radii for name in light.names}
+    of_curve = {f"{name} at {radius:.12g} px": counts[1] for radius in radii for name in light.names}
     return {**dict.fromkeys(suite.names, counts[0]), **of_curve}
 
 

@@ -17,6 +17,7 @@ from jax import Array
 from train import files, manifests, options
 from train.config import Config
 from train.data import output_shape
+from train.data.places import path_of
 from train.restored import Opened
 from train.state import predict
 
@@ -109,7 +110,8 @@ def model_card(opened: Opened) -> str:
 
 def _without_places(config: Config) -> Config:
     """A config that does not tell where files are on this machine."""
-    data = replace(config.data, name=config.data.name.rpartition("/")[2], data_dir=None)
+    name = config.data.name
+    data = replace(config.data, name=name if path_of(name) is None else name.rpartition("/")[2], data_dir=None)
     init = None if config.init is None else Path(config.init).name
     return replace(config, data=data, init=init)
 

@@ -104,8 +104,8 @@ class Lamb(_Optimizer):
 class Muon(_Optimizer):
     """Orthogonalized momentum for the kernels of dense and convolutional layers, AdamW for the other parameters.
 
-    AdamW also takes the kernels of one input channel: those of depthwise convolutions, which are no matrices, and that
-    of a first convolution on gray images.
+    This AdamW has Nesterov's momentum, as in Optax's Muon. It also takes the kernels of one input channel: those of
+    depthwise convolutions, which are no matrices, and that of a first convolution on gray images.
     """
 
     learning_rate: Positive = 1e-2

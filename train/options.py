@@ -71,7 +71,10 @@ def check(config: Config) -> Config:
     if isinstance(config.optimizer, Sgd) and config.optimizer.nesterov and not config.optimizer.momentum:
         raise ConfigError("--optimizer.nesterov needs --optimizer.momentum above 0, got 0")
     if not config.augmentation.rand and config.augmentation.rand_strength != Augmentation.rand_strength:
-        raise ConfigError("--augmentation.rand-strength needs --augmentation.rand above 0, for example 2")
+        raise ConfigError(
+            "--augmentation.rand-strength needs --augmentation.rand above 0, for example 2; without random operations "
+            f"it must be {Augmentation.rand_strength}, got {config.augmentation.rand_strength}"
+        )
     if config.model.norm == "device-batch" and config.parallel == "jit":
         raise ConfigError("--model.norm device-batch needs --parallel pmap: sharded jit sees the whole batch")
     rule = getattr(config.method, "rule", None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from deformreg.evaluation.html.page import page
 from train import metrics, options, recipes
 from train.config import Config
 from train.errors import RunError
+from train.evaluation import CURVE, budget
 from train.reports import LENIENT
 from train.results import Certification, Result
 from train.runs import Run
@@ -58,6 +60,7 @@ def write(
         {name: result.curve for name, result in results.items()},
         frames,
         first.class_names,
+        budget=budget(facts["suite"]),
         columns={"training": lambda name: f"{results[name].facts['train_seconds']:.0f} s"},
         notes=[curve, *([_LENIENT] if facts["suite"] == "released" else []), *([note] if note else []), *proven],
         beside=proofs,
@@ -129,18 +132,23 @@ def _check_comparable(results: Mapping[str, Result]) -> None:
     """Raises `RunError` for runs whose numbers do not belong side by side."""
     (first, one), *others = results.items()
     for name, other in others:
-        for what in ("images", "sample_seed", "suite", "radius_pixels", "quantize"):
-            ours, theirs = one.facts[what], other.facts[what]
+        for (what, ours), theirs in zip(_protocol(one).items(), _protocol(other).values(), strict=True):
             if ours != theirs:
                 raise RunError(
-                    f"{name} was evaluated with other {what.replace('_', ' ')} than {first} ({theirs}; {ours}): "
-                    "evaluate them together, or report each alone"
+                    f"{name} was evaluated with other {what} than {first} ({theirs}; {ours}): evaluate them together, "
+                    "or report each alone"
                 )
-        if one.evaluation.examples != other.evaluation.examples:
-            raise RunError(
-                f"{name} was evaluated on {other.evaluation.examples} images, {first} on {one.evaluation.examples}: "
-                "evaluate them together, or report each alone"
-            )
+
+
+def _protocol(result: Result) -> dict[str, Any]:
+    """What must agree for numbers that stand side by side."""
+    facts: dict[str, Any] = {**result.facts}
+    shared = ("images", "sample_seed", "suite", "radius_pixels", "quantize", "curve_suite")
+    return {what.replace("_", " "): facts[what] for what in shared} | {
+        "number of images": result.evaluation.examples,
+        "number of images of the curve": result.curve.examples,
+        "independence of the attacks": result.evaluation.independent,
+    }
 
 
 def _same_frames(results: Mapping[str, Result]) -> tuple[dict[str, Frames], str]:
@@ -223,12 +231,20 @@ def repeating(runs: Mapping[str, Run], configs: Mapping[str, Config], results: M
 def _commands(folder: Path, config: Config, result: Result) -> str:
     facts, evaluation = result.facts, result.evaluation
     train = recipes.fit_command(config, folder)
-    whole = facts["curve_suite"] == facts["suite"] != "spatial"
     row = {**facts, "examples": evaluation.examples, "independent": evaluation.independent}
-    evaluate = recipes.evaluate_command(folder, row, list(result.curve.radii[1:]) if whole else [])
+    evaluate = recipes.evaluate_command(folder, row, _radii(result))
     sources = [o.name.removeprefix("transfer from ") for o in evaluation.attacks if o.name.startswith("transfer from ")]
     lines = [train or "# trained from Python, by train.fit with parts of a script", evaluate]
     return "\n".join([*lines, *([f"# with --transfer-from the runs {', '.join(sources)}"] if sources else [])])
+
+
+def _radii(result: Result) -> list[float]:
+    """The radii to name for the same curve; none for that which an evaluation draws by default."""
+    suite, found = result.facts["suite"], list(result.curve.radii[1:])
+    usual = [share * result.facts["radius_pixels"] for share in CURVE]
+    if result.facts["curve_suite"] != suite or (suite == "spatial" and np.allclose(found, usual)):
+        return []
+    return found
 
 
 def _command(text: str) -> Html:

@@ -122,8 +122,8 @@ def write(file: Partial, team: Team, part: Part) -> None:
 
 def begun(file: Partial, attack: int, count: int) -> Begun:
     """What earlier starts have found with an attack on `count` images."""
-    read = (file._replace(path=path).read(lambda kept: _parse(kept, count)) for path in _paths(file))
-    parts = [part for part in read if part is not None and part.attack == attack]
+    read = (file._replace(path=path).read(lambda kept: _parse(kept, attack, count)) for path in _paths(file))
+    parts = [part for part in read if part is not None]
     if not parts:
         return Begun(Found.nothing(count), [])
     newest = max(parts, key=lambda part: (part.earlier, part.start))
@@ -162,7 +162,7 @@ def _wait_for(file: Partial, index: int, own: Part, waiting: Callable[[], None])
             now = None
         if now not in (None, seen):
             seen = now
-            part = place.read(lambda kept: _parse(kept, len(own.found.finished)))
+            part = place.read(lambda kept: _parse(kept, own.attack, len(own.found.finished)))
             if part is not None and _answers(part, own):
                 return part
         waiting()
@@ -170,8 +170,8 @@ def _wait_for(file: Partial, index: int, own: Part, waiting: Callable[[], None])
 
 
 def _answers(part: Part, own: Part) -> bool:
-    """Whether a part is of the same start and attack, and complete if `own` is."""
-    return (part.start, part.attack) == (own.start, own.attack) and (part.complete or not own.complete)
+    """Whether a part of the same attack is of the same start, and complete if `own` is."""
+    return part.start == own.start and (part.complete or not own.complete)
 
 
 def _place(file: Partial, index: int, attack: int) -> Partial:
@@ -183,8 +183,11 @@ def _paths(file: Partial) -> Iterable[Path]:
     return sorted(file.path.parent.glob(f"{file.path.stem}.*{file.path.suffix}"))
 
 
-def _parse(kept: Kept, count: int) -> Part:
+def _parse(kept: Kept, attack: int, count: int) -> Part | None:
+    """A part of an attack on `count` images; None for a part of an earlier attack, which may be on other images."""
     facts, arrays = kept.facts, kept.arrays
+    if facts["attack"] != attack:
+        return None
     finished, claimed, broken, calls = (arrays[name] for name in ("finished", "claimed", "broken", "calls"))
     norms = {name.removeprefix("norm "): array for name, array in arrays.items() if name.startswith("norm ")}
     shown = arrays["shown"]
@@ -198,7 +201,7 @@ def _parse(kept: Kept, count: int) -> Part:
     seconds, compile_seconds = map(float, times)
     seconds_before, compile_before = map(float, times_before)
     return Part(
-        int(facts["attack"]),
+        attack,
         int(facts["start"]),
         bool(facts["complete"]),
         Found(finished, claimed, broken, calls, norms, int(spent), seconds, compile_seconds),

@@ -45,7 +45,7 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
     coordinator = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS")
     if coordinator is not None:
         host, _, port = coordinator.rpartition(":")
-        if not (host and port.isdigit()):
+        if not (host and port.isdecimal() and 0 < int(port) < 2**16):
             raise ConfigError(f"--coordinator must be HOST:PORT, got {coordinator}")
         if num_processes and process_id is not None:
             meet(host.strip("[]"), int(port), num_processes, process_id, seconds)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from train.config import Config
+from train.kinds import choose
 from train.presets import PRESETS
 
 _UNPREFIXED = {"data.data_dir": "data_dir"}
@@ -25,7 +26,7 @@ def fit_command(config: Config, folder: Path) -> str | None:
     options = _flat(config)
     if options["data.given"] or options["model.given"] or "given" in (options["method"], options["optimizer"]):
         return None
-    changes = {name: list(_changes(options, _flat(preset.config))) for name, preset in PRESETS.items()}
+    changes = {name: list(_changes(options, _begun_from(preset.config, config))) for name, preset in PRESETS.items()}
     name = min(changes, key=lambda name: len(changes[name]))
     return _command("fit", name, *changes[name], "--run-dir", str(folder))
 
@@ -78,8 +79,18 @@ def _flat(options: Any, path: str = "") -> dict[str, Any]:
     return flat
 
 
+def _begun_from(preset: Config, config: Config) -> dict[str, Any]:
+    """The options that a command line for a config begins with: the preset's kinds, and the options of the config's."""
+    names = {part: getattr(config, part).name for part in ("method", "optimizer", "schedule")}
+    kinds = {part: _flat(preset)[part] for part in names}
+    rule = getattr(config.method, "rule", None)
+    if rule is not None:
+        kinds["method.rule"] = _flat(choose(preset, **names))["method.rule"]
+    return _flat(choose(preset, **names, rule=rule and rule.name)) | kinds
+
+
 def _changes(options: dict[str, Any], preset: dict[str, Any]) -> Iterator[str]:
-    """The words of the options in which a config differs from a preset."""
+    """The words of the options in which a config differs from what its command line begins with."""
     for path, value in options.items():
         if path in preset and preset[path] == value:
             continue

@@ -180,7 +180,7 @@ def read(folder: Path) -> Result:
     except FileNotFoundError as error:
         raise RunError(
             f"{folder} holds no evaluation: `python -m train evaluate` writes one; if it wrote elsewhere, --results "
-            "names the folder that was its --output"
+            "names the folder that was its --output, or for a part of the runs the folder below it that holds them"
         ) from error
     frames, class_names = read_frames(folder / EXAMPLES)
     return Result(numbers, _evaluation(numbers), _curve(numbers), frames, class_names)

@@ -45,7 +45,7 @@ class Constant(_WarmedUp):
 
 @dataclass(frozen=True)
 class Cosine(_WarmedUp):
-    """Half a cosine from the peak to zero at the last step."""
+    """Half a cosine from the peak towards zero, which would be reached one step after the last."""
 
     ends: ClassVar[bool] = True
     name: Annotated[Literal["cosine"], HIDDEN] = "cosine"
@@ -59,7 +59,9 @@ class Cosine(_WarmedUp):
 
 @dataclass(frozen=True)
 class Linear(_WarmedUp):
-    """A straight line from the peak to zero at the last step; with a warm-up, the one-cycle schedule."""
+    """A straight line from the peak towards zero, which would be reached one step after the last.
+
+    With a warm-up it is the one-cycle schedule."""
 
     ends: ClassVar[bool] = True
     name: Annotated[Literal["linear"], HIDDEN] = "linear"

@@ -216,7 +216,9 @@ def open_split(config: Config, split: str, data_dir: str | None = None, *, write
         )
 
     try:
-        return opened(named or split)
+        # A name that the config gives is that of a stored split: alone, "train" and "validation" are parts of the data
+        # to train on.
+        return opened(split if named is None else named if "[" in named else f"{named}[:]")
     except NoSplit as error:
         if split != "test" or named:
             raise

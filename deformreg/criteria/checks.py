@@ -68,6 +68,8 @@ def like_outputs(name: str, value: Any, count: int, shape: tuple[int, ...] | Non
 def label_map(name: str, value: Any, count: int, shape: tuple[int, ...] | None, classes: int | None) -> Any:
     """Returns `value` as int[n, ...], a class or a negative number per pixel, or raises."""
     given = first_axis(name, value, count)
+    if jnp.issubdtype(given.dtype, jnp.unsignedinteger):
+        given = given.astype(np.int32)  # holds negative labels, which do not count
     if not jnp.issubdtype(given.dtype, jnp.integer):
         raise TypeError(f"{name} must be integers, one class per pixel, got {given.dtype}: give {name}.astype(int)")
     if shape is not None and given.shape == (*shape, classes):

@@ -23,7 +23,8 @@ class Criterion(NamedTuple):
     Attributes:
         name: for reports and messages, with its bound.
         broken: ``(outputs, labels) -> bool[n]``: whether the output is wrong; outputs that are not finite are.
-        margin: ``(outputs, labels) -> float[n]``: positive where broken, negative where not.
+        margin: ``(outputs, labels) -> float[n]``: positive where broken, negative where not, but for
+            outputs that are not finite.
         loss: ``(outputs, labels) -> float[n]``: what models are trained on, for penalties, and for attacks that ascend
             ``"cross_entropy"``.
         check_outputs: ``(outputs, n, name of the model) -> outputs``; raises if the model cannot have meant these.

@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike
 
 from deformreg import _checks
 from deformreg.attacks.attack import LogitsFn, as_argument
+from deformreg.criteria.classification import predicted_classes
 from deformreg.evaluation.data import HostArray
 from deformreg.warping import Boundary, warp
 
@@ -109,10 +110,13 @@ def _moved(images: Array, flows: Array, boundary: Boundary) -> Array:
 
 @jax.jit
 def _answers(logits_fn: Any, images: Array, labels: Array) -> Array:
-    """float[n, 3]: the predicted class, its probability, and that of the label."""
-    probabilities = jax.nn.softmax(_checks.logits(logits_fn(images), len(images)).astype(np.float32))
+    """float[n, 3]: the predicted class, its probability, and that of the label; -1 and zeros for logits that are
+    not finite."""
+    logits = _checks.logits(logits_fn(images), len(images)).astype(np.float32)
+    predicted = predicted_classes(logits)
+    probabilities = jnp.where(predicted[:, None] < 0, 0, jax.nn.softmax(logits))
     of_labels = jnp.take_along_axis(probabilities, labels[:, None], axis=1)[:, 0]
-    columns = [jnp.argmax(probabilities, axis=1), jnp.max(probabilities, axis=1), of_labels]
+    columns = [predicted, jnp.max(probabilities, axis=1), of_labels]
     return jnp.stack([column.astype(np.float32) for column in columns], axis=1)
 
 

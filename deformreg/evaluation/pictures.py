@@ -43,14 +43,16 @@ def gallery(
     clean, fields, moved = (np.asarray(array, np.float64) for array in (images, flows, deformed))
     clean, moved = ((array - image_range[0]) / (image_range[1] - image_range[0]) for array in (clean, moved))
     largest = max(float(np.hypot(fields[..., 0], fields[..., 1]).max()), 1e-9)
-    gain = 1 / max(float(np.abs(moved - clean).max()), 1e-6)
+    gain = 0.5 / max(float(np.abs(moved - clean).max()), 1e-6)
     figure = Figure(figsize=(8.6, 1.8 * len(clean) + 0.4), layout="constrained")
     axes = figure.subplots(len(clean), 5, squeeze=False, width_ratios=[4, 4, 4, 4, 2.4])
     for row, (image, field, other) in enumerate(zip(clean, fields, moved, strict=True)):
         show_image(axes[row, 0], image)
         show_flow(axes[row, 1], field, largest)
         show_image(axes[row, 2], other)
-        show_image(axes[row, 3], 0.5 + 0.5 * gain * (other - image))
+        difference = 0.5 + gain * (other - image)
+        difference[..., 3:] = 1  # opaque
+        show_image(axes[row, 3], difference)
         axes[row, 4].set_axis_off()
         if captions is not None:
             before, after = captions[row]

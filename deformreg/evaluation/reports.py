@@ -13,7 +13,7 @@ import numpy as np
 
 from deformreg.evaluation.curves import Curve
 from deformreg.evaluation.frames import Frames
-from deformreg.evaluation.html.overview import lead, sections
+from deformreg.evaluation.html.overview import PER_COMPONENT, lead, sections
 from deformreg.evaluation.html.page import page
 from deformreg.evaluation.results import Evaluation
 
@@ -148,6 +148,7 @@ def to_html(
     frames: Mapping[str, Frames] | None = None,
     class_names: Sequence[str] = (),
     title: str = "Robustness to deformations",
+    budget: str = PER_COMPONENT,
 ) -> str:
     """Writes evaluations as one HTML page of less than 2 MB that holds its pictures, style and script.
 
@@ -161,6 +162,7 @@ def to_html(
             leaves the gallery out. It shows up to eight images, fewer if they are large.
         class_names: one per label; a label without a name is shown as its number.
         title: the page's heading.
+        budget: what the radius of the curves bounds, in pixels.
 
     Returns:
         The text of the file.
@@ -177,4 +179,4 @@ def to_html(
     shown = [(each.images, each.labels, each.shares) for each in frames.values()]
     if not all(all(map(np.array_equal, shown[0], other)) for other in shown[1:]):
         raise ValueError("frames must be of the same images, labels and steps for all models: give each the same ones")
-    return page(title, lead(evaluations), sections(evaluations, curves, frames, class_names))
+    return page(title, lead(evaluations), sections(evaluations, curves, frames, class_names, budget=budget))

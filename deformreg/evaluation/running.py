@@ -180,7 +180,7 @@ def checked(outcome: AttackOutcome, attack: Attack, attacked: HostArray, standin
 def _admissible(images: HostArray, size: HostArray, image_range: tuple[float, float]) -> HostArray:
     """bool[n]: which attacked images are finite, in range and within the budget, up to rounding."""
     flat = images.reshape(len(images), -1).astype(np.float64)
-    slack = _checks.RANGE_SLACK * (image_range[1] - image_range[0])
+    slack = _checks.range_slack(image_range, images.dtype)
     inside = (flat >= image_range[0] - slack).all(axis=1) & (flat <= image_range[1] + slack).all(axis=1)
     fits: HostArray = np.isfinite(flat).all(axis=1) & inside & (size <= 1 + 1e-4)
     return fits

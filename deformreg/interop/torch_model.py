@@ -46,8 +46,8 @@ def from_torch(
             with copies. None if it takes any number.
 
     Returns:
-        ``images -> logits[n, classes]`` for images ``float[n, h, w, c]``, also inside `jit`. When it is traced for
-        images of a new shape, the module is called once, on zeros.
+        ``images -> logits[n, classes]`` for images ``float[n, h, w, c]``, also inside `jit`. For images of a
+        new shape, the module is first called once on zeros.
 
     Raises:
         TypeError: `module` is no module.
@@ -113,7 +113,9 @@ class _TorchModel:
         """The number of classes for images of a shape, and whether the logits are differentiable; calls the module."""
         if shape not in self.probed:
             with self.lock:
-                (_, outputs, _), *_ = self._graphs(np.zeros((max(shape[0], 1), *shape[1:]), np.float32))
+                (_, outputs, _), *_ = self._graphs(
+                    np.zeros((self.batch_size or max(shape[0], 1), *shape[1:]), np.float32)
+                )
             self.probed[shape] = outputs.shape[1], outputs.requires_grad
         return self.probed[shape]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks import plots
+from benchmarks import plots, rows
 from benchmarks import transfer as benchmark
 from benchmarks.claims import grid, lines
 from benchmarks.claims.cell import MEASURES
@@ -42,6 +42,7 @@ def test_networks_see_their_own_deformations_and_those_of_the_others(tmp_path, m
         assert row["own"] == row["from"][row["method"]] < row["from"][other] <= row["clean_accuracy"]
         assert row["transferred"] == row["from"][other]  # of two networks, there is one other
         assert (row["examples"], row["radius_pixels"]) == (60, 0.2)
+    assert "| deformation |" in rows.table([standard, robust])
     texts = [text.get_text() for text in plots.transfer([standard, robust]).axes[0].texts]
     assert texts == [f"{100 * row['from'][name]:.0f}" for row in (standard, robust) for name in row["from"]]
 

@@ -1,11 +1,12 @@
 """Noise laws: shape, law and determinism."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import stats
 
-from deformreg import noise
+from deformreg import noise, random_start
 
 pytestmark = pytest.mark.usefixtures("strict_promotion")
 
@@ -23,6 +24,23 @@ def test_the_components_follow_the_law_independently(law, distribution):
         assert stats.kstest(np.ravel(leaf), distribution.cdf).pvalue > 1e-3
     assert len(np.unique(draw["a"])) > 0.99 * draw["a"].size  # no repeated number: the examples differ
     assert abs(np.corrcoef(np.ravel(draw["a"])[:3600], np.ravel(draw["b"]))[0, 1]) < 0.1
+
+
+def test_images_of_a_program_are_checked_as_others_are():
+    images, bright = jnp.full((2, 3, 3, 1), 0.5), jnp.full((2, 3, 3, 1), 3.0)
+    start = jax.jit(lambda key: random_start(key, images))(jax.random.key(0))
+    np.testing.assert_allclose(start, random_start(jax.random.key(0), images), atol=1e-6)
+    with pytest.raises(ValueError, match="image_range"):
+        jax.jit(lambda key: random_start(key, bright))(jax.random.key(0))
+
+
+@pytest.mark.parametrize(("dtype", "low"), [("bfloat16", -2.1179), ("float16", -2.1179), ("float32", -2.1179)])
+def test_rounding_to_sixteen_bits_leaves_no_range(dtype, low):
+    """Of standardized images, black and white are no numbers of 16 bits."""
+    images = jnp.array([low, 2.64], dtype).reshape(1, 1, 2, 1)
+    random_start(jax.random.key(0), images, image_range=(low, 2.64))
+    with pytest.raises(ValueError, match="image_range"):
+        random_start(jax.random.key(0), images + jnp.array(0.05, dtype), image_range=(low, 2.64))
 
 
 @pytest.mark.parametrize("law", [noise.gaussian(0.2), noise.uniform(0.5)])

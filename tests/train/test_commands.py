@@ -146,6 +146,10 @@ def test_a_coordinator_that_does_not_answer_is_named(capsys, tmp_path, monkeypat
         (["fit", "digits-flow", "--join-seconds", "9"], "--join-seconds need --distributed"),
         (["fit", "digits-flow", "--augmentation.rand-strength", "0.5"], "needs --augmentation.rand above 0"),
         (["fit", "digits-flow", "--distributed", "--coordinator", "host"], "--coordinator must be HOST:PORT, got host"),
+        (
+            ["fit", "digits-flow", "--distributed", "--coordinator", "host:99999"],
+            "--coordinator must be HOST:PORT, got h",
+        ),
         (["launch"], "launch needs a command"),
         (["launch", "--processes", "2", "certify", "runs/x"], "certify runs in one process, without launch"),
         (["certify", "runs/x", "--distributed", "--process-id=1"], "leave out --distributed --process-id=1"),

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import deformreg
+from deformreg.evaluation.found import Found
 from train import evaluation, parts, reports
 from train.config import Config, Evaluation
 from train.errors import Preempted, counted
@@ -220,6 +221,19 @@ def test_a_process_that_comes_late_takes_its_own_share(studied, tmp_path):
     thread.join(timeout=120)
     for mask in (own.evaluation.standing_mask, ends[0].evaluation.standing_mask):
         np.testing.assert_array_equal(mask, study.evaluation.standing_mask)
+
+
+def test_what_is_left_of_an_earlier_attack_is_passed_over_in_silence(studied, tmp_path, capsys):
+    file, team = evaluation.partial_of(tmp_path, studied[2], PROTOCOL), Team(0, 1, start=7)
+    parts.write(file, team, parts.Part(0, 7, True, Found.nothing(5), (0, 0.0, 0.0), np.zeros(0, np.int64), []))
+    assert len(parts.begun(file, 0, 5).parts) == 1
+    assert parts.begun(file, 2, 3).parts == []  # of a curve, which has fewer images
+    assert capsys.readouterr().err == ""
+
+
+def test_radii_that_differ_little_are_attacks_of_their_own():
+    protocol = PROTOCOL._replace(radii=(0.5, 0.5000001))
+    assert len(evaluation._attacks(protocol, 1, protocol.radii, (3, 3))) == 2 + 2 * 2
 
 
 def test_a_process_that_waits_for_another_one_stops_when_asked(studied, tmp_path):

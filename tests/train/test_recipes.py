@@ -12,10 +12,13 @@ from settings import METHODS, TINY
 from train.commands.fit import parse
 from train.config import Config, Data, Model
 from train.methods.given import Given
-from train.optimizers import Sgd
+from train.methods.gradient import FlowGradient, FlowGradientDeformation
+from train.methods.penalties import FiniteDifference
+from train.optimizers import AdamW, Sgd
 from train.options import check
 from train.presets import PRESETS
 from train.recipes import differing, evaluate_command, fit_command
+from train.schedules import Linear
 
 ODD = Config(
     data=Data(name="digits", data_dir="a b", image_size=8, train_split="train[:50%]"),
@@ -36,6 +39,22 @@ def parsed(config):
 def test_a_command_trains_the_config_it_was_made_from():
     assert parsed(ODD) == ODD
     assert fit_command(PRESETS["digits-flow"].config, Path("a")) == "python -m train fit digits-flow --run-dir a"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"method": FlowGradientDeformation(weight=12.0)},  # the weight of the preset `mnist5k-flow`, another default
+        {"method": FlowGradient(weight=12.0, rule=FiniteDifference())},
+        {"optimizer": AdamW(weight_decay=5e-4)},
+        {"schedule": Linear(warmup_epochs=1)},
+    ],
+    ids=["method", "rule", "optimizer", "schedule"],
+)
+@pytest.mark.parametrize("preset", ["mnist5k-flow", "mnist5k-standard", "cifar10-preact18-gelu-standard"])
+def test_another_kind_begins_with_its_own_defaults(preset, changes):
+    config = replace(PRESETS[preset].config, **changes)
+    assert parsed(config) == config
 
 
 @pytest.mark.slow

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 import tyro
 
@@ -16,6 +15,7 @@ from train.commands.placement import Placement, join
 from train.config import Config, Model
 from train.data import npz
 from train.errors import ConfigError, Preempted, printable
+from train.kinds import choose
 from train.methods import METHODS
 from train.methods.given import Given
 from train.methods.penalties import RULES
@@ -34,8 +34,6 @@ else:
     MethodName, RuleName, OptimizerName, ScheduleName = (
         Literal[tuple(name for name in kinds if name != "given")] for kinds in (METHODS, RULES, OPTIMIZERS, SCHEDULES)
     )
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -188,7 +186,7 @@ def _parse(command: str, summary: str, config: Config, arguments: list[str], **d
         )
     if named.name is not None and own.is_own(named.name) and named.name != config.model.name:
         config = replace(config, model=Model(name=named.name))  # the preset's options are those of another network
-    config = choose(config, chosen)
+    config = choose(config, **vars(chosen))
     check_owners(arguments, config)
     return tyro.cli(
         Fit,
@@ -198,27 +196,3 @@ def _parse(command: str, summary: str, config: Config, arguments: list[str], **d
         description=summary,
         config=(tyro.conf.AvoidSubcommands,),
     )
-
-
-def choose(config: Config, kinds: Kinds) -> Config:
-    """A config with other kinds of method, rule, optimizer and schedule, each with its defaults.
-
-    Raises:
-        ConfigError: `--rule` for a method without a gradient penalty.
-    """
-    config = replace(
-        config,
-        method=_chosen(METHODS, kinds.method, config.method),
-        optimizer=_chosen(OPTIMIZERS, kinds.optimizer, config.optimizer),
-        schedule=_chosen(SCHEDULES, kinds.schedule, config.schedule),
-    )
-    if kinds.rule is None:
-        return config
-    method: Any = config.method
-    if not hasattr(method, "rule"):
-        raise ConfigError(f"--rule needs a method with a gradient penalty, got {method.name}")
-    return replace(config, method=replace(method, rule=_chosen(RULES, kinds.rule, method.rule)))
-
-
-def _chosen(kinds: Mapping[str, type[T]], name: str, current: T) -> T:
-    return current if kinds[name] is type(current) else kinds[name]()

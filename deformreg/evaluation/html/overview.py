@@ -16,6 +16,15 @@ from deformreg.evaluation.results import Evaluation
 TRUST = "Can the numbers be trusted?"
 """The heading of the red flags."""
 
+PER_COMPONENT = "displacement per component"
+"""What the radius of the suites for flows bounds."""
+
+_BOUNDED = {
+    "linf": "displacements of at most {radius:.4g} px per component",
+    "pixelwise_l2": "displacements of at most {radius:.4g} px",
+}
+"""What a radius in pixels bounds, by the budget's norm."""
+
 
 def lead(evaluations: Mapping[str, Evaluation], facts: Sequence[str] = ()) -> Html:
     """The result in a sentence per model, what it was measured on, and how many red flags were raised.
@@ -49,12 +58,13 @@ def _warning(count: int) -> Html | None:
 def _setting(evaluations: Sequence[Evaluation]) -> list[str]:
     """Number of images, budget and criterion, where all evaluations agree."""
     counts = {evaluation.examples for evaluation in evaluations}
-    radii = {outcome.radius_pixels for evaluation in evaluations for outcome in evaluation.attacks}
-    radius = radii.pop() if len(radii) == 1 else None
+    radii = {(outcome.radius_pixels, outcome.budget.norm) for each in evaluations for outcome in each.attacks}
+    radius, norm = radii.pop() if len(radii) == 1 else (None, "")
+    bounded = _BOUNDED.get(norm, f"displacements of at most {{radius:.4g}} px in the norm {norm}")
     criteria = {evaluation.criterion for evaluation in evaluations} - {"classification"}
     return [
         *([f"{counts.pop():,} images"] if len(counts) == 1 else []),
-        *([f"displacements of at most {radius:.4g} px per component"] if radius is not None else []),
+        *([bounded.format(radius=radius)] if radius is not None else []),
         *(f"right means: {criterion}" for criterion in sorted(criteria)),
     ]
 
@@ -160,7 +170,12 @@ def _plain(value: object) -> str:
 
 
 def budgets(
-    curves: Mapping[str, Curve], numbers: Mapping[str, int], notes: Sequence[str] = (), beside: Sequence[Html] = ()
+    curves: Mapping[str, Curve],
+    numbers: Mapping[str, int],
+    notes: Sequence[str] = (),
+    beside: Sequence[Html] = (),
+    *,
+    budget: str,
 ) -> Section:
     """Accuracy against the budget.
 
@@ -169,6 +184,7 @@ def budgets(
         numbers: of all models, by which they have their colours.
         notes: sentences for below the chart.
         beside: further charts.
+        budget: what the radius bounds.
 
     Returns:
         The section: the chart, and a note that states the mean smallest budget of each model.
@@ -185,7 +201,7 @@ def budgets(
         for name, curve in curves.items()
     ]
     radii = [radius for curve in curves.values() for radius in curve.radii]
-    x, y = axis("largest displacement per component", "px", radii), axis("accuracy", "%", [])
+    x, y = axis(f"largest {budget}", "px", radii), axis("accuracy", "%", [])
     means = "; ".join(f"{name} {curve.mean_minimal_displacement:.3g} px" for name, curve in curves.items())
     note = (
         "The shaded areas are 95 % intervals. Mean of the smallest budgets that break an image, counted up to the "
@@ -243,6 +259,7 @@ def sections(
     class_names: Sequence[str],
     *,
     columns: Mapping[str, Callable[[str], str]] | None = None,
+    budget: str = PER_COMPONENT,
     notes: Sequence[str] = (),
     beside: Sequence[Html] = (),
     others: Sequence[Section] = (),
@@ -255,6 +272,7 @@ def sections(
         frames: by the models' names; some or all may be missing.
         class_names: one per label.
         columns: see `accuracies`.
+        budget: what the radius of the curves bounds.
         notes: sentences about the curves.
         beside: charts beside theirs.
         others: sections for the end.
@@ -264,7 +282,7 @@ def sections(
     """
     numbers = {name: number for number, name in enumerate(evaluations)}
     before = [accuracies(evaluations, columns=columns), doubts(evaluations)]
-    before += [budgets(curves, numbers, notes, beside)] if curves else []
+    before += [budgets(curves, numbers, notes, beside, budget=budget)] if curves else []
     after = [attacks(evaluations), *others]
     if not frames:
         return [*before, *after]

@@ -272,6 +272,15 @@ def test_label_maps_move_with_the_images():
     np.testing.assert_array_equal(far_away, 9)
     with pytest.raises(ValueError, match=r"flow must have shape \(3, 6, 7, 2\) for label maps of \(3, 6, 7\)"):
         warp_label_maps(labels, jnp.zeros((3, 6, 6, 2)))
+    with pytest.raises(ValueError, match="outside must be a label of type uint8, got -1"):
+        warp_label_maps(labels.astype(np.uint8), flow, outside=-1)
+
+
+def test_label_maps_of_bytes_may_have_pixels_that_do_not_count():
+    criterion = segmentation(0.9, warp_labels=True, outside=-1)
+    labels = np.zeros((1, 3, 3), np.uint8)
+    checked = criterion.check_labels(labels, (1, 3, 3, 1), (1, 3, 3, 2))
+    assert np.asarray(criterion.warp_labels(checked, jnp.full((1, 3, 3, 2), 2.0))).min() == -1
 
 
 @cases

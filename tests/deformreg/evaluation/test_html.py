@@ -214,6 +214,9 @@ def test_frames_ask_the_network_about_the_warped_images():
             np.testing.assert_allclose(found.label_confidences[index, step], expected[index], rtol=1e-5)
     with pytest.raises(ValueError, match="one for all 3 images or one for each, got 2"):
         frames(network, images, [0, 1, 2], flows, boundary=["zeros", "edge"])
+    broken = frames(lambda images: network(images) + jnp.nan, images, [0, 1, 2], flows, num_steps=1)
+    assert (broken.predicted == -1).all()
+    assert (broken.confidences == 0).all()
     for label in (-1, 3):
         with pytest.raises(ValueError, match=f"labels.*{label}"):
             frames(network, images, [0, 1, label], flows)

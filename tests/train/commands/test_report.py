@@ -145,7 +145,17 @@ def test_a_damaged_certification_is_one_line(capsys, tmp_path, changed, said):
 OTHERS = [{field: 2 * ROW[field]} for field in ("suite", "radius_pixels", "images", "examples")]
 
 
-@pytest.mark.parametrize("other", [*OTHERS, {"sample_seed": 0}, {"quantize": True}])
+@pytest.mark.parametrize(
+    "other",
+    [
+        *OTHERS,
+        {"sample_seed": 0},
+        {"quantize": True},
+        {"independent": True},
+        {"curve_suite": "quick"},
+        {"curve_examples": 1},
+    ],
+)
 def test_only_what_compares_stands_side_by_side(capsys, tmp_path, other):
     code, said = report(capsys, write(tmp_path / "a"), write(tmp_path / "b", row={**ROW, **other}))
     assert code == 2

@@ -82,6 +82,14 @@ def test_without_a_test_split_the_validation_split_is_evaluated(tmp_path, capsys
     assert len(open_split(replace(only, data=replace(only.data, test_split="train[8:]")), "test")) == 2
 
 
+def test_a_split_that_is_named_is_the_stored_one(tmp_path):
+    name = arrays(tmp_path / "set.npz", train=[0, 1] * 10, val=[0, 1, 0])
+    assert len(open_split(config_of(name, holdout=0.2), "validation")) == 4
+    assert len(open_split(config_of(name, holdout=0.2, test_split="validation"), "test")) == 3
+    for option, split in (("test_split", "test"), ("validation_split", "validation")):
+        assert len(open_split(config_of(name, train_split="val", **{option: "train"}), split)) == 20
+
+
 def test_a_test_split_without_labels_gives_way_to_the_validation_split(tmp_path, capsys):
     name = arrays(tmp_path / "set.npz", train=[0, 1] * 5, test=[-1, -1], val=[0, 1, 0])
     assert len(open_split(config_of(name), "test")) == 3
