@@ -6,6 +6,8 @@ import tempfile
 import jax
 import pytest
 
+jax.config.update("jax_platforms", "cpu")  # also where there is an accelerator
+os.environ["JAX_PLATFORMS"] = "cpu"
 jax.config.update("jax_num_cpu_devices", 8)
 # The tests compile much and compute little: optimizing would double their time. Results are the same mathematics.
 jax.config.update("jax_disable_most_optimizations", True)

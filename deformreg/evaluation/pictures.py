@@ -1,4 +1,7 @@
-"""Pictures of evaluations, with matplotlib, which is optional; and deformed images in one file with their flows."""
+"""Pictures of evaluations, with Matplotlib; and deformed images in one file with their flows.
+
+Matplotlib is optional: ``pip install deformreg[pictures]``.
+"""
 
 from __future__ import annotations
 
@@ -38,13 +41,11 @@ def gallery(
     Returns:
         The figure; `savefig` writes it.
     """
-    from matplotlib.figure import Figure
-
     clean, fields, moved = (np.asarray(array, np.float64) for array in (images, flows, deformed))
     clean, moved = ((array - image_range[0]) / (image_range[1] - image_range[0]) for array in (clean, moved))
     largest = max(float(np.hypot(fields[..., 0], fields[..., 1]).max()), 1e-9)
     gain = 0.5 / max(float(np.abs(moved - clean).max()), 1e-6)
-    figure = Figure(figsize=(8.6, 1.8 * len(clean) + 0.4), layout="constrained")
+    figure = _figure(8.6, 1.8 * len(clean) + 0.4)
     axes = figure.subplots(len(clean), 5, squeeze=False, width_ratios=[4, 4, 4, 4, 2.4])
     for row, (image, field, other) in enumerate(zip(clean, fields, moved, strict=True)):
         show_image(axes[row, 0], image)
@@ -74,9 +75,7 @@ def curves(by_name: Mapping[str, Curve]) -> Figure:
     Returns:
         The figure.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(5, 3.6), layout="constrained")
+    figure = _figure(5, 3.6)
     axis = figure.add_subplot()
     for name, curve in by_name.items():
         (line,) = axis.plot(curve.radii, [100 * share for share in curve.accuracies], "o-", label=name, markersize=4)
@@ -108,6 +107,15 @@ def save_npz(path: Path | str, **arrays: ArrayLike) -> None:
         raise ValueError(f"arrays must have one entry per example, got the lengths {lengths}")
     values: dict[str, Any] = {name: np.asarray(array) for name, array in arrays.items()}
     np.savez_compressed(path, **values)
+
+
+def _figure(width: float, height: float) -> Figure:
+    """An empty figure, in inches."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ImportError("pictures need Matplotlib: pip install deformreg[pictures]") from None
+    return Figure(figsize=(width, height), layout="constrained")
 
 
 def flow_colors(flow: Any, largest: float) -> np.ndarray[Any, Any]:

@@ -40,7 +40,7 @@ FUNCTIONS = {name: value for name, value in public().items() if inspect.isfuncti
 CLASSES = {name: value for name, value in public().items() if inspect.isclass(value)}
 functions = pytest.mark.parametrize("name", FUNCTIONS)
 # Functions of a whole evaluation: the example of `deformreg.evaluate` shows them.
-OF_EVALUATIONS = ("deformreg.evaluation.flags.", "deformreg.evaluation.diagnosis.", "deformreg.evaluation.reports.")
+OF_EVALUATIONS = ("deformreg.evaluation.flags.", "deformreg.evaluation.reports.")
 shown = pytest.mark.parametrize("name", [name for name in FUNCTIONS if not name.startswith(OF_EVALUATIONS)])
 
 
@@ -141,10 +141,12 @@ PACKAGES = {
     "benchmarks": {"deformreg", "train"},
     "examples": {"deformreg", "train"},
 }
-APPLICATION = {
-    "benchmarks", "chex", "examples", "flax", "optax", "orbax", "tensorflow", "tensorflow_datasets", "torch", "train",
-}  # fmt: skip
-OPTIONAL = {"deformreg.attacks.stadv": {"optax"}, "deformreg.interop.torch_model": {"torch"}}
+REQUIRED = {"deformreg", "jax", "jaxtyping", "numpy", "scipy"}
+OPTIONAL = {
+    "deformreg.attacks.stadv": {"optax"},
+    "deformreg.evaluation.pictures": {"matplotlib"},
+    "deformreg.interop.torch_model": {"torch"},
+}
 
 
 def module_name(path):
@@ -207,10 +209,10 @@ def test_the_rooms_of_the_library_import_from_those_before_them():
         assert rooms <= set(ROOMS[: ROOMS.index(room(name)) + 1]), name
 
 
-def test_the_library_stands_alone_but_for_optax_in_stadv_and_pytorch_in_interop():
+def test_the_library_stands_alone_but_for_what_single_modules_name():
     for name, found in IMPORTS.items():
         if name.partition(".")[0] == "deformreg":
-            others = {other.partition(".")[0] for other in found} & APPLICATION
+            others = {other.partition(".")[0] for other in found} - REQUIRED - sys.stdlib_module_names
             assert others == OPTIONAL.get(name, set()), name
 
 

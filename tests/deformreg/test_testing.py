@@ -8,6 +8,7 @@ from closed_forms import perceptron
 
 from deformreg import Perturbation, flow, l2, linf, warp
 from deformreg.attacks import pgd
+from deformreg.attacks.attack import Attack
 from deformreg.testing import check_attack, check_ball, check_family
 
 pytestmark = pytest.mark.slow
@@ -110,6 +111,27 @@ ATTACKS = {
 def test_what_is_wrong_with_an_attack_is_found(law):
     with pytest.raises(AssertionError, match=law):
         check_attack(ATTACKS[law], LOGITS, IMAGES, LABELS, key=KEY)
+
+
+@pytest.mark.parametrize(
+    ("law", "change"),
+    [
+        ("failures must return the clean", {"images": 1e-6}),
+        ("successes must return the image", {"params": 1.0}),
+    ],
+)
+def test_images_that_are_not_those_of_the_search_are_found(law, change):
+    def run(self, *arguments, **options):
+        result = Attack.run(self, *arguments, **options)
+        if "images" in change:
+            moved = jnp.where(first(result.success), result.images, result.images + change["images"])
+            return result._replace(images=moved)
+        return result._replace(params=result.params + change["params"])
+
+    attack = type("Meddling", (Attack,), {"run": run})(*pgd(ball=linf(1e-3), num_steps=1))
+    labels = LABELS.at[0].set((LABELS[0] + 1) % 5)  # a clean error is a success
+    with pytest.raises(AssertionError, match=law):
+        check_attack(attack, LOGITS, IMAGES, labels, key=KEY)
 
 
 def test_examples_that_interact_are_found_in_images_one_pixel_high():

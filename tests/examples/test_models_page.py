@@ -51,7 +51,7 @@ def haiku():
 
 
 def timm():
-    pytest.importorskip("torch")
+    pytest.importorskip("torch").manual_seed(0)
     module = pytest.importorskip("timm")
     create = module.create_model
 
@@ -63,7 +63,7 @@ def timm():
 
 
 def transformers():
-    pytest.importorskip("torch")
+    pytest.importorskip("torch").manual_seed(0)
     hugging_face = pytest.importorskip("transformers")
     config = hugging_face.ViTConfig(
         hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16, image_size=16, patch_size=8,

@@ -265,7 +265,7 @@ def argument_lists(draw):
             "value": (fit(folder, option(path)), [option(path)]),
             "preset": (["fit", word], [word]),
             "command": ([word, "x"], [word]),
-            "data": (fit(folder, "--data.name", name), ["set", "folder", "file", "name"]),
+            "data": (fit(folder, "--data.name", name), [word] if word in name else ["set", "folder", "file", "name"]),
             "run": (["evaluate", where], ["holds no run", "name", "path"]),
         }
         return recipes[kind]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 import tracemalloc
 
 import pytest
@@ -24,6 +25,25 @@ def test_lines_that_no_log_has_are_left_out(tmp_path, line):
     run = runs.Run(tmp_path)
     run.metrics.write_text(f'{{"step": 5, "seconds": 2.5}}\n{line}\n{{"step": 7}}\n')
     assert list(metrics.read_metrics(run)) == [{"step": 5, "seconds": 2.5}, {"step": 7}]
+
+
+def test_tensorboard_gets_the_values_and_forgets_repeated_steps(tmp_path):
+    event_pb2 = pytest.importorskip("tensorboardX.proto.event_pb2")
+    run = runs.Run(tmp_path)
+    runs.create(run, Config(), 1500)
+    log = metrics.MetricLog(run, after_step=10)
+    log.write(15, {"loss": 0.5})
+    log.close()
+    (path,) = tmp_path.glob("events.out.tfevents.*")
+    data, at, events = path.read_bytes(), 0, []
+    while at < len(data):  # length, its checksum, the event, its checksum
+        (length,) = struct.unpack_from("<Q", data, at)
+        events.append(event_pb2.Event.FromString(data[at + 12 : at + 12 + length]))
+        at += 16 + length
+    assert [each.step for each in events if each.session_log.status == event_pb2.SessionLog.START] == [11]
+    assert [(each.step, value.tag, value.simple_value) for each in events for value in each.summary.value] == [
+        (15, "loss", 0.5)
+    ]
 
 
 def test_a_resumed_log_keeps_the_lines_up_to_its_step(tmp_path):
