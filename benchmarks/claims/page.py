@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
+from typing import Any
 
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
@@ -197,16 +198,46 @@ def _gains(one: verdicts.Chosen, found: Mapping[str, verdicts.Chosen]) -> list[s
 def activations(lines: Sequence[Line]) -> str:
     """Networks that differ in their activation only, side by side: accuracy clean, under flows and unseen attacks."""
     found = {setting: verdicts.chosen(lines, setting) for setting in verdicts.settings(lines)}
-    networks: dict[str, list[str]] = {}
-    for setting in found:
-        networks.setdefault(setting.rpartition("-")[0], []).append(setting)
     rows = []
-    for network, settings in networks.items():
-        for method in grid.SMOOTHED if len(settings) > 1 else ():
+    for network, settings in _networks(lines).items():
+        for method in grid.SMOOTHED:
             shown = [_activation(found[setting].get(method), setting) for setting in settings]
             rows += [[f"`{network}`", method, *cells] for cells in shown if cells]
     titles = ["network", "method", "activation", "strength", "seeds", "clean", "under flows", "unseen"]
     return markdown([titles, ["---", "---", "---", *["---:"] * 5], *rows])
+
+
+def strengths(lines: Sequence[Line]) -> str:
+    """These networks at every strength: accuracies clean and under flows of the first seed on held-out images."""
+    found = {
+        (line["setting"], line["method"], line["strength"]): line["held_out"]
+        for line in lines
+        if line["seed"] == 0 and "held_out" in line
+    }
+    networks = _networks(lines)
+    names = list(dict.fromkeys(setting.rpartition("-")[2] for settings in networks.values() for setting in settings))
+    rows = []
+    for network in networks:
+        for method in grid.SMOOTHED:
+            tried = sorted({key[2] for key in found if key[0].rpartition("-")[0] == network and key[1] == method})
+            for strength in tried:
+                cells = [_both(found.get((f"{network}-{name}", method, strength))) for name in names]
+                rows.append([f"`{network}`", method, "" if method == "standard" else f"{strength:g}", *cells])
+    return markdown([["network", "method", "strength", *names], ["---", "---", *["---:"] * (1 + len(names))], *rows])
+
+
+def _networks(lines: Sequence[Line]) -> dict[str, list[str]]:
+    """The settings of each network that has several activations."""
+    networks: dict[str, list[str]] = {}
+    for setting in verdicts.settings(lines):
+        networks.setdefault(setting.rpartition("-")[0], []).append(setting)
+    return {network: settings for network, settings in networks.items() if len(settings) > 1}
+
+
+def _both(held_out: Mapping[str, Any] | None) -> str:
+    if held_out is None:
+        return ""
+    return " / ".join(f"{100 * held_out[name]:.1f}" for name in ("clean_accuracy", "robust_accuracy"))
 
 
 def _activation(one: Chosen | None, setting: str) -> list[str]:
@@ -330,6 +361,7 @@ PARTS: dict[str, Callable[[Sequence[Line]], str]] = {
     "matched": lambda lines: matched(plan.judgeable(lines)),
     "gains": lambda lines: gains(plan.judgeable(lines)),
     "activations": lambda lines: activations(plan.judgeable(lines)),
+    "strengths": strengths,
     "cells": every_cell,
 }
 """What the document can show, by the name in its comment."""

@@ -257,6 +257,11 @@ def test_activations_stand_side_by_side():
     assert "| `digits/net` | flow gradient | relu | 1 | 1 | 98.5 | 50.0 | 60.0 |" in table
     assert "| `digits/net` | input gradient | gelu (not matched) | 0 | 1 | 98.5 | 20.0 | 30.0 |" in table
     assert "other" not in table
+    table = page.strengths([one for one in both if (one["setting"], one["strength"]) != ("digits/net-gelu", 1)])
+    assert "| network | method | strength | relu | gelu |" in table
+    assert "| `digits/net` | input gradient | 0 | 98.5 / 20.0 | 50.0 / 20.0 |" in table
+    assert "| `digits/net` | flow gradient | 1 | 98.5 / 50.0 |  |" in table
+    assert "other" not in table
 
 
 def test_cells_have_names_of_their_own_and_valid_configs():
