@@ -41,6 +41,7 @@ def test_a_command_trains_the_config_it_was_made_from():
     assert fit_command(PRESETS["digits-flow"].config, Path("a")) == "python -m train fit digits-flow --run-dir a"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
