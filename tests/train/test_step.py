@@ -252,18 +252,6 @@ def test_devices_agree(kind, norm):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["pmap", "jit"])
-def test_devices_agree_on_a_part_of_the_batch(kind):
-    config = replace(TINY, method=FlowGradient(weight=3.0, share=0.25), parallel=kind)
-    first, state = run(config, 1, kind, 3)
-    for devices in (2, 4):  # of 8 and of 4 images each
-        metrics, other = run(config, devices, kind, 3)
-        np.testing.assert_allclose(metrics["penalty"], first["penalty"], rtol=1e-5)
-        for a, b in zip(jax.tree.leaves(other.params), jax.tree.leaves(state.params), strict=True):
-            np.testing.assert_allclose(a, b, atol=1e-5)
-
-
-@pytest.mark.slow
 def test_pmap_and_jit_agree():
     config = replace(TINY, method=Deformation(radius=0.2, steps=2), model=Model(width=0.25))
     mapped, state = run(config, 4, "pmap", 3)

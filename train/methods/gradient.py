@@ -43,7 +43,7 @@ class _Gradient:
     first_step: CountOrNone = 0
     """The first step with the penalty; the steps before it cost what a standard step costs."""
     share: Share = 1.0
-    """Fraction of each batch that the penalty is taken on; of the images on each device, the nearest whole number."""
+    """Fraction of each batch that the penalty is taken on: the first images of each device."""
     statistics: PenaltyStatistics = "batch"
     """Batch-normalization statistics of the penalty (and the attack), the batch's or the running ones.
     With the batch's, as in the authors' code, examples interact.

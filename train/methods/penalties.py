@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from fractions import Fraction
 from functools import partial
 from typing import Annotated, Any, Literal, get_args
 
@@ -91,8 +90,7 @@ def gradient_penalty(
         family: the perturbations.
         rule: how its derivative is computed.
         size: of the gradient: its squared norm, or the support of a ball.
-        share: the fraction of each batch, in (0, 1], that the penalty is taken on, to whole examples: with 0.25 of 8
-            examples the first and the fifth.
+        share: the fraction of each batch, in (0, 1], that the penalty is taken on: its first examples.
         statistics: as in `penalty_of`.
     """
     differentiate = rule.make()
@@ -111,8 +109,7 @@ def penalty_of(
     Args:
         penalize: the penalty.
         passes: its cost with that of the loss, in forward passes.
-        share: the fraction of each batch, in (0, 1], that the penalty is taken on, to whole examples: with 0.25 of 8
-            examples the first and the fifth.
+        share: the fraction of each batch, in (0, 1], that the penalty is taken on: its first examples.
         statistics: of batch normalization. The batch's: losses and penalties share one pass, and examples interact.
             The batch's, held: a penalty per image in that one pass; the penalty must differentiate twice. The running
             ones: a penalty per image, at the price of a second pass.
@@ -133,29 +130,13 @@ def penalty_of(
         return Terms(losses, penalties, aux)
 
     def terms(forward: Forward, images: Array, keys: Array) -> Terms:
-        some = Fraction(max(1, round(share * len(images))), len(images))
-        if some == 1:
+        count = max(1, round(share * len(images)))
+        if count == len(images):
             return on_all(forward, images, keys)
-        # Of every few examples the first: each device takes them from where its part of the batch lies, and they are
-        # the same ones on any number of devices.
-        penalized = partial(_rows, some.denominator, slice(some.numerator))
-        others = partial(_rows, some.denominator, slice(some.numerator, None))
-        first = on_all(forward.part(penalized), penalized(images), penalized(keys))
-        losses, rest = forward.part(others).train(others(images))
-        join = partial(_joined, len(images) // some.denominator)
-        aux = Aux(join(first.aux.logits, rest.logits), rest.batch_stats)
-        return Terms(join(first.losses, losses), first.penalties, aux)
+        first = on_all(forward.part(slice(count)), images[:count], keys[:count])
+        losses, rest = forward.part(slice(count, None)).train(images[count:])
+        aux = Aux(jnp.concatenate([first.aux.logits, rest.logits]), rest.batch_stats)
+        return Terms(jnp.concatenate([first.losses, losses]), first.penalties, aux)
 
     penalized = passes + (STANDARD_PASSES if statistics == "running" else 0.0)
     return Penalty(terms, share * penalized + (1 - share) * STANDARD_PASSES)
-
-
-def _rows(every: int, rows: slice, leaf: Array) -> Array:
-    """Of every so many examples some."""
-    return leaf.reshape(-1, every, *leaf.shape[1:])[:, rows].reshape(-1, *leaf.shape[1:])
-
-
-def _joined(groups: int, some: Array, others: Array) -> Array:
-    """The inverse of `_rows` for two complementary parts."""
-    parts = [leaf.reshape(groups, -1, *leaf.shape[1:]) for leaf in (some, others)]
-    return jnp.concatenate(parts, axis=1).reshape(-1, *some.shape[1:])
