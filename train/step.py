@@ -12,7 +12,6 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax import Array
 
@@ -130,8 +129,7 @@ def _examples(
 ) -> tuple[Forward, Array, Array]:
     """The network with the labels of a batch, its images and its keys."""
     step_key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
-    # `augment` draws from the step's key and the positions: no position is this number.
-    keys = example_keys(jax.random.fold_in(step_key, np.uint32(2**32 - 1)), batch["position"])
+    keys = example_keys(jax.random.fold_in(step_key, 1), batch["position"])
 
     def others(number: int) -> Array:
         """Other keys than the method's, which draws from the keys themselves."""
