@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import ranking
-from benchmarks.claims import grid, lines, page
+from benchmarks.claims import grid, lines, page, plots
 from benchmarks.claims.lines import Line
 from benchmarks.plots import PLOTS
 from benchmarks.rows import Rows, markdown, read
@@ -123,7 +123,7 @@ def run(options: Options) -> str:
 
 def _plots(options: Options, cells: Sequence[Line]) -> Iterator[Path]:
     """Draws the plots whose measurements are there."""
-    drawings = {name: partial(plot, cells) for name, plot in page.PLOTS.items() if cells}
+    drawings = {name: partial(plot, cells) for name, plot in plots.PLOTS.items() if cells}
     for name, (file, plot) in PLOTS.items():
         if (options.results / file).is_file():
             drawings[name] = partial(plot, read(options.results / file)["rows"])

@@ -1,51 +1,18 @@
-"""The parts of docs/results.md: Markdown and plots from the lines of finished cells."""
+"""The parts of docs/results.md: Markdown from the lines of finished cells."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
-
-from matplotlib.artist import Artist
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from benchmarks.claims import grid, plan, verdicts
 from benchmarks.claims.lines import Line
 from benchmarks.claims.verdicts import Chosen
 from benchmarks.rows import markdown
 
-COLORS = {
-    "standard": "#6e7781",
-    "random flows": "#953800",
-    "input gradient": "#1a7f37",
-    "input gradient, dual norm": "#4ac26b",
-    "flow gradient": "#0969da",
-    "flow gradient, dual norm": "#0a3069",
-    "flow gradient, random start": "#54aeff",
-    "flow gradient, every 4th step": "#218bff",
-    "flow gradient, a quarter": "#80ccff",
-    "flow gradient, last third": "#0550ae",
-    "flow gradient, growing": "#033d8b",
-    "flow gradient, finite difference": "#b6e3ff",
-    "flow and input gradient": "#6639ba",
-    "flow, input and affine gradient": "#c297ff",
-    "displacement penalty": "#0e8a8a",
-    "local linearity": "#bf8700",
-    "pixel adversarial": "#cf222e",
-    "deformation": "#bc4c00",
-    "deformation, greedy": "#7d4e00",
-    "deformation, 1 step": "#fb8f44",
-    "worst of 10 rotations": "#bf3989",
-    "TRADES": "#8250df",
-    "flow gradient + deformation": "#1b1f24",
-    "flow gradient + pixel adversarial": "#82071e",
-}
-
-
-SHOWN_LOSS = 12
-"""Points of clean accuracy: a training that loses more lies outside the plot."""
+LOSSES = (0.01, 0.02, 0.03, 0.05)
+"""Losses of clean accuracy at which `fronts` compares."""
 
 
 def state(lines: Sequence[Line]) -> str:
@@ -226,6 +193,35 @@ def strengths(lines: Sequence[Line]) -> str:
     return markdown([["network", "method", "strength", *names], ["---", "---", *["---:"] * (1 + len(names))], *rows])
 
 
+def fronts(lines: Sequence[Line]) -> str:
+    """What each method keeps under flows if it may lose so much clean accuracy, and the strength that keeps it.
+
+    Accuracies of the first seed on held-out images; the loss counts from the standard network's there. A plus marks the
+    largest strength that was tried.
+    """
+    titles = ["setting", "method", *(f"at most {100 * loss:g}" for loss in LOSSES)]
+    rows = []
+    for setting in verdicts.settings(lines):
+        here = [line for line in lines if line["setting"] == setting and line["seed"] == 0 and "held_out" in line]
+        standard = [line for line in here if line["method"] == "standard"]
+        for method in grid.COMPARED if standard else ():
+            tried = [(line,) for line in here if line["method"] == method]
+            if method != "standard" and tried:
+                cells = [_best(tried, verdicts.least_clean(standard, loss)) for loss in LOSSES]
+                rows.append([f"`{setting}`", method, *cells])
+    return markdown([titles, ["---", "---", *["---:"] * len(LOSSES)], *rows])
+
+
+def _best(candidates: Sequence[tuple[Line, ...]], least: float) -> str:
+    """The highest robust accuracy of those with so much clean accuracy, with the strength; nothing if none has it."""
+    best = verdicts.ranked(candidates, least)[0]
+    if verdicts.held_out(best, "clean_accuracy") < least:
+        return ""
+    strength = best[0]["strength"]
+    largest = "+" if strength == max(line["strength"] for (line,) in candidates) else ""
+    return f"{100 * verdicts.held_out(best, 'robust_accuracy'):.1f} ({strength:.3g}{largest})"
+
+
 def _networks(lines: Sequence[Line]) -> dict[str, list[str]]:
     """The settings of each network that has several activations."""
     networks: dict[str, list[str]] = {}
@@ -285,76 +281,6 @@ def _on_test(line: Line) -> list[str]:
     ]
 
 
-def curves(lines: Sequence[Line]) -> Figure:
-    """Robust accuracy at the middle radius against clean accuracy: a panel for each setting, a line for each method.
-
-    Settings where only the chosen strengths are measured on test images have no curves.
-    """
-    pointwise = {setting.name for setting in grid.SETTINGS if not setting.curves}
-    lines = [line for line in lines if line["setting"] not in pointwise]
-
-    def draw(axes: Axes, setting: str) -> None:
-        here = [line for line in lines if line["setting"] == setting]
-        for method, color in COLORS.items():
-            points = [line for line in here if line["method"] == method and line["seed"] == 0]
-            xs, ys = ([100 * measure(line) for line in points] for measure in (verdicts.clean, verdicts.seen))
-            if points:
-                axes.plot(xs, ys, "o-", color=color, label=method, markersize=5, linewidth=1.2)
-        axes.set_xlabel("clean accuracy in %")
-        axes.set_ylabel(f"accuracy in % under flows of {here[0]['seen']['radii'][1]:g} px")
-        axes.set_ylim(0, 100)
-        axes.set_xlim(100 * max(verdicts.clean(line) for line in here) - SHOWN_LOSS, 100.5)
-
-    return _panels(lines, draw)
-
-
-def costs(lines: Sequence[Line]) -> Figure:
-    """Accuracy under flows (filled) and unseen attacks (open) against a step's cost, at matched clean accuracy."""
-
-    def draw(axes: Axes, setting: str) -> None:
-        for method, one in verdicts.chosen(lines, setting).items():
-            if one.matched:
-                cost, color = one.lines[0]["passes"] / 3, COLORS[method]
-                axes.plot(cost, 100 * one.mean(verdicts.seen), "o", color=color, label=method)
-                axes.plot(cost, 100 * one.mean(verdicts.unseen), "o", color=color, fillstyle="none")
-        radius = next(line["seen"]["radii"][1] for line in lines if line["setting"] == setting and "seen" in line)
-        axes.plot([], [], "o", color="black", label="filled: under flows")
-        axes.plot([], [], "o", color="black", fillstyle="none", label="open: unseen attacks")
-        axes.set_xlabel("passes of a training step, in standard steps")
-        axes.set_ylabel(f"accuracy under attack in % (flows: {radius:g} px)")
-        axes.set_ylim(0, 100)
-        axes.set_xlim(0.9, 8)
-        axes.set_xscale("log", base=2)
-        axes.set_xticks([1, 2, 4, 8], ["1", "2", "4", "8"])
-
-    several = [setting for setting in verdicts.settings(lines) if len(verdicts.chosen(lines, setting)) > 1]
-    return _panels([line for line in lines if line["setting"] in several] or lines, draw)
-
-
-def _panels(lines: Sequence[Line], draw: Callable[[Axes, str], None]) -> Figure:
-    """A panel for each setting, and one legend for all."""
-    settings = verdicts.settings(lines)
-    if not settings:
-        return Figure()
-    columns = min(len(settings), 3)
-    rows = math.ceil(len(settings) / columns)
-    figure = Figure(figsize=(4.6 * columns + 2.6, 4.2 * rows), layout="constrained")
-    places = figure.subplots(rows, columns, squeeze=False).flat
-    legend: dict[str, Artist] = {}
-    for setting, axes in zip(settings, places, strict=False):  # the settings first: zip drops no axes then
-        draw(axes, setting)
-        axes.set_title(setting, fontsize=10)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(alpha=0.25)
-        handles, labels = axes.get_legend_handles_labels()
-        legend |= dict(zip(labels, handles, strict=True))
-    for axes in places:  # those that are left over
-        axes.set_visible(False)
-    labels = sorted(legend, key=lambda label: label not in COLORS)  # the methods before the marks
-    figure.legend([legend[label] for label in labels], labels, loc="outside right center", frameon=False, fontsize=8)
-    return figure
-
-
 PARTS: dict[str, Callable[[Sequence[Line]], str]] = {
     "state": state,
     "verdicts": lambda lines: judged(plan.judgeable(lines)),
@@ -362,12 +288,7 @@ PARTS: dict[str, Callable[[Sequence[Line]], str]] = {
     "gains": lambda lines: gains(plan.judgeable(lines)),
     "activations": lambda lines: activations(plan.judgeable(lines)),
     "strengths": strengths,
+    "fronts": lambda lines: fronts(plan.judgeable(lines)),
     "cells": every_cell,
 }
 """What the document can show, by the name in its comment."""
-
-PLOTS: dict[str, Callable[[Sequence[Line]], Figure]] = {
-    "claims-curves.png": curves,
-    "claims-cost.png": lambda lines: costs(plan.judgeable(lines)),
-}
-"""The plots, by file name."""

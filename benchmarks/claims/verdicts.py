@@ -156,9 +156,9 @@ def ranked(candidates: Sequence[tuple[Line, ...]], least: float) -> list[tuple[L
     return sorted(candidates, key=rank, reverse=True)
 
 
-def least_clean(standard: Sequence[Line]) -> float:
+def least_clean(standard: Sequence[Line], tolerance: float = TOLERANCE) -> float:
     """The least clean accuracy on held-out images that matches that of these lines, less than rounding below it."""
-    return held_out(standard, "clean_accuracy") - TOLERANCE - 1e-9
+    return held_out(standard, "clean_accuracy") - tolerance - 1e-9
 
 
 def held_out(cells: Sequence[Line], name: str) -> float:

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from benchmarks.claims import cell, grid, lines, page, plan, verdicts
+from benchmarks.claims import cell, grid, lines, page, plan, plots, verdicts
 from benchmarks.claims.verdicts import FAILS, HOLDS, LIMITED, OPEN
 from benchmarks.cli import main
 from train import options
@@ -245,7 +245,7 @@ def test_test_images_are_for_the_chosen_strength_where_no_curves_are_asked_for()
     table = page.every_cell([whole, *held_out])
     assert f"| `{held_out[0]['name']}` | 99.0 | 22.5 |  |  |  |  |" in table.splitlines()
     assert "22.5 % robust on held-out images" in lines.summary(held_out[0])
-    assert not page.curves([whole, *held_out]).axes
+    assert not plots.curves([whole, *held_out]).axes
 
 
 def test_activations_stand_side_by_side():
@@ -270,7 +270,7 @@ def test_cells_have_names_of_their_own_and_valid_configs():
     for one in cells:
         assert options.check(one.config) == one.config
         assert one.config.method.make().passes > 0
-    assert {one.method for one in cells} <= page.COLORS.keys()
+    assert {one.method for one in cells} <= plots.COLORS.keys()
 
 
 @pytest.mark.slow
@@ -342,9 +342,19 @@ def test_the_page_is_written_from_the_lines(tmp_path, capsys, monkeypatch):
     assert "means over 2 seeds (lowest-highest), one seed where no range stands" in several
 
 
+def test_fronts_show_what_a_larger_loss_of_clean_accuracy_buys():
+    table = page.fronts(made() + [one | {"seed": 1} for one in made()]).splitlines()
+    assert "| `digits` | input gradient | 20.0 (0) | 20.0 (0) | 20.0 (0) | 20.0 (0) |" in table
+    assert "| `digits` | flow gradient | 50.0 (1+) | 50.0 (1+) | 50.0 (1+) | 50.0 (1+) |" in table
+    far = [one for one in made() if one["method"] != "flow gradient"]
+    far += [line("flow gradient", 3.0, 0.965, 0.6, 0.5), line("flow gradient", 4.0, 0.9, 0.7, 0.5)]
+    assert "| `digits` | flow gradient |  |  | 60.0 (3) | 60.0 (3) |" in page.fronts(far).splitlines()
+    assert "digits" not in page.fronts([one for one in made() if one["method"] != "standard"])
+
+
 def test_only_settings_have_panels():
     cells = [one for number in range(4) for one in made(setting=f"setting {number}")]
-    for plot in page.PLOTS.values():
+    for plot in plots.PLOTS.values():
         shown = [axes.get_title() for axes in plot(cells).axes if axes.get_visible()]
         assert shown == [f"setting {number}" for number in range(4)]
 
