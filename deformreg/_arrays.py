@@ -91,6 +91,26 @@ def absolute(values: Array) -> Array:
     return values * jnp.sign(values)
 
 
+def wide(values: Array) -> Array:
+    """The values in float32 or wider: in 16 bits, products of small numbers vanish and squares overflow."""
+    return values.astype(jnp.promote_types(values.dtype, jnp.float32))
+
+
+def divided(values: Array, sizes: Array) -> Array:
+    """The values over their sizes, zero where the size is zero."""
+    return jnp.where(sizes > 0, values / jnp.where(sizes > 0, sizes, 1), 0).astype(values.dtype)
+
+
+def lengths_along(vectors: Array, axes: tuple[int, ...]) -> Array:
+    """Euclidean lengths along axes, which are kept; float32 or wider.
+
+    The vectors are divided by their largest component first: squares of small gradients would underflow.
+    """
+    vectors = wide(vectors)
+    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(vectors), axis=axes, keepdims=True, initial=0))
+    return largest * safe_root(jnp.sum(divided(vectors, largest) ** 2, axis=axes, keepdims=True))
+
+
 def inner(first: Any, second: Any) -> Array:
     """The inner product of each example of two pytrees of the same shapes, float32 or wider."""
 

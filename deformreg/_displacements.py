@@ -18,7 +18,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from deformreg import _checks
-from deformreg._arrays import aligned
+from deformreg._arrays import aligned, wide
 from deformreg._cells import pad
 from deformreg._interpolation import LINEAR
 from deformreg.balls import Ball
@@ -47,11 +47,6 @@ def check_box(ball: Ball) -> Ball:
         raise ValueError(f"ball must bound every pixel, linf or pixelwise_l2, got {ball.name}")
     _checks.radius("the ball's radius", ball.radius)
     return ball
-
-
-def wide(values: Array) -> Array:
-    """The values in the type in which warps interpolate, float32 or wider."""
-    return values.astype(jnp.promote_types(values.dtype, jnp.float32))
 
 
 def planes(images: Float[Array, "n *space c"]) -> list[Array]:

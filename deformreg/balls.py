@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from deformreg import _checks
-from deformreg._arrays import absolute, draw_leaves, safe_root
+from deformreg._arrays import absolute, divided, draw_leaves, lengths_along, wide
 from deformreg.perturbations import Params
 
 Radius = float | Float[Array, "..."]
@@ -74,22 +74,6 @@ def against(values: Radius, leaf: Array, *, per_example: bool = False) -> Array:
     return jnp.broadcast_to(array, leaf.shape)
 
 
-def _lengths(vectors: Array, axes: tuple[int, ...]) -> Array:
-    """Euclidean lengths along axes, which are kept; float32 or wider.
-
-    The vectors are divided by their largest component first: squares of small gradients would underflow.
-    """
-    vectors = _wide(vectors)
-    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(vectors), axis=axes, keepdims=True, initial=0))
-    shares = _unit(vectors, largest)
-    return largest * safe_root(jnp.sum(shares**2, axis=axes, keepdims=True))
-
-
-def _wide(leaf: Array) -> Array:
-    """The leaf in float32 or wider."""
-    return leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
-
-
 def _summed(values: Callable[[Array], Array], params: Params) -> Array:
     """The sum over each example of a function of the leaves."""
     sums = [jnp.sum(values(leaf), axis=tuple(range(1, leaf.ndim))) for leaf in jax.tree.leaves(params)]
@@ -104,10 +88,6 @@ def _scale(params: Array, lengths: Array, limit: Any) -> Array:
 def _shares(sizes: Array, radius: Radius, limits: Array) -> Array:
     """Sizes; for an array of radii, sizes as shares of their limits."""
     return sizes / jnp.where(sizes > 0, limits, 1) if jnp.ndim(radius) else sizes
-
-
-def _unit(gradient: Array, lengths: Array) -> Array:
-    return jnp.where(lengths > 0, gradient / jnp.where(lengths > 0, lengths, 1), 0).astype(gradient.dtype)
 
 
 def scaled(ball: Ball, share: Any) -> Ball:
@@ -187,7 +167,7 @@ def linf(radius: Radius) -> Ball:
         return jax.tree.map(jnp.sign, gradient)
 
     def support(gradient: Params) -> Array:
-        return _summed(lambda leaf: absolute(_wide(leaf)) * against(radius, _wide(leaf)), gradient)
+        return _summed(lambda leaf: absolute(wide(leaf)) * against(radius, wide(leaf)), gradient)
 
     return Ball("linf", radius, norm, lambda params: jax.tree.map(clip, params), steepest, support, sample)
 
@@ -217,8 +197,8 @@ def l2(radius: Radius) -> Ball:
 
     def length(params: Params) -> Array:
         leaves = jax.tree.leaves(params)
-        lengths = [_lengths(leaf, tuple(range(1, leaf.ndim))).reshape(leaf.shape[0]) for leaf in leaves]
-        return _lengths(jnp.stack(lengths), (0,))[0]
+        lengths = [lengths_along(leaf, tuple(range(1, leaf.ndim))).reshape(leaf.shape[0]) for leaf in leaves]
+        return lengths_along(jnp.stack(lengths), (0,))[0]
 
     def norm(params: Params) -> Array:
         lengths = length(params)
@@ -230,7 +210,7 @@ def l2(radius: Radius) -> Ball:
 
     def steepest(gradient: Params) -> Params:
         lengths = length(gradient)
-        return jax.tree.map(lambda leaf: _unit(leaf, spread(lengths, leaf)), gradient)
+        return jax.tree.map(lambda leaf: divided(leaf, spread(lengths, leaf)), gradient)
 
     def sample(key: Array, params: Params) -> Params:
         # The direction of a Gaussian is uniform; the length u^(1/d) makes the point uniform in the ball.
@@ -240,7 +220,7 @@ def l2(radius: Radius) -> Ball:
         dimension = sum(math.prod(leaf.shape[1:]) for leaf in jax.tree.leaves(params))
         shares = jax.random.uniform(radius_key, lengths.shape, lengths.dtype) ** (1 / dimension)
         return jax.tree.map(
-            lambda leaf: _unit(leaf, spread(lengths, leaf)) * spread(shares, leaf) * spread(radius, leaf), direction
+            lambda leaf: divided(leaf, spread(lengths, leaf)) * spread(shares, leaf) * spread(radius, leaf), direction
         )
 
     def support(gradient: Params) -> Array:
@@ -272,7 +252,7 @@ def pixelwise_l2(radius: Radius) -> Ball:
     _checks.non_negative("radius", radius)
 
     def lengths(leaf: Array) -> Array:
-        return _lengths(leaf, (-1,))
+        return lengths_along(leaf, (-1,))
 
     def limits(leaf: Array) -> Array:
         return against(radius, leaf[..., :1])
@@ -285,18 +265,18 @@ def pixelwise_l2(radius: Radius) -> Ball:
         return jax.tree.map(lambda leaf: _scale(leaf, lengths(leaf), limits(leaf)), params)
 
     def steepest(gradient: Params) -> Params:
-        return jax.tree.map(lambda leaf: _unit(leaf, lengths(leaf)), gradient)
+        return jax.tree.map(lambda leaf: divided(leaf, lengths(leaf)), gradient)
 
     def sample(key: Array, params: Params) -> Params:
         def draw(key: Array, leaf: Array) -> Array:
             direction_key, radius_key = jax.random.split(key)
             direction = jax.random.normal(direction_key, leaf.shape, leaf.dtype)
             shares = jax.random.uniform(radius_key, (*leaf.shape[:-1], 1), leaf.dtype) ** (1 / leaf.shape[-1])
-            return _unit(direction, lengths(direction)) * shares * limits(leaf)
+            return divided(direction, lengths(direction)) * shares * limits(leaf)
 
         return draw_leaves(draw, key, params)
 
     def support(gradient: Params) -> Array:
-        return _summed(lambda leaf: lengths(leaf) * limits(_wide(leaf)), gradient)
+        return _summed(lambda leaf: lengths(leaf) * limits(wide(leaf)), gradient)
 
     return Ball("pixelwise_l2", radius, norm, project, steepest, support, sample)

@@ -28,8 +28,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from deformreg import _checks
-from deformreg._arrays import aligned, draw_leaves, scaled
-from deformreg._displacements import check_box, over_displacements, planes, sum_channels, wide
+from deformreg._arrays import aligned, draw_leaves, inner, scaled, wide
+from deformreg._displacements import check_box, over_displacements, planes, sum_channels
 from deformreg._families import check_layout, family_or_flow, identity
 from deformreg.balls import Ball, l2, linf
 from deformreg.penalties import LossFn, image_gradients
@@ -185,9 +185,8 @@ def second_order_increase(
         raise ValueError(f"attacked must have the images' shape {images.shape}, got {attacked.shape}")
     change = attacked - images
     gradients, curved = jax.jvp(lambda at: image_gradients(loss_fn, at)[0], (images,), (change,))
-    axes = tuple(range(1, images.ndim))
-    first = jnp.sum(gradients * change, axis=axes)
-    return first, first + jnp.sum(curved * change, axis=axes) / 2
+    first = inner(gradients, change)
+    return first, first + inner(curved, change) / 2
 
 
 def largest_curvature(
@@ -248,19 +247,12 @@ def largest_curvature(
     direction = jax.lax.fori_loop(0, num_steps, step, _normalized(start))
     # Not the Rayleigh quotient: eigenvalues of both signs would cancel in it.
     curved = product(direction)
-    return jnp.copysign(_length(curved), _inner(direction, curved))
+    return jnp.copysign(_length(curved), inner(direction, curved))
 
 
 def _length(params: Params) -> Array:
     """Euclidean lengths per example, also of gradients whose squares underflow."""
     return l2(1.0).norm(params)
-
-
-def _inner(params: Params, others: Params) -> Array:
-    """Inner products per example."""
-    parts = jax.tree.map(lambda a, b: jnp.sum(a * b, axis=tuple(range(1, a.ndim))), params, others)
-    sums: list[Array] = jax.tree.leaves(parts)
-    return sum(sums[1:], sums[0])
 
 
 def _normalized(params: Params) -> Params:

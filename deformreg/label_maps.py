@@ -15,7 +15,8 @@ def warp_label_maps(
 ) -> Int[Array, " n *space"]:
     """Moves label maps along a flow: ``out[p]`` is the label of the pixel nearest to ``p + flow[p]``.
 
-    With the flow that warped an image (`deformreg.warp`), it is the label map of the warped image. Of two pixels at the
+    With the flow that warped an image (`deformreg.warp` with ``boundary="edge"``), it is the label map of the warped
+    image. Of two pixels at the
     same distance it takes the one below or to the right.
 
     Args:
@@ -27,6 +28,7 @@ def warp_label_maps(
         The label maps, of the shape and type given.
 
     Raises:
+        TypeError: labels that are not integers, or a flow that is not floating point.
         ValueError: a flow of another shape, or an `outside` that the maps' type does not hold.
 
     Example:
@@ -35,6 +37,9 @@ def warp_label_maps(
         >>> warp_label_maps(labels, jnp.full((1, 1, 3, 2), jnp.array([0.0, 0.6])), outside=-1).tolist()
         [[[2, 3, -1]]]
     """
+    label_maps = _checks.array("label_maps", label_maps)
+    if not jnp.issubdtype(label_maps.dtype, jnp.integer):
+        raise TypeError(f"label_maps must be integers, one class per pixel, got {label_maps.dtype}")
     flow = _checks.floating("flow", flow)
     space = label_maps.shape[1:]
     if flow.shape != (*label_maps.shape, len(space)):

@@ -22,6 +22,7 @@ def wilson_interval(successes: int, trials: int, *, confidence: float = 0.95) ->
         ``(low, high)`` in [0, 1].
 
     Raises:
+        TypeError: counts that are not integers.
         ValueError: counts or confidence out of range.
 
     Example:
@@ -56,6 +57,7 @@ def clopper_pearson_bound(successes: int, trials: int, *, alpha: float = 0.001) 
         The bound in [0, 1): 0 without a success, ``alpha ** (1 / trials)`` without a failure.
 
     Raises:
+        TypeError: counts that are not integers.
         ValueError: counts or `alpha` out of range.
 
     Example:
@@ -100,7 +102,9 @@ def mean_minimal_displacement(radii: Sequence[float], accuracies: Sequence[float
         The mean in the radii's unit.
 
     Raises:
-        ValueError: fewer than two points, different lengths, or radii that do not increase from 0.
+        TypeError: no list of numbers.
+        ValueError: fewer than two points, different lengths, radii that do not increase from 0, or accuracies outside
+            [0, 1].
 
     Example:
         >>> mean_minimal_displacement([0.0, 1.0, 2.0], [1.0, 0.5, 0.0])
@@ -108,9 +112,11 @@ def mean_minimal_displacement(radii: Sequence[float], accuracies: Sequence[float
     """
     if len(radii) != len(accuracies) or len(radii) < 2:
         raise ValueError(f"radii and accuracies must be of one length, at least 2, got {len(radii)}, {len(accuracies)}")
+    radii = _checks.increasing("radii", radii, from_zero=True)
+    if radii[0] != 0:
+        raise ValueError(f"radii must begin with 0, the clean accuracy's, got {list(radii)}")
+    _check_accuracies("accuracies", accuracies)
     steps = [b - a for a, b in pairwise(radii)]
-    if radii[0] != 0 or min(steps) <= 0:
-        raise ValueError(f"radii must increase from 0, got {list(radii)}")
     return sum(step * (a + b) / 2 for step, a, b in zip(steps, accuracies[:-1], accuracies[1:], strict=True))
 
 
@@ -125,7 +131,7 @@ def unforeseen_robustness(accuracies: Sequence[float], trained_accuracies: Seque
         The score; 100 if the model is as robust as those trained against the attack.
 
     Raises:
-        ValueError: different or zero lengths, or trained accuracies that sum to zero.
+        ValueError: different or zero lengths, accuracies outside [0, 1], or trained ones that sum to zero.
 
     Example:
         >>> unforeseen_robustness([0.5, 0.25], [1.0, 0.5])
@@ -138,6 +144,14 @@ def unforeseen_robustness(accuracies: Sequence[float], trained_accuracies: Seque
         raise ValueError(
             f"accuracies and trained_accuracies must be of one length, got {len(accuracies)}, {len(trained_accuracies)}"
         )
-    if sum(trained_accuracies) <= 0:
+    _check_accuracies("accuracies", accuracies)
+    _check_accuracies("trained_accuracies", trained_accuracies)
+    if sum(trained_accuracies) == 0:
         raise ValueError(f"trained_accuracies must sum to more than 0, got {list(trained_accuracies)}")
     return 100 * sum(accuracies) / sum(trained_accuracies)
+
+
+def _check_accuracies(name: str, accuracies: Sequence[float]) -> None:
+    """Raises unless all are in [0, 1]."""
+    if not all(0 <= accuracy <= 1 for accuracy in accuracies):
+        raise ValueError(f"{name} must be in [0, 1], got {list(accuracies)}: divide percentages by 100")

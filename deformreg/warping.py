@@ -95,7 +95,7 @@ def warp(
     images = _checks.images(images)
     flow = _checks.flow_for(flow, images.shape)
     _checks.choice("boundary", boundary, get_args(Boundary))
-    interpolation, reach = interpolation_of(order), _reach(within)
+    interpolation, reach = interpolation_of(order), reach_of(within)
     images = aligned(images, flow)
     flow = aligned(flow, images)
     if reach is None:
@@ -182,7 +182,7 @@ def interpolation_of(order: Any) -> Interpolation:
     return _INTERPOLATIONS[order]
 
 
-def _reach(within: float | None) -> int | None:
+def reach_of(within: float | None) -> int | None:
     """The largest shift that components of up to `within` pixels need; None if a gather is faster."""
     if within is None:
         return None

@@ -39,7 +39,8 @@ def segmentation(least: float, *, warp_labels: bool = False, outside: int | None
 
     Raises:
         TypeError: `least` is not a number, or `outside` is not an integer.
-        ValueError: `least` is not in (0, 1].
+        ValueError: `least` is not in (0, 1], or `outside` without `warp_labels`. Later, labels or `outside` that the
+            outputs have no class for.
 
     Example:
         >>> import jax.numpy as jnp
@@ -51,6 +52,8 @@ def segmentation(least: float, *, warp_labels: bool = False, outside: int | None
         [-1.0]
     """
     outside = None if outside is None else _checks.count("outside", outside, minimum=-(2**31))
+    if outside is not None and not warp_labels:
+        raise ValueError(f"outside={outside} has no effect without warp_labels=True: no label moves")
     return _segmentation(share("least", least), bool(warp_labels), outside)
 
 
@@ -76,6 +79,11 @@ def _segmentation(least: float, follow: bool, outside: int | None) -> Criterion:
         if follow and shape is not None and shape != images[:-1]:
             raise ValueError(f"warp_labels needs an output for every pixel of {images[:-1]}, got outputs of {shape}")
         classes = None if outputs is None else outputs[-1]
+        if classes is not None and outside is not None and outside >= classes:
+            raise ValueError(
+                f"outside must be below {classes}, the number of classes, got {outside}: give a negative label for "
+                "pixels that do not count"
+            )
         return checks.label_map("labels", labels, images[0], shape, classes=classes)
 
     return Criterion(

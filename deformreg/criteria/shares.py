@@ -25,11 +25,12 @@ def share(name: str, value: Any) -> float:
 
 
 def needed(least: float, counted: Array | int) -> Array:
-    """How many of `counted` must be right."""
+    """How many of `counted` must be right: at least one, if any counts."""
     if least == 1:
         return jnp.asarray(counted, jnp.int32)
     items = jnp.asarray(counted, jnp.float32)
-    return jnp.ceil(least * items - jnp.minimum(SLACK * items, MOST_SLACK)).astype(jnp.int32)
+    fewest = jnp.ceil(least * items - jnp.minimum(SLACK * items, MOST_SLACK))
+    return jnp.maximum(fewest, items > 0).astype(jnp.int32)
 
 
 def needed_margin(least: float, certainty: Array, counted: Array) -> Array:

@@ -80,6 +80,7 @@ def accuracy_curve(
         The curve; its first point is the clean accuracy at radius 0.
 
     Raises:
+        TypeError: a suite in place of an evaluator, or `radii` that are no list.
         ValueError: no radii, radii that do not increase from above 0, or `known` of another shape.
 
     Example:

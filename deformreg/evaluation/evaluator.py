@@ -93,7 +93,8 @@ def evaluator(
     Raises:
         TypeError: `batch_size` is not an integer. When the evaluation runs: a suite without a radius, or a radius
             without a suite.
-        ValueError: no attack, or two with the same name.
+        ValueError: no attack, or two with the same name; an `image_range` that is empty or infinite, or none with
+            `quantize`.
 
     Example:
         >>> from deformreg.evaluation import suites
@@ -218,11 +219,12 @@ def _settings(plan: _Plan, logits_fn: LogitsFn, data: Data, bounds: tuple[float,
     model = as_argument(logits_fn)
     model = on_8_bits(model, bounds) if plan.quantize else model
     alone = Setting(
-        model, plan.forward_alone(), data, _rows(plan, count), plan.refill, bounds, None, None,
+        model, plan.forward_alone(), data, _rows(plan, -(-count // parts)), plan.refill, bounds, None, None,
         quantize=plan.quantize,
     )  # fmt: skip
-    rows = _rows(plan, -(-count // parts)) * parts
-    spread = alone._replace(logits_fn=plan.devices.put(model), forward=plan.forward(), batch_size=rows)
+    spread = alone._replace(
+        logits_fn=plan.devices.put(model), forward=plan.forward(), batch_size=alone.batch_size * parts
+    )
     return spread, alone
 
 

@@ -8,7 +8,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
 
-def to_8_bits(images: Float[Array, n * rest], image_range: tuple[float | Array, float | Array]) -> Array:
+def to_8_bits(images: Float[Array, "*shape"], image_range: tuple[float | Array, float | Array]) -> Array:
     """Rounds images to the 256 levels of an 8-bit file.
 
     Args:

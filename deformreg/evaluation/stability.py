@@ -6,6 +6,7 @@ References:
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from deformreg import _checks
+from deformreg._arrays import lengths_along, wide
 from deformreg.attacks.attack import LogitsFn
 from deformreg.warping import warp
 
@@ -93,7 +95,8 @@ def relative_stability(
 
     Raises:
         TypeError: integer images.
-        ValueError: images not of rank 4, a size that is not positive, or a deformation that changes no image.
+        ValueError: images not of rank 4, a size that is not positive, a deformation that changes no image, or logits
+            that are not finite.
 
     Example:
         >>> import jax
@@ -115,15 +118,17 @@ def relative_stability(
             fields = size * smooth_fields(field_key, *images.shape[:3], cutoff=cutoff)
             deformed = warp(images, fields.astype(images.dtype))
             noise = jax.random.normal(noise_key, images.shape, images.dtype)
-            lengths, wanted = (jnp.sqrt(jnp.sum(one**2, axis=(1, 2, 3))) for one in (noise, deformed - images))
-            noisy = images + noise * (wanted / lengths)[:, None, None, None]
-            reactions = [jnp.mean(jnp.sum((logits_fn(one) - clean) ** 2, axis=1)) for one in (deformed, noisy)]
+            lengths, wanted = (lengths_along(one, (1, 2, 3)) for one in (noise, deformed - images))
+            noisy = images + (noise * (wanted / lengths)).astype(images.dtype)
+            reactions = [jnp.mean(jnp.sum(wide(logits_fn(one) - clean) ** 2, axis=1)) for one in (deformed, noisy)]
             return reactions[0], reactions[1]
 
         reactions: tuple[Array, Array] = jax.lax.map(drawn, jax.random.split(key, num_draws))
         return reactions
 
     deformed, noisy = (float(jnp.mean(one)) for one in changes(images, _checks.key(key)))
+    if not math.isfinite(deformed + noisy):
+        raise ValueError("logits_fn returns logits that are not finite, for clean, deformed or noisy images")
     if noisy == 0:
         raise ValueError("the images do not change under deformations, or the logits under noise: take other images")
     return Stability(deformed / noisy, deformed, noisy)

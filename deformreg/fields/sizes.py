@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from deformreg import _checks
-from deformreg._arrays import pad_examples, safe_root
+from deformreg._arrays import lengths_along, pad_examples, safe_root, wide
 
 
 def total_variation(
@@ -40,7 +40,7 @@ def total_variation(
     References:
         Xiao et al., "Spatially Transformed Adversarial Examples", ICLR 2018, equation 4.
     """
-    flow = _checks.flow(flow)
+    flow = wide(_checks.flow(flow))
     _checks.non_negative("epsilon", epsilon)
     axes = flow.shape[-1]
     offsets: list[tuple[int, ...]] = (
@@ -79,7 +79,7 @@ def max_component(flow: Float[Array, "n *space axes"]) -> Float[Array, " n"]:
 
 
 def _lengths(flow: Array) -> Array:
-    return safe_root(jnp.sum(flow**2, axis=-1))
+    return lengths_along(flow, (-1,))[..., 0]
 
 
 def max_displacement(flow: Float[Array, "n *space axes"]) -> Float[Array, " n"]:

@@ -50,8 +50,9 @@ def from_torch(
         new shape, the module is first called once on zeros.
 
     Raises:
+        ImportError: PyTorch is not installed.
         TypeError: `module` is no module.
-        ValueError: a `std` that is not above zero, or a batch size below 1.
+        ValueError: a `mean` that is no list of finite numbers, a `std` that is not above zero, or a batch size below 1.
         ModelError: when traced or called, if the module fails or returns no logits.
         NoGradients: when differentiated, if the logits do not depend on the images as far as PyTorch knows.
 

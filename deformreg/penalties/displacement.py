@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from deformreg import _checks
-from deformreg._displacements import best_displacements, wide
+from deformreg._arrays import wide
+from deformreg._displacements import best_displacements
 from deformreg._families import check_layout
 from deformreg.balls import linf
 from deformreg.penalties.exact import LossFn, image_gradients

@@ -27,6 +27,7 @@ def affine(
         The family; parameters float[n, len(parameters)]: radians, pixels, log scales, pixels per pixel.
 
     Raises:
+        TypeError: one name in place of a tuple.
         ValueError: an unknown, repeated or missing parameter name, or an unknown `boundary`.
 
     Example:

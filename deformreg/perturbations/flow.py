@@ -9,7 +9,15 @@ from jaxtyping import Array
 
 from deformreg import _checks, fields
 from deformreg.perturbations.perturbation import Perturbation, zero_params
-from deformreg.warping import Boundary, Order, central_differences, forward_differences, interpolation_of, warp
+from deformreg.warping import (
+    Boundary,
+    Order,
+    central_differences,
+    forward_differences,
+    interpolation_of,
+    reach_of,
+    warp,
+)
 
 Units = Literal["pixels", "normalized"]
 
@@ -48,6 +56,7 @@ def flow(
     _checks.choice("boundary", boundary, get_args(Boundary))
     _checks.choice("units", units, get_args(Units))
     interpolation_of(order)
+    reach_of(within)
 
     def in_pixels(params: Array) -> Array:
         return params if units == "pixels" else fields.pixels_from_normalized(params)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from deformreg import _checks
-from deformreg._arrays import aligned
+from deformreg._arrays import aligned, wide
 
 Params = Any
 """A pytree of arrays whose first axis is the example; one array for every family of this module."""
@@ -34,7 +34,7 @@ class Perturbation(NamedTuple):
             wider for images of any type, as in the families of this module.
         apply: ``(params, images) -> images`` of the same shape; ``apply(init(images), images)`` equals `images`.
         pullback: ``(image_gradients, images) -> gradients`` with respect to the parameters at the identity, in
-            closed form; None derives it from `apply`.
+            closed form; None derives it from `apply`. `pull_back` calls it with float32 or wider.
         constrain: ``(params, images) -> params``: the nearest parameters with valid images.
         field: ``(params, images) -> flow`` in pixels, for families that move pixels; None for the others.
         unit: the unit of the parameters, for reports: ``"pixels"`` for displacements, ``"image"`` for differences of
@@ -84,7 +84,7 @@ def pull_back(
     if image_gradients.shape != images.shape:
         raise ValueError(f"image_gradients must have the images' shape {images.shape}, got {image_gradients.shape}")
     if perturbation.pullback is not None:
-        return perturbation.pullback(image_gradients, images)
+        return perturbation.pullback(wide(image_gradients), wide(images))
     perturbed, vjp = jax.vjp(
         lambda params: perturbation.apply(params, images), aligned(perturbation.init(images), images)
     )

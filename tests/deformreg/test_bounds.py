@@ -118,6 +118,31 @@ def test_bounds_of_sixteen_bit_images_are_sums_in_float32():
         np.testing.assert_allclose(bound, getattr(expected, name), rtol=0.02, err_msg=name)
 
 
+def test_small_gradients_of_half_precision_do_not_vanish():
+    ramp = jnp.arange(6, dtype=jnp.float16).reshape(1, 1, 6, 1) / 100
+
+    def loss(images):
+        return 1e-6 * images.astype(jnp.float32).sum((1, 2, 3))
+
+    found = bounds.flow_bounds(loss, ramp, linf(0.5))
+    np.testing.assert_allclose(found.flow, found.displacement, rtol=0.01)
+    assert found.flow > 0
+    first, second = bounds.second_order_increase(lambda images: 100 * loss(images), ramp, ramp + jnp.float16(1e-4))
+    np.testing.assert_allclose(first, 6e-8, rtol=0.1)
+    np.testing.assert_allclose(second, first)
+
+
+@pytest.mark.parametrize("family", [flow(), additive()])
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_the_curvature_of_sixteen_bit_images(family, dtype):
+    images = jnp.arange(8, dtype=dtype).reshape(1, 2, 4, 1) / 4
+    found, expected = (
+        bounds.largest_curvature(lambda images: (images**2).sum((1, 2, 3)), each, family, key=KEY)
+        for each in (images, images.astype(jnp.float32))
+    )
+    np.testing.assert_allclose(found, expected, rtol=0.05)
+
+
 @pytest.mark.slow
 def test_the_radius_may_be_an_array_or_traced():
     expected = bounds.flow_bounds(linear, IMAGES, linf(1.2))

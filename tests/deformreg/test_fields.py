@@ -151,6 +151,15 @@ def test_norms_match_numpy():
     np.testing.assert_allclose(fields.mean_displacement(flow), lengths.mean((1, 2)), rtol=1e-6)
 
 
+def test_norms_of_half_precision_neither_overflow_nor_vanish():
+    for size in (300.0, 1e-4):
+        far = jnp.full((1, 2, 3, 2), size, jnp.float16)
+        for norm in (fields.max_displacement, fields.mean_displacement):
+            np.testing.assert_allclose(norm(far), size * 2**0.5, rtol=1e-2)
+    step = jnp.zeros((1, 1, 2, 2), jnp.float16).at[0, 0, 1, 0].set(300.0)
+    np.testing.assert_allclose(fields.total_variation(step), 600.0, rtol=1e-3)
+
+
 def test_the_displacement_norms_have_finite_gradients_at_zero():
     for norm in (fields.max_displacement, fields.mean_displacement):
         assert np.isfinite(jax.grad(lambda f, norm=norm: norm(f).sum())(np.zeros((1, 2, 2, 2), np.float32))).all()

@@ -114,6 +114,12 @@ MISTAKES = {
     "no key": (lambda: d.one_step(losses, IMAGES, ball=BALL, start="random"), "key must be a JAX random key", "None"),
     "half a step": (lambda: attacks.pgd(ball=BALL, num_steps=2.5), "num_steps must be an integer, got 2.5"),
     "a number for a law": (lambda: d.certify(LOGITS, IMAGES, law=0.1, key=KEY), "SmoothingLaw", "gaussian(0.3)"),
+    "a law that was not called": (
+        lambda: d.certification.smoothed_votes(LOGITS, IMAGES, law=d.certification.gaussian, key=KEY),
+        "law must be a SmoothingLaw",
+    ),
+    "a bound in words": (lambda: d.flow(within="half"), "within must be a number", "'half'"),
+    "a bound below zero": (lambda: d.flow(within=-1.0), "within must be at least 0"),
 }
 
 

@@ -52,8 +52,16 @@ def test_the_bound_is_zero_without_a_success():
 
 def test_summaries_of_accuracies():
     assert mean_minimal_displacement([0, 0.5, 1.5], [0.9, 0.5, 0.1]) == pytest.approx(0.35 + 0.3)
-    with pytest.raises(ValueError, match="increase from 0"):
-        mean_minimal_displacement([0.5, 1.0], [1, 1])
+    for radii, accuracies, words in [
+        ([0.5, 1.0], [1, 1], "radii must begin with 0"),
+        ([0.0, float("nan")], [1, 1], "radii must increase"),
+        ([0.0, 1.0], [95.0, 40.0], "accuracies must be in"),
+        ([0.0, 1.0], [1.0, float("nan")], "accuracies must be in"),
+    ]:
+        with pytest.raises(ValueError, match=words):
+            mean_minimal_displacement(radii, accuracies)
+    with pytest.raises(ValueError, match="trained_accuracies must be in"):
+        unforeseen_robustness([0.5], [95.0])
     assert unforeseen_robustness([0.1, 0.2], [0.6, 0.6]) == pytest.approx(25)
     assert unforeseen_robustness(np.array([0.1, 0.2]), np.array([0.6, 0.6])) == pytest.approx(25)
     with pytest.raises(ValueError, match="of one length"):

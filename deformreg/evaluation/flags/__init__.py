@@ -22,9 +22,10 @@ from deformreg.evaluation.flags.flag import Flag, raised
 from deformreg.evaluation.flags.outcomes import OUTCOME_FLAGS
 from deformreg.evaluation.flags.outputs import OUTPUT_FLAGS
 from deformreg.evaluation.flags.queries import QUERY_FLAGS
-from deformreg.evaluation.flags.responses import RESPONSE_FLAGS
+from deformreg.evaluation.flags.responses import CLASS_FLAGS, RESPONSE_FLAGS
 
 __all__ = [
+    "CLASS_FLAGS",
     "OUTCOME_FLAGS",
     "OUTPUT_FLAGS",
     "QUERY_FLAGS",

@@ -17,6 +17,7 @@ from deformreg.evaluation.data import HostArray, spaced
 from deformreg.evaluation.flags.flag import Flag, raised
 from deformreg.evaluation.flags.queries import QUERY_CALLS, QUERY_FLAGS, ObserveQueries, compile_queries
 from deformreg.evaluation.flags.responses import (
+    CLASS_FLAGS,
     CONDITIONS,
     RESPONSE_FLAGS,
     Felt,
@@ -147,7 +148,8 @@ def _examine(
             return _examine_answers(suite, parts, setting, resisting, radius=radius, calls=calls)
         felt = _responses(felt, setting, chosen, clean, found)
     seconds = time.perf_counter() - started - cost.compile_seconds
-    return raised(RESPONSE_FLAGS, felt), cost._replace(seconds=seconds)
+    flags = CLASS_FLAGS if setting.data.criterion.one_class else RESPONSE_FLAGS
+    return raised(flags, felt), cost._replace(seconds=seconds)
 
 
 def _examine_answers(
@@ -262,10 +264,12 @@ def _responses(nothing: Responses, setting: Setting, chosen: HostArray, clean: C
         values[: CONDITIONS * len(chosen)].reshape(len(chosen), CONDITIONS).T
         for values in (felt.gradients, felt.losses, felt.broken)
     )
+    one_class = setting.data.criterion.one_class
     return nothing._replace(
         gradients=gradients[0],
-        margins=-clean.margins[chosen] if setting.data.criterion.one_class else np.zeros(len(chosen)),
-        largest_logit=clean.largest,
+        margins=-clean.margins[chosen] if one_class else np.zeros(len(chosen)),
+        # A regression's losses have another unit than its outputs.
+        largest_logit=clean.largest if one_class else max(clean.largest, float(np.abs(clean.losses[chosen]).max())),
         change_of_outputs=float(np.max(felt.changes)),
         standing=~broken[1:],
         losses=losses[1:],

@@ -41,7 +41,7 @@ class Queries(NamedTuple):
     @property
     def largest_logit(self) -> float:
         """The largest absolute logit, above zero."""
-        return max(float(np.abs(self.logits).max()), 1e-12)
+        return float(np.abs(self.logits).max(where=np.isfinite(self.logits), initial=1e-12))
 
 
 ObserveQueries = Callable[[Any, Partial, Examples, HostArray, float, int], Queries]
@@ -74,14 +74,14 @@ def compile_queries(make: Callable[[Any], Perturbation]) -> ObserveQueries:
             return np.concatenate(logits)[:count].astype(np.float64), np.concatenate(moved)[:count]
 
         logits, moved = zip(*(with_draw(number) for number in range(1 + DRAWS)), strict=True)
-        return Queries(np.stack(logits), float(moved[0].max()), float(np.abs(logits[0] - clean_logits).max()), radius)
+        return Queries(np.stack(logits), float(moved[0].max()), float(_changes(logits[0], clean_logits).max()), radius)
 
     return observe
 
 
 def outputs_do_not_respond(queries: Queries) -> Flag | None:
     """Flags outputs that stay the same under every random perturbation, on more than 5 % of the examples."""
-    changes = np.abs(queries.logits - queries.logits[0])
+    changes = _changes(queries.logits, queries.logits[0])
     changes = changes.max(axis=(0, *range(2, changes.ndim)))
     share = float((changes <= 1e-6 * queries.largest_logit).mean())
     if share <= 0.05:
@@ -92,6 +92,13 @@ def outputs_do_not_respond(queries: Queries) -> Flag | None:
         "without gradients see no progress.",
         {"share_of_examples": share, "draws": DRAWS, "radius": queries.radius},
     )
+
+
+def _changes(logits: HostArray, others: HostArray) -> HostArray:
+    """How far logits differ: not at all where both are NaN or the same infinity, infinitely where only one is."""
+    same = (logits == others) | (np.isnan(logits) & np.isnan(others))
+    difference = np.subtract(logits, others, where=~same, out=np.zeros(same.shape))
+    return np.abs(np.where(np.isnan(difference), np.inf, difference))
 
 
 QUERY_FLAGS = (identity_changes_the_loss, outputs_do_not_respond)

@@ -129,6 +129,12 @@ def test_a_share_of_millions_of_pixels_is_not_rounded_down(least, counted, right
     assert int(needed(least, counted)) == int(needed(least, jnp.int32(counted))) == right
 
 
+def test_the_smallest_share_asks_for_one_pixel():
+    outputs = jnp.zeros((1, 1, 3, 2)).at[..., 1].set(1.0)
+    assert segmentation(1e-9).broken(outputs, jnp.zeros((1, 1, 3), int)).all()
+    assert not segmentation(1e-9).broken(outputs, jnp.array([[[0, 1, 0]]])).any()
+
+
 def test_an_image_without_pixels_that_count_is_right():
     _, outputs, labels = drawn("segmentation", 1)
     labels = np.full_like(labels, -1)
@@ -198,6 +204,19 @@ REFUSED = {
     "void of 255": (
         lambda: segmentation(0.5).check_labels(np.full((2, 4, 5), 255), (2, 4, 5, 1), (2, 4, 5, 3)),
         ValueError, "labels must be below 3, the number of classes, got 255: give pixels that do not count a negative",
+    ),
+    "void of 255 outside": (
+        lambda: segmentation(0.5, warp_labels=True, outside=255).check_labels(
+            np.zeros((2, 4, 5), int), (2, 4, 5, 1), (2, 4, 5, 3)
+        ),
+        ValueError, "outside must be below 3, the number of classes, got 255: give a negative label",
+    ),
+    "outside of what does not move": (
+        lambda: segmentation(0.5, outside=-1), ValueError, "outside=-1 has no effect without warp_labels=True",
+    ),
+    "maps of probabilities": (
+        lambda: warp_label_maps(np.zeros((1, 2, 2)), np.zeros((1, 2, 2, 2), np.float32)),
+        TypeError, "label_maps must be integers, one class per pixel, got float",
     ),
     "floating maps": (
         lambda: segmentation(0.5).check_labels(np.zeros((2, 4, 5)), (2, 4, 5, 1), None),

@@ -10,6 +10,7 @@ from closed_forms import perceptron
 
 from deformreg import attacks, balls
 from deformreg.evaluation import evaluate, flags
+from deformreg.evaluation.flags import queries
 from deformreg.evaluation.flags.diagnosis import diagnosis_failed
 from deformreg.evaluation.flags.outcomes import gradient_free_beats_gradients
 from deformreg.evaluation.outcomes import AttackOutcome
@@ -39,6 +40,19 @@ def diagnose(logits_fn, suite=SUITE, images=IMAGES):
 def test_a_healthy_model_raises_none():
     labels = np.asarray(jnp.argmax(HEALTHY(IMAGES), axis=1))
     assert evaluate(HEALTHY, IMAGES, labels, SUITE, batch_size=16, key=KEY).flags == ()
+
+
+def test_an_infinite_logit_of_one_draw_is_no_fault():
+    seen = np.random.default_rng(0).random((1 + queries.DRAWS, 20, 3))
+    seen[3, 0] = np.nan
+    seen[2, 1, 0] = -np.inf
+    found = queries.Queries(seen, 0.0, 0.0, RADIUS)
+    assert found.largest_logit < 1
+    assert flags.raised(flags.QUERY_FLAGS, found) == ()
+    still = np.repeat(seen[3:4], 1 + queries.DRAWS, axis=0)  # NaN in every draw: no response
+    assert [flag.name for flag in flags.raised(flags.QUERY_FLAGS, found._replace(logits=still))] == [
+        "outputs_do_not_respond"
+    ]
 
 
 @pytest.mark.slow
@@ -253,7 +267,7 @@ def test_only_errors_at_run_time_are_the_models():
 
 
 def test_a_flag_has_the_name_of_its_check():
-    checks = {*flags.OUTCOME_FLAGS, *flags.OUTPUT_FLAGS, *flags.RESPONSE_FLAGS, *flags.QUERY_FLAGS, diagnosis_failed}
+    checks = {*flags.OUTCOME_FLAGS, *flags.OUTPUT_FLAGS, *flags.CLASS_FLAGS, *flags.QUERY_FLAGS, diagnosis_failed}
     for check in checks:
         assert f'"{check.__name__}"' in inspect.getsource(check)
     assert len({check.__name__ for check in checks}) == len(checks) == 13

@@ -50,6 +50,17 @@ def test_fields_have_length_one_and_the_spectrum_of_their_law():
     assert np.abs(fields[:, 0]).max() < np.abs(fields).max() / 3  # nearly still at the border
 
 
+def test_half_precision_compares_images_whose_squares_overflow():
+    images = jax.random.uniform(KEY, (1, 96, 96, 8), jnp.float16)  # noise of 73,728 values: squared length above 65,504
+    found = relative_stability(pixels, images, key=KEY, num_draws=2)
+    assert found.ratio == pytest.approx(1, rel=0.01)
+
+
+def test_logits_that_are_not_finite_are_named():
+    with pytest.raises(ValueError, match="logits that are not finite"):
+        relative_stability(lambda images: jnp.log(pixels(images) - 0.5), IMAGES, key=KEY)
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [({"size": 0.0}, "size"), ({"cutoff": 1}, "cutoff"), ({"images": jnp.ones((2, 4, 4, 1))}, "do not change")],
