@@ -39,6 +39,9 @@ else
     echo "$torch_python has no PyTorch: its columns are left out" >&2
 fi
 
+named=(input-gradient flow-gradient "flow-gradient, held statistics" "flow-gradient, dual norm"
+    "flow-gradient, finite difference" "flow-gradient, a quarter of the batch" "adversarial, 7 steps"
+    "deformation, 1 step" "deformation, 7 steps" greedy "trades, 7 steps" elle)
 failed=0
 measure() { # seconds, file, arguments
     local limit=$1 file=$folder/$2-$name.json
@@ -56,7 +59,7 @@ if [ -n "${QUICK:-}" ]; then
 else
     measure 70 kernels kernels --rounds 15 "${torch[@]}"
     [ ${#torch[@]} -eq 0 ] || measure 90 peers peers --rounds 15 --dtype float32 bfloat16 "${torch[@]}"
-    measure 130 cost cost --rounds 15
+    measure 130 cost cost --rounds 15 --methods "${named[@]}"
     measure 60 cost-bfloat16 cost --rounds 15 --quick --dtype bfloat16
     measure 80 cost-resnet-18 cost --rounds 15 --quick --model resnet-18
     measure 90 attacks attacks --rounds 5 "${torch[@]}"

@@ -30,7 +30,7 @@ from benchmarks import harness
 from benchmarks.collectives import collectives
 from benchmarks.cost import find, make_training_step, without_loop
 from benchmarks.options import BatchSize, Case, Networks, Several, Written
-from benchmarks.rows import Rows, read, write
+from benchmarks.rows import Rows, commit, read, write
 from train.config import ModelName
 from train.errors import ConfigError, one_line, say
 from train.methods import AnyMethod
@@ -261,7 +261,7 @@ def _measure(
     if isinstance(getattr(method, "rule", None), FiniteDifference):
         # Its loop has two turns, each with the passes of a standard step.
         turn = standard or describe(compile_step(Standard(), target), target.chip)
-    row = {**case_of(target, name), **describe(compiled, target.chip, turn)}
+    row = {**case_of(target, name), "commit": commit(), **describe(compiled, target.chip, turn)}
     # The batch whose temporary memory, in proportion, fills what the arguments leave of the chip's.
     free = target.chip.memory - row["argument_bytes"]
     row["largest_batch_estimate"] = int(free / row["temporary_bytes"] * target.case.batch_size)

@@ -13,7 +13,6 @@ References:
 
 from __future__ import annotations
 
-import json
 import math
 import runpy
 import sys
@@ -27,8 +26,8 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from benchmarks import rows
-from benchmarks.claims.lines import append
+from benchmarks import json_lines, rows
+from benchmarks.json_lines import Line
 from benchmarks.options import Several
 from deformreg import linf
 from deformreg.attacks import (
@@ -56,8 +55,6 @@ from train.ranges import Count
 from train.restored import open_run
 
 FILE = Path(__file__).with_name("results") / "ranking.jsonl"
-
-Line = dict[str, Any]
 
 
 class Subject(NamedTuple):
@@ -167,7 +164,7 @@ def run(options: Options) -> str:
     Raises:
         ConfigError: the file cannot be written or read, or a package is missing.
     """
-    rows.check_writable(options.lines)
+    rows.check_writable(options.lines, "--lines")
     # A line at other radii than those of today belongs to another curve.
     done = {_name(line) for line in read(options.lines) if line["radii"] == _radii(line["model"])}
     cells = [
@@ -187,7 +184,7 @@ def run(options: Options) -> str:
             "radii": _radii(model), "smallest": smallest, "model_calls": curve.model_calls,
             "seconds": round(curve.seconds, 1), "environment": rows.setting(["ranking"]),
         }  # fmt: skip
-        append(options.lines, line)
+        json_lines.append(options.lines, line)
     return table(read(options.lines))
 
 
@@ -205,16 +202,12 @@ def read(path: Path = FILE) -> list[Line]:
     Raises:
         ConfigError: a line is not one of a ranking.
     """
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    whole, _, _half_written = text.rpartition("\n")
     found: dict[tuple[str, str, int, int], Line] = {}
-    for number, one in enumerate(whole.splitlines(), start=1):
-        try:
-            line = json.loads(one)
-            found.pop(_name(line), None)
-            found[_name(line)] = line
-        except (ValueError, LookupError, TypeError) as error:
-            raise ConfigError(f"{path}, line {number} is not one of a ranking: {error!r}") from error
+    for number, line in json_lines.read(path):
+        if missing := {"model", "attack", "passes", "examples"} - line.keys():
+            raise ConfigError(f"{path}, line {number} is not one of a ranking: it lacks {', '.join(sorted(missing))}")
+        found.pop(_name(line), None)
+        found[_name(line)] = line
     return list(found.values())
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from benchmarks import ranking
 from benchmarks.claims import grid, lines, page, plots
-from benchmarks.claims.lines import Line
+from benchmarks.json_lines import Line
 from benchmarks.plots import PLOTS
 from benchmarks.rows import Rows, markdown, read
 from train.errors import ConfigError
@@ -36,13 +36,9 @@ TITLES = {
     "flops_ratio": "relative FLOPs (XLA)",
     "temporary_ratio": "relative temporary memory",
     "model_passes": "passes",
-    "examples_per_second": "examples/s",
     "ratio_to_ours": "time relative to ours",
-    "bandwidth_fraction": "share of a copy's bandwidth",
     "images_per_second": "images/s",
     "images_per_second_and_core": "images/s/core",
-    "share_of_constant": "speed relative to one batch",
-    "batch_milliseconds": "ms of the input alone",
     "flops": "GFLOP",
     "hbm_bytes": "HBM GB",
     "temporary_bytes": "temporary MB",
@@ -51,28 +47,18 @@ TITLES = {
     "collective_operations": "collectives",
     "collective_bytes": "MB sent",
     "roofline_milliseconds": "roofline ms",
-    "communication_milliseconds": "all-reduce ms",
     "weak_scaling": "weak scaling",
-    "largest_batch_estimate": "largest batch, estimated",
     "largest_batch": "largest batch that compiles",
-    "gathers_and_scatters": "gathers, scatters",
     "cores_for_v5e-8_standard": "cores for v5e-8, standard",
     "cores_for_v5e-8_flow-gradient": "cores for v5e-8, flow gradient",
-    "cores_for_8 H100_standard": "cores for 8 H100, standard",
     "cores_for_8 H100_flow-gradient": "cores for 8 H100, flow gradient",
     "clean_accuracy": "clean",
     "robust_accuracy": "robust",
-    "robust_interval": "95 % interval",
     "standard_epochs": "cost in standard epochs",
     "own": "deformed against it",
     "transferred": "deformed against any other",
 }
 PERCENT = (
-    "standing",
-    "share_of_calls",
-    "share_of_time",
-    "share_of_constant",
-    "warp_share",
     "weak_scaling",
     "clean_accuracy",
     "robust_accuracy",
@@ -87,7 +73,6 @@ FORMATS: dict[str, Callable[[float], str]] = {
     "shard_state": lambda value: "yes" if value else "no",
     "collective_bytes": lambda value: f"{value / 1e6:.1f}",
     **dict.fromkeys(PERCENT, lambda value: f"{100 * value:.1f} %"),
-    "bandwidth_fraction": lambda value: f"{100 * value:.0f} %",
 }
 
 

@@ -19,11 +19,11 @@ def write(path: Path, command: list[str], rows: Rows) -> None:
     files.write_json(path, {"environment": setting(command), "rows": rows})
 
 
-def check_writable(path: Path) -> None:
+def check_writable(path: Path, option: str = "--json") -> None:
     """Raises `ConfigError`, before minutes of work, if a file cannot be written."""
     folder = next(folder for folder in path.absolute().parents if folder.exists())
     if path.is_dir() or not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
-        raise ConfigError(f"--json {path} cannot be written: choose another file")
+        raise ConfigError(f"{option} {path} cannot be written: choose another file")
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -16,18 +16,21 @@ from train.errors import UserError
 class TorchPeer:
     """Calling it runs one unit of the peer's work and returns the milliseconds that the peer measured."""
 
-    def __init__(self, process: subprocess.Popen[str], script: str) -> None:
+    def __init__(self, process: subprocess.Popen[str], script: str, library: str = "PyTorch") -> None:
         self.process = process
         self.script = script
+        self.library = library
 
     def __call__(self, request: str = "") -> float:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        self.process.stdin.write(request + "\n")
-        self.process.stdin.flush()
-        line = self.process.stdout.readline()
+        line = ""
+        with contextlib.suppress(BrokenPipeError):  # it has ended: there is no answer
+            self.process.stdin.write(request + "\n")
+            self.process.stdin.flush()
+            line = self.process.stdout.readline()
         if not line:
-            raise UserError(f"the PyTorch process ended early; run benchmarks/{self.script} alone to see why")
+            raise UserError(f"the {self.library} process ended early; run benchmarks/{self.script} alone to see why")
         time.sleep(0.005)  # PyTorch's threads spin for a while after their work; the next candidate needs the cores.
         return float(line)
 
@@ -69,7 +72,7 @@ def torch_peer(python: str, script: str, words: Sequence[str], library: str = "P
             _, errors = process.communicate()
             last = (errors.strip().splitlines() or ["no message"])[-1]
             raise UserError(f"{python} cannot run {script} ({last}): {option} names one that has {library}")
-        yield TorchPeer(process, script)
+        yield TorchPeer(process, script, library)
     finally:
         process.kill()
         process.communicate()

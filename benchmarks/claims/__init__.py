@@ -16,6 +16,7 @@ from pathlib import Path
 import jax
 from tqdm import tqdm
 
+from benchmarks import json_lines
 from benchmarks.claims import cell, grid, lines, plan
 from benchmarks.rows import check_writable
 from train.errors import ConfigError
@@ -46,19 +47,21 @@ def run(options: Options) -> str:
     """Computes what is missing; returns the names of the cells with their state, one a line.
 
     Raises:
-        ConfigError: no cell has such a name, or the file of lines cannot be written or read.
+        ConfigError: no cell has such a name, none with it is needed, or the file of lines cannot be written or read.
     """
     if not any(options.only in one.name for one in grid.cells()):
         raise ConfigError(f"no cell's name contains {options.only!r}: --names lists them")
     if options.names:
         cells = _wanted(lines.read(options.lines), options)
+        _check_wanted(cells, options)
         return "\n".join(f"{'missing' if one.missing else 'done   '}  {one.cell.name}" for one in cells)
-    check_writable(options.lines)
+    check_writable(options.lines, "--lines")
     number = 0
     with tqdm(desc="cells", disable=not sys.stderr.isatty()) as bar:
         while True:
             found = lines.read(options.lines)
             cells = _wanted(found, options)
+            _check_wanted(cells, options)
             missing = [one for one in cells if one.missing]
             if not missing:
                 return f"{len(cells)} cells are finished: {options.lines}"
@@ -67,7 +70,7 @@ def run(options: Options) -> str:
             known = lines.of_cell(found, one)
             folder = options.runs / one.name / _digest(one)
             line = cell.compute(one, folder, measures=measures, data_dir=options.data_dir, known=known)
-            lines.append(options.lines, line)
+            json_lines.append(options.lines, line)
             tqdm.write(lines.summary(line))
             bar.update()
             number += 1
@@ -78,6 +81,14 @@ def run(options: Options) -> str:
 def _wanted(found: list[lines.Line], options: Options) -> list[plan.Wanted]:
     current = lines.current(found, grid.cells())
     return [one for one in plan.wanted(current) if options.only in one.cell.name]
+
+
+def _check_wanted(cells: list[plan.Wanted], options: Options) -> None:
+    if not cells:
+        raise ConfigError(
+            f"no cell to compute has {options.only!r} in its name: further seeds are trained at the strength that the "
+            "first seed chooses; --names without --only lists what is computed"
+        )
 
 
 def _digest(one: grid.Cell) -> str:

@@ -17,7 +17,7 @@ from jax import Array
 import deformreg
 from benchmarks import rows
 from benchmarks.claims.grid import Budgets, Cell
-from benchmarks.claims.lines import Line
+from benchmarks.json_lines import Line
 from deformreg import cross_entropy, linf, pixelwise_l2
 from deformreg.attacks import adef, elastic, greedy, pgd, rotation_translation, stadv
 from deformreg.bounds import flow_bounds, second_order_increase
@@ -76,6 +76,7 @@ def compute(
         "strength": cell.strength,
         "seed": cell.seed,
         "config": options.to_tree(cell.config),
+        "attacked": cell.attacked,
         "passes": round(cell.config.method.make().mean_passes(cell.setting.steps), 2),
         "train_seconds": round(metrics.train_seconds(metrics.read_metrics(Run(folder))), 1),
         "environment": rows.setting(["claims", "--only", cell.name]),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from train.config import Config, Data, Model
 from train.data import Augmentation
@@ -100,6 +100,12 @@ class Cell(NamedTuple):
         """What is trained."""
         method = METHODS[self.method](self.strength, self.setting)
         return replace(self.setting.config, method=method, seed=self.seed)
+
+    @property
+    def attacked(self) -> dict[str, Any]:
+        """How it is attacked, for its line."""
+        budgets = self.setting.budgets
+        return {"examples": self.setting.examples, **budgets._asdict(), "seen": list(budgets.seen)}
 
 
 def _relative(budget: float, setting: Setting) -> float:

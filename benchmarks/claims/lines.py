@@ -1,59 +1,31 @@
-"""Finished cells as lines of JSON: appended, so that a grid that is killed loses at most the cell it was at."""
+"""Finished cells: read from their file, and matched with the cells that the grid declares."""
 
 from __future__ import annotations
 
-import json
-import os
 from pathlib import Path
-from typing import Any
 
+from benchmarks import json_lines
 from benchmarks.claims.grid import Cell
+from benchmarks.json_lines import Line
 from train import options
 from train.config import Config
 from train.errors import ConfigError
 
 FILE = Path(__file__).parents[1] / "results" / "claims.jsonl"
 
-Line = dict[str, Any]
-
 
 def read(path: Path = FILE) -> list[Line]:
-    """The lines of finished cells; of two with the same name the later one counts. A half-written last one is left out.
+    """The lines of finished cells; of two with the same name the later one counts.
 
     Raises:
-        ConfigError: another line is not a cell's.
+        ConfigError: a line is not a cell's.
     """
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
     found: dict[str, Line] = {}
-    whole, _, _half_written = text.rpartition("\n")
-    for number, line in enumerate(whole.splitlines(), start=1):
-        try:
-            content = json.loads(line)
-            found[content["name"]] = content
-            missing = {"setting", "method", "strength", "seed", "config"} - content.keys()
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
-            raise ConfigError(f"{path}, line {number} is not a finished cell: {error}") from error
-        if missing:
+    for number, line in json_lines.read(path):
+        if missing := {"name", "setting", "method", "strength", "seed", "config"} - line.keys():
             raise ConfigError(f"{path}, line {number} is not a finished cell: it lacks {', '.join(sorted(missing))}")
+        found[line["name"]] = line
     return list(found.values())
-
-
-def append(path: Path, line: Line) -> None:
-    """Adds a finished cell; on return it is on the disk."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+b") as file:
-        end = file.seek(0, os.SEEK_END)
-        file.seek(max(0, end - 1))
-        if file.read(1) not in (b"", b"\n"):  # a writer was killed in the middle of a line
-            _drop_half_written(path)
-        file.write(json.dumps(line, sort_keys=True).encode() + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _drop_half_written(path: Path) -> None:
-    content = path.read_bytes()
-    os.truncate(path, content.rfind(b"\n") + 1)
 
 
 def current(found: list[Line], cells: list[Cell]) -> list[Line]:
@@ -64,7 +36,13 @@ def current(found: list[Line], cells: list[Cell]) -> list[Line]:
 
 def of_cell(found: list[Line], cell: Cell) -> Line | None:
     """The line of this cell as the grid declares it now, if there is one."""
-    return next((line for line in found if line["name"] == cell.name and _config(line) == cell.config), None)
+    return next((line for line in found if line["name"] == cell.name and _is_of(line, cell)), None)
+
+
+def _is_of(line: Line, cell: Cell) -> bool:
+    """Whether a line was trained and attacked as the grid declares now; older ones do not say how attacked."""
+    attacked = line.get("attacked", cell.attacked) == cell.attacked
+    return attacked and _config(line) == cell.config
 
 
 def _config(line: Line) -> Config | None:

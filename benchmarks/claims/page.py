@@ -7,8 +7,8 @@ from statistics import fmean
 from typing import Any
 
 from benchmarks.claims import grid, plan, verdicts
-from benchmarks.claims.lines import Line
 from benchmarks.claims.verdicts import Chosen
+from benchmarks.json_lines import Line
 from benchmarks.rows import markdown
 
 LOSSES = (0.01, 0.02, 0.03, 0.05)
@@ -49,7 +49,7 @@ def _matched(lines: Sequence[Line], setting: str) -> str:
         "clean",
         *(f"{radius:g} px" for radius in radii),
         *kinds,
-        "ADef px",
+        "ADef px (broken)",
         "stability",
         "passes",
     ]
@@ -101,7 +101,7 @@ def _cells(one: Chosen) -> list[str]:
     first = one.lines[0]
     kinds = first["unseen"]["accuracies"]
     smallest = [line["unseen"]["adef_displacement"] for line in one.lines]
-    mean = None if None in smallest else sum(smallest) / len(smallest)
+    broken = fmean(line["unseen"]["adef_broken"] for line in one.lines)
     name = one.method if one.matched else f"{one.method} (not matched)"
     strength = "" if one.method == "standard" else f"{one.strength:g}"
     return [
@@ -110,7 +110,7 @@ def _cells(one: Chosen) -> list[str]:
         _range([verdicts.clean(line) for line in one.lines]),
         *(_range([line["seen"]["accuracies"][place] for line in one.lines]) for place in range(3)),
         *(_range([line["unseen"]["accuracies"][kind] for line in one.lines]) for kind in kinds),
-        "" if mean is None else f"{mean:.2f}",
+        "" if None in smallest else f"{fmean(smallest):.2f} ({100 * broken:.0f} %)",
         f"{fmean(line['stability']['ratio'] for line in one.lines):.2f}",
         f"{first['passes']:g}",
     ]

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from benchmarks.claims import cell, grid, verdicts
 from benchmarks.claims.grid import Cell, Setting
-from benchmarks.claims.lines import Line
+from benchmarks.json_lines import Line
 
 
 class Wanted(NamedTuple):

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.claims import grid, plan, verdicts
-from benchmarks.claims.lines import Line
+from benchmarks.json_lines import Line
 
 COLORS = {
     "standard": "#6e7781",

@@ -7,6 +7,7 @@ import json
 
 import pytest
 
+from benchmarks import json_lines
 from benchmarks.claims import cell, grid, lines, page, plan, plots, verdicts
 from benchmarks.claims.verdicts import FAILS, HOLDS, LIMITED, OPEN
 from benchmarks.cli import main
@@ -26,7 +27,7 @@ ACCURACIES = {  # of each method's two strengths: clean, under flows, unseen
 
 def line(method, strength, clean, robust, unseen, *, setting="digits", seed=0):
     bounds = {"radii": [0.1, 0.2, 0.3], "flow_is_tighter": [0.9] * 3, "median_factor": [2.0] * 3}
-    bounds |= {"flow_holds": [0.5] * 3, "input_holds": [0.6] * 3}
+    bounds |= {"flow_holds": [0.5] * 3, "input_holds": [0.6] * 3, "flow": [1.0] * 3, "displacement": [1.25] * 3}
     return {
         "name": f"{setting}/{method}-{strength:g}/seed{seed}",
         "setting": setting,
@@ -148,17 +149,18 @@ def test_the_interval_of_a_difference_is_newcombes():
 def test_lines_survive_a_writer_that_was_killed(tmp_path):
     file = tmp_path / "cells.jsonl"
     first, second = made()[:2]
-    lines.append(file, first)
+    json_lines.append(file, first)
     with file.open("ab") as opened:
         opened.write(b'{"name": "half')
     assert lines.read(file) == [first]
-    lines.append(file, second)
+    json_lines.append(file, second)
     assert lines.read(file) == [first, second]
-    lines.append(file, first | {"seed": 7})
+    json_lines.append(file, first | {"seed": 7})
     assert [one["seed"] for one in lines.read(file)] == [7, 0]
-    for broken in ("[1]", '{"name": "x"}'):
+    mistakes = {"[1]": "is no JSON object", "{": "is no JSON", '{"name": "x"}': "is not a finished cell"}
+    for broken, words in mistakes.items():
         file.write_text(broken + "\n")
-        with pytest.raises(ConfigError, match="line 1 is not a finished cell"):
+        with pytest.raises(ConfigError, match=f"line 1 {words}"):
             lines.read(file)
 
 
@@ -317,7 +319,7 @@ def test_gains_compare_the_same_seeds():
 def test_the_page_is_written_from_the_lines(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(lines, "current", lambda found, cells: found)
     for one in made() + made(setting="mnist", seed=0):
-        lines.append(tmp_path / "claims.jsonl", one)
+        json_lines.append(tmp_path / "claims.jsonl", one)
     (tmp_path / "results.md").write_text(
         "<!-- claims state -->\n<!-- end -->\n<!-- claims verdicts -->\nstale\n<!-- end -->\n"
         "<!-- claims matched -->\n<!-- end -->\n"
@@ -327,7 +329,7 @@ def test_the_page_is_written_from_the_lines(tmp_path, capsys, monkeypatch):
     text = (tmp_path / "results.md").read_text()
     assert "**C1: holds.**" in text
     assert f"**20 cells of the grid are computed, {plan.to_come([])} are not.**" in text
-    assert "| flow gradient | 1 | 98.5 | 60.0 | 50.0 | 25.0 | 60.0 | 60.0 | 0.50 | 0.80 | 3 |" in text
+    assert "| flow gradient | 1 | 98.5 | 60.0 | 50.0 | 25.0 | 60.0 | 60.0 | 0.50 (100 %) | 0.80 | 3 |" in text
     assert "![Curves](claims-curves.png)" in text
     assert "stale" not in text
     assert "`digits`: 200 test images, one seed; accuracies" in text

@@ -109,4 +109,4 @@ def test_the_table_drops_what_is_the_same_everywhere():
 @pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda path: path.stem)
 def test_methods_of_stored_results_are_known(path):
     named = {row["method"] for row in rows.read(path)["rows"] if "method" in row}
-    assert path.stem.startswith(("storage", "certified")) or named <= set(METHODS)  # these name their own
+    assert path.stem.startswith(("storage", "certified", "transfer")) or named <= set(METHODS)  # these name their own

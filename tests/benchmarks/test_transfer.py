@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks import plots, rows
+from benchmarks import json_lines, plots, rows
 from benchmarks import transfer as benchmark
-from benchmarks.claims import grid, lines
+from benchmarks.claims import grid
 from benchmarks.claims.cell import MEASURES
 from train import options
 from train.errors import ConfigError
@@ -35,7 +35,7 @@ def test_networks_see_their_own_deformations_and_those_of_the_others(tmp_path, m
     file = tmp_path / "claims.jsonl"
     for cell in grid.cells():
         if cell.seed == 0:
-            lines.append(file, finished(cell))
+            json_lines.append(file, finished(cell))
     standard, robust = benchmark.run(benchmark.Options(setting=("small",), lines=file))
     assert [row["method"] for row in (standard, robust)] == ["standard", "deformation"]
     for row, other in ((standard, "deformation"), (robust, "standard")):
