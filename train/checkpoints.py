@@ -9,7 +9,7 @@ import enum
 import math
 import shutil
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -76,6 +76,15 @@ class Writer(NamedTuple):
     run: runs.Run
     config: Config
 
+    def finish(self) -> None:
+        """Waits until the last checkpoint is written.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
+        with _storing(self.run):
+            self.manager.wait_until_finished()
+
     def save(self, step: int, state: Tree, accuracy: float | None = None) -> None:
         """Starts writing a checkpoint; the next `save` and the exit of `open_writer` wait until it is written.
 
@@ -83,8 +92,7 @@ class Writer(NamedTuple):
             StorageError: this checkpoint or the one before cannot be written.
         """
         runs.check_ours(self.run)
-        with _storing(self.run):
-            self.manager.wait_until_finished()
+        self.finish()
         _purge(self.run)
         leaves = shards.copied(manifests.flat(state))
         if accuracy is not None:
@@ -204,34 +212,54 @@ def restore(folder: Path, state: Tree, *, config: Config, select: Literal["last"
         CheckpointError: none is intact, or one belongs to another config or network.
         StorageError: a checkpoint cannot be read at the moment, so it may or may not be intact.
     """
+    return _in_state(read(folder, select=select, check=lambda stored: _check_fits(stored, state, config)), state)
+
+
+def read(
+    folder: Path, *, select: Literal["last", "best"] = "last", check: Callable[[Stored], None] = lambda stored: None
+) -> Restored:
+    """As `restore`, with the arrays by their paths in place of the state.
+
+    Args:
+        folder: a run's checkpoints.
+        select: which checkpoint to try first.
+        check: raises for a checkpoint that cannot be used.
+
+    Raises:
+        CheckpointError: none is intact.
+        StorageError: a checkpoint cannot be read at the moment.
+    """
     for _ in range(_TRIES):
         with suppress(Removed):  # the training that removed it has a newer checkpoint now
             if select == "best":
                 opened = open_all(folder)
-                return _first_intact(folder, ((step, opened[step]) for step in best_first(opened)), state, config)
+                return _first_intact(folder, ((step, opened[step]) for step in best_first(opened)), check)
             newest_first = reversed(manifests.steps(folder))
-            return _first_intact(folder, ((step, _open(folder, step)) for step in newest_first), state, config)
+            return _first_intact(folder, ((step, _open(folder, step)) for step in newest_first), check)
     raise CheckpointError(f"{folder}: training removes checkpoints faster than they can be read: wait until it ends")
 
 
+def _in_state(found: Restored, state: Tree) -> Restored:
+    """The arrays of a checkpoint in the structure of a state."""
+    leaves = [found.state[path] for path in manifests.flat(state)]
+    return found._replace(state=jax.tree.unflatten(jax.tree.structure(state), leaves))
+
+
 def _first_intact(
-    folder: Path, candidates: Iterable[tuple[int, Stored | str]], state: Tree, config: Config
+    folder: Path, candidates: Iterable[tuple[int, Stored | str]], check: Callable[[Stored], None]
 ) -> Restored:
     skipped: dict[int, str] = {}
     for step, stored in candidates:
         if isinstance(stored, str):
             skipped[step] = stored
             continue
-        _check_fits(stored, state, config)
+        check(stored)
         try:
-            leaves = stored.read()
+            return Restored(step, stored.read(), skipped)
         except Removed:
             raise
         except Damaged as error:
             skipped[step] = str(error)
-            continue
-        restored = [leaves[path] for path in manifests.flat(state)]
-        return Restored(step, jax.tree.unflatten(jax.tree.structure(state), restored), skipped)
     detail = "; ".join(f"step {step}: {reason}" for step, reason in skipped.items()) or "there is none"
     raise CheckpointError(f"{folder}: no intact checkpoint ({detail})")
 
@@ -303,7 +331,10 @@ def resume(run: runs.Run, state: Tree, *, config: Config) -> Restored | None:
     if outcome is _Outcome.NOTHING:
         return None
     step = processes.from_lead(found.step if found else 0)
-    return found or _first_intact(folder, [(step, _open(folder, step))], state, config)
+    if found is not None:
+        return found
+    chosen = [(step, _open(folder, step))]
+    return _in_state(_first_intact(folder, chosen, lambda stored: _check_fits(stored, state, config)), state)
 
 
 def _check_names(folder: Path) -> None:

@@ -45,6 +45,16 @@ def keep(option: str | None) -> Path | None:
     Raises:
         ConfigError: the folder that the option names cannot be used.
     """
+    folder = _checked(option)
+    if processes.is_joined():
+        processes.barrier("the kept programs are checked")
+    if folder is not None:
+        _use(folder)
+    return folder
+
+
+def _checked(option: str | None) -> Path | None:
+    """The folder in which JAX is to keep programs, without damaged ones (process 0 removes them for all)."""
     if option == OFF:
         jax.config.update("jax_enable_compilation_cache", False)
         return None
@@ -64,7 +74,8 @@ def keep(option: str | None) -> Path | None:
         folder = Path(os.path.abspath(root)) / _machine()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         _check_private(folder)
-        _remove_damaged(folder)
+        if processes.is_lead():
+            _remove_damaged(folder)
     except (OSError, DataError) as error:
         if option is not None:
             raise ConfigError(
@@ -72,7 +83,6 @@ def keep(option: str | None) -> Path | None:
             ) from error
         say(f"compiled programs are not kept: {one_line(error)}")
         return None
-    _use(folder)
     return folder
 
 
@@ -143,11 +153,11 @@ def _remove_damaged(folder: Path) -> None:
     """Removes entries that do not have their checksum, and the oldest of too many."""
     kept = []
     for entry in _entries(folder):
-        checksum = _checksum(entry)
-        if entry.is_file() and checksum.is_file() and checksum.read_text(errors="replace") == _digest(entry):
-            kept.append((entry.stat().st_mtime, entry.stat().st_size, entry))
-        else:
-            _remove(entry)
+        with suppress(FileNotFoundError):  # another training in the same cache removes entries, too
+            if _checksum(entry).read_text(errors="replace") == _digest(entry):
+                kept.append((entry.stat().st_mtime, entry.stat().st_size, entry))
+                continue
+        _remove(entry)
     total = 0
     for _, size, entry in sorted(kept, reverse=True):
         total += size

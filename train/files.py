@@ -138,10 +138,9 @@ def _create_temporary(path: Path) -> tuple[int, str]:
     """A locked temporary file beside `path`: the lock says that its writer lives."""
     while True:
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        lock(handle)
-        if is_open_at(handle, Path(temporary)):
+        if lock(handle) is not False and is_open_at(handle, Path(temporary)):
             return handle, temporary
-        os.close(handle)  # another process took it for a leftover before it was locked
+        os.close(handle)  # another process takes it for a leftover: it came before the lock
 
 
 def _remove_leftovers(path: Path) -> None:

@@ -25,6 +25,7 @@ from train.optimizers import Make
 from train.options import check
 from train.pace import Pace, forward_flops, peak
 from train.progress import progress
+from train.schedules import Step
 from train.starting import Start
 from train.state import State
 from train.task import Splits, Task, prepare
@@ -95,7 +96,7 @@ def fit(
         images = task.splits.train
         contents = images.fingerprint
     total = config.epochs * task.steps_per_epoch
-    check_steps(profile, 0, total)
+    check_steps(profile, total)
     restored = None
     if not resume:  # before the folder is made: weights that cannot be used leave nothing behind
         with start.waiting_for("first weights"):
@@ -106,7 +107,8 @@ def fit(
         with start.waiting_for("checkpoint"):
             restored = checkpoints.resume(run, task.network.shapes, config=config)
             state = restored.state if restored else _initial(config, task)
-        check_steps(profile, int(state.step), total)
+        if profile and profile.stop <= int(state.step) and processes.is_lead():
+            say(f"--profile {profile.start}:{profile.stop}: these steps have been taken; nothing is traced")
     runs.create(run, config, len(images), contents)
     if processes.is_lead():
         announce(config, engine, task, restored, changes)
@@ -213,6 +215,14 @@ def announce(
     text = f"training on {where} by {config.parallel}{', each with its part of the state' * config.shard_state}"
     if jax.tree.leaves(task.network.shapes.batch_stats) and engine.devices > 1:
         text += f", batch statistics {'of each alone' if config.model.norm == 'device-batch' else 'over all of them'}"
+    total = config.epochs * task.steps_per_epoch
+    for name in ("weight", "radius"):
+        end = getattr(config.method, f"{name}_ramp_steps", 0) + getattr(config.method, "first_step", 0)
+        if end > total:
+            say(f"--method.{name}-ramp-steps: the {name} would be reached at step {end}; the training ends at {total}")
+    if isinstance(config.schedule, Step) and max(config.schedule.decay_epochs, default=0) >= config.epochs:
+        after = [epoch for epoch in config.schedule.decay_epochs if epoch >= config.epochs]
+        say(f"--schedule.decay-epochs {' '.join(map(str, after))}: the training ends after {config.epochs} epochs")
     validation = task.splits.validation
     side = max(output_shape(config.augmentation, task.splits.train.image_shape)[:2])
     if not config.model.given and (better := advice(config.model.name, side)):
@@ -278,6 +288,7 @@ def _train(
                 note = f"validation accuracy {accuracy:.1%}, loss {watch.loss:.3f}"
             writer.save(saved, whole, accuracy)
             if watch.stopping and saved < last:
+                writer.finish()  # what is said to be saved is on the disk
                 raise Preempted(f"saved step {saved} of {last}; --resume continues from there")
     return state
 

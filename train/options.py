@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import math
 import typing
 from collections.abc import Callable, Hashable, Iterator
 from functools import cache
@@ -25,7 +26,7 @@ from train.models import MODELS
 from train.optimizers import OPTIMIZERS, Sgd
 from train.own import is_own
 from train.ranges import FREE
-from train.schedules import SCHEDULES
+from train.schedules import SCHEDULES, Step
 
 T = TypeVar("T")
 
@@ -67,6 +68,18 @@ def check(config: Config) -> Config:
     if config.schedule.warmup_epochs > config.epochs:
         raise ConfigError(
             f"--schedule.warmup-epochs must be at most --epochs {config.epochs}, got {config.schedule.warmup_epochs}"
+        )
+    if isinstance(config.schedule, Step):
+        epochs = config.schedule.decay_epochs
+        if list(epochs) != sorted(set(epochs)) or min(epochs, default=math.inf) <= config.schedule.warmup_epochs:
+            raise ConfigError(
+                f"--schedule.decay-epochs must increase from above --schedule.warmup-epochs "
+                f"{config.schedule.warmup_epochs:g}, got {' '.join(map(str, epochs))}"
+            )
+    if config.data.random_crop < 1 and config.augmentation.min_area < 1:
+        raise ConfigError(
+            "--data.random-crop and --augmentation.min-area both cut a random part out of every image, got "
+            f"{config.data.random_crop:g} and {config.augmentation.min_area:g}: leave one of them at 1"
         )
     if isinstance(config.optimizer, Sgd) and config.optimizer.nesterov and not config.optimizer.momentum:
         raise ConfigError("--optimizer.nesterov needs --optimizer.momentum above 0, got 0")

@@ -14,7 +14,8 @@ import numpy as np
 from jax import Array
 
 from train import processes
-from train.data import Augmentation, Source, center_view, eval_batches, example_keys
+from train.data import Augmentation, Source, center_view, eval_batches, example_keys, subset
+from train.data.sample import sample
 from train.methods import Forward, Inputs
 from train.parallel import Engine
 from train.state import State, predict
@@ -50,7 +51,7 @@ def detector(
     Args:
         watch: the attack, of more steps than the training's; with None nothing is measured.
         network: what is trained.
-        source: validation images; the first 500 are used.
+        source: validation images; a sample of 500 is used, every class in its proportion.
         engine: what runs where.
         options: of the training's augmentation.
         before: the accuracies of earlier epochs.
@@ -63,7 +64,10 @@ def detector(
         return lambda state: {}
     size = -(-min(len(source), _EXAMPLES) // engine.devices) * engine.devices
     batches = eval_batches(
-        source, batch_size=size, process_index=jax.process_index(), process_count=jax.process_count()
+        subset(source, np.sort(sample(source, _EXAMPLES)), source.name),
+        batch_size=size,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
     )
     batch = engine.divide(next(iter(batches)))
     count = jax.jit(lambda state, batch: attacked_accuracy(watch, network, state, batch, options))

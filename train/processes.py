@@ -7,7 +7,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 
 import jax
@@ -16,7 +17,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from train.errors import ConfigError, NonFiniteLoss, Preempted, one_line
+from train.errors import ConfigError, NonFiniteLoss, Preempted, RunError, one_line
 from train.rendezvous import meet
 
 PREEMPTED = Preempted.exit_code
@@ -151,6 +152,22 @@ def from_lead(number: int) -> int:
 def from_all(number: int) -> list[int]:
     """The numbers of all processes in their order, in every process."""
     return [int(value) for value in np.atleast_1d(multihost_utils.process_allgather(np.int32(number)))]
+
+
+def agree(facts: Mapping[str, str]) -> None:
+    """Checks that every process knows the same, given as ``{what: text}``.
+
+    Raises:
+        RunError: in every process, if one knows something else.
+    """
+    for what, text in facts.items():
+        digests = from_all(zlib.crc32(text.encode()) & 0x7FFFFFFF)
+        other = next((index for index, digest in enumerate(digests) if digest != digests[0]), None)
+        if other is not None:
+            raise RunError(
+                f"process {other} has other {what} than process 0: start all processes with the same options, data and "
+                "weights"
+            )
 
 
 def largest_of_all(numbers: np.ndarray) -> np.ndarray:

@@ -15,6 +15,7 @@ import stat
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
@@ -271,9 +272,10 @@ def create(run: Run, config: Config, training_images: int, data: str | None = No
     The arguments are those of `check_data`.
 
     Raises:
-        RunError: another process does not see the folder.
+        RunError: another process does not see the folder, or has other options or training images.
         StorageError: the folder is no longer this training's.
     """
+    processes.agree({"options": _shared(config), "training images": f"{training_images} {data}"})
     processes.barrier("every process has looked at the folder")
     if processes.is_lead():
         _check_held(run)
@@ -291,6 +293,12 @@ def create(run: Run, config: Config, training_images: int, data: str | None = No
         f"process {seen.index(0)} does not see {run.config}, which process 0 has written: all processes need a "
         "--run-dir on the same file system"
     )
+
+
+def _shared(config: Config) -> str:
+    """The config as text, without the paths that may differ from host to host."""
+    data = replace(config.data, data_dir=None, name=config.data.name.rpartition("/")[2])
+    return options.to_json(replace(config, data=data, init=None if config.init is None else "given"))
 
 
 def _sees(path: Path) -> bool:

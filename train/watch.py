@@ -100,13 +100,17 @@ class Watch:
         allowed = self._config.max_skipped
         if self.skipped > allowed:
             raise NonFiniteLoss(
-                f"{what}; earlier checkpoints are kept. Lower --optimizer.learning-rate or --method.weight, or "
-                "raise --max-skipped"
+                f"{what}; earlier checkpoints are kept. Train in another --run-dir with a lower "
+                f"{' or '.join(self._remedies())}, or raise --max-skipped"
             )
         batch = step + self.skipped - 2
         self._log.write(step, {"skipped_batch": batch, "skipped": self.skipped, "seconds": self.seconds})
         if processes.is_lead():
             print(f"skipped batch {batch} ({self.skipped} of at most {allowed}): {what}", file=sys.stderr)
+
+    def _remedies(self) -> list[str]:
+        weights = (name for name in ("weight", "beta") if hasattr(self._config.method, name))
+        return ["--optimizer.learning-rate", *(f"--method.{name}" for name in weights)]
 
     def _write(self) -> None:
         if not self._window:

@@ -78,7 +78,7 @@ def run(options: Options) -> str:
                 jax.clear_caches()
 
 
-def _wanted(found: list[lines.Line], options: Options) -> list[plan.Wanted]:
+def _wanted(found: list[json_lines.Line], options: Options) -> list[plan.Wanted]:
     current = lines.current(found, grid.cells())
     return [one for one in plan.wanted(current) if options.only in one.cell.name]
 

@@ -63,6 +63,23 @@ def test_entries_without_their_checksum_are_removed_and_the_oldest_of_too_many(t
     assert len(list(folder.iterdir())) == 4
 
 
+def test_entries_that_another_training_removes_meanwhile_are_no_error(tmp_path, kept, monkeypatch):
+    folder = compiled.keep(str(tmp_path))
+    entries = [add(folder, str(number)) for number in range(3)]
+    compiled._seal(folder)
+    digest = compiled._digest
+
+    def removed_while_read(entry):
+        found = digest(entry)
+        if entry == entries[1]:
+            compiled._remove(entry)
+        return found
+
+    monkeypatch.setattr(compiled, "_digest", removed_while_read)
+    compiled.keep(str(tmp_path))
+    assert [entry.exists() for entry in entries] == [True, False, True]
+
+
 @pytest.mark.parametrize(
     ("option", "message"),
     [

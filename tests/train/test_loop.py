@@ -12,10 +12,10 @@ import pytest
 from data_files import write_folder
 from settings import TINY
 
-from train import Method, Splits, fit, loop, manifests, metrics, pace, parallel, runs
+from train import Method, Splits, checkpoints, fit, loop, manifests, metrics, pace, parallel, runs
 from train.config import Data, Model
 from train.data import Augmentation, load
-from train.errors import ConfigError, DataError, NonFiniteLoss, Preempted, RunError
+from train.errors import ConfigError, DataError, NonFiniteLoss, Preempted, RunError, StorageError
 from train.methods import Inputs, Penalty, Terms
 from train.methods.gradient import FlowGradient
 from train.optimizers import Sgd
@@ -59,6 +59,20 @@ def test_resume_is_exact_to_the_bit(tmp_path, data_dir):
     assert [line["step"] for line in theirs] == [7, 12, 14, 15, 15]
     assert ours[0] == theirs[0]
     assert ours[2:] == theirs[3:]  # stopping ended a line at step 12, so that of step 14 has the two steps after it
+
+
+def test_a_stop_whose_checkpoint_cannot_be_written_is_no_success(tmp_path, data_dir, monkeypatch):
+    """Writing goes on in the background when the loop is told to stop, and fails there."""
+    waits = checkpoints.ocp.CheckpointManager.wait_until_finished
+
+    def wait(manager):
+        waits(manager)
+        if manifests.steps(tmp_path / "run" / "checkpoints"):
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoints.ocp.CheckpointManager, "wait_until_finished", wait)
+    with pytest.raises(StorageError, match="No space left on device"):
+        loop.fit(small(data_dir), tmp_path / "run", stop_requested=lambda: True)
 
 
 class _Log:

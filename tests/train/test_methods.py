@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -13,6 +14,7 @@ import pytest
 from settings import TINY, batches, compiled, network
 
 import deformreg.certification
+from train.config import Model
 from train.errors import ConfigError
 from train.methods import METHODS as KINDS
 from train.methods import Forward, Inputs
@@ -219,6 +221,26 @@ def test_a_share_of_the_batch_is_penalized_with_the_same_weight():
     penalties, _ = deformreg.gradient_penalty(lambda some: forward.losses(some, "batch"), jnp.asarray(images))
     np.testing.assert_allclose(metrics["penalty"], penalties.mean(), rtol=1e-4)
     np.testing.assert_allclose(metrics["loss"], whole["loss"], rtol=1e-5)
+
+
+def test_all_images_count_in_the_running_statistics_when_a_share_is_penalized():
+    share = FlowGradient(share=0.25).make()
+    model, state, _ = network(replace(TINY, model=Model(width=0.1, norm="batch")))
+    (batch,) = batches(1)
+    images, labels = jnp.asarray(batch["image"], jnp.float32) / 255, batch["label"]
+    keys = jax.random.split(jax.random.key(0), len(images))
+
+    def statistics(rows):
+        forward = Forward(model, state.params, state.batch_stats, labels[rows], keys[rows])
+        return forward.train(images[rows])[1].batch_stats
+
+    count = len(images) // 4
+    first, rest = statistics(slice(count)), statistics(slice(count, None))
+    expected = jax.tree.map(lambda a, b: (a + 3 * b) / 4, first, rest)
+    forward = Forward(model, state.params, state.batch_stats, labels, keys)
+    found = share.penalty.terms(forward, images, keys).aux.batch_stats
+    assert jax.tree.leaves(found)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5), found, expected)
 
 
 @pytest.mark.slow

@@ -11,7 +11,8 @@ import pytest
 from settings import METHODS, TINY
 
 from train.commands.fit import parse
-from train.config import Config, Model
+from train.config import Config, Data, Model
+from train.data import Augmentation
 from train.errors import ConfigError
 from train.methods import METHODS as KINDS
 from train.methods.adversarial import Adversarial, Deformation
@@ -91,6 +92,16 @@ def test_bad_config_files_are_named(change, message):
         ({"method": Standard(random_start=-1.0)}, "--method.random-start must be at least 0"),
         ({"schedule": Step(decay_epochs=(3, 0))}, "--schedule.decay-epochs must be at least 1, got 0"),
         ({"schedule": Constant(warmup_epochs=2.0)}, "--schedule.warmup-epochs must be at most --epochs 1, got 2.0"),
+        ({"schedule": Step(decay_epochs=(40, 40))}, "--schedule.decay-epochs must increase from above .* got 40 40"),
+        ({"schedule": Step(decay_epochs=(60, 40))}, "--schedule.decay-epochs must increase"),
+        (
+            {"schedule": Step(decay_epochs=(2, 40), warmup_epochs=3.0), "epochs": 5},
+            "--schedule.decay-epochs must increase from above --schedule.warmup-epochs 3, got 2 40",
+        ),
+        (
+            {"data": Data(random_crop=0.08), "augmentation": Augmentation(min_area=0.5)},
+            "--data.random-crop and --augmentation.min-area both cut .* got 0.08 and 0.5: leave one of them at 1",
+        ),
         ({"optimizer": Sgd(momentum=0.0, nesterov=True)}, "--optimizer.nesterov needs --optimizer.momentum"),
         (
             {"method": FlowGradient(statistics="held", rule=FiniteDifference())},

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from settings import TINY
 
 from train import overfitting, parallel
-from train.data import Augmentation, load
+from train.data import Augmentation, Source, load
 from train.loop import fit
 from train.methods.fast import Fast
 from train.methods.method import Inputs
@@ -42,6 +43,24 @@ def test_a_fall_below_half_of_the_best_is_said(measured, capsys):
     assert "catastrophic overfitting" in line
     assert "from 90.0% to" in line
     assert "--method.steps" not in line  # fast and n-fgsm have none
+
+
+def test_every_class_is_measured_where_the_images_are_stored_by_class():
+    labels = np.repeat(np.arange(2), 600)
+    images = np.zeros((1200, 8, 8, 1), np.uint8)
+
+    def read(indices):
+        return images[indices], labels[indices]
+
+    source = Source(
+        "by class", 1200, (8, 8, 1), ("a", "b"), read, lambda at: np.zeros(len(at), bool), in_memory=False,
+        labels=lambda at: labels[at],
+    )  # fmt: skip
+    trained = build(TINY, source)
+    engine = parallel.make_engine("jit", devices=1, batch_size=16)
+    watch = Inputs(lambda forward, images, keys: images)
+    measure = overfitting.detector(watch, trained, source, engine, Augmentation())
+    assert measure(trained.init())["attacked_accuracy"] == 0.5  # one answer for all images
 
 
 def test_without_a_stronger_attack_nothing_is_measured():

@@ -30,6 +30,13 @@ def test_the_two_releases_have_their_weights():
     assert weights == {"resnet20-flow-2021": 1.1, "vgg13-flow-2021": 1.1, "vgg11-flow-2022": 4.4}
 
 
+def test_the_vision_transformer_leaves_norms_and_biases_undecayed():
+    """As Beyer et al. do: only kernels decay."""
+    recipes = [preset.config.optimizer for name, preset in PRESETS.items() if name.startswith("imagenet-vit-s16")]
+    assert recipes
+    assert not any(recipe.decay_all for recipe in recipes)
+
+
 NAMES = ("resnet20-flow-2021", "vgg13-flow-2021", "vgg11-flow-2022")
 
 

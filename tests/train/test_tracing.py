@@ -11,11 +11,10 @@ from train.tracing import check_steps, traced
 
 
 def test_steps_that_a_training_does_not_take_are_named():
-    for steps in (range(0), range(99, 200), range(0, 11), range(10, 20)):
-        check_steps(steps, 10, 100)
-    for steps in (range(100, 110), range(2, 10)):
-        with pytest.raises(ConfigError, match=f"{steps.start}:{steps.stop} traces nothing: .* 10 to step 100"):
-            check_steps(steps, 10, 100)
+    for steps in (range(0), range(99, 200), range(0, 11)):
+        check_steps(steps, 100)
+    with pytest.raises(ConfigError, match=r"100:110 traces nothing: .* 0 to step 100"):
+        check_steps(range(100, 110), 100)
 
 
 @pytest.mark.slow

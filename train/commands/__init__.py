@@ -31,7 +31,8 @@ Exit codes:
 """
 
 _LESS_MEMORY = {
-    "fit": "--accumulate, --model.remat or a smaller --batch-size take less, in the evaluation --evaluation.batch-size",
+    "fit": "--accumulate, --model.remat or a smaller --batch-size take less, with another --run-dir; in the evaluation "
+    "--evaluation.batch-size",
     "evaluate": "`fit --resume RUN --no-evaluate --evaluation.batch-size N` stores a smaller batch for the attacks",
     "certify": "a smaller --batch-size takes less",
 }

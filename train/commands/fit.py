@@ -131,7 +131,7 @@ def run(arguments: list[str]) -> int:
         from train.commands import evaluate
 
         runs.check_still_ours(folder)  # what is there would be evaluated, and its report written
-        evaluate.compare(evaluate.Evaluate((folder,), networks=tuple(networks)))
+        evaluate.compare(evaluate.Evaluate((folder,), devices=options.config.devices, networks=tuple(networks)))
     return 0
 
 

@@ -3,7 +3,7 @@
 from train.data.augmentation import Augmentation, augment, center_view, example_keys, output_shape, to_float
 from train.data.batches import device_prefetch, eval_batches, train_batches
 from train.data.labels import Labels
-from train.data.source import MEMORY_LIMIT, Source, hold_out, load
+from train.data.source import MEMORY_LIMIT, Source, hold_out, load, subset
 from train.errors import DataError, NoSplit
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "hold_out",
     "load",
     "output_shape",
+    "subset",
     "to_float",
     "train_batches",
 ]

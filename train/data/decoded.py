@@ -6,6 +6,7 @@ whole; a mapped file could change during the training, and its end could go miss
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import io
 import math
@@ -99,7 +100,7 @@ def write_copy(folder: Path, arrays: Arrays) -> None:
     except OSError:
         return
     stem = folder.name.rpartition("-")[0]
-    for other in folder.parent.glob(f"{stem}-*"):
+    for other in folder.parent.glob(f"{glob.escape(stem)}-*"):
         if other != folder and len(other.name) == len(folder.name):
             shutil.rmtree(other, ignore_errors=True)
 

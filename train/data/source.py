@@ -182,8 +182,8 @@ def hold_out(source: Source, fraction: float, seed: int = 0) -> tuple[Source, So
     order = permutation(len(source), seed, 0)
     rest, cut = np.sort(order[count:]), np.sort(order[:count])
     return (
-        _subset(source, rest, f"{source.name} less {fraction} held out"),
-        _subset(source, cut, f"{source.name}, the {fraction} held out"),
+        subset(source, rest, f"{source.name} less {fraction} held out"),
+        subset(source, cut, f"{source.name}, the {fraction} held out"),
     )
 
 
@@ -194,16 +194,26 @@ def _part(source: Source, part: Part) -> Source:
         raise DataError(f"{source.name}: [{part.start or ''}:{part.stop or ''}] of {len(source)} examples is empty")
     if len(rows) == len(source):
         return source
-    return _subset(source, np.asarray(rows), f"{source.name}[{part.start or ''}:{part.stop or ''}]")
+    return subset(source, np.asarray(rows), f"{source.name}[{part.start or ''}:{part.stop or ''}]")
 
 
-def _subset(source: Source, kept: np.ndarray, name: str) -> Source:
+def subset(source: Source, kept: np.ndarray, name: str) -> Source:
+    """The examples of a split with these indices, in this order, as a split of its own."""
     labels = source.labels
+
+    # A copy of a small part, so that the rest need not stay in memory.
+    own = source.read(kept) if source.in_memory and 2 * len(kept) <= len(source) else None
+
+    def read(indices: np.ndarray, draws: np.ndarray | None = None) -> Arrays:
+        if own is not None:
+            return own[0][indices], own[1][indices]
+        return source.read(kept[indices]) if draws is None else source.read(kept[indices], draws)
+
     return replace(
         source,
         name=name,
         size=len(kept),
-        read=lambda indices, *draws: source.read(kept[indices], *draws),
+        read=read,
         unreadable=lambda indices: source.unreadable(kept[indices]),
         labels=None if labels is None else lambda indices: labels(kept[indices]),
     )

@@ -135,7 +135,10 @@ def penalty_of(
             return on_all(forward, images, keys)
         first = on_all(forward.part(slice(count)), images[:count], keys[:count])
         losses, rest = forward.part(slice(count, None)).train(images[count:])
-        aux = Aux(jnp.concatenate([first.aux.logits, rest.logits]), rest.batch_stats)
+        # Both begin with the same running statistics, and each image counts alike.
+        part = count / len(images)
+        batch_stats = jax.tree.map(lambda a, b: part * a + (1 - part) * b, first.aux.batch_stats, rest.batch_stats)
+        aux = Aux(jnp.concatenate([first.aux.logits, rest.logits]), batch_stats)
         return Terms(jnp.concatenate([first.losses, losses]), first.penalties, aux)
 
     penalized = passes + (STANDARD_PASSES if statistics == "running" else 0.0)

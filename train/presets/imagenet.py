@@ -66,7 +66,7 @@ _VIT = Preset(
         augmentation=Augmentation(flip=True, rand=2, rand_strength=1.0),
         labels=Labels(mixup=0.2),
         model=Model(name="vit-s-16", dtype="bfloat16"),
-        optimizer=AdamW(learning_rate=1e-3, weight_decay=0.1, clip_norm=1.0),
+        optimizer=AdamW(learning_rate=1e-3, weight_decay=0.1, decay_all=False, clip_norm=1.0),
         schedule=Cosine(warmup_epochs=10_000 / _STEPS),
     ),
     "ViT-S/16, 224 px, bfloat16",

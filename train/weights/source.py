@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from train import checkpoints, files, manifests, runs
-from train.errors import CheckpointError, ConfigError, one_line
+from train import checkpoints, files, runs
+from train.errors import CheckpointError, ConfigError, one_line, say
 from train.weights.matching import OWN
 
 Arrays = dict[str, np.ndarray]
@@ -61,18 +61,11 @@ def _evaluated(leaves: Arrays) -> Arrays:
 
 
 def _of_run(folder: Path) -> Arrays:
-    config, stored = runs.load_config(folder), runs.Run(folder).checkpoints
-    opened = checkpoints.open_all(stored)
-    steps = checkpoints.best_first(opened) if config.select == "best" else sorted(opened, reverse=True)
-    for step in steps:
-        one = opened[step]
-        if isinstance(one, str):
-            continue
-        try:
-            leaves = one.read()
-        except manifests.Damaged:
-            continue
-        return _evaluated(leaves)
-    raise CheckpointError(
-        f"--init {folder}: no intact checkpoint; `python -m train verify {folder}` says what is wrong"
-    )
+    config = runs.load_config(folder)
+    try:
+        found = checkpoints.read(runs.Run(folder).checkpoints, select=config.select)
+    except CheckpointError as error:
+        raise CheckpointError(f"--init {error}; `python -m train verify {folder}` reads them all") from error
+    for step, reason in found.skipped.items():
+        say(f"--init {folder}: skipped step {step}: {reason}")
+    return _evaluated(found.state)

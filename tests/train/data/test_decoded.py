@@ -66,6 +66,13 @@ def test_decoded_copies_of_other_options_and_processes_stay(tmp_path):
     assert changed.keys() & both.keys() == both.keys() - {path}
 
 
+def test_the_copy_of_a_folder_that_has_changed_is_removed_whatever_its_name(tmp_path):
+    for count in (12, 13):
+        write_images(tmp_path / "set [2024]", count=count)
+        data.load(str(tmp_path / "set [2024]"), data_dir=tmp_path / "cache")
+    assert len(list((tmp_path / "cache" / "decoded").iterdir())) == 1
+
+
 def damage(path, rng):
     """Flips a bit of a file, or cuts its end off in one of four calls."""
     content = bytearray(path.read_bytes())

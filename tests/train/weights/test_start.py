@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import struct
 from dataclasses import replace
 from pathlib import Path
@@ -135,6 +136,29 @@ def test_weights_that_cannot_be_used_are_named(trained, tmp_path, capsys):
         assert not (tmp_path / "run").exists()
     assert command("export") == 2
     assert command("export", tmp_path / "folder") == 2
+
+
+def test_a_damaged_checkpoint_of_the_run_is_named_and_another_taken(trained, tmp_path, capsys, monkeypatch):
+    folder = shutil.copytree(trained[0] / "run", tmp_path / "copy")
+    (step,) = manifests.steps(folder / "checkpoints")
+    expected = read(folder)
+    shutil.copytree(folder / "checkpoints" / str(step), folder / "checkpoints" / str(step + 1))
+    removed = []
+
+    def first_removed(stored, read=manifests.Stored.read):  # by a training that goes on
+        if not removed:
+            removed.append(stored)
+            raise manifests.Removed("gone")
+        return read(stored)
+
+    monkeypatch.setattr(manifests.Stored, "read", first_removed)
+    manifest = next((folder / "checkpoints" / str(step + 1) / "manifest").rglob("*"))
+    manifest.write_bytes(b"{") if manifest.is_file() else shutil.rmtree(manifest)
+    found = read(folder)
+    assert removed
+    assert f"skipped step {step + 1}" in capsys.readouterr().err
+    for name, array in expected.items():
+        np.testing.assert_array_equal(found[name], array)
 
 
 def test_where_weights_are_is_stored_absolute(trained, tmp_path, monkeypatch):
