@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from deformreg import cross_entropy, gradient_penalty, linf, multi_step
+from deformreg import cross_entropy, evaluate, gradient_penalty
+from deformreg.evaluation import suites
 
 labels = jnp.arange(64) % 2  # a bright upper or lower half under noise
 halves = jnp.where((jnp.arange(8) < 4)[None, :] == (labels == 0)[:, None], 0.7, 0.3)
@@ -48,7 +49,8 @@ def logits_fn(images: Array) -> Array:
     return jnp.asarray(net.apply(params, images))
 
 
-attacked = multi_step(lambda images: cross_entropy(logits_fn(images), labels), images, ball=linf(1.0), num_steps=5)
-accuracy = float(jnp.mean(logits_fn(images).argmax(1) == labels))
-robust = float(jnp.mean(logits_fn(attacked.images).argmax(1) == labels))
-print(f"Haiku: objective {values[0]:.3f} -> {values[-1]:.3f}, accuracy {accuracy:.2f}, within 1 pixel {robust:.2f}")
+evaluation = evaluate(logits_fn, images, labels, suites.quick(0.5), key=jax.random.key(2))
+accuracy, robust = evaluation.clean_accuracy, evaluation.robust_accuracy
+print(
+    f"Haiku: objective {values[0]:.3f} -> {values[-1]:.3f}, accuracy {accuracy:.2f}, within 0.5 px {robust:.2f}"
+)

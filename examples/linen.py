@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from deformreg import cross_entropy, gradient_penalty, linf, multi_step
+from deformreg import cross_entropy, evaluate, gradient_penalty
+from deformreg.evaluation import suites
 
 
 class Net(nn.Module):
@@ -56,7 +57,8 @@ def logits_fn(images: Array) -> Array:
     return jnp.asarray(net.apply({"params": params, "batch_stats": stats}, images, train=False))
 
 
-attacked = multi_step(lambda images: cross_entropy(logits_fn(images), labels), images, ball=linf(1.0), num_steps=5)
-accuracy = float(jnp.mean(logits_fn(images).argmax(1) == labels))
-robust = float(jnp.mean(logits_fn(attacked.images).argmax(1) == labels))
-print(f"Linen: objective {values[0]:.3f} -> {values[-1]:.3f}, accuracy {accuracy:.2f}, within 1 pixel {robust:.2f}")
+evaluation = evaluate(logits_fn, images, labels, suites.quick(0.5), key=jax.random.key(2))
+accuracy, robust = evaluation.clean_accuracy, evaluation.robust_accuracy
+print(
+    f"Linen: objective {values[0]:.3f} -> {values[-1]:.3f}, accuracy {accuracy:.2f}, within 0.5 px {robust:.2f}"
+)

@@ -8,7 +8,8 @@ import optax
 from flax import nnx
 from jax import Array
 
-from deformreg import cross_entropy, gradient_penalty, linf, multi_step
+from deformreg import cross_entropy, evaluate, gradient_penalty
+from deformreg.evaluation import suites
 
 
 class Net(nnx.Module):
@@ -53,7 +54,6 @@ def step(net: Net, optimizer: nnx.Optimizer[Net]) -> Array:
 net.train()  # type: ignore[no-untyped-call]
 values = [float(step(net, optimizer)) for _ in range(60)]
 net.eval()  # type: ignore[no-untyped-call]
-attacked = multi_step(lambda images: cross_entropy(net(images), labels), images, ball=linf(1.0), num_steps=5)
-accuracy = float(jnp.mean(net(images).argmax(1) == labels))
-robust = float(jnp.mean(net(attacked.images).argmax(1) == labels))
-print(f"NNX: objective {values[0]:.3f} -> {values[-1]:.3f}, accuracy {accuracy:.2f}, within 1 pixel {robust:.2f}")
+evaluation = evaluate(lambda images: net(images), images, labels, suites.quick(0.5), key=jax.random.key(2))
+accuracy, robust = evaluation.clean_accuracy, evaluation.robust_accuracy
+print(f"NNX: objective {values[0]:.3f} -> {values[-1]:.3f}, accuracy {accuracy:.2f}, within 0.5 px {robust:.2f}")

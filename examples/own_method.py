@@ -1,7 +1,7 @@
 """A training method of one's own, as one value: the gradient with respect to rotations and translations is penalized.
 
 Run it from the checkout: ``python examples/own_method.py [FOLDER]``. The run folder is like any other:
-``python -m train evaluate FOLDER`` attacks the network and writes a report.
+``python -m train evaluate FOLDER --suite standard`` attacks the network and writes a report.
 """
 
 import sys

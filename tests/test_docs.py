@@ -48,6 +48,17 @@ import jax, jax.numpy as jnp
 images, label_maps, key = jnp.ones((2, 4, 4, 1)), jnp.ones((2, 4, 4), int), jax.random.key(0)
 model = lambda images: images * jnp.array([1.0, 2.0])
 """,
+    "photographs.md": """
+import shutil
+from pathlib import Path
+from data_files import write_folder
+from train import Config, fit
+from train.config import Data, Model
+write_folder(Path("photos"), sizes=((20, 30), (24, 20)))
+shutil.copy("photos/test/cat/0.png", "new.jpg")
+data = Data(name="folder:photos", image_size=8, center_crop=0.875)
+fit(Config(data=data, model=Model(width=0.1), batch_size=4, epochs=1, devices=1), "runs/photos-flow")
+""",
 }
 
 

@@ -133,7 +133,7 @@ class Opened(NamedTuple):
 
 
 def open_network(
-    folder: Path,
+    folder: str | Path,
     *,
     data_dir: str | None = None,
     model: nn.Module | own.Factory | None = None,
@@ -142,6 +142,7 @@ def open_network(
 ) -> Opened:
     """Restores a run's network; the arguments and errors are those of `open_run`."""
     processes.check_devices()
+    folder = Path(folder)
     config = runs.load_config(folder)
     place = _look_at(folder)
     test = open_split(config, "test", data_dir, write=False) if test is None else test
@@ -156,7 +157,7 @@ def open_network(
 
 
 def open_run(
-    folder: Path,
+    folder: str | Path,
     *,
     data_dir: str | None = None,
     examples: int = 0,
@@ -180,6 +181,7 @@ def open_run(
     Raises:
         RunError, ConfigError, CheckpointError, DataError: something cannot be used.
     """
+    folder = Path(folder)
     opened = open_network(folder, data_dir=data_dir, model=model, optimizer=optimizer, test=test)
     config, test = opened.config, opened.test
     indices = sample(test, examples or config.evaluation.examples, sample_seed)

@@ -1,6 +1,6 @@
 """Attacks, one file each: per example, compiled and batched. `search` is the kit for writing another.
 
-`stadv` needs Optax, which is optional: ``pip install deformreg[attacks]``.
+`stadv` needs Optax, which is optional: ``pip install optax``.
 """
 
 from deformreg.attacks.adef import adef

@@ -1,6 +1,6 @@
 """stAdv: a smooth flow that fools the model, by L-BFGS on a margin loss plus the flow's total variation.
 
-The only part of the library that needs Optax (for L-BFGS): ``pip install deformreg[attacks]``.
+The only part of the library that needs Optax (for L-BFGS): ``pip install optax``.
 
 References:
     Xiao et al., "Spatially Transformed Adversarial Examples", ICLR 2018.
@@ -175,7 +175,7 @@ def _lbfgs(memory_size: int) -> Any:
     try:
         import optax
     except ImportError:
-        raise ImportError("stadv needs Optax's L-BFGS: pip install deformreg[attacks]") from None
+        raise ImportError("stadv needs Optax's L-BFGS: pip install optax") from None
     return optax.scale_by_lbfgs(memory_size=memory_size)
 
 

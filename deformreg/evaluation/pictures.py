@@ -1,6 +1,6 @@
 """Pictures of evaluations, with Matplotlib; and deformed images in one file with their flows.
 
-Matplotlib is optional: ``pip install deformreg[pictures]``.
+Matplotlib is optional: ``pip install matplotlib``.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def _figure(width: float, height: float) -> Figure:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise ImportError("pictures need Matplotlib: pip install deformreg[pictures]") from None
+        raise ImportError("pictures need Matplotlib: pip install matplotlib") from None
     return Figure(figsize=(width, height), layout="constrained")
 
 

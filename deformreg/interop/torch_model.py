@@ -97,7 +97,7 @@ class _TorchModel:
         try:
             import torch
         except ImportError as error:
-            raise ImportError("from_torch needs PyTorch: pip install deformreg[torch]") from error
+            raise ImportError("from_torch needs PyTorch: pip install torch") from error
 
         if not isinstance(module, torch.nn.Module):
             called = ": call it, it is a class" if isinstance(module, type) else ""
