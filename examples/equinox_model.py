@@ -51,6 +51,4 @@ for _ in range(40):
 logits_fn = jax.jit(jax.vmap(net))
 evaluation = evaluate(logits_fn, images, labels, suites.quick(0.5), key=jax.random.key(2))
 accuracy, robust = evaluation.clean_accuracy, evaluation.robust_accuracy
-print(
-    f"Equinox: objective {values[0]:.3f} -> {values[-1]:.3f}, accuracy {accuracy:.2f}, within 0.5 px {robust:.2f}"
-)
+print(f"Equinox: objective {values[0]:.3f} -> {values[-1]:.3f}, accuracy {accuracy:.2f}, within 0.5 px {robust:.2f}")
