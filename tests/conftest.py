@@ -1,5 +1,6 @@
 """Eight CPU devices and the strictness every core test runs under."""
 
+import gc
 import os
 import tempfile
 
@@ -22,7 +23,14 @@ if jax.__version_info__ < (0, 11):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}"
 
 
+def pytest_collection_finish(session):
+    """Takes the collected tests and the imported modules out of what the garbage collector looks at again and again."""
+    gc.collect()
+    gc.freeze()
+
+
 def pytest_addoption(parser):
+    parser.addoption("--bad-inputs", type=int, default=60, help="bad inputs of each kind that slow tests give")
     parser.addoption("--bad-commands", type=int, default=8, help="bad inputs that slow tests give to commands")
     parser.addoption(
         "--pairs", type=int, default=0, help="methods with networks that tests/train/test_grid.py traces; 0: a quarter"

@@ -14,6 +14,7 @@ import pytest
 from settings import TINY, batches, compiled, network
 
 import deformreg.certification
+from deformreg import penalties
 from train.config import Model
 from train.errors import ConfigError
 from train.methods import METHODS as KINDS
@@ -37,6 +38,8 @@ from train.methods.several import Gradients
 from train.methods.spatial import Spatial
 from train.methods.standard import Standard
 from train.methods.trades import Trades, divergence
+
+KEYS = jax.random.split(jax.random.key(7), 16)
 
 
 def after_one_step(method, **changes):
@@ -241,6 +244,44 @@ def test_all_images_count_in_the_running_statistics_when_a_share_is_penalized():
     found = share.penalty.terms(forward, images, keys).aux.batch_stats
     assert jax.tree.leaves(found)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5), found, expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("method", "penalty"),
+    [
+        (FlowGradient(size="linf"), partial(deformreg.gradient_penalty, size=deformreg.linf(1.0).support)),
+        (InputGradient(size="l2"), partial(
+            deformreg.gradient_penalty, perturbation=deformreg.additive(), size=deformreg.l2(1.0).support
+        )),
+        (Displacement(radius=0.2), lambda loss_fn, images: penalties.displacement_penalty(loss_fn, images, 0.2)),
+        (Cure(radius=0.2), partial(penalties.curvature_penalty, ball=deformreg.linf(0.2))),
+        (Llr(radius=0.2, steps=2, slope_weight=0.5), partial(
+            penalties.linearization_penalty, ball=deformreg.linf(0.2), num_steps=2, slope_weight=0.5, key=KEYS
+        )),
+        (Elle(radius=0.2, steps=0), partial(
+            penalties.local_linearity_penalty, ball=deformreg.linf(0.2),
+            key=jax.vmap(jax.random.fold_in, (0, None))(KEYS, 2),
+        )),
+    ],
+    ids=lambda value: getattr(value, "name", ""),
+)  # fmt: skip
+def test_penalties_are_those_of_the_library(method, penalty):
+    """With its ball, its family and its random keys; the weight is the schedule's."""
+    model, state, _ = network(TINY)
+    (batch,) = batches(1)
+    images, labels = jnp.asarray(batch["image"], jnp.float32) / 255, jnp.asarray(batch["label"])
+
+    @jax.jit
+    def both(images):
+        forward = Forward(model, state.params, state.batch_stats, labels, KEYS)
+        expected, _ = penalty(lambda some: forward.losses(some, "batch"), images)
+        return method.make().penalty.terms(forward, images, KEYS).penalties, expected
+
+    found, expected = both(images)
+    assert (expected > 0).all()
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+    assert method.make().weight(0) == pytest.approx(method.weight)
 
 
 @pytest.mark.slow

@@ -104,7 +104,7 @@ def loss_fn(images, kernel=KERNEL):
 
 
 @families
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])  # in float32: `check_family` below
 def test_the_identity_returns_the_images_bit_for_bit(family, images, dtype):
     images = images.astype(dtype)
     params = family.init(images)
@@ -119,7 +119,7 @@ def test_the_laws_that_users_check_hold(family, images):
 
 
 @families
-def test_the_penalty_is_the_squared_gradient_of_loss_after_apply(family, images):
+def test_the_penalty_is_the_squared_gradient_of_loss_after_apply(family, images, cpus):
     """Example by example, in any batch, compiled or not, on one device or eight; traced once."""
 
     def alone(image):
@@ -136,14 +136,10 @@ def test_the_penalty_is_the_squared_gradient_of_loss_after_apply(family, images)
     penalties, losses = penalty(images)
     np.testing.assert_allclose(penalties, expected, rtol=2e-5)
     np.testing.assert_allclose(losses, loss_fn(images), rtol=1e-5)
-    np.testing.assert_allclose(gradient_penalty(loss_fn, images, family)[0], expected, rtol=2e-5)
-
-
-@families
-def test_eight_devices_return_what_one_does(family, images, cpus):
     apart = jax.pmap(lambda images: gradient_penalty(loss_fn, images, family)[0], devices=cpus)(images[:, None])
-    together = jax.jit(lambda images: gradient_penalty(loss_fn, images, family)[0])(images)
-    np.testing.assert_allclose(apart[:, 0], together, rtol=2e-5)
+    np.testing.assert_allclose(apart[:, 0], expected, rtol=2e-5)
+    if images is IMAGES:
+        np.testing.assert_allclose(gradient_penalty(loss_fn, images, family)[0], expected, rtol=2e-5)
 
 
 @families
