@@ -214,7 +214,7 @@ def announce(
         where += f" of {jax.process_count()} processes"
     text = f"training on {where} by {config.parallel}{', each with its part of the state' * config.shard_state}"
     if jax.tree.leaves(task.network.shapes.batch_stats) and engine.devices > 1:
-        text += f", batch statistics {'of each alone' if config.model.norm == 'device-batch' else 'over all of them'}"
+        text += f", batch statistics {_statistics_over(config)}"
     total = config.epochs * task.steps_per_epoch
     for name in ("weight", "radius"):
         end = getattr(config.method, f"{name}_ramp_steps", 0) + getattr(config.method, "first_step", 0)
@@ -237,6 +237,13 @@ def announce(
         say("changed since (stored, current); hardware, versions and settings of JAX may change the last bits:")
     for line in changes:
         say(f"  {line}")
+
+
+def _statistics_over(config: Config) -> str:
+    """The devices whose images a batch normalization sees, in words."""
+    if config.parallel == "pmap" and (own.is_own(config.model.name) or config.model.given):
+        return "as the layers of your network say (of each alone, or with axis_name='data' over all of them)"
+    return "of each alone" if config.model.norm == "device-batch" else "over all of them"
 
 
 def _train(

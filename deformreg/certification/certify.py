@@ -24,7 +24,7 @@ from numpy.typing import ArrayLike
 from deformreg import _checks
 from deformreg._families import check_layout, family_or_flow
 from deformreg.attacks.attack import LogitsFn, as_argument
-from deformreg.certification.laws import SmoothingLaw, check_law
+from deformreg.certification.laws import SmoothingLaw
 from deformreg.certification.votes import tally
 from deformreg.evaluation.data import OnDemand
 from deformreg.evaluation.devices import ROWS, WHOLE, Devices, devices_of
@@ -180,7 +180,7 @@ def certify(
         Cohen, Rosenfeld and Kolter, "Certified Adversarial Robustness via Randomized Smoothing", ICML 2019, figure 1.
         Alfarra et al., "DeformRS: Certifying Input Deformations with Randomized Smoothing", AAAI 2022.
     """
-    check_law(law)
+    _checks.instance("law", law, SmoothingLaw, "deformreg.certification.gaussian(0.3)")
     images = images if isinstance(images, OnDemand) else _checks.images_on_host(images)
     key = _checks.key(key)
     _checks.at_least_one(images.shape)

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from statistics import NormalDist
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -44,12 +44,6 @@ class SmoothingLaw(NamedTuple):
     noise: Noise
     radius: Callable[[float], float]
     norm: str
-
-
-def check_law(law: Any) -> None:
-    """Raises TypeError unless it is a law."""
-    if not isinstance(law, SmoothingLaw):
-        raise TypeError(f"law must be a SmoothingLaw, for example deformreg.certification.gaussian(0.3), got {law!r}")
 
 
 def gaussian(sigma: Scale) -> SmoothingLaw:

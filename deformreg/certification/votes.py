@@ -11,7 +11,7 @@ from deformreg import _checks
 from deformreg._arrays import aligned, num_shards
 from deformreg._families import check_layout, family_or_flow, identity
 from deformreg.attacks.attack import LogitsFn
-from deformreg.certification.laws import SmoothingLaw, check_law
+from deformreg.certification.laws import SmoothingLaw
 from deformreg.noise import Noise
 from deformreg.perturbations import Params, Perturbation
 
@@ -61,7 +61,7 @@ def smoothed_votes(
     """
     images = _checks.images(images)
     _checks.function("logits_fn", logits_fn)
-    check_law(law)
+    _checks.instance("law", law, SmoothingLaw, "deformreg.certification.gaussian(0.3)")
     key = _checks.key(key)
     num_samples, batch_size = _checks.count("num_samples", num_samples), _checks.count("batch_size", batch_size)
     perturbation = family_or_flow(perturbation)

@@ -116,7 +116,8 @@ MISTAKES = {
     "a number for a law": (lambda: d.certify(LOGITS, IMAGES, law=0.1, key=KEY), "SmoothingLaw", "gaussian(0.3)"),
     "a law that was not called": (
         lambda: d.certification.smoothed_votes(LOGITS, IMAGES, law=d.certification.gaussian, key=KEY),
-        "law must be a SmoothingLaw",
+        "law must be of type SmoothingLaw",
+        "call it, gaussian(...)",
     ),
     "a bound in words": (lambda: d.flow(within="half"), "within must be a number", "'half'"),
     "a bound below zero": (lambda: d.flow(within=-1.0), "within must be at least 0"),

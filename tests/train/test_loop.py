@@ -20,6 +20,7 @@ from train.methods import Inputs, Penalty, Terms
 from train.methods.gradient import FlowGradient
 from train.optimizers import Sgd
 from train.restored import open_run
+from train.schedules import Step
 from train.task import Task, build, prepare
 from train.watch import Watch
 
@@ -174,6 +175,24 @@ def test_the_first_lines_say_what_batch_norm_sees_and_what_validates(capsys, dat
     loop.announce(config, parallel.make_engine(kind, batch_size=16), task, None, [])
     lines = capsys.readouterr().out.splitlines()
     assert lines == [f"training on 8 cpu devices {expected}", "validating on digits, split test: 297 images"]
+
+
+def test_the_first_lines_say_what_the_training_does_not_reach(capsys, data_dir):
+    config = replace(
+        TINY, method=FlowGradient(weight_ramp_steps=50, first_step=2), epochs=45, schedule=Step(decay_epochs=(40, 60))
+    )
+    validation = load("digits", split="test", data_dir=data_dir)
+    task = Task(Splits(validation, validation), build(config, validation), Method("none"), lambda *_: None, 1)
+    engine = parallel.make_engine("pmap", batch_size=16)
+    loop.announce(config, engine, task, None, [])
+    assert capsys.readouterr().err.splitlines() == [
+        "--method.weight-ramp-steps: the weight would be reached at step 52; the training ends at 45",
+        "--schedule.decay-epochs 60: the training ends after 45 epochs",
+    ]
+    batch = replace(TINY.model, norm="batch")
+    task = task._replace(network=build(replace(TINY, model=batch), validation))
+    loop.announce(replace(TINY, model=replace(batch, given="Net")), engine, task, None, [])
+    assert "batch statistics as the layers of your network say" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("kind", ["folder", "npz"])

@@ -31,8 +31,6 @@ CONVOLUTIONS = [  # height, width, kernel size, stride, dtype
     (2, 2, 3, 1, "float64"),
     (1, 2, 3, 2, "float64"),
 ]
-# Most of these tests' time is compilation; the programs are small.
-quick_jit = partial(jax.jit, compiler_options={"xla_llvm_disable_expensive_passes": True})
 
 
 def tolerance(dtype):
@@ -68,7 +66,7 @@ def test_convolutions_agree_to_second_order(h, w, size, stride, dtype):
         images = jax.random.normal(images_key, (2, h, w, 3), dtype)
         kernel = jax.random.normal(kernel_key, (size, size, 3, 4), dtype)
         by_lax, by_matmul = (
-            quick_jit(partial(derivatives_to_second_order, partial(layers.conv, stride=stride, implementation=name)))(
+            jax.jit(partial(derivatives_to_second_order, partial(layers.conv, stride=stride, implementation=name)))(
                 images, kernel
             )
             for name in IMPLEMENTATIONS
@@ -95,7 +93,7 @@ def test_poolings_agree_to_second_order(kind, dtype):
             return layers.conv(pooled, kernel, implementation="lax")
 
         by_lax, by_matmul = (
-            quick_jit(partial(derivatives_to_second_order, partial(pooled, name)))(images, kernel)
+            jax.jit(partial(derivatives_to_second_order, partial(pooled, name)))(images, kernel)
             for name in IMPLEMENTATIONS
         )
         assert_agree(by_matmul, by_lax, dtype)
@@ -130,8 +128,8 @@ def test_layers_under_vmap_and_pmap(name):
 
         return jax.grad(lambda images: jnp.sum(jax.grad(loss)(images) ** 2))(images)
 
-    expected = quick_jit(penalty)(images[0])
-    for mapped in (quick_jit(jax.vmap(penalty))(images)[0], jax.pmap(penalty)(images)[0]):
+    expected = jax.jit(penalty)(images[0])
+    for mapped in (jax.jit(jax.vmap(penalty))(images)[0], jax.pmap(penalty)(images)[0]):
         np.testing.assert_allclose(mapped, expected, rtol=1e-4, atol=1e-3 * float(jnp.abs(expected).max()))
 
 
@@ -188,7 +186,7 @@ def test_layers_reproduce_the_official_logits_and_image_gradients(size, mode, im
         logits = official_logits(values, images, implementation, mode == "train")
         return optax.softmax_cross_entropy_with_integer_labels(logits, values["labels"]).mean(), logits
 
-    gradient, logits = quick_jit(jax.grad(loss, has_aux=True))(images)
+    gradient, logits = jax.jit(jax.grad(loss, has_aux=True))(images)
     np.testing.assert_allclose(logits, values[f"{mode}/logits"], rtol=0, atol=1e-5)
     expected = values[f"{mode}/input_gradient_of_mean_loss_nchw"].transpose(0, 2, 3, 1)
     np.testing.assert_allclose(gradient, expected, rtol=0, atol=1e-5 * float(jnp.abs(expected).max()))
@@ -207,7 +205,7 @@ def test_layers_reproduce_the_official_gradients_of_the_penalized_loss(mode, imp
         slopes = [31 / 2 * jnp.sum(gradient * difference, axis=-1) for difference in (down, along)]
         return loss + 300 * sum(jnp.sum(slope**2) for slope in slopes) / len(images)
 
-    value, gradients = quick_jit(jax.value_and_grad(total, allow_int=True))(values)
+    value, gradients = jax.jit(jax.value_and_grad(total, allow_int=True))(values)
     np.testing.assert_allclose(value, values[f"{mode}/total_lambda300"], rtol=1e-5)
     official_gradients = {key: value for key, value in values.items() if key.startswith(f"{mode}/grad/")}
     # A convolution's bias before batch statistics has no gradient, only rounding, which scales with the others.
@@ -260,7 +258,7 @@ def test_models_trace_to_logits_in_both_modes(name, norm):
 def test_model_logits_agree_under_both_implementations(name):
     _, variables, images = initialized(name)
     models = [create_model(name, num_classes=7, width=0.125, implementation=option) for option in IMPLEMENTATIONS]
-    first, second = (quick_jit(model.apply)(variables, images) for model in models)
+    first, second = (jax.jit(model.apply)(variables, images) for model in models)
     np.testing.assert_allclose(first, second, rtol=0, atol=1e-4 * float(jnp.abs(second).max()))
 
 
@@ -279,7 +277,7 @@ def test_models_agree_under_both_implementations_to_second_order():
         value, gradient = jax.value_and_grad(loss)(images)
         return value + 100 * jnp.sum(gradient**2)
 
-    gradient = quick_jit(jax.grad(total), static_argnums=1)
+    gradient = jax.jit(jax.grad(total), static_argnums=1)
     for a, b in zip(*(jax.tree.leaves(gradient(variables["params"], name)) for name in IMPLEMENTATIONS), strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=2e-3 * max(float(jnp.abs(b).max()), 1.0))
 
@@ -338,7 +336,7 @@ def test_activations_are_those_of_the_papers(activation):
 def test_networks_take_another_activation():
     model, variables, images = initialized("small-cnn")
     smooth = create_model("small-cnn", num_classes=7, width=0.125, activation="gelu")
-    first, second = (quick_jit(one.apply)(variables, images) for one in (model, smooth))
+    first, second = (jax.jit(one.apply)(variables, images) for one in (model, smooth))
     assert float(jnp.abs(first - second).max()) > 0
     assert create_model("small-cnn", num_classes=7, activation="relu", norm="batch") == create_model(
         "small-cnn", num_classes=7
@@ -385,7 +383,7 @@ def test_width_scales_channels_in_multiples_of_eight():
 
 
 def test_initialization_is_he_normal_by_fan_out_and_decided_by_the_key():
-    init = quick_jit(create_model("small-cnn", num_classes=10).init)
+    init = jax.jit(create_model("small-cnn", num_classes=10).init)
     params, again, other = (init(jax.random.key(seed), jnp.zeros((1, 8, 8, 3)))["params"] for seed in (9, 9, 10))
     kernel = params["stage_1"]["Conv_1"]["kernel"]
     np.testing.assert_allclose(kernel.std(), np.sqrt(2 / (9 * kernel.shape[-1])), rtol=0.02)
@@ -399,15 +397,15 @@ def test_bfloat16_computes_narrow_and_keeps_parameters_and_logits_wide(norm):
     model, variables, images = initialized("small-cnn", norm=norm, dtype=jnp.bfloat16)
     exact = create_model("small-cnn", num_classes=7, width=0.125, norm=norm)
     apply = {"train": True, "mutable": ["batch_stats"]}
-    logits, updates = quick_jit(partial(model.apply, **apply))(variables, images)
+    logits, updates = jax.jit(partial(model.apply, **apply))(variables, images)
     assert {leaf.dtype for leaf in jax.tree.leaves((variables, updates, logits))} == {jnp.dtype("float32")}
-    expected, _ = quick_jit(partial(exact.apply, **apply))(variables, images)
+    expected, _ = jax.jit(partial(exact.apply, **apply))(variables, images)
     assert 0 < float(jnp.abs(logits - expected).max()) < 0.1 * float(jnp.abs(expected).max() + 0.1)
 
 
 def test_batch_statistics_move_by_a_tenth():
     model, variables, images = initialized("small-cnn")
-    _, updates = quick_jit(partial(model.apply, train=True, mutable=["batch_stats"]))(variables, images)
+    _, updates = jax.jit(partial(model.apply, train=True, mutable=["batch_stats"]))(variables, images)
     stage = variables["params"]["stage_0"]["Conv_0"]
     maps = layers.conv(images, stage["kernel"]) + stage["bias"]
     statistics = updates["batch_stats"]["stage_0"]["Normalization_0"]["batch"]
@@ -417,7 +415,7 @@ def test_batch_statistics_move_by_a_tenth():
 
 def test_group_norm_treats_examples_apart_and_needs_no_statistics():
     model, variables, images = initialized("small-cnn", norm="group")
-    apply = quick_jit(model.apply, static_argnames="train")
+    apply = jax.jit(model.apply, static_argnames="train")
     logits = apply({"params": variables["params"]}, images, train=True)
     alone = apply({"params": variables["params"], "batch_stats": {}}, images[:1], train=False)
     np.testing.assert_allclose(alone, logits[:1], atol=1e-6)
@@ -426,12 +424,12 @@ def test_group_norm_treats_examples_apart_and_needs_no_statistics():
 def test_batch_norm_synchronizes_over_a_mapped_axis():
     model, variables, images = initialized("small-cnn")
     synchronized = create_model("small-cnn", num_classes=7, width=0.125, axis_name="devices")
-    expected, _ = quick_jit(partial(model.apply, train=True, mutable=["batch_stats"]))(variables, images)
+    expected, _ = jax.jit(partial(model.apply, train=True, mutable=["batch_stats"]))(variables, images)
 
     def apply(images):
         return synchronized.apply(variables, images, train=True, mutable=["batch_stats"])[0]
 
-    logits = quick_jit(jax.vmap(apply, axis_name="devices"))(images.reshape(2, 2, *images.shape[1:]))
+    logits = jax.jit(jax.vmap(apply, axis_name="devices"))(images.reshape(2, 2, *images.shape[1:]))
     np.testing.assert_allclose(logits.reshape(4, 7), expected, atol=1e-5)
 
 
@@ -445,7 +443,7 @@ def test_rematerialization_changes_neither_parameters_nor_gradients():
         logits, _ = model.apply({**variables, "params": params}, images, train=True, mutable=["batch_stats"])
         return jnp.sum(logits**2)
 
-    gradient = quick_jit(jax.grad(loss), static_argnums=1)
+    gradient = jax.jit(jax.grad(loss), static_argnums=1)
     expected, rematerialized = (gradient(variables["params"], model) for model in (model, frugal))
     assert "remat" in str(jax.make_jaxpr(loss, static_argnums=1)(variables["params"], frugal))
     assert jax.tree.structure(expected) == jax.tree.structure(rematerialized)
@@ -467,7 +465,7 @@ def test_second_derivatives_are_finite_on_constant_images(norm):
         return jnp.sum(jax.grad(loss)(jnp.full_like(images, 0.5)) ** 2)
 
     assert all(
-        bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(quick_jit(jax.grad(total))(variables["params"]))
+        bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(jax.jit(jax.grad(total))(variables["params"]))
     )
 
 
@@ -509,7 +507,7 @@ def test_models_emit_no_warnings_to_second_order():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         gradient = jax.grad(lambda images: model.apply(variables, images).sum())
-        quick_jit(jax.grad(lambda images: jnp.sum(gradient(images) ** 2))).lower(images)
+        jax.jit(jax.grad(lambda images: jnp.sum(gradient(images) ** 2))).lower(images)
 
 
 def test_the_torch_benchmark_reads_its_command_line_without_torch():

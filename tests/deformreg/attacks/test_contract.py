@@ -53,11 +53,7 @@ def examples(count=6, seed=0):
 
 @functools.cache
 def compiled(name):
-    # Compilation dominates the time of these tests, and small programs run fast enough without optimization.
-    return jax.jit(
-        lambda images, labels, key: ATTACKS[name].run(LOGITS, images, labels, key),
-        compiler_options={"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True},
-    )
+    return jax.jit(lambda images, labels, key: ATTACKS[name].run(LOGITS, images, labels, key))
 
 
 @pytest.mark.parametrize("name", ATTACKS)

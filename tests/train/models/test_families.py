@@ -21,8 +21,6 @@ from train.step import make_step
 SOME = [pytest.param(name, marks=[pytest.mark.slow] * (name != "vit")) for name in SMALL]
 """All of them, and without the slow tests one."""
 
-quick_jit = partial(jax.jit, compiler_options={"xla_llvm_disable_expensive_passes": True})
-
 
 def multiplications(jaxpr):
     """The multiplications of a program's convolutions and matrix products, as papers count FLOPs."""
@@ -96,7 +94,7 @@ def test_both_poolings_agree_to_second_order(h, w):
         return function(images), slope(images), jax.grad(lambda one: jnp.sum(slope(one) ** 2))(images)
 
     by_lax, by_matmul = (
-        quick_jit(derivatives, static_argnums=1)(images, implementation) for implementation in ("lax", "matmul")
+        jax.jit(derivatives, static_argnums=1)(images, implementation) for implementation in ("lax", "matmul")
     )
     for first, second in zip(by_lax, by_matmul, strict=True):
         np.testing.assert_allclose(first, second, rtol=1e-4, atol=1e-4 * max(1.0, float(jnp.abs(first).max())))
@@ -135,8 +133,8 @@ def test_examples_do_not_interact(name):
     """Group and layer norm: a batch's logits are those of its examples alone."""
     model = SMALL[name]
     images = jnp.asarray(next(batches(1, 3))["image"], jnp.float32) / 255
-    variables = quick_jit(model.init)(jax.random.key(0), images)
-    apply = quick_jit(model.apply)
+    variables = jax.jit(model.init)(jax.random.key(0), images)
+    apply = jax.jit(model.apply)
     whole = apply(variables, images)
     assert (whole.shape, whole.dtype) == ((3, 4), jnp.float32)
     np.testing.assert_allclose(apply(variables, images[1:2]), whole[1:2], rtol=1e-4, atol=1e-5)

@@ -76,7 +76,7 @@ def test_the_logits_are_those_of_pytorch(form):
     stored = {f"module.{key}": value for key, value in layouts.weights(shapes).items()}
     variables = manifests.nested(match(shapes_of(model), stored).arrays)
     images = np.random.default_rng(1).uniform(size=(2, 64, 64, 3)).astype(np.float32)
-    apply = jax.jit(model.apply, compiler_options={"xla_llvm_disable_expensive_passes": True})
+    apply = jax.jit(model.apply)
     np.testing.assert_allclose(apply(variables, images), LOGITS[form], atol=1e-4)
 
 
