@@ -56,7 +56,7 @@ def test_the_displacement_bound_of_a_linear_loss_is_the_largest_increase():
         ((3, 7, 2), "reflect", 1.6),
         ((2, 4, 5, 1), "zeros", 1.6),
         ((2, 4, 5, 1), "edge", 0.0),
-        ((2, 3, 4, 3, 1), "edge", 1.0),
+        pytest.param((2, 3, 4, 3, 1), "edge", 1.0, marks=pytest.mark.slow),
         ((2, 1, 1, 1), "zeros", 0.4),
         ((2, 1, 4, 1), "reflect", 2.3),
     ],
@@ -133,7 +133,7 @@ def test_small_gradients_of_half_precision_do_not_vanish():
 
 
 @pytest.mark.parametrize("family", [flow(), additive()])
-@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+@pytest.mark.parametrize("dtype", [jnp.float16, pytest.param(jnp.bfloat16, marks=pytest.mark.slow)])
 def test_the_curvature_of_sixteen_bit_images(family, dtype):
     images = jnp.arange(8, dtype=dtype).reshape(1, 2, 4, 1) / 4
     found, expected = (

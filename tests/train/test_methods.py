@@ -226,6 +226,7 @@ def test_a_share_of_the_batch_is_penalized_with_the_same_weight():
     np.testing.assert_allclose(metrics["loss"], whole["loss"], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_all_images_count_in_the_running_statistics_when_a_share_is_penalized():
     share = FlowGradient(share=0.25).make()
     model, state, _ = network(replace(TINY, model=Model(width=0.1, norm="batch")))

@@ -14,7 +14,9 @@ from train.task import build
 from train.validation import validate
 
 
-@pytest.mark.parametrize("devices", [1, 8])  # of 297 images; on eight devices seven rows are padding
+@pytest.mark.parametrize(
+    "devices", [pytest.param(1, marks=pytest.mark.slow), 8]
+)  # of 297 images; on eight devices seven rows are padding
 def test_the_accuracy_is_that_of_a_count_also_of_averaged_weights(devices):
     source = load("digits", split="test")
     network, (images, labels) = build(TINY, source), source.read(np.arange(len(source)))

@@ -199,8 +199,8 @@ def test_more_steps_never_find_less():
     [
         ((1, 5, 1), "zeros", 1.4),
         ((1, 2, 3, 1), "edge", 0.6),
-        ((1, 2, 3, 1), "reflect", 1.4),
-        ((1, 2, 2, 2, 1), "zeros", 0.6),
+        pytest.param((1, 2, 3, 1), "reflect", 1.4, marks=pytest.mark.slow),
+        pytest.param((1, 2, 2, 2, 1), "zeros", 0.6, marks=pytest.mark.slow),
         ((1, 1, 1, 1), "edge", 0.6),
         ((1, 1, 1, 1), "zeros", 1.4),
     ],

@@ -480,7 +480,7 @@ def test_what_no_attack_can_do_ends_before_the_first_one():
     refused(ValueError, ["no such loss"], attack_list=[any_iterate(), last])
 
 
-@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize("classes", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_the_suites_evaluate_models_of_few_classes(classes):
     logits_fn = perceptron(30, classes=classes)
     images = data()[0][:8]
