@@ -108,7 +108,8 @@ def lengths_along(vectors: Array, axes: tuple[int, ...]) -> Array:
     """
     vectors = wide(vectors)
     largest = jax.lax.stop_gradient(jnp.max(jnp.abs(vectors), axis=axes, keepdims=True, initial=0))
-    return largest * safe_root(jnp.sum(divided(vectors, largest) ** 2, axis=axes, keepdims=True))
+    shares = divided(vectors, jnp.where(jnp.isfinite(largest), largest, 1))
+    return jnp.where(jnp.isinf(largest), largest, largest * safe_root(jnp.sum(shares**2, axis=axes, keepdims=True)))
 
 
 def inner(first: Any, second: Any) -> Array:

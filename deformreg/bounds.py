@@ -244,7 +244,8 @@ def largest_curvature(
         return jax.random.normal(key, leaf.shape, leaf.dtype)
 
     start = aligned(draw_leaves(draw, _checks.key(key), zeros), images)
-    direction = jax.lax.fori_loop(0, num_steps, step, _normalized(start))
+    start = _normalized(jax.tree.map(wide, start))
+    direction = jax.lax.fori_loop(0, num_steps, step, start)
     # Not the Rayleigh quotient: eigenvalues of both signs would cancel in it.
     curved = product(direction)
     return jnp.copysign(_length(curved), inner(direction, curved))

@@ -54,7 +54,7 @@ def keep(option: str | None) -> Path | None:
 
 
 def _checked(option: str | None) -> Path | None:
-    """The folder in which JAX is to keep programs, without damaged ones (process 0 removes them for all)."""
+    """The folder in which JAX is to keep programs, without damaged ones."""
     if option == OFF:
         jax.config.update("jax_enable_compilation_cache", False)
         return None
@@ -74,8 +74,7 @@ def _checked(option: str | None) -> Path | None:
         folder = Path(os.path.abspath(root)) / _machine()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         _check_private(folder)
-        if processes.is_lead():
-            _remove_damaged(folder)
+        _remove_damaged(folder)
     except (OSError, DataError) as error:
         if option is not None:
             raise ConfigError(

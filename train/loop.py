@@ -22,7 +22,7 @@ from train.methods.given import Given
 from train.metrics import MetricLog
 from train.models import advice
 from train.optimizers import Make
-from train.options import check
+from train.options import check, check_recipe
 from train.pace import Pace, forward_flops, peak
 from train.progress import progress
 from train.schedules import Step
@@ -82,6 +82,8 @@ def fit(
     folder, start = Path(folder), Start()
     _check_values(config, method, data, optimizer)
     config = check(_recorded(config, method, model, data, optimizer))
+    if not resume:
+        check_recipe(config)
     config = _located(config, folder, resume) if data is None else config
     runs.claim(folder, config, resume=resume)  # raises before the data are read if the folder cannot be used
     engine = parallel.make_engine(
@@ -97,6 +99,7 @@ def fit(
         contents = images.fingerprint
     total = config.epochs * task.steps_per_epoch
     check_steps(profile, total)
+    runs.check_alike(config, len(images), contents)
     restored = None
     if not resume:  # before the folder is made: weights that cannot be used leave nothing behind
         with start.waiting_for("first weights"):
@@ -217,9 +220,10 @@ def announce(
         text += f", batch statistics {_statistics_over(config)}"
     total = config.epochs * task.steps_per_epoch
     for name in ("weight", "radius"):
-        end = getattr(config.method, f"{name}_ramp_steps", 0) + getattr(config.method, "first_step", 0)
-        if end > total:
-            say(f"--method.{name}-ramp-steps: the {name} would be reached at step {end}; the training ends at {total}")
+        steps = getattr(config.method, f"{name}_ramp_steps", 0)
+        end = steps + (getattr(config.method, "first_step", 0) if name == "weight" else 0)
+        if steps and end >= total:
+            say(f"--method.{name}-ramp-steps: the whole {name} comes at step {end}, and the training has {total} steps")
     if isinstance(config.schedule, Step) and max(config.schedule.decay_epochs, default=0) >= config.epochs:
         after = [epoch for epoch in config.schedule.decay_epochs if epoch >= config.epochs]
         say(f"--schedule.decay-epochs {' '.join(map(str, after))}: the training ends after {config.epochs} epochs")

@@ -69,18 +69,6 @@ def check(config: Config) -> Config:
         raise ConfigError(
             f"--schedule.warmup-epochs must be at most --epochs {config.epochs}, got {config.schedule.warmup_epochs}"
         )
-    if isinstance(config.schedule, Step):
-        epochs = config.schedule.decay_epochs
-        if list(epochs) != sorted(set(epochs)) or min(epochs, default=math.inf) <= config.schedule.warmup_epochs:
-            raise ConfigError(
-                f"--schedule.decay-epochs must increase from above --schedule.warmup-epochs "
-                f"{config.schedule.warmup_epochs:g}, got {' '.join(map(str, epochs))}"
-            )
-    if config.data.random_crop < 1 and config.augmentation.min_area < 1:
-        raise ConfigError(
-            "--data.random-crop and --augmentation.min-area both cut a random part out of every image, got "
-            f"{config.data.random_crop:g} and {config.augmentation.min_area:g}: leave one of them at 1"
-        )
     if isinstance(config.optimizer, Sgd) and config.optimizer.nesterov and not config.optimizer.momentum:
         raise ConfigError("--optimizer.nesterov needs --optimizer.momentum above 0, got 0")
     if not config.augmentation.rand and config.augmentation.rand_strength != Augmentation.rand_strength:
@@ -102,6 +90,22 @@ def check(config: Config) -> Config:
         # is 0.57 for flows and 0.40 for pixel values.
         raise ConfigError(f"--method elle needs --model.dtype float32, got {config.model.dtype}")
     return config
+
+
+def check_recipe(config: Config) -> None:
+    """Raises `ConfigError` for options that no new training should combine; earlier runs with them stay readable."""
+    if isinstance(config.schedule, Step):
+        epochs = config.schedule.decay_epochs
+        if list(epochs) != sorted(set(epochs)) or min(epochs, default=math.inf) <= config.schedule.warmup_epochs:
+            raise ConfigError(
+                f"--schedule.decay-epochs must increase from above --schedule.warmup-epochs "
+                f"{config.schedule.warmup_epochs:g}, got {' '.join(map(str, epochs))}"
+            )
+    if config.data.random_crop < 1 and config.augmentation.min_area < 1:
+        raise ConfigError(
+            "--data.random-crop and --augmentation.min-area both cut a random part out of every image, got "
+            f"{config.data.random_crop:g} and {config.augmentation.min_area:g}: leave one of them at 1"
+        )
 
 
 def _check_network(model: Model) -> None:

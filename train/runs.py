@@ -266,16 +266,24 @@ def check_data(run: Run, training_images: int, data: str | None = None) -> None:
         )
 
 
+def check_alike(config: Config, training_images: int, data: str | None = None) -> None:
+    """Makes sure that all processes train the same; the arguments are those of `create`.
+
+    Raises:
+        RunError: another process has other options or training images.
+    """
+    processes.agree({"options": _shared(config), "training images": f"{training_images} {data}"})
+
+
 def create(run: Run, config: Config, training_images: int, data: str | None = None) -> None:
     """Makes a claimed run's folders and writes its config and environment (process 0 for all).
 
     The arguments are those of `check_data`.
 
     Raises:
-        RunError: another process does not see the folder, or has other options or training images.
+        RunError: another process does not see the folder.
         StorageError: the folder is no longer this training's.
     """
-    processes.agree({"options": _shared(config), "training images": f"{training_images} {data}"})
     processes.barrier("every process has looked at the folder")
     if processes.is_lead():
         _check_held(run)

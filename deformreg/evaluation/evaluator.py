@@ -219,12 +219,11 @@ def _settings(plan: _Plan, logits_fn: LogitsFn, data: Data, bounds: tuple[float,
     model = as_argument(logits_fn)
     model = on_8_bits(model, bounds) if plan.quantize else model
     alone = Setting(
-        model, plan.forward_alone(), data, _rows(plan, -(-count // parts)), plan.refill, bounds, None, None,
+        model, plan.forward_alone(), data, _rows(plan, count), plan.refill, bounds, None, None,
         quantize=plan.quantize,
     )  # fmt: skip
-    spread = alone._replace(
-        logits_fn=plan.devices.put(model), forward=plan.forward(), batch_size=alone.batch_size * parts
-    )
+    rows = _rows(plan, -(-count // parts)) * parts
+    spread = alone._replace(logits_fn=plan.devices.put(model), forward=plan.forward(), batch_size=rows)
     return spread, alone
 
 

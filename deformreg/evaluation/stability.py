@@ -120,7 +120,8 @@ def relative_stability(
             noise = jax.random.normal(noise_key, images.shape, images.dtype)
             lengths, wanted = (lengths_along(one, (1, 2, 3)) for one in (noise, deformed - images))
             noisy = images + (noise * (wanted / lengths)).astype(images.dtype)
-            reactions = [jnp.mean(jnp.sum(wide(logits_fn(one) - clean) ** 2, axis=1)) for one in (deformed, noisy)]
+            changes = (wide(logits_fn(one)) - wide(clean) for one in (deformed, noisy))
+            reactions = [jnp.mean(jnp.sum(change**2, axis=1)) for change in changes]
             return reactions[0], reactions[1]
 
         reactions: tuple[Array, Array] = jax.lax.map(drawn, jax.random.split(key, num_draws))

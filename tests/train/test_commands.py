@@ -227,7 +227,12 @@ def test_photographs_as_the_place_of_an_embedded_set_are_a_mix_up(capsys, tmp_pa
     [
         ("fit", KeyboardInterrupt(), 130, "error: interrupted; --resume continues from the last checkpoint"),
         ("evaluate", KeyboardInterrupt(), 130, "error: interrupted; give the command again"),
-        ("fit", MEMORY, 2, "take less, with another --run-dir; in the evaluation --evaluation.batch-size"),
+        (
+            "fit",
+            MEMORY,
+            2,
+            "or a smaller --batch-size in another --run-dir, and in the evaluation --eval",
+        ),
         ("evaluate", MEMORY, 2, "`fit --resume RUN --no-evaluate --evaluation.batch-size N` stores a smaller batch"),
         ("certify", MEMORY, 2, "error: out of memory (RESOURCE_EXHAUSTED: 9 GiB): a smaller --batch-size takes less"),
     ],

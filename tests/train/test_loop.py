@@ -17,7 +17,7 @@ from train.config import Data, Model
 from train.data import Augmentation, load
 from train.errors import ConfigError, DataError, NonFiniteLoss, Preempted, RunError, StorageError
 from train.methods import Inputs, Penalty, Terms
-from train.methods.gradient import FlowGradient
+from train.methods.gradient import FlowGradient, FlowGradientDeformation
 from train.optimizers import Sgd
 from train.restored import open_run
 from train.schedules import Step
@@ -179,14 +179,17 @@ def test_the_first_lines_say_what_batch_norm_sees_and_what_validates(capsys, dat
 
 def test_the_first_lines_say_what_the_training_does_not_reach(capsys, data_dir):
     config = replace(
-        TINY, method=FlowGradient(weight_ramp_steps=50, first_step=2), epochs=45, schedule=Step(decay_epochs=(40, 60))
+        TINY,
+        method=FlowGradientDeformation(weight_ramp_steps=50, first_step=2, radius_ramp_steps=44),
+        epochs=45,
+        schedule=Step(decay_epochs=(40, 60)),
     )
     validation = load("digits", split="test", data_dir=data_dir)
     task = Task(Splits(validation, validation), build(config, validation), Method("none"), lambda *_: None, 1)
     engine = parallel.make_engine("pmap", batch_size=16)
     loop.announce(config, engine, task, None, [])
     assert capsys.readouterr().err.splitlines() == [
-        "--method.weight-ramp-steps: the weight would be reached at step 52; the training ends at 45",
+        "--method.weight-ramp-steps: the whole weight comes at step 52, and the training has 45 steps",
         "--schedule.decay-epochs 60: the training ends after 45 epochs",
     ]
     batch = replace(TINY.model, norm="batch")

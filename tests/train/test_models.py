@@ -350,7 +350,7 @@ def test_a_batch_does_not_depend_on_how_it_is_divided():
     model, variables, images = initialized("resnet-20", size=8, **options)
     keys = jax.random.split(jax.random.key(0), 4)
 
-    @quick_jit
+    @jax.jit
     def apply(images, keys):
         return model.apply(variables, images, train=True, keys=keys)
 

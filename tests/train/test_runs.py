@@ -251,16 +251,16 @@ def test_a_lock_that_is_no_file_is_named(tmp_path):
         ({"images": 1499}, "process 1 has other training images than process 0"),
     ],
 )
-def test_processes_that_would_train_something_else_are_named(tmp_path, monkeypatch, changed, said):
+def test_processes_that_would_train_something_else_are_named(monkeypatch, changed, said):
     """Each fact is a digest; the other process's comes from a call of its own."""
     images, asked = changed.pop("images", 1500), []
-    monkeypatch.setattr(processes, "from_all", lambda number: asked.append(number) or [number, number])
     elsewhere = replace(CONFIG, data=replace(CONFIG.data, data_dir="/other/host", name="/other/host/set.npz"))
     here = replace(CONFIG, data=replace(CONFIG.data, data_dir="/here", name="/here/set.npz"))
-    runs.create(runs.Run(tmp_path), elsewhere, 1500, "abc")
-    others = iter(asked[:2])  # of options and images; then every process sees the folder
-    monkeypatch.setattr(processes, "from_all", lambda number: [next(others, number), number])
-    runs.create(runs.Run(tmp_path), here, 1500, "abc")  # paths may differ
-    others = iter(asked[:2])
+    monkeypatch.setattr(processes, "from_all", lambda number: asked.append(number) or [number, number])
+    runs.check_alike(elsewhere, 1500, "abc")
+    others = iter(asked)
+    monkeypatch.setattr(processes, "from_all", lambda number: [next(others), number])
+    runs.check_alike(here, 1500, "abc")  # paths may differ
+    others = iter(asked)
     with pytest.raises(RunError, match=said):
-        runs.create(runs.Run(tmp_path), replace(here, **changed), images, "abc")
+        runs.check_alike(replace(here, **changed), images, "abc")

@@ -31,8 +31,8 @@ Exit codes:
 """
 
 _LESS_MEMORY = {
-    "fit": "--accumulate, --model.remat or a smaller --batch-size take less, with another --run-dir; in the evaluation "
-    "--evaluation.batch-size",
+    "fit": "--model.remat takes less, also with --resume; so do --accumulate or a smaller --batch-size in another "
+    "--run-dir, and in the evaluation --evaluation.batch-size",
     "evaluate": "`fit --resume RUN --no-evaluate --evaluation.batch-size N` stores a smaller batch for the attacks",
     "certify": "a smaller --batch-size takes less",
 }

@@ -199,24 +199,31 @@ def _part(source: Source, part: Part) -> Source:
 
 def subset(source: Source, kept: np.ndarray, name: str) -> Source:
     """The examples of a split with these indices, in this order, as a split of its own."""
-    labels = source.labels
-
+    labels, unreadable = source.labels, source.unreadable
     # A copy of a small part, so that the rest need not stay in memory.
-    own = source.read(kept) if source.in_memory and 2 * len(kept) <= len(source) else None
-
-    def read(indices: np.ndarray, draws: np.ndarray | None = None) -> Arrays:
-        if own is not None:
-            return own[0][indices], own[1][indices]
-        return source.read(kept[indices]) if draws is None else source.read(kept[indices], draws)
-
+    small = source.in_memory and 2 * len(kept) <= len(source)
     return replace(
         source,
         name=name,
         size=len(kept),
-        read=read,
-        unreadable=lambda indices: source.unreadable(kept[indices]),
+        read=_reading_copies(*source.read(kept)) if small else _reading_part(source.read, kept),
+        unreadable=lambda indices: unreadable(kept[indices]),
         labels=None if labels is None else lambda indices: labels(kept[indices]),
     )
+
+
+def _reading_part(read: Read, kept: np.ndarray) -> Read:
+    def part(indices: np.ndarray, draws: np.ndarray | None = None) -> Arrays:
+        return read(kept[indices]) if draws is None else read(kept[indices], draws)
+
+    return part
+
+
+def _reading_copies(images: np.ndarray, labels: np.ndarray) -> Read:
+    def copies(indices: np.ndarray, draws: np.ndarray | None = None) -> Arrays:
+        return np.take(images, indices, axis=0), np.take(labels, indices)
+
+    return copies
 
 
 def _open(request: Request, unreadable: Unreadable) -> Source:

@@ -137,9 +137,14 @@ def penalty_of(
         losses, rest = forward.part(slice(count, None)).train(images[count:])
         # Both begin with the same running statistics, and each image counts alike.
         part = count / len(images)
-        batch_stats = jax.tree.map(lambda a, b: part * a + (1 - part) * b, first.aux.batch_stats, rest.batch_stats)
+        batch_stats = jax.tree.map(partial(_between, part), first.aux.batch_stats, rest.batch_stats)
         aux = Aux(jnp.concatenate([first.aux.logits, rest.logits]), batch_stats)
         return Terms(jnp.concatenate([first.losses, losses]), first.penalties, aux)
 
     penalized = passes + (STANDARD_PASSES if statistics == "running" else 0.0)
     return Penalty(terms, share * penalized + (1 - share) * STANDARD_PASSES)
+
+
+def _between(part: float, first: Array, rest: Array) -> Array:
+    """The mean of two running statistics; of whole numbers, such as counts of calls, the second."""
+    return part * first + (1 - part) * rest if jnp.issubdtype(rest.dtype, jnp.floating) else rest
