@@ -100,9 +100,25 @@ def test_missing_sections_are_found(text, missing):
 
 
 @shown
-def test_functions_have_an_example_that_runs(name):
+def test_functions_have_an_example(name):
+    assert "Example:" in FUNCTIONS[name].__doc__
+
+
+LONG = tuple(
+    f"deformreg.{part}." for part in ("attacks", "bounds", "certification", "evaluation", "interop", "testing")
+)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * name.startswith(LONG))
+        for name in FUNCTIONS
+        if not name.startswith(OF_EVALUATIONS)
+    ],
+)
+def test_examples_run(name):
     function = FUNCTIONS[name]
-    assert "Example:" in function.__doc__
     module = sys.modules[function.__module__]
     (test,) = [t for t in doctest.DocTestFinder(recurse=False).find(function, name, module=module) if t.examples]
     failures = []
