@@ -16,8 +16,7 @@ def warp_label_maps(
     """Moves label maps along a flow: ``out[p]`` is the label of the pixel nearest to ``p + flow[p]``.
 
     With the flow that warped an image (`deformreg.warp` with ``boundary="edge"``), it is the label map of the warped
-    image. Of two pixels at the
-    same distance it takes the one below or to the right.
+    image. Of two pixels at the same distance it takes the one below or to the right.
 
     Args:
         label_maps: one label per pixel, int[n, h, w].

@@ -45,16 +45,6 @@ def keep(option: str | None) -> Path | None:
     Raises:
         ConfigError: the folder that the option names cannot be used.
     """
-    folder = _checked(option)
-    if processes.is_joined():
-        processes.barrier("the kept programs are checked")
-    if folder is not None:
-        _use(folder)
-    return folder
-
-
-def _checked(option: str | None) -> Path | None:
-    """The folder in which JAX is to keep programs, without damaged ones."""
     if option == OFF:
         jax.config.update("jax_enable_compilation_cache", False)
         return None
@@ -82,6 +72,7 @@ def _checked(option: str | None) -> Path | None:
             ) from error
         say(f"compiled programs are not kept: {one_line(error)}")
         return None
+    _use(folder)
     return folder
 
 
