@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +45,12 @@ def read(path: Path) -> dict[str, Any]:
 def setting(command: list[str]) -> dict[str, Any]:
     """What belongs beside a figure: command, commit, versions, hardware; without paths of the machine."""
     command = [Path(word).name if Path(word).is_absolute() else word for word in command]
-    return {"command": "python -m benchmarks " + " ".join(command), "commit": commit(), **environment.describe()}
+    return {"command": "python -m benchmarks " + shlex.join(command), "commit": commit(), **environment.describe()}
 
 
+@cache
 def commit() -> str | None:
-    """The checkout's commit, marked if more than results and texts has changed; None outside a checkout."""
+    """The checkout's commit at the first call, marked if more than results and texts has changed; None without one."""
 
     def git(*words: str) -> str:
         command = ["git", "-C", str(Path(__file__).parents[1]), *words]

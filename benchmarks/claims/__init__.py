@@ -18,8 +18,8 @@ from tqdm import tqdm
 
 from benchmarks import json_lines
 from benchmarks.claims import cell, grid, lines, plan
-from benchmarks.rows import check_writable
-from train.errors import ConfigError
+from benchmarks.rows import check_writable, commit
+from train.errors import ConfigError, NonFiniteLoss
 from train.options import to_json
 
 FORGET = 20
@@ -56,20 +56,27 @@ def run(options: Options) -> str:
         _check_wanted(cells, options)
         return "\n".join(f"{'missing' if one.missing else 'done   '}  {one.cell.name}" for one in cells)
     check_writable(options.lines, "--lines")
-    number = 0
+    commit()  # of the code that computes, which may be another one than the checkout's hours later
+    number, diverged = 0, set[str]()
     with tqdm(desc="cells", disable=not sys.stderr.isatty()) as bar:
         while True:
             found = lines.read(options.lines)
             cells = _wanted(found, options)
             _check_wanted(cells, options)
-            missing = [one for one in cells if one.missing]
+            missing = [one for one in cells if one.missing and one.cell.name not in diverged]
             if not missing:
-                return f"{len(cells)} cells are finished: {options.lines}"
+                done = f"{len(cells) - len(diverged)} cells are finished: {options.lines}"
+                return "\n".join([done, *(f"not finished: {name}, whose training diverged" for name in diverged)])
             bar.total = number + len(missing)
             one, measures, _ = missing[0]
             known = lines.of_cell(found, one)
             folder = options.runs / one.name / _digest(one)
-            line = cell.compute(one, folder, measures=measures, data_dir=options.data_dir, known=known)
+            try:
+                line = cell.compute(one, folder, measures=measures, data_dir=options.data_dir, known=known)
+            except NonFiniteLoss as error:
+                tqdm.write(f"{one.name}: {error}")
+                diverged.add(one.name)
+                continue
             json_lines.append(options.lines, line)
             tqdm.write(lines.summary(line))
             bar.update()

@@ -43,6 +43,7 @@ class Trained(NamedTuple):
         logits_fn: its network.
         images, labels: of the test set.
         held_out: images and labels of the training set on which strengths are chosen.
+        examples: how many of these to attack.
         budgets: of the attacks.
     """
 
@@ -50,6 +51,7 @@ class Trained(NamedTuple):
     images: np.ndarray
     labels: np.ndarray
     held_out: tuple[np.ndarray, np.ndarray]
+    examples: int
     budgets: Budgets
 
 
@@ -63,9 +65,12 @@ def compute(
 ) -> Line:
     """Trains a cell, or continues its training in `folder`, and takes the measures that its line `known` lacks.
 
-    All of them, or only those that `measures` names.
+    All of them, or only those that `measures` names. Without the trained network the cell begins anew, without `known`:
+    measures of two networks never stand in one line.
     """
     began = time.perf_counter()
+    if not Run(folder).config.is_file():
+        known = None
     config = replace(cell.config, data=replace(cell.config.data, data_dir=data_dir))
     fit(config, folder, resume=True)
     trained = _open(cell, config, folder)
@@ -90,22 +95,41 @@ def compute(
 
 def _open(cell: Cell, config: Config, folder: Path) -> Trained:
     test = open_run(folder, examples=cell.setting.examples)
-    held_out = open_run(folder, examples=cell.setting.examples, test=open_split(config, "validation"))
+    held_out = open_run(folder, examples=cell.setting.held_out, test=open_split(config, "validation"))
     return Trained(
-        test.logits_fn, test.images[:], test.labels, (held_out.images[:], held_out.labels), cell.setting.budgets
+        test.logits_fn,
+        test.images[:],
+        test.labels,
+        (held_out.images[:], held_out.labels),
+        cell.setting.examples,
+        cell.setting.budgets,
     )
 
 
 def held_out(trained: Trained) -> Measured:
-    """Accuracies on held-out training images, clean and at the middle radius: what strengths are chosen by."""
+    """Accuracies on held-out training images: what strengths are chosen by.
+
+    Clean on all of them, at the middle radius on the first few.
+    """
     images, labels = trained.held_out
+    few = slice(trained.examples)
     run = _evaluator(suites.quick)
-    found = run(trained.logits_fn, images, labels, radius=trained.budgets.seen[1], key=jax.random.key(1))
+    found = run(trained.logits_fn, images[few], labels[few], radius=trained.budgets.seen[1], key=jax.random.key(1))
+    right = [
+        _classify(trained.logits_fn, images[start : start + BATCH]) == labels[start : start + BATCH]
+        for start in range(0, len(images), BATCH)
+    ]
     return {
         "examples": found.examples,
-        "clean_accuracy": found.clean_accuracy,
+        "clean_examples": len(images),
+        "clean_accuracy": float(np.concatenate(right).mean()),
         "robust_accuracy": found.robust_accuracy,
     }
+
+
+@jax.jit
+def _classify(logits_fn: Callable[[Any], Any], images: Array) -> Array:
+    return jnp.argmax(logits_fn(images), axis=-1)
 
 
 def seen(trained: Trained) -> Measured:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from benchmarks import json_lines
 from benchmarks.claims.grid import Cell
@@ -40,9 +41,19 @@ def of_cell(found: list[Line], cell: Cell) -> Line | None:
 
 
 def _is_of(line: Line, cell: Cell) -> bool:
-    """Whether a line was trained and attacked as the grid declares now; older ones do not say how attacked."""
-    attacked = line.get("attacked", cell.attacked) == cell.attacked
-    return attacked and _config(line) == cell.config
+    """Whether a line was trained and attacked as the grid declares now."""
+    return cell.attacked | _attacked(line) == cell.attacked and _config(line) == cell.config
+
+
+def _attacked(line: Line) -> dict[str, Any]:
+    """How a line says that it was attacked; older ones lack some or all of it, but their measures tell."""
+    measured = {}
+    if "held_out" in line:
+        measured["examples"] = line["held_out"]["examples"]
+        measured["held_out"] = line["held_out"].get("clean_examples", measured["examples"])
+    if "seen" in line:
+        measured["seen"] = line["seen"]["radii"]
+    return line.get("attacked", {}) | measured
 
 
 def _config(line: Line) -> Config | None:
