@@ -91,6 +91,12 @@ def absolute(values: Array) -> Array:
     return values * jnp.sign(values)
 
 
+def finite_or_zero(gradient: Tree) -> Tree:
+    """The gradient, zero where it is not finite: one step along such a component would end a search."""
+    result: Tree = jax.tree.map(lambda leaf: jnp.nan_to_num(leaf, posinf=0.0, neginf=0.0), gradient)
+    return result
+
+
 def wide(values: Array) -> Array:
     """The values in float32 or wider: in 16 bits, products of small numbers vanish and squares overflow."""
     return values.astype(jnp.promote_types(values.dtype, jnp.float32))

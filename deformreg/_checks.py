@@ -245,17 +245,23 @@ def called(name: str, function: Callable[..., Any], *arguments: Any) -> Any:
 def key(value: Any, *, count: int | None = None) -> jax.Array:
     """Returns a JAX random key, of the new kind or of the old one (uint32[2]), or raises.
 
-    With a `count`, an array of that many keys will do.
+    With a `count`, an array of that many keys will do. Keys of JAX's implementations ``rbg`` and ``unsafe_rbg`` become
+    keys of its default one: under `vmap` they would draw by the first key alone, for all examples.
     """
     typed: bool = isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
     if typed and (value.ndim == 0 or (count is not None and value.shape == (count,))):
         random_key: jax.Array = value
-        return random_key
+        is_rbg = str(jax.random.key_impl(random_key)) in ("rbg", "unsafe_rbg")
+        return _default_key(jax.random.key_data(random_key)) if is_rbg else random_key
     raw = isinstance(value, (jax.Array, np.ndarray)) and value.dtype == np.uint32 and value.ndim == 1
     if not typed and raw and len(value) > 1:
-        return jnp.asarray(value)
+        return _default_key(jnp.asarray(value)) if len(value) == 4 else jnp.asarray(value)
     several = "" if count is None else f" (or {count} of them)"
     raise TypeError(f"key must be a JAX random key{several}, for example jax.random.key(0), got {described(value)}")
+
+
+def _default_key(data: jax.Array) -> jax.Array:
+    return jax.random.wrap_key_data(data[..., :2], impl="threefry2x32")
 
 
 def image_range(value: Any) -> tuple[float, float]:

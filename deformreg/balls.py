@@ -252,6 +252,11 @@ def pixelwise_l2(radius: Radius) -> Ball:
     _checks.non_negative("radius", radius)
 
     def lengths(leaf: Array) -> Array:
+        if leaf.ndim < 2:
+            raise ValueError(
+                f"pixelwise_l2 bounds the vectors along the last axis, but the parameters have shape {leaf.shape}: use "
+                "linf for one number per example"
+            )
         return lengths_along(leaf, (-1,))
 
     def limits(leaf: Array) -> Array:

@@ -14,10 +14,10 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from deformreg import _checks, fields
-from deformreg._arrays import choose, pad_examples, scaled
+from deformreg._arrays import choose, finite_or_zero, pad_examples, scaled, wide
 from deformreg._families import identity
 from deformreg.attacks.attack import Attack, Budget, Examples, LogitsFn, Search
-from deformreg.attacks.search import finite_or_zero, fresh, is_broken, plain, record, runners_up, used_share
+from deformreg.attacks.search import fresh, is_broken, plain, record, runners_up, used_share
 from deformreg.balls import pixelwise_l2
 from deformreg.losses import margin
 from deformreg.perturbations import flow
@@ -157,8 +157,8 @@ def _crossing(logits: Array, vjp: Any, images: Array, labels: Array, towards: Ar
     classes = jnp.arange(logits.shape[1])[None, :]
     sign = (classes == towards[:, None]).astype(logits.dtype) - (classes == labels[:, None]).astype(logits.dtype)
     gap = jnp.sum(jnp.where(sign != 0, sign * logits, 0), axis=1)
-    gradient = finite_or_zero(vjp(sign)[0])
-    slopes = _central_differences(images)
+    gradient = wide(finite_or_zero(vjp(sign)[0]))
+    slopes = _central_differences(wide(images))
     along = jnp.stack([jnp.sum(gradient * slope, axis=-1) for slope in slopes], axis=-1)
     smooth = _smooth(along, sigma)
     squared = jnp.sum(smooth**2, axis=tuple(range(1, smooth.ndim)))

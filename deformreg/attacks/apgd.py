@@ -254,7 +254,7 @@ def aim(ranking: Array, number: Array) -> Array:
 def look_back(memory: Memory, params: Any, losses: Array, gradient: Any, iterate: Array, plan: Schedule) -> Memory:
     """Updates the best point, and at a checkpoint decides whether to halve the step size."""
     first = iterate == 0
-    better = first | (losses > memory.best_loss)
+    better = first | (losses > memory.best_loss) | jnp.isnan(memory.best_loss)
     best_loss = jnp.where(better, losses, memory.best_loss)
     rises = jnp.where(first, 0, memory.rises + (losses > memory.last_loss).astype(memory.rises.dtype))
     at = entries_of(plan.checkpoint, iterate)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from deformreg import _checks
-from deformreg._arrays import aligned, choose
+from deformreg._arrays import aligned, choose, finite_or_zero
 from deformreg.balls import Ball, Radius, against
 from deformreg.perturbations import Params
 
@@ -23,7 +23,7 @@ class Ascent(NamedTuple):
     """The result of an ascent.
 
     Attributes:
-        params: the returned point, inside the ball.
+        params: the returned point; inside the ball if the start was.
         values: float[n], the objective there.
     """
 
@@ -54,7 +54,7 @@ def projected_ascent(
 
     Args:
         objective: ``params -> float[n]``, one value per example that depends on that example's parameters alone.
-        params: the start, a pytree of arrays whose first axis is the example.
+        params: the start, in the ball: a pytree of arrays whose first axis is the example.
         ball: norm and radius; its steepest direction decides between sign and normalized steps.
         step_size: in the ball's norm; an array broadcasts against the parameters, or holds one number per example for
             `deformreg.l2`.
@@ -63,8 +63,8 @@ def projected_ascent(
         constrain: a further projection after the ball's, for example onto valid images.
 
     Returns:
-        The points with their values. It computes `num_steps` gradients and one more value, which the compiler drops
-        where it is not used.
+        The points with their values. No step goes along a gradient that is not finite. It computes `num_steps`
+        gradients and one more value, which the compiler drops where it is not used.
 
     Raises:
         TypeError: `num_steps` is not an integer.
@@ -97,7 +97,7 @@ def projected_ascent(
         (_, values), gradient = jax.value_and_grad(total, has_aux=True)(params)
         if keep == "best":
             best = better(best, params, values)
-        return uphill(params, gradient, ball, step_size, constrain), best
+        return uphill(params, finite_or_zero(gradient), ball, step_size, constrain), best
 
     values = jax.eval_shape(objective, params)
     start = aligned(Ascent(params, jnp.full(values.shape, -jnp.inf, values.dtype)), values)

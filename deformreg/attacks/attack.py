@@ -146,7 +146,7 @@ class Attack(NamedTuple):
         max_steps: the number of steps after which every row is done.
         uses_gradients: whether the model is differentiated.
         calls_per_step: model calls of one step on one row.
-        settings: the factory's arguments, plain data for reports.
+        settings: the factory's main arguments, plain data for reports.
         one_class: whether it needs the logits of classes, one class per image, and so fits no other criterion.
         sample: an evaluation runs the attack on at most this many examples, evenly spaced; None for all.
     """
@@ -250,9 +250,28 @@ def row_keys(key: Array, indices: Array) -> Array:
 
 
 def as_argument(logits_fn: LogitsFn) -> Partial:
-    """A function as a pytree that `jit` takes as an argument; the arrays of a `Partial` are traced, not constants."""
+    """A function as a pytree that `jit` takes as an argument; the arrays of a `Partial` are traced, not constants.
+
+    Its flags, for example ``train=False``, stay what they are.
+    """
     _checks.function("logits_fn", logits_fn)
-    return logits_fn if isinstance(logits_fn, Partial) else Partial(logits_fn)
+    if not isinstance(logits_fn, Partial):
+        return Partial(logits_fn)
+    flags = {name: value for name, value in logits_fn.keywords.items() if isinstance(value, (bool, str))}
+    if not flags:
+        return logits_fn
+    others = {name: value for name, value in logits_fn.keywords.items() if name not in flags}
+    return Partial(_Flagged(logits_fn.func, tuple(sorted(flags.items()))), *logits_fn.args, **others)
+
+
+class _Flagged(NamedTuple):
+    """A function with flags. Equal for equal flags, so that it is compiled once."""
+
+    function: Callable[..., Array]
+    flags: tuple[tuple[str, bool | str], ...]
+
+    def __call__(self, *arguments: Any, **keywords: Any) -> Array:
+        return self.function(*arguments, **keywords, **dict(self.flags))
 
 
 def advance(

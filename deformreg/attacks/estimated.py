@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from deformreg import _checks
-from deformreg._arrays import draw_leaves, scaled, spread
+from deformreg._arrays import draw_leaves, finite_or_zero, scaled, spread
 from deformreg._families import family_or_flow, identity
 from deformreg.attacks.attack import Attack, Examples, LogitsFn, Search
 from deformreg.attacks.search import (
@@ -25,7 +25,6 @@ from deformreg.attacks.search import (
     budget_of,
     check_ball,
     check_choices,
-    finite_or_zero,
     fresh,
     random_signs,
     record,

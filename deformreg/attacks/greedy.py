@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from deformreg import _checks
-from deformreg._arrays import aligned, choose
+from deformreg._arrays import aligned, choose, finite_or_zero
 from deformreg._displacements import best_displacements, check_box
 from deformreg._families import check_layout, identity
 from deformreg.attacks.attack import Attack, Examples, LogitsFn, Search
@@ -36,7 +36,6 @@ from deformreg.attacks.search import (
     budget_of,
     check_choices,
     differentiate_pixels,
-    finite_or_zero,
     fresh,
     random_signs,
     record,
@@ -190,7 +189,7 @@ def _begin(examples: Examples) -> Search:
     zeros = identity(flow(), examples.images)
     search = fresh(examples, zeros)
     ones = jnp.ones_like(search.losses)
-    return search._replace(memory=Memory(zeros, examples.images, examples.images, search.losses, ones))
+    return search._replace(memory=Memory(zeros, examples.images, jnp.zeros_like(examples.images), search.losses, ones))
 
 
 def _step(plan: _Plan, logits_fn: LogitsFn, examples: Examples, search: Search) -> Search:

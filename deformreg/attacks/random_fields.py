@@ -79,8 +79,9 @@ def random_fields(
             lambda key, leaf: jax.random.normal(key, (leaf.size,), leaf.dtype).reshape(leaf.shape), key, params
         )
 
-    def is_field(leaf: Array) -> bool:
-        return family.field is not None and 3 <= leaf.ndim <= 5 and leaf.shape[-1] == leaf.ndim - 2
+    def smooth(leaf: Array, images: Array) -> Array:
+        is_field = family.field is not None and leaf.shape == (*images.shape[:-1], images.ndim - 2)
+        return fields.smooth(leaf, sigma) if is_field else leaf
 
     def to_boundary(params: Any) -> Any:
         norms = ball.norm(params)
@@ -92,7 +93,7 @@ def random_fields(
 
     def step(logits_fn: LogitsFn, examples: Examples, search: Search) -> Search:
         drawn = sample_rows(white, step_keys(examples, search.calls), search.params)
-        drawn = jax.tree.map(lambda leaf: fields.smooth(leaf, sigma) if is_field(leaf) else leaf, drawn)
+        drawn = jax.tree.map(lambda leaf: smooth(leaf, examples.images), drawn)
         search = search._replace(params=family.constrain(to_boundary(drawn), examples.images))
         losses, broken = try_out(logits_fn, family, loss, examples, search.params)
         search = record(search, losses, broken, keep=keep)

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array
 
 from deformreg import _checks, fields
-from deformreg._arrays import aligned, choose, scaled
+from deformreg._arrays import aligned, choose, finite_or_zero, scaled
 from deformreg.attacks.attack import Budget, Examples, LogitsFn, Search, labels_along
 from deformreg.balls import Ball, l2
 from deformreg.criteria.classification import predicted_classes
@@ -200,11 +200,6 @@ def _judged(
     aimed = examples if targets is None else examples._replace(targets=targets)
     losses = objective(loss, logits, aimed)
     return jnp.sum(losses), (losses, logits, is_broken(logits, examples))
-
-
-def finite_or_zero(gradient: Params) -> Params:
-    """The gradient, zero where it is not finite: one step along such a component would end the search."""
-    return jax.tree.map(lambda leaf: jnp.nan_to_num(leaf, posinf=0.0, neginf=0.0), gradient)
 
 
 def record(

@@ -43,7 +43,7 @@ def rotation_translation(
     max_degrees: float = 30.0,
     max_pixels: float = 3.0,
     grid: tuple[int, int, int] | None = (31, 5, 5),
-    num_draws: int = 10,
+    num_draws: int | None = None,
     max_component: float | None = None,
     boundary: Boundary = "zeros",
     loss: Loss = "cross_entropy",
@@ -60,7 +60,8 @@ def rotation_translation(
         max_pixels: the largest translation along either axis.
         grid: the number of candidates along (rotation, dy, dx), evenly spaced with both ends included; one candidate
             means zero. The default is the paper's 775. None tries `num_draws` random candidates instead.
-        num_draws: random candidates, drawn separately for each example; 10 in the paper.
+        num_draws: random candidates, drawn separately for each example; only without a grid, where None is the
+            paper's 10.
         max_component: also shrinks every candidate until no pixel moves further than this along either axis, in
             pixels: the threat model of the flow attacks under `deformreg.linf`.
         boundary: see `deformreg.warp`.
@@ -73,7 +74,7 @@ def rotation_translation(
 
     Raises:
         TypeError: a count that is not an integer.
-        ValueError: a number out of range, an unknown `loss`, or another `keep`.
+        ValueError: a number out of range, an unknown `loss`, another `keep`, or `num_draws` beside a grid.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -89,7 +90,9 @@ def rotation_translation(
     _checks.non_negative("max_degrees", max_degrees)
     _checks.non_negative("max_pixels", max_pixels)
     check_choices(loss, keep, ("any", "best"))
-    num_draws = _checks.count("num_draws", num_draws)
+    if grid is not None and num_draws is not None:
+        raise ValueError(f"num_draws={num_draws} has no effect beside a grid: give grid=None with it")
+    num_draws = _checks.count("num_draws", 10 if num_draws is None else num_draws)
     family = affine(boundary=boundary)
     if max_component is not None:
         _checks.non_negative("max_component", max_component)
@@ -113,7 +116,13 @@ def rotation_translation(
         partial(_step, plan),
         max_steps=plan.candidates,
         uses_gradients=False,
-        settings={**bounds, "grid": grid, "num_draws": num_draws, "boundary": boundary, "keep": keep},
+        settings={
+            **bounds,
+            "grid": grid,
+            "num_draws": num_draws if grid is None else None,
+            "boundary": boundary,
+            "keep": keep,
+        },
         one_class=loss == "dlr",
     )
 

@@ -39,12 +39,19 @@ HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # in a search of 10
 
 
 def window_sides(num_queries: int, sizes: tuple[int, ...], share: float) -> np.ndarray[Any, Any]:
-    """The side of the window at each query: its area starts at `share` of the image and is repeatedly halved."""
+    """int32[num_queries, axes]: the sides of the window at each query.
+
+    Its area starts at `share` of the image and is repeatedly halved. The sides are equal, but where an axis is shorter,
+    the others make up for it.
+    """
     at = np.arange(num_queries) * 10_000 // num_queries
     shares = share * 0.5 ** np.searchsorted(np.array(HALVINGS), at, side="left")
     areas = reduce(operator.mul, sizes, shares)
-    sides: np.ndarray[Any, Any] = np.clip(np.rint(areas ** (1 / len(sizes))), 1, min(sizes))
-    return sides.astype(np.int32)
+    sides = np.empty((num_queries, len(sizes)))
+    for left, axis in zip(range(len(sizes), 0, -1), np.argsort(sizes), strict=True):
+        sides[:, axis] = np.minimum(areas ** (1 / left), sizes[axis])
+        areas = areas / sides[:, axis]
+    return np.clip(np.rint(sides), 1, sizes).astype(np.int32)
 
 
 def square(
@@ -60,7 +67,8 @@ def square(
     """Random search over squares: each query moves one window of every channel to the boundary, kept if better.
 
     The search starts from vertical stripes (in volumes from planes across the last axis, in signals from samples). In
-    signals the windows are intervals, in volumes cubes. Windows, signs and stripes are drawn for each example.
+    signals the windows are intervals, in volumes cubes; on elongated images, a window too long for one axis extends
+    along the others. Windows, signs and stripes are drawn for each example.
 
     Args:
         ball: see `deformreg.attacks.pgd`; the published attack uses `deformreg.linf`.
@@ -141,21 +149,21 @@ def _step(plan: _Plan, logits_fn: LogitsFn, examples: Examples, search: Search) 
     search = record(search, losses, broken, keep=plan.keep)
     sides = jnp.asarray(window_sides(plan.num_queries, search.kept.shape[1:-1], plan.share))
     keys = step_keys(examples, search.calls)
-    side = entries_of(sides, jnp.minimum(search.calls, plan.num_queries - 1))
-    proposed = jax.vmap(partial(_propose, plan.ball))(keys, search.kept, side)
+    window = entries_of(sides, jnp.minimum(search.calls, plan.num_queries - 1))
+    proposed = jax.vmap(partial(_propose, plan.ball))(keys, search.kept, window)
     proposed = plan.family.constrain(plan.ball.project(proposed), examples.images)
     return search._replace(params=proposed, done=search.done | (search.calls >= plan.num_queries))
 
 
-def _propose(ball: Ball, key: Array, kept: Array, side: Array) -> Array:
-    """One example's best parameters, with a random window of them moved by twice the radius either way."""
+def _propose(ball: Ball, key: Array, kept: Array, window: Array) -> Array:
+    """One example's best parameters, with a random window of these sides moved by twice the radius either way."""
     *sizes, channels = kept.shape
     corner_key, sign_key = jax.random.split(key)
-    corner = jax.random.uniform(corner_key, (len(sizes),), jnp.float32) * (jnp.array(sizes) - side + 1).astype(
+    corner = jax.random.uniform(corner_key, (len(sizes),), jnp.float32) * (jnp.array(sizes) - window + 1).astype(
         jnp.float32
     )
     offsets = [jnp.arange(size) - start for size, start in zip(sizes, jnp.floor(corner).astype(jnp.int32), strict=True)]
-    along = [(offset >= 0) & (offset < side) for offset in offsets]
+    along = [(offset >= 0) & (offset < window[axis]) for axis, offset in enumerate(offsets)]
     inside = reduce(jnp.logical_and, jnp.meshgrid(*along, indexing="ij"))[..., None]
     signs = random_signs(sign_key, (*(1 for _ in sizes), channels), kept.dtype)
     return kept + jnp.where(inside, 2 * jnp.asarray(ball.radius, kept.dtype) * signs, 0)

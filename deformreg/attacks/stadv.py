@@ -16,10 +16,10 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from deformreg import _checks, fields
-from deformreg._arrays import choose, scaled
+from deformreg._arrays import choose, finite_or_zero, scaled
 from deformreg._families import identity
 from deformreg.attacks.attack import Attack, Budget, Examples, LogitsFn, Search, labels_along
-from deformreg.attacks.search import Keep, budget_of, check_ball, finite_or_zero, fresh, is_broken, record, used_share
+from deformreg.attacks.search import Keep, budget_of, check_ball, fresh, is_broken, record, used_share
 from deformreg.balls import Ball
 from deformreg.losses import margin
 from deformreg.perturbations import Perturbation, flow

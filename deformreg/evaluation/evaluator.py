@@ -88,7 +88,8 @@ def evaluator(
 
     Returns:
         A function of the model and the examples. For images of the same shape it does not recompile at another radius,
-        for the same model function, or for a ``Partial`` of the same function with other weights.
+        for the same model function, or for a ``Partial`` of the same function with other weights. Weights that a
+        function holds itself stay those of its first call: pass a ``Partial`` of a network that you train further.
 
     Raises:
         TypeError: `batch_size` is not an integer. When the evaluation runs: a suite without a radius, or a radius

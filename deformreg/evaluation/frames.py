@@ -91,14 +91,14 @@ def frames(
     if len(boundaries) != count:
         raise ValueError(f"boundary must be one for all {count} images or one for each, got {len(boundaries)}")
     shares = np.linspace(0, 1, _checks.count("num_steps", num_steps) + 1)
-    answers = np.zeros((count, len(shares), 3))
+    answers, answer = np.zeros((count, len(shares), 3)), jax.jit(partial(_answers))  # of this call's weights alone
     for name in dict.fromkeys(boundaries):
         rows = np.flatnonzero([each == name for each in boundaries])
         for start in range(0, len(rows), batch_size):
             at = rows[start : start + batch_size]
             for step, share in enumerate(shares):
                 moved = _moved(images[at], flows[at] * np.float32(share), cast(Boundary, name))
-                answers[at, step] = _answers(model, moved, labels[at])
+                answers[at, step] = answer(model, moved, labels[at])
     predicted, confidences, of_labels = np.moveaxis(answers, -1, 0)
     return Frames(images, labels, flows, boundaries, shares, predicted.astype(int), confidences, of_labels)
 
@@ -108,7 +108,6 @@ def _moved(images: Array, flows: Array, boundary: Boundary) -> Array:
     return warp(images, flows, boundary=boundary)
 
 
-@jax.jit
 def _answers(logits_fn: Any, images: Array, labels: Array) -> Array:
     """float[n, 3]: the predicted class, its probability, and that of the label; -1 and zeros for logits that are
     not finite."""

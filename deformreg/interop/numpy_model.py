@@ -24,7 +24,8 @@ def from_numpy(
     checks that need no gradients. A gradient attack raises `NoGradients` before the model is called.
 
     Args:
-        function: ``images -> logits``, from NumPy arrays float[n, h, w, c] to float[n, num_classes], for example
+        function: ``images -> logits``, from NumPy arrays float[n, h, w, c], float32 or wider, to float[n,
+            num_classes], for example
             ``lambda images: session.run(None, {"input": images.transpose(0, 3, 1, 2)})[0]`` for an ONNX session.
         num_classes: at least 2.
         batch_size: the only number of images that the function takes: others are split, and the last batch is filled
@@ -52,11 +53,11 @@ def from_numpy(
     batch_size = None if batch_size is None else _checks.count("batch_size", batch_size)
 
     def logits(images: HostArray) -> HostArray:
-        parts = [np.zeros((0, num_classes), np.float32)]
+        parts, wide = [np.zeros((0, num_classes), np.float32)], np.promote_types(images.dtype, np.float32)
         for batch, count in in_batches(images, batch_size):
             with failures_of(WHAT, batch):
                 # A copy: the function may write to it, or keep it.
-                values = checked(WHAT, function(np.array(batch)), len(batch), num_classes)
+                values = checked(WHAT, function(np.array(batch, wide)), len(batch), num_classes)
             parts.append(values[:count])
         return np.concatenate(parts)
 

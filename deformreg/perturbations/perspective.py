@@ -15,8 +15,9 @@ from deformreg.warping import Boundary, Order, interpolation_of, warp
 def perspective(*, boundary: Boundary = "edge", order: Order = 1) -> Perturbation:
     """Moves all pixels of an image by one perspective map, given by where the image's corners read.
 
-    It does not take signals or volumes. The map exists while the four positions form a convex quadrilateral: keep the
-    corners' displacements below half of the shorter side.
+    It does not take signals or volumes. The map exists while the four positions form a convex quadrilateral, which they
+    do if no corner moves by a quarter of the shorter side or more along either axis. Pixels between the corners can
+    move further than these, up to about twice as far on a square image, so a ball does not bound displacements.
 
     Args:
         boundary: what lies outside the image, see `deformreg.warp`.
@@ -55,7 +56,7 @@ def perspective(*, boundary: Boundary = "edge", order: Order = 1) -> Perturbatio
         init=init,
         apply=lambda params, images: warp(images, field(params, images), boundary=boundary, order=order),
         field=field,
-        unit="pixels",
+        unit="pixels of the corners",
     )
 
 

@@ -232,3 +232,40 @@ def test_a_model_in_training_mode_is_told_what_to_do():
         one_line(caught)
     norm.eval()
     assert deformreg.gradient_penalty(loss_fn, IMAGES)[0].shape == (4,)
+
+
+@pytest.mark.parametrize("implementation", ["rbg", "unsafe_rbg"])
+def test_keys_whose_draws_depend_on_other_examples_are_replaced(implementation):
+    key = jax.random.fold_in(jax.random.key(3, impl=implementation), 5)
+    raw = jax.random.key_data(key)
+    same = jax.random.wrap_key_data(raw[:2], impl="threefry2x32")
+    attack = attacks.random_fields(ball=BALL, num_fields=3, keep="best")
+    expected = attack.run(LOGITS, IMAGES, LABELS, same)
+    for one in (key, raw):
+        np.testing.assert_array_equal(attack.run(LOGITS, IMAGES, LABELS, one).params, expected.params)
+    alone = attack.run(LOGITS, IMAGES[2:], LABELS[2:], jax.random.split(key, 4)[2:])
+    together = attack.run(LOGITS, IMAGES, LABELS, jax.random.split(key, 4))
+    np.testing.assert_allclose(alone.params, together.params[2:], rtol=1e-6)
+
+
+def test_flags_of_a_partial_stay_flags():
+    def network(weights, images, *, train, scale):
+        return LOGITS(images) * (weights if not train else jnp.nan) * scale
+
+    logits_fn = jax.tree_util.Partial(network, jnp.float32(2.0), train=False, scale=jnp.float32(0.5))
+    found = deformreg.evaluate(logits_fn, IMAGES, LABELS, [attacks.pgd(ball=BALL, num_steps=1)], key=KEY)
+    again = deformreg.evaluate(LOGITS, IMAGES, LABELS, [attacks.pgd(ball=BALL, num_steps=1)], key=KEY)
+    assert (found.clean_accuracy, found.robust_accuracy) == (again.clean_accuracy, again.robust_accuracy)
+
+
+def test_a_number_per_example_has_no_length():
+    with pytest.raises(ValueError, match=r"pixelwise_l2 bounds the vectors .* shape \(4,\): use linf") as caught:
+        balls.pixelwise_l2(0.5).project(jnp.ones(4))
+    one_line(caught)
+
+
+def test_draws_beside_a_grid_are_refused():
+    with pytest.raises(ValueError, match=r"num_draws=50 has no effect beside a grid: give grid=None") as caught:
+        attacks.rotation_translation(num_draws=50)
+    one_line(caught)
+    assert attacks.rotation_translation(grid=None).settings["num_draws"] == 10

@@ -207,6 +207,7 @@ def test_no_gradient_flows_through_an_attack():
     assert jax.grad(through)(1.0) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", [flow(), additive(image_range=(0.0, 1.0))], ids=["flow", "additive"])
 def test_jit_pmap_and_singletons_agree_with_the_plain_call(family, cpus):
     def attack(images):
@@ -255,3 +256,12 @@ def test_what_does_not_fit_is_named_under_jit_too(change, error, words):
         with pytest.raises(error) as caught:
             call(images)
         assert all(word in str(caught.value) for word in words)
+
+
+def test_no_step_goes_along_a_gradient_that_is_not_finite():
+    def rough(images):  # its slope is infinite where the image is zero
+        return jnp.linalg.norm(images.reshape(len(images), -1), axis=1)
+
+    images = jnp.stack([jnp.zeros((2, 3, 1)), jnp.ones((2, 3, 1))])
+    found = multi_step(rough, images, perturbation=additive(), ball=linf(0.5), num_steps=2)
+    np.testing.assert_allclose(found.images, images + jnp.array([0.0, 0.5]).reshape(2, 1, 1, 1))

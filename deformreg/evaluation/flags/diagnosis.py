@@ -211,7 +211,8 @@ def _radii(side: float, family: Perturbation, setting: Setting) -> Radii:
     """The budgets to try; the last one allows nearly anything."""
     # A flow of half the image reaches any pixel; other families may use the whole range of the images.
     low, high = setting.image_range
-    anything = max(setting.data.images.shape[1:-1]) / 2 if family.field is not None else max(high - low, 1e-3)
+    half = 1.0 if family.unit == "normalized" else max(setting.data.images.shape[1:-1]) / 2
+    anything = half if family.field is not None else max(high - low, 1e-3)
     return side, 2 * side, 4 * side, max(anything, 4 * side)
 
 

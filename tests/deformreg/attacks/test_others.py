@@ -25,7 +25,7 @@ from deformreg.attacks import (
     transfer,
 )
 from deformreg.attacks.square import window_sides
-from deformreg.perturbations import Perturbation, additive, affine, flow, lowres_flow
+from deformreg.perturbations import Perturbation, additive, affine, flow, lowres_flow, perspective, thin_plate_spline
 
 KEY = jax.random.key(0)
 
@@ -63,8 +63,26 @@ def test_square_windows_shrink_as_published():
         4001: 0.8 / 128,
         8001: 0.8 / 512,
     }
-    assert {at: int(sides[at]) for at in shares} == {at: max(round((p * 1024) ** 0.5), 1) for at, p in shares.items()}
-    assert (window_sides(100, (2, 5), 1.0) <= 2).all()
+    expected = {at: [max(round((p * 1024) ** 0.5), 1)] * 2 for at, p in shares.items()}
+    assert {at: sides[at].tolist() for at in shares} == expected
+
+
+def test_windows_extend_along_the_longer_axes():
+    sides = window_sides(1000, (8, 512), 0.8)
+    assert sides[[0, 100, 999]].tolist() == [[8, 410], [8, 26], [3, 3]]
+    assert window_sides(1, (3, 64, 64), 1.0).tolist() == [[3, 64, 64]]
+    assert window_sides(1, (1, 10), 0.5).tolist() == [[1, 5]]
+
+
+def test_only_fields_of_the_size_of_the_images_are_smoothed():
+    logits_fn, images, labels = perceptron(64), np.random.default_rng(0).random((2, 8, 8, 1)), np.zeros(2, int)
+    one, other = (
+        random_fields(ball=balls.linf(0.5), num_fields=1, sigma=sigma, perturbation=lowres_flow(2), keep="best").run(
+            logits_fn, images.astype(np.float32), labels, KEY
+        )
+        for sigma in (0.0, 2.0)
+    )
+    np.testing.assert_array_equal(one.params, other.params)
 
 
 @pytest.mark.slow
@@ -286,6 +304,8 @@ def test_norms_are_those_of_the_final_field_or_difference():
         (flow(), "pixels"),
         (flow(units="normalized"), "normalized"),
         (lowres_flow(2), "pixels"),
+        (perspective(), "pixels of the corners"),
+        (thin_plate_spline(), "pixels of the control points"),
         (affine(parameters=("dy", "dx")), "pixels"),
         (affine(), "parameters"),
         (Perturbation(init=jnp.zeros_like, apply=lambda params, images: images * (1 + params)), "parameters"),

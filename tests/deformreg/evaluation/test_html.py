@@ -333,3 +333,16 @@ def test_a_report_is_printed_and_is_dark_in_the_dark(opened, tmp_path):
     on_paper = opened.run(background)
     opened.call("Emulation.setEmulatedMedia", media="")
     assert on_paper == light  # paper is white
+
+
+def test_frames_are_those_of_the_weights_of_today():
+    weights = [np.float32(1.0)]
+
+    def network(images):
+        total = images.sum((1, 2, 3)) * weights[0]
+        return jnp.stack([total, -total], axis=1)
+
+    images, flows = np.ones((1, 4, 4, 1), np.float32), np.zeros((1, 4, 4, 2), np.float32)
+    assert frames(network, images, [0], flows, num_steps=1).predicted.tolist() == [[0, 0]]
+    weights[0] = np.float32(-1.0)
+    assert frames(network, images, [0], flows, num_steps=1).predicted.tolist() == [[1, 1]]

@@ -215,3 +215,17 @@ def test_the_gradient_free_suite_breaks_a_model_without_gradients():
     result = evaluate(from_numpy(in_numpy, 5), data, labels, suites.gradient_free(0.3), batch_size=8, key=KEY)
     assert result.robust_accuracy < 0.5
     assert result.flags == ()
+
+
+def test_the_host_gets_types_that_it_knows():
+    seen = []
+
+    def model(images):
+        seen.append(images.dtype)
+        return np.zeros((len(images), 2), np.float32)
+
+    logits_fn = from_numpy(model, 2)
+    for dtype in (jnp.bfloat16, jnp.float16, jnp.float32):
+        logits_fn(jnp.ones((1, 2, 2, 1), dtype))
+        jax.jit(logits_fn)(jnp.ones((1, 2, 2, 1), dtype)).block_until_ready()
+    assert set(seen) == {np.dtype(np.float32)}
