@@ -96,14 +96,16 @@ def run(options: Options) -> Rows:
     rows = read(file)["rows"] if file is not None and file.exists() else []
     cases = list(itertools.product(targets, methods.items()))
     for target, (name, method) in tqdm(cases, desc="compiling", disable=None, leave=False):
-        if any(case_of(target, name).items() <= row.items() for row in rows):
+        same = [row for row in rows if case_of(target, name).items() <= row.items()]
+        if any(not options.fit or "largest_batch" in row for row in same):
             continue
         standard = next((row for row in rows if case_of(target, "standard").items() <= row.items()), None)
         try:
-            rows.append(_measure(target, name, method, options.fit, standard))
+            found = _measure(target, name, method, options.fit, standard)
         except jax.errors.JaxRuntimeError as error:
             say(f"not compiled: {target.case.model} for {target.topology}, {name}: {one_line(error)}")
             continue
+        rows = [*(row for row in rows if row not in same), found]
         if file is not None:
             write(file, sys.argv[1:], rows)
     if not rows:

@@ -3,7 +3,8 @@
 An attack gets a number of passes through the network for each image and radius: a step with gradients takes two, one
 forward and one backward, a query takes one. The radii increase, and an image is attacked until one breaks it. The best
 known radius of an image is the smallest one at which any attack of the file broke it. Optimality is the share, of the
-area between "no attack" and the best known radii under the accuracy curve, that an attack reaches.
+area between "no attack" and the best known radii under the accuracy curve, that an attack reaches. An image that breaks
+at one radius and not at the one before counts as broken halfway between them.
 
 Every model, attack and number of passes is one line of JSON; a stopped ranking continues with the next.
 
@@ -19,11 +20,13 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache, partial
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import numpy as np
+from annotated_types import Interval
 from tqdm import tqdm
 
 from benchmarks import json_lines, rows
@@ -144,7 +147,7 @@ class Options:
 
     model: Several[Literal[tuple(SUBJECTS)]] = tuple(SUBJECTS)[:-1]  # type: ignore[valid-type]
     """Networks; those of presets are trained first. efficientnet-lite0 needs the packages of `.[imagenet]`."""
-    passes: Several[Count] = (20, 100, 500)
+    passes: Several[Annotated[int, Interval(ge=6, le=10**6)]] = (20, 100, 500)
     """Forward and backward passes for each image and radius."""
     attack: Several[Literal[tuple(ATTACKS)]] = tuple(ATTACKS)  # type: ignore[valid-type]
     """Attacks."""
@@ -182,10 +185,16 @@ def run(options: Options) -> str:
         line = {
             "model": model, "attack": attack, "passes": passes, "examples": options.examples,
             "radii": _radii(model), "smallest": smallest, "model_calls": curve.model_calls,
-            "seconds": round(curve.seconds, 1), "environment": rows.setting(["ranking"]),
+            "seconds": round(curve.seconds, 1), "environment": rows.setting(_command(model, attack, passes, options)),
         }  # fmt: skip
         json_lines.append(options.lines, line)
     return table(read(options.lines))
+
+
+def _command(model: str, attack: str, passes: int, options: Options) -> list[str]:
+    """The words that compute one line alone."""
+    named = {"--model": model, "--attack": attack, "--passes": passes, "--examples": options.examples}
+    return ["ranking", *(str(word) for pair in named.items() for word in pair)]
 
 
 @cache
@@ -204,7 +213,7 @@ def read(path: Path = FILE) -> list[Line]:
     """
     found: dict[tuple[str, str, int, int], Line] = {}
     for number, line in json_lines.read(path):
-        if missing := {"model", "attack", "passes", "examples"} - line.keys():
+        if missing := {"model", "attack", "passes", "examples", "radii", "smallest"} - line.keys():
             raise ConfigError(f"{path}, line {number} is not one of a ranking: it lacks {', '.join(sorted(missing))}")
         found.pop(_name(line), None)
         found[_name(line)] = line
@@ -228,9 +237,11 @@ def optimality(lines: list[Line]) -> dict[tuple[str, str, int], float]:
     for model in dict.fromkeys(line["model"] for line in lines):
         own = [line for line in lines if line["model"] == model]
         own = [line for line in own if line["radii"] == own[-1]["radii"] and line["examples"] == own[-1]["examples"]]
-        largest = own[-1]["radii"][-1]
-        smallest = np.array([[np.inf if radius is None else radius for radius in line["smallest"]] for line in own])
-        gained = largest - np.minimum(smallest[:, (smallest > 0).all(axis=0)], largest)
+        radii = own[-1]["radii"]
+        halfway = {radius: (below + radius) / 2 for below, radius in pairwise([0.0, *radii])}
+        known = halfway | {None: radii[-1], 0: 0.0}
+        broken = np.array([[known[radius] for radius in line["smallest"]] for line in own])
+        gained = radii[-1] - broken[:, (broken > 0).all(axis=0)]
         best = gained.max(axis=0).sum()
         for line, gain in zip(own, gained.sum(axis=1), strict=True):
             found[model, line["attack"], line["passes"]] = float(gain / best) if best else 1.0

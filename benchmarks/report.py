@@ -72,6 +72,7 @@ FORMATS: dict[str, Callable[[float], str]] = {
     "argument_bytes": lambda value: f"{value / 1e6:.0f}",
     "shard_state": lambda value: "yes" if value else "no",
     "collective_bytes": lambda value: f"{value / 1e6:.1f}",
+    "strength": lambda value: f"{value:g}" if value else "",
     **dict.fromkeys(PERCENT, lambda value: f"{100 * value:.1f} %"),
 }
 

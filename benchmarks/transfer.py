@@ -57,13 +57,14 @@ def run(options: Options) -> Rows:
 
 
 def _chosen(name: str, options: Options) -> list[grid.Cell]:
-    """The cells of a setting whose networks are compared: of the first seed."""
+    """The cells of a setting whose networks are compared: of the first seed, and of matched clean accuracy."""
     setting = next((one for one in grid.SETTINGS if one.name == name), None)
     if setting is None:
         raise ConfigError(f"--setting {name!r}: the grid has {', '.join(one.name for one in grid.SETTINGS)}")
     finished = plan.judgeable(lines.current(lines.read(options.lines), grid.cells()))
     found = verdicts.chosen(finished, name)
-    cells = [grid.Cell(setting, method, one.strength, 0) for method, one in found.items() if method in options.methods]
+    chosen = {method: one for method, one in found.items() if method in options.methods and one.matched}
+    cells = [grid.Cell(setting, method, one.strength, 0) for method, one in chosen.items()]
     if not cells:
         raise ConfigError(f"{options.lines} has no finished cells of {name}: python -m benchmarks claims computes them")
     return cells

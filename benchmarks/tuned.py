@@ -49,12 +49,13 @@ def run(options: Options) -> Rows:
     start, regularized = (presets.find(name).config for name in (START, REGULARIZED))
     found: dict[tuple[str, str, int], list[dict[str, float]]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        for seed in options.seeds:
+        for seed in dict.fromkeys(options.seeds):
             first = Path(folder) / f"start-{seed}"
             found.setdefault((START, "random weights", start.epochs), []).append(
                 _measured(replace(start, seed=seed), first, run, options)
             )
-            for init, epochs in ((str(first), options.epochs), (None, options.epochs), (None, regularized.epochs)):
+            trainings = ((str(first), options.epochs), (None, options.epochs), (None, regularized.epochs))
+            for init, epochs in dict.fromkeys(trainings):  # two are one if --epochs is the preset's own number
                 config = replace(regularized, seed=seed, init=init, epochs=epochs)
                 place = Path(folder) / f"{'tuned' if init else 'whole'}-{epochs}-{seed}"
                 origin = START if init else "random weights"

@@ -261,7 +261,8 @@ def key(value: Any, *, count: int | None = None) -> jax.Array:
 
 
 def _default_key(data: jax.Array) -> jax.Array:
-    return jax.random.wrap_key_data(data[..., :2], impl="threefry2x32")
+    found: jax.Array = jax.random.wrap_key_data(data[..., :2], impl="threefry2x32")
+    return found
 
 
 def image_range(value: Any) -> tuple[float, float]:

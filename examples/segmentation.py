@@ -1,4 +1,4 @@
-"""Segmentation: a small network finds shapes; at which displacement does it lose their outlines?"""
+"""Segmentation: a small network finds shapes; does it keep their outlines when pixels move by up to half a pixel?"""
 
 import jax
 import jax.numpy as jnp

@@ -318,6 +318,7 @@ def _cifar(network: str, model: Model) -> Setting:
     )
 
 
+_CIFAR_SMALL = _cifar("small-cnn-relu", Model(name="small-cnn", width=0.5))
 _CIFAR = _cifar("preact-resnet-18-relu", Model(name="preact-resnet-18", width=0.125))
 
 SETTINGS = (
@@ -326,13 +327,16 @@ SETTINGS = (
     _activated(_MNIST, "gelu", COMPARED),
     _activated(_DIGITS, "gelu", COMPARED)._replace(seeds=1),
     _activated(_MNIST, "silu", SMOOTHED)._replace(curves=False),
-    _activated(_CIFAR, "gelu", COMPARED),
     _cifar("vgg-13-relu", Model(name="vgg-13", width=0.25)),
     _cifar("resnet-20-relu", Model(name="resnet-20", width=0.5)),
     _MNIST_RESIDUAL,
     _activated(_MNIST_RESIDUAL, "gelu", SMOOTHED),
     _activated(_MNIST_RESIDUAL, "silu", SMOOTHED),
+    _activated(_CIFAR_SMALL, "relu", SMOOTHED),
+    _activated(_CIFAR_SMALL, "gelu", SMOOTHED),
+    _activated(_CIFAR_SMALL, "silu", SMOOTHED),
     _activated(_CIFAR, "relu", SMOOTHED),
+    _activated(_CIFAR, "gelu", COMPARED),
     _activated(_CIFAR, "silu", SMOOTHED),
 )
 

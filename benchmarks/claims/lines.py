@@ -47,13 +47,14 @@ def _is_of(line: Line, cell: Cell) -> bool:
 
 def _attacked(line: Line) -> dict[str, Any]:
     """How a line says that it was attacked; older ones lack some or all of it, but their measures tell."""
-    measured = {}
+    measured: dict[str, Any] = {}
     if "held_out" in line:
         measured["examples"] = line["held_out"]["examples"]
         measured["held_out"] = line["held_out"].get("clean_examples", measured["examples"])
     if "seen" in line:
         measured["seen"] = line["seen"]["radii"]
-    return line.get("attacked", {}) | measured
+    said: dict[str, Any] = line.get("attacked", {})
+    return said | measured
 
 
 def _config(line: Line) -> Config | None:

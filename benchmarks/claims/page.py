@@ -54,9 +54,10 @@ def _matched(lines: Sequence[Line], setting: str) -> str:
         "passes",
     ]
     rows = [_cells(one) for one in found.values()]
-    seeds = max(len(one.lines) for one in found.values())
     examples = next(iter(found.values())).lines[0]["seen"]["examples"]
-    head = f"`{setting}`: {examples} test images, {_seeds(seeds)}; accuracies in %."
+    head = (
+        f"`{setting}`: {examples} test images, {_seeds([len(one.lines) for one in found.values()])}; accuracies in %."
+    )
     head += _unseen(setting)
     table = markdown([titles, ["---", *["---:"] * (len(titles) - 1)], *rows])
     return "\n\n".join(filter(None, [head, table, _carried(found)]))
@@ -74,14 +75,18 @@ def _carried(found: Mapping[str, Chosen]) -> str:
         return f"{own:.1f} % (`{other.method}` {its:.1f}, standard {least:.1f})"
 
     return (
-        f"Do the two carry over? Under pixel changes, `deformation` keeps {accuracies(flows, pixels, 'pixels')}; under "
-        f"flows of the middle radius, `pixel adversarial` keeps {accuracies(pixels, flows, 'flows')}."
+        "Does training against one kind of attack help against the other? Under pixel changes, `deformation` keeps "
+        f"{accuracies(flows, pixels, 'pixels')}; under flows of the middle radius, `pixel adversarial` keeps "
+        f"{accuracies(pixels, flows, 'flows')}."
     )
 
 
-def _seeds(most: int) -> str:
+def _seeds(counts: Sequence[int]) -> str:
     """What the figures of a table are taken over."""
-    return f"means over {most} seeds (lowest-highest), one seed where no range stands" if most > 1 else "one seed"
+    if max(counts) == 1:
+        return "one seed"
+    most = max(counts) if {*counts} <= {1, max(counts)} else f"up to {max(counts)}"
+    return f"means over {most} seeds (lowest-highest), one seed where no range stands"
 
 
 def _unseen(setting: str) -> str:

@@ -128,7 +128,7 @@ def chosen(lines: Sequence[Line], setting: str) -> dict[str, Chosen]:
     standard = [line for line in here if line["method"] == "standard"]
     if not standard:
         return {}
-    least, seeds = least_clean(standard), {line["seed"] for line in standard}
+    seeds = {line["seed"] for line in standard}
     found = {}
     for method in dict.fromkeys(line["method"] for line in here):
         strengths: dict[float, list[Line]] = {}
@@ -138,6 +138,8 @@ def chosen(lines: Sequence[Line], setting: str) -> dict[str, Chosen]:
         most = max(map(len, strengths.values()), default=0)
         candidates = [tuple(cells) for cells in strengths.values() if len(cells) == most > 0]
         if candidates:
+            own = {line["seed"] for line in candidates[0]}
+            least = least_clean([line for line in standard if line["seed"] in own])
             best = ranked(candidates, least)[0]
             found[method] = Chosen(method, best, held_out(best, "clean_accuracy") >= least)
     return found
@@ -179,8 +181,12 @@ def compare(lines: Sequence[Line], ours: str, theirs: Sequence[str], measures: S
             continue
         for name in measures:
             measure = MEASURES[name]
-            best = max((methods[other] for other in theirs), key=lambda one: one.mean(measure))
-            first, second = methods[ours].mean(measure), best.mean(measure)
+            seeds = methods[ours].seeds.intersection(*(methods[other].seeds for other in theirs))
+            if not seeds:
+                found.append(f"{setting}: no seed in common: {', '.join((ours, *theirs))}")
+                continue
+            best = max((methods[other] for other in theirs), key=lambda one: one.mean(measure, seeds))
+            first, second = methods[ours].mean(measure, seeds), best.mean(measure, seeds)
             examples = methods[ours].lines[0]["seen"]["examples"]
             interval = difference_interval(first, second, examples)
             found.append(Comparison(setting, methods[ours], best, name, first - second, interval))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -11,8 +12,10 @@ from benchmarks import json_lines
 from benchmarks.claims import cell, grid, lines, page, plan, plots, verdicts
 from benchmarks.claims.verdicts import FAILS, HOLDS, LIMITED, OPEN
 from benchmarks.cli import main
+from deformreg.evaluation import suites
 from train import options
-from train.errors import ConfigError
+from train.errors import ConfigError, NonFiniteLoss
+from train.runs import Run
 from train.task import prepare
 
 ACCURACIES = {  # of each method's two strengths: clean, under flows, unseen
@@ -157,6 +160,10 @@ def test_lines_survive_a_writer_that_was_killed(tmp_path):
     assert lines.read(file) == [first, second]
     json_lines.append(file, first | {"seed": 7})
     assert [one["seed"] for one in lines.read(file)] == [7, 0]
+    file.write_text(file.read_text().rstrip("\n"))  # a last line that lacks only its end is a whole one
+    assert [one["seed"] for one in lines.read(file)] == [7, 0]
+    json_lines.append(file, second | {"name": "third"})
+    assert [one["name"] for one in lines.read(file)] == [first["name"], second["name"], "third"]
     mistakes = {"[1]": "is no JSON object", "{": "is no JSON", '{"name": "x"}': "is not a finished cell"}
     for broken, words in mistakes.items():
         file.write_text(broken + "\n")
@@ -188,6 +195,42 @@ def test_an_interrupted_grid_continues(tmp_path, monkeypatch, capsys):
     assert len(computed) == 1
     assert computed[0] not in first
     assert "3 cells are finished" in capsys.readouterr().out
+
+
+def test_the_grid_goes_on_after_a_training_that_diverged(tmp_path, monkeypatch, capsys):
+    def compute(one, folder, *, measures, data_dir, known):
+        if one.seed == 1:
+            raise NonFiniteLoss("step 3: loss nan")
+        measured = line(one.method, one.strength, 0.9, 0.5, 0.4, setting=one.setting.name, seed=one.seed)
+        return measured | {"name": one.name, "config": options.to_tree(one.config)}
+
+    monkeypatch.setattr(cell, "compute", compute)
+    file = tmp_path / "cells.jsonl"
+    assert main(["claims", "--only", "digits/small-cnn-relu/standard", "--lines", str(file)]) == 0
+    assert [one["seed"] for one in lines.read(file)] == [0, 2]
+    out = capsys.readouterr().out
+    assert "2 cells are finished" in out
+    assert "not finished: digits/small-cnn-relu/standard-0/seed1, whose training diverged" in out
+
+
+def test_methods_are_compared_on_the_seeds_that_they_share():
+    cells = [one | {"seed": seed} for one in made() for seed in (0, 1)]
+    better = [one | {"seen": one["seen"] | {"accuracies": [0.9, 0.9, 0.9]}} for one in cells]
+    extra = [one | {"seed": 2} for one in better if one["method"] in ("standard", "flow gradient") and one["seed"] == 0]
+    found = verdicts.compare(cells + extra, "flow gradient", ["input gradient"], ["under flows"])
+    assert found[0].difference == verdicts.compare(cells, "flow gradient", ["input gradient"], ["under flows"])[0][4]
+
+
+def test_measures_show_which_budgets_they_are_of():
+    one = next(one for one in grid.cells() if one.name == "digits/small-cnn-relu/standard-0/seed0")
+    measured = line("standard", 0.0, 0.9, 0.5, 0.4, setting=one.setting.name) | {
+        "name": one.name,
+        "config": options.to_tree(one.config),
+    }
+    assert lines.of_cell([measured], one) == measured
+    assert lines.of_cell([measured | {"seen": measured["seen"] | {"radii": [1, 2, 3]}}], one) is None
+    assert lines.of_cell([measured | {"held_out": measured["held_out"] | {"clean_examples": 7}}], one) is None
+    assert lines.of_cell([measured | {"attacked": one.attacked | {"pixels": 0.5}}], one) is None
 
 
 def test_further_seeds_are_wanted_of_the_chosen_strength_only():
@@ -361,8 +404,27 @@ def test_only_settings_have_panels():
         assert shown == [f"setting {number}" for number in range(4)]
 
 
+@pytest.mark.parametrize("lost", [False, True])
+def test_measures_of_a_network_that_is_lost_do_not_stay_beside_those_of_another(tmp_path, monkeypatch, lost):
+    one, run, old = grid.cells()[0], Run(tmp_path), {"held_out": "old", "seen": "old"}
+    monkeypatch.setattr(cell, "fit", lambda *_, **__: run.config.touch())
+    monkeypatch.setattr(cell, "_open", lambda *_: None)
+    monkeypatch.setattr(cell, "MEASURES", dict.fromkeys((*old, "stability"), lambda _: "new"))
+    if not lost:
+        run.config.touch()
+    known = {"name": one.name, "seconds": 1.0, "measured_at": dict.fromkeys(old, "abc")} | old
+    found = cell.compute(one, tmp_path, measures=("seen", "stability"), known=known)
+    kept = {} if lost else {"held_out": "old"}
+    assert {name: found[name] for name in cell.MEASURES if name in found} == {
+        **kept, "seen": "new" if lost else "old", "stability": "new"
+    }  # fmt: skip
+    assert found["measured_at"].keys() == {*kept, "seen", "stability"}
+
+
 @pytest.mark.slow
-def test_a_cell_is_trained_and_measured(tmp_path):
+def test_a_cell_is_trained_and_measured(tmp_path, monkeypatch):
+    # The quick suite in place of `standard`: how a cell is measured, not how well.
+    monkeypatch.setattr(cell, "suites", SimpleNamespace(quick=suites.quick, standard=suites.quick))
     setting = next(one for one in grid.SETTINGS if one.name.startswith("digits"))
     small = grid.replace(
         setting.config, epochs=1, model=grid.replace(setting.config.model, width=0.1), data=setting.config.data
@@ -373,7 +435,7 @@ def test_a_cell_is_trained_and_measured(tmp_path):
     assert found["passes"] == 6.0
     assert json.loads(json.dumps(found)) == found
     old = dict.fromkeys(cell.MEASURES, "abc")
-    known = {name: entry for name, entry in found.items() if name != "bounds"} | {"measured_at": old}
+    known = {name: entry for name, entry in found.items() if name != "stability"} | {"measured_at": old}
     again = cell.compute(one, tmp_path / "run", known=known)
-    assert again["bounds"] == found["bounds"]
-    assert again["measured_at"] == old | {"bounds": found["measured_at"]["bounds"]}
+    assert again["stability"] == found["stability"]
+    assert again["measured_at"] == old | {"stability": found["measured_at"]["stability"]}

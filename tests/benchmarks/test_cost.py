@@ -31,8 +31,11 @@ def standard_flops():
     return cost.TrainingStep(cost.METHODS["standard"], CASE).flops()
 
 
+REPEATED = ("adversarial, 1 step", "adversarial, 10 steps", "deformation, 1 step")  # other numbers of the same steps
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", cost.METHODS)
+@pytest.mark.parametrize("name", [name for name in cost.METHODS if name not in REPEATED])
 def test_passes_agree_with_the_compilers_count(name, standard_flops):
     step = cost.TrainingStep(cost.METHODS[name], CASE)
     assert step.flops() / standard_flops == pytest.approx(step.method.passes / 3, rel=0.1)
