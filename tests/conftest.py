@@ -30,8 +30,8 @@ def pytest_collection_finish(session):
 
 
 def pytest_addoption(parser):
-    parser.addoption("--bad-inputs", type=int, default=60, help="bad inputs of each kind that slow tests give")
-    parser.addoption("--bad-commands", type=int, default=8, help="bad inputs that slow tests give to commands")
+    parser.addoption("--bad-inputs", type=int, default=30, help="bad inputs of each kind that slow tests give")
+    parser.addoption("--bad-commands", type=int, default=4, help="bad inputs that slow tests give to commands")
     parser.addoption(
         "--pairs", type=int, default=0, help="methods with networks that tests/train/test_grid.py traces; 0: a quarter"
     )

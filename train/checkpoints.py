@@ -19,7 +19,7 @@ import orbax.checkpoint as ocp
 
 from train import manifests, options, processes, runs, shards
 from train.config import Config
-from train.errors import CheckpointError, ConfigError, Stopped, StorageError, UserError, one_line
+from train.errors import CheckpointError, ConfigError, RunError, Stopped, StorageError, UserError, one_line
 from train.manifests import Damaged, Removed, Stored
 
 Tree = Any
@@ -302,6 +302,7 @@ def resume(run: runs.Run, state: Tree, *, config: Config) -> Restored | None:
 
     Raises:
         CheckpointError: there are checkpoints but none is intact, or they belong to another config or network.
+        RunError: this process does not see the checkpoint that process 0 has found.
         StorageError: the newest one cannot be read at the moment, or the folder was replaced; nothing is renamed.
     """
     folder = run.checkpoints
@@ -333,8 +334,14 @@ def resume(run: runs.Run, state: Tree, *, config: Config) -> Restored | None:
     step = processes.from_lead(found.step if found else 0)
     if found is not None:
         return found
-    chosen = [(step, _open(folder, step))]
-    return _in_state(_first_intact(folder, chosen, lambda stored: _check_fits(stored, state, config)), state)
+    try:
+        chosen = [(step, _open(folder, step))]
+        return _in_state(_first_intact(folder, chosen, lambda stored: _check_fits(stored, state, config)), state)
+    except Removed as error:
+        raise RunError(
+            f"process {jax.process_index()} does not see {folder / str(step)}, which process 0 continues from: all "
+            "processes need a --run-dir on the same file system"
+        ) from error
 
 
 def _check_names(folder: Path) -> None:

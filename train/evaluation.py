@@ -65,6 +65,7 @@ class Protocol(NamedTuple):
         sources: names and logits functions of networks whose deformed images are shown to the evaluated ones as well.
         seed: of the attacks' random numbers.
         quantize: whether the networks see images of 8 bits, so that what is broken survives saving.
+        steps: of the multi-step attack of `released`; None for the config's of each run.
     """
 
     suite: SuiteName = "released"
@@ -74,6 +75,11 @@ class Protocol(NamedTuple):
     sources: tuple[tuple[str, LogitsFn], ...] = ()
     seed: int = 0
     quantize: bool = False
+    steps: int | None = None
+
+    def steps_of(self, trained: Trained) -> int:
+        """Steps of the multi-step attack on a run."""
+        return trained.config.evaluation.steps if self.steps is None else self.steps
 
     @property
     def whole_curve(self) -> bool:
@@ -114,6 +120,7 @@ def evaluate_run(
     devices: Sequence[jax.Device] | None = None,
     team: Team | None = None,
     stop_requested: Callable[[], bool] = lambda: False,
+    again: str = "the same command",
 ) -> Study:
     """Evaluates a trained run.
 
@@ -126,6 +133,7 @@ def evaluate_run(
         team: the processes that share the work; each calls this function, and `file` lies where all can see it.
         stop_requested: called whenever images are finished and while other processes are waited for; once it returns
             True, the evaluation stops.
+        again: what continues it then, for messages.
 
     Returns:
         The row, whose accuracies are fractions in [0, 1] of all examples (a clean error counts as broken), and the
@@ -135,23 +143,23 @@ def evaluate_run(
     Raises:
         Preempted: a stop was requested.
     """
-    options = trained.config.evaluation
+    steps, batch_size = protocol.steps_of(trained), trained.config.evaluation.batch_size
     places = None if devices is None or len(devices) == 1 else tuple(devices)
-    run_suite, run_curve = _evaluators(protocol, options.steps, options.batch_size, places)
+    run_suite, run_curve = _evaluators(protocol, steps, batch_size, places)
     radii = protocol.radii or tuple(share * protocol.radius for share in CURVE)
     images, labels = trained.images, trained.labels
     if not protocol.radii:
         images, labels = images[:CURVE_EXAMPLES], labels[:CURVE_EXAMPLES]
     key = jax.random.key(protocol.seed)
     exhibits = Exhibits(trained, CURVE_EXAMPLES, quantize=protocol.quantize)
-    attacks = _attacks(protocol, options.steps, radii, (len(trained.labels), len(labels)))
+    attacks = _attacks(protocol, steps, radii, (len(trained.labels), len(labels)))
 
     def stop_if_asked() -> None:
         if stop_requested():
-            raise Preempted("SIGTERM; the same command continues")
+            raise Preempted(f"SIGTERM; {again} continues")
 
     finished = Finished(attacks, exhibits, file, team, stop_if_asked)
-    with progress(name, "image", visible=team is None or team.index == 0) as show, finished.told(name):
+    with progress(name, "image", visible=team is None or team.index == 0) as show, finished.told(name, again):
 
         def tell(now: Progress) -> None:
             part = finished.missing[0] if finished.missing and now.attack != "diagnosis" else now.attack
@@ -209,8 +217,8 @@ def partial_of(folder: Path, trained: Trained, protocol: Protocol, check: Callab
     options = protocol._replace(sources=())._asdict()
     shape = trained.images.shape[1:]
     sources = [[name, partials.network_digests(logits_fn, shape)] for name, logits_fn in protocol.sources]
-    steps = trained.config.evaluation.steps
-    return partials.of(folder, "evaluation", trained, {**options, "sources": sources, "steps": steps}, check)
+    options |= {"sources": sources, "steps": protocol.steps_of(trained)}
+    return partials.of(folder, "evaluation", trained, options, check)
 
 
 def _attacks(protocol: Protocol, steps: int, radii: Sequence[float], counts: tuple[int, int]) -> dict[str, int]:

@@ -18,6 +18,19 @@ T = TypeVar("T")
 _TRANSIENT = {errno.EAGAIN, errno.EBUSY, errno.EINTR, errno.EIO, errno.ESTALE, errno.ETIMEDOUT}
 """Errors that a network file system may recover from."""
 
+MISSING = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL}
+"""Errors of a missing file or a damaged name. Any other error of the system says nothing about what is on disk."""
+
+
+def may_be_intact(error: BaseException) -> bool:
+    """Whether a file whose reading raised an error may be intact: memory is short, or the system failed otherwise.
+
+    Libraries raise an `OSError` without a number for content that they cannot read.
+    """
+    if isinstance(error, OSError):
+        return error.errno not in {None, *MISSING}
+    return isinstance(error, MemoryError)
+
 
 def is_storage_failure(error: BaseException) -> bool:
     """Whether an error means that a disk is full or does not answer, rather than that a path is wrong."""

@@ -89,8 +89,13 @@ class Finished:
         self._rows, self._masks = rows, masks
 
     @contextmanager
-    def told(self, name: str) -> Iterator[None]:
-        """Says what an earlier start has kept, and what is missing if this one does not come to its end."""
+    def told(self, name: str, again: str = "the same command") -> Iterator[None]:
+        """Says what an earlier start has kept, and what is missing if this one does not come to its end.
+
+        Args:
+            name: of the run.
+            again: what continues then, in words.
+        """
         if self.kept or self._finished:
             say(f"{name}: continuing after {self._counted()} of an earlier start")
         try:
@@ -101,7 +106,7 @@ class Finished:
                     self._write(self._file, self._unwritten)
                 if self.kept or self._finished:
                     say(
-                        f"{name}: kept {self._counted()} in {self._file.path}; the same command continues from there; "
+                        f"{name}: kept {self._counted()} in {self._file.path}; {again} continues from there; "
                         f"missing: {', '.join(self.missing) or 'the report'}"
                     )
             raise

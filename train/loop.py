@@ -12,17 +12,17 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from train import checkpoints, optimizers, overfitting, own, parallel, processes, runs
+from train import checkpoints, checks, optimizers, overfitting, own, parallel, processes, runs
 from train.config import Config
 from train.data import Source, device_prefetch, output_shape, places, train_batches
 from train.data.kind import user_path
-from train.errors import ConfigError, Preempted, say
+from train.errors import Preempted, say
 from train.methods import Method
 from train.methods.given import Given
 from train.metrics import MetricLog
 from train.models import advice
 from train.optimizers import Make
-from train.options import check, check_recipe
+from train.options import check, check_recipe, of_networks_here
 from train.pace import Pace, forward_flops, peak
 from train.progress import progress
 from train.schedules import Step
@@ -80,23 +80,27 @@ def fit(
         StorageError: the run folder can no longer be written; earlier checkpoints remain.
     """
     folder, start = Path(folder), Start()
-    _check_values(config, method, data, optimizer)
+    checks.values(config, method, data, optimizer)
     config = check(_recorded(config, method, model, data, optimizer))
     if not resume:
         check_recipe(config)
-    config = _located(config, folder, resume) if data is None else config
+    config = located(config, folder, resume) if data is None else config
     runs.claim(folder, config, resume=resume)  # raises before the data are read if the folder cannot be used
     engine = parallel.make_engine(
         config.parallel, devices=config.devices, batch_size=config.batch_size, shard_state=config.shard_state
     )
-    _check_batch_size(config, engine.devices)
+    checks.batch_size(config, engine.devices)
     with start.waiting_for("data"):
+        if resume and data is None:
+            checks.validation(config, folder)
         task = prepare(
             config, evaluated=evaluated, method=method, model=model, data=data, optimizer=optimizer,
             write_data=write_data,
         )  # fmt: skip
         images = task.splits.train
         contents = images.fingerprint
+    if not resume and method is None:
+        checks.statistics(config, task.network.shapes)
     total = config.epochs * task.steps_per_epoch
     check_steps(profile, total)
     runs.check_alike(config, len(images), contents)
@@ -123,40 +127,6 @@ def fit(
         log.close()
 
 
-def _check_values(config: Any, method: Any, data: Any, optimizer: Any) -> None:
-    """Raises `ConfigError` for the likeliest mix-ups, before a run folder is made."""
-    if not isinstance(config, Config):
-        raise ConfigError(f"config must be a train.Config, got {type(config).__name__}")
-    if method is not None and not isinstance(method, Method):
-        raise ConfigError(
-            f"method must be a train.Method, got {_kind(method)}: give the config of a method as Config(method=...)"
-        )
-    if data is not None and not isinstance(data, Splits):
-        raise ConfigError(f"data must be train.Splits of two sources, train and validation, got {_kind(data)}")
-    if optimizer is not None and not callable(optimizer):
-        raise ConfigError(
-            f"optimizer must be a function of the learning rate, for example optax.lion, got {_kind(optimizer)}"
-        )
-
-
-def _check_batch_size(config: Config, devices: int) -> None:
-    """Raises `ConfigError` unless batches divide among the devices."""
-    if config.batch_size % (devices * config.accumulate):
-        raise ConfigError(
-            f"--batch-size must be a multiple of {devices} devices times --accumulate {config.accumulate}, "
-            f"got {config.batch_size}"
-        )
-    if config.labels.mixes and config.batch_size // devices % 2:
-        raise ConfigError(
-            "--labels.mixup and --labels.cutmix mix pairs of images: --batch-size must be an even number per device, "
-            f"got {config.batch_size} on {devices}"
-        )
-
-
-def _kind(value: Any) -> str:
-    return f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"
-
-
 def _recorded(
     config: Config,
     method: Method | None,
@@ -181,8 +151,14 @@ def _recorded(
     return config
 
 
-def _located(config: Config, folder: Path, resume: bool) -> Config:
-    """The config with absolute paths to its data, which may have moved to `data_dir` since the run began."""
+def located(config: Config, folder: Path, resume: bool) -> Config:
+    """The config with absolute paths to its data, which may have moved to `data_dir` since the run began.
+
+    Args:
+        config: what to train.
+        folder: the run folder.
+        resume: whether the run there is continued, if there is one.
+    """
     data = config.data
     data_dir = None if data.data_dir is None else os.path.abspath(user_path(data.data_dir))
     name = places.absolute(data.name, None if data_dir is None else Path(data_dir))
@@ -229,6 +205,8 @@ def announce(
         say(f"--schedule.decay-epochs {' '.join(map(str, after))}: the training ends after {config.epochs} epochs")
     validation = task.splits.validation
     side = max(output_shape(config.augmentation, task.splits.train.image_shape)[:2])
+    if config.model.given and (ignored := of_networks_here(config.model)):
+        say(f"config.model: {', '.join(ignored)} without effect on the network that was passed as model=...")
     if not config.model.given and (better := advice(config.model.name, side)):
         say(better)
     print(f"{text}\nvalidating on {validation.name}: {len(validation)} images")
@@ -266,9 +244,10 @@ def _train(
     compiled = start.first_call(engine.compile(task.step), pace.restart)
     watch = Watch(log, config, task.method, step=int(state.step), skipped=int(state.skipped), pace=pace)
     batches = device_batches(config, task.splits.train, engine, watch.step + watch.skipped, stop_requested)
-    validation = task.splits.validation
+    # No more images at once than a step has: --batch-size and --accumulate bound the memory of both.
+    validation, at_once = task.splits.validation, config.batch_size // config.accumulate
     detector = overfitting.detector(
-        task.method.watch, task.network, validation, engine, config.augmentation,
+        task.method.watch, task.network, validation, engine, config.augmentation, at_once=at_once,
         before=log.values("attacked_accuracy"),
     )  # fmt: skip
 
@@ -292,7 +271,9 @@ def _train(
             saved, whole, accuracy = watch.step, engine.whole(state), None
             if saved % task.steps_per_epoch == 0:
                 gathered = engine.gather(whole)
-                accuracy = validate(task.network.model, gathered, validation, engine, config.augmentation)
+                accuracy = validate(
+                    task.network.model, gathered, validation, engine, config.augmentation, at_once=at_once
+                )
                 values = {"validation_accuracy": accuracy, **detector(gathered)}
                 del gathered
                 log.write(saved, {**values, "seconds": watch.seconds})

@@ -39,9 +39,6 @@ Leaves = dict[str, np.ndarray]
 _LARGEST = 256 << 20
 """Bytes of a manifest: a leaf takes about a hundred."""
 
-_MISSING = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL}
-"""Errors of a missing file or a damaged name. Any other error of the system says nothing about what is on disk."""
-
 _UNAVAILABLE = ("PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "UNKNOWN")
 """How the messages of TensorStore's `ValueError`s begin that report such another error, some without its number."""
 
@@ -241,7 +238,7 @@ def _reading(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, MemoryError) as error:
-        if isinstance(error, OSError) and error.errno in _MISSING:
+        if isinstance(error, OSError) and error.errno in files.MISSING:
             raise Damaged(one_line(error)) from error
         raise StorageError(
             f"{path} cannot be read now ({one_line(error)}); it may be intact, so it is left in place: repair the "
@@ -286,7 +283,7 @@ def _interpret(error: Exception) -> Exception:
     """A new error, without the frames of the given one: the system's if it reports one, else damage."""
     if isinstance(error, MemoryError):
         return MemoryError(one_line(error))
-    if isinstance(error, OSError) and error.errno not in {None, *_MISSING}:
+    if isinstance(error, OSError) and files.may_be_intact(error):
         return OSError(error.errno, error.strerror, error.filename)
     if str(error).startswith(_UNAVAILABLE):
         return OSError(errno.EAGAIN, one_line(error))

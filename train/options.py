@@ -118,11 +118,16 @@ def _check_network(model: Model) -> None:
                 f"got {model.name!r:.40}{hint}"
             )
         return
+    if ignored := of_networks_here(model):
+        option = ignored[0].replace("_", "-")
+        raise ConfigError(f"--model.{option} has no effect on a network of your own: leave it out")
+
+
+def of_networks_here(model: Model) -> list[str]:
+    """The fields beside `name` that are set: only networks of this program have them."""
     plain = Model(name=model.name, given=model.given)
-    for field in dataclasses.fields(Model):
-        if getattr(model, field.name) != getattr(plain, field.name):
-            option = field.name.replace("_", "-")
-            raise ConfigError(f"--model.{option} has no effect on a network of your own: leave it out")
+    fields = [field.name for field in dataclasses.fields(Model)]
+    return [name for name in fields if getattr(model, name) != getattr(plain, name)]
 
 
 def to_tree(config: Config) -> dict[str, Any]:

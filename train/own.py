@@ -59,17 +59,25 @@ def make(model: nn.Module | Factory, num_classes: int) -> nn.Module:
     """A network, made for a number of classes if it is not a module yet.
 
     Raises:
-        ConfigError: the factory cannot be called with ``num_classes``, or returns no Flax Linen module.
+        ConfigError: the factory cannot be called with ``num_classes``, or returns no Flax Linen module; or the module
+            has an attribute that is not hashable.
     """
-    if isinstance(model, nn.Module):
-        return model
-    try:
-        made: object = model(num_classes=num_classes)
-    except Exception as error:
-        raise ConfigError(
-            f"the network's factory fails when called with num_classes={num_classes} "
-            f"({type(error).__name__}: {one_line(error)})"
-        ) from error
+    made: object = model
+    if not isinstance(model, nn.Module):
+        try:
+            made = model(num_classes=num_classes)
+        except Exception as error:
+            raise ConfigError(
+                f"the network's factory fails when called with num_classes={num_classes} "
+                f"({type(error).__name__}: {one_line(error)})"
+            ) from error
     if not isinstance(made, nn.Module):
         raise ConfigError(f"the network's factory must return a Flax Linen module, got {type(made).__name__}")
+    try:
+        hash(made)  # compiled programs are kept by their network
+    except TypeError as error:
+        raise ConfigError(
+            f"the attributes of the network {type(made).__name__} must be hashable "
+            f"({one_line(error.__cause__ or error)}): give it a tuple in place of a list or an array"
+        ) from error
     return made

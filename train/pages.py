@@ -15,7 +15,7 @@ from deformreg.evaluation.html.charts import Line, Point, axis, chart
 from deformreg.evaluation.html.elements import Html, Section, element, join, percent, swatch, table
 from deformreg.evaluation.html.overview import lead, sections
 from deformreg.evaluation.html.page import page
-from train import metrics, options, recipes
+from train import metrics, options, own, recipes
 from train.config import Config
 from train.errors import RunError
 from train.evaluation import CURVE, budget
@@ -148,6 +148,7 @@ def _protocol(result: Result) -> dict[str, Any]:
         "number of images": result.evaluation.examples,
         "number of images of the curve": result.curve.examples,
         "independence of the attacks": result.evaluation.independent,
+        f"steps of {LENIENT}": [o.settings.get("num_steps") for o in result.evaluation.attacks if o.name == LENIENT],
     }
 
 
@@ -232,7 +233,8 @@ def _commands(folder: Path, config: Config, result: Result) -> str:
     facts, evaluation = result.facts, result.evaluation
     train = recipes.fit_command(config, folder)
     row = {**facts, "examples": evaluation.examples, "independent": evaluation.independent}
-    evaluate = recipes.evaluate_command(folder, row, _radii(result))
+    network = config.model.name if own.is_own(config.model.name) else ""
+    evaluate = recipes.evaluate_command(folder, row, _radii(result), network=network)
     sources = [o.name.removeprefix("transfer from ") for o in evaluation.attacks if o.name.startswith("transfer from ")]
     lines = [train or "# trained from Python, by train.fit with parts of a script", evaluate]
     return "\n".join([*lines, *([f"# with --transfer-from the runs {', '.join(sources)}"] if sources else [])])

@@ -7,8 +7,9 @@ again, on any number of processes and devices, the evaluation continues with all
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +50,32 @@ def team() -> Team:
 
 def _new_number() -> int:
     return time.time_ns() % (1 << 31)
+
+
+def check_alike(kept: Sequence[Partial]) -> None:
+    """Makes sure that all processes evaluate the same: else each would wait for files that no other writes.
+
+    Args:
+        kept: the files of the finished attacks of all runs.
+
+    Raises:
+        RunError: another process has other code, versions, settings, options, images or networks.
+    """
+    identities = [{**file.identity, **file.identity["environment"]} for file in kept]
+
+    def of_all(*names: str) -> str:
+        return json.dumps([[each[name] for name in names] for each in identities], sort_keys=True)
+
+    processes.agree(
+        {
+            "code of this program": of_all("code"),
+            "versions of Python and packages": of_all("python", "packages"),
+            "settings of JAX and XLA (JAX_*, XLA_FLAGS)": of_all("platform", "settings"),
+            "options": of_all("options"),
+            "test images": of_all("examples"),
+            "networks": of_all("model", "step", "weights", "program"),
+        }
+    )
 
 
 def stop_together(file: Partial, team: Team, requested: Callable[[], bool]) -> Callable[[], bool]:

@@ -165,8 +165,8 @@ def agree(facts: Mapping[str, str]) -> None:
         other = next((index for index, digest in enumerate(digests) if digest != digests[0]), None)
         if other is not None:
             raise RunError(
-                f"process {other} has other {what} than process 0: start all processes with the same options, data and "
-                "weights"
+                f"process {other} has other {what} than process 0: start all processes with the same options, data, "
+                "weights, code, versions and settings"
             )
 
 

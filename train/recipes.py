@@ -31,7 +31,7 @@ def fit_command(config: Config, folder: Path) -> str | None:
     return _command("fit", name, *changes[name], "--run-dir", str(folder))
 
 
-def evaluate_command(folder: Path, row: dict[str, Any], radii: list[float]) -> str:
+def evaluate_command(folder: Path, row: dict[str, Any], radii: list[float], *, network: str = "") -> str:
     """The command line of an evaluation.
 
     Args:
@@ -39,6 +39,7 @@ def evaluate_command(folder: Path, row: dict[str, Any], radii: list[float]) -> s
         row: the evaluation's `suite`, `radius_pixels`, `examples`, `independent`, `seed`, `sample_seed` and
             `quantize`.
         radii: those of a curve by the whole suite; none for the usual curve.
+        network: of the user's own, as the run's config names it.
     """
     return _command(
         "evaluate", str(folder), "--suite", row["suite"], "--radius", f"{row['radius_pixels']:.12g}",
@@ -46,6 +47,7 @@ def evaluate_command(folder: Path, row: dict[str, Any], radii: list[float]) -> s
         *(["--seed", str(row["seed"])] if row["seed"] else []),
         *([] if row["sample_seed"] is None else ["--sample-seed", str(row["sample_seed"])]),
         *(["--quantize"] if row["quantize"] else []),
+        *(["--model.name", network] if network else []),
         *(["--radii", *(f"{radius:.12g}" for radius in radii)] if radii else []),
     )  # fmt: skip
 

@@ -71,6 +71,8 @@ def _call_together(port: int, num_processes: int, deadline: float, seconds: floa
 
 def _listen(port: int) -> socket.socket:
     try:
+        if socket.has_dualstack_ipv6():
+            return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
         return socket.create_server(("", port))
     except OSError as error:
         raise ConfigError(

@@ -102,6 +102,7 @@ class _Outcome(TypedDict):
     mean_calls: Amount
     rejected: Number
     uses_gradients: bool
+    settings: dict[str, Any]
 
 
 class _Spent(TypedDict):
@@ -219,7 +220,7 @@ def _read(path: Path, adapter: TypeAdapter[Any], defaults: dict[str, Any], *, ki
 def _evaluation(numbers: _Numbers) -> Evaluation:
     outcomes = tuple(
         AttackOutcome(
-            **_without_none(outcome), name=name, settings={},
+            **_without_none(outcome), name=name,
             budget=Budget(outcome["radius_pixels"], "", ""), attacked_mask=_NONE, broken_mask=_NONE,
         )
         for name, outcome in numbers["attacks"].items()

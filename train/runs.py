@@ -262,7 +262,8 @@ def check_data(run: Run, training_images: int, data: str | None = None) -> None:
     if data is not None and stored.get("data") not in (None, data):
         raise RunError(
             f"{run.folder} was trained on other images than there are now, as many of them: give it the same data to "
-            "continue, or choose another --run-dir"
+            "continue, or choose another --run-dir (other versions of pillow, simplejpeg or OpenCV may decode the same "
+            "files to other pixels)"
         )
 
 

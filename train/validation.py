@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -12,6 +14,9 @@ from train.data import Augmentation, Source, center_view, eval_batches
 from train.parallel import Engine
 from train.state import State, predict
 from train.step import Batch
+
+MOST = 500
+"""Largest number of images in a batch: more would only take memory."""
 
 
 def count_right(model: nn.Module, state: State, batch: Batch, options: Augmentation) -> Array:
@@ -24,8 +29,28 @@ def count_right(model: nn.Module, state: State, batch: Batch, options: Augmentat
 _count_right = jax.jit(count_right, static_argnums=(0, 3))
 
 
-def validate(model: nn.Module, state: State, source: Source, engine: Engine, options: Augmentation) -> float:
-    """Clean accuracy on the readable images of a source; their batches are divided over the devices of all processes.
+def divided(source: Source, engine: Engine, at_once: int = MOST) -> Iterator[Batch]:
+    """The examples of a source in order, in batches that are divided over the devices of all processes.
+
+    Args:
+        source: the examples.
+        engine: what runs where.
+        at_once: largest number of examples in a batch if it is less than `MOST`; rounded up to a multiple of the
+            devices.
+    """
+    batches = eval_batches(
+        source,
+        batch_size=-(-min(len(source), MOST, at_once) // engine.devices) * engine.devices,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    return map(engine.divide, batches)
+
+
+def validate(
+    model: nn.Module, state: State, source: Source, engine: Engine, options: Augmentation, *, at_once: int = MOST
+) -> float:
+    """Clean accuracy on the readable images of a source.
 
     Args:
         model: the network.
@@ -33,13 +58,8 @@ def validate(model: nn.Module, state: State, source: Source, engine: Engine, opt
         source: the validation images.
         engine: what runs where.
         options: of the training's augmentation, whose image size is kept.
+        at_once: images in a batch, as in `divided`: what a training step takes at once fits into memory here too.
     """
-    batches = eval_batches(
-        source,
-        batch_size=-(-min(len(source), 500) // engine.devices) * engine.devices,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
-    counts = [_count_right(model, state, engine.divide(batch), options) for batch in batches]
+    counts = [_count_right(model, state, batch, options) for batch in divided(source, engine, at_once)]
     right, examples = np.sum([np.asarray(count) for count in counts], axis=0)
     return float(right) / float(examples)

@@ -302,10 +302,10 @@ def equal_pixels(ours, theirs):
     return (np.abs(ours - theirs).max(axis=-1) < 1e-4).mean(axis=(1, 2))
 
 
-ATTACKS = [(0.01, 1), (0.01, 7), (0.05, 20), pytest.param(0.1, 100, marks=pytest.mark.slow)]
+LONG = pytest.param(0.1, 100, marks=pytest.mark.slow)
 
 
-@pytest.mark.parametrize(("radius", "num_steps"), ATTACKS)
+@pytest.mark.parametrize(("radius", "num_steps"), [(0.01, 7), LONG])
 def test_multi_step_attacks_in_our_own_arithmetic(radius, num_steps):
     """The same mean loss, and after few steps the same pixels; the next test covers the others."""
     images, loss, their_images, their_loss = attacked("32x32", radius, num_steps, released=False)
@@ -314,7 +314,7 @@ def test_multi_step_attacks_in_our_own_arithmetic(radius, num_steps):
         assert equal_pixels(images, their_images).mean() >= 0.99
 
 
-@pytest.mark.parametrize(("radius", "num_steps"), ATTACKS)
+@pytest.mark.parametrize(("radius", "num_steps"), [(0.05, 20), LONG])
 @pytest.mark.parametrize("size", SIZES)
 def test_multi_step_attacks_follow_the_released_path(size, radius, num_steps):
     """With the released rounding, our attack takes the same path.

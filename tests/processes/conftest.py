@@ -27,7 +27,7 @@ def whole(trainer, tmp_path_factory):
     """Runs that nothing interrupted, by their number of epochs, each made when first asked for."""
     runs = {}
 
-    def train(epochs=20):
+    def train(epochs=8):
         if epochs not in runs:
             runs[epochs] = tmp_path_factory.mktemp("whole") / "run"
             trainer.run(trainer.options(runs[epochs], epochs=epochs))

@@ -14,6 +14,7 @@ from training import (
     last_step,
     launch,
     log,
+    run_two,
     start_two,
     wait_for,
 )
@@ -32,17 +33,16 @@ print(processes.from_all(int(sys.argv[2])), processes.largest_of_all(np.array([i
 """
 
 
-def test_processes_wait_for_one_that_is_late(trainer):
-    """On CPUs, a first computation over all processes that one begins 30 seconds late fails."""
+@pytest.fixture(scope="module")
+def late(trainer):
+    """Two processes, of which one idles for 33 seconds: other tests use the time."""
     address = free_address()
-    started = [trainer.start([address, str(index)], program=("-c", LATE)) for index in (0, 1)]
-    outputs = [process.communicate(timeout=300) for process in started]
-    assert [out.splitlines()[-2:] for out, _ in outputs] == [["8", "[0, 1] [1 0]"]] * 2, outputs
+    return [trainer.start([address, str(index)], program=("-c", LATE)) for index in (0, 1)]
 
 
 @pytest.fixture(scope="module")
-def together(trainer, tmp_path_factory):
-    """The same 30 steps on one device, on four of one process, and on two of each of two processes.
+def together(trainer, late, tmp_path_factory):
+    """The same 30 steps on four devices of one process, and on two of each of two processes.
 
     Sums in another order differ in their last bits, and one in some million activations lies so near its kink that
     this decides its side. At the preset's learning rate such a step apart grows to 1e-3 in fifteen more, on one
@@ -51,33 +51,42 @@ def together(trainer, tmp_path_factory):
     """
     runs = {}
     for kind in KINDS:
-        for processes, devices in ((1, 1), (1, 4), (2, 2)):
+        for processes, devices in ((1, 4), (2, 2)):
             run = runs[kind, processes, devices] = tmp_path_factory.mktemp("together") / "run"
             arguments = trainer.options(
                 run, "--parallel", kind, "--log-every", "1", "--optimizer.learning-rate", "0.01", epochs=2
             )
-            out, _ = trainer.run(launch(arguments, processes, devices) if processes > 1 else arguments, devices=devices)
-            assert f"training on {processes * devices} cpu device" in out
+            if processes == 1:
+                out, _ = trainer.run(arguments, devices=devices)
+            else:
+                (out, _), _ = run_two(trainer, arguments, devices)
+            assert "training on 4 cpu devices" in out
     return runs
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_processes_and_devices_agree(together, kind):
-    one = together[kind, 1, 1]
-    for other in (together[kind, 1, 4], together[kind, 2, 2]):
-        first, start = log(one)[0], log(other)[0]
-        differences = [abs(first["loss"] - start["loss"]), abs(first["penalty"] - start["penalty"])]
-        print(f"{kind}: loss {differences[0]:.1e}, penalty {differences[1]:.1e} ({first['penalty']:.1e}), ", end="")
-        print(f"parameters after step {last_step(other)} {largest_difference(one, other):.1e}")
-        assert last_step(other) == 30
-        assert max(differences) <= 1e-5
-        assert differences[1] <= 1e-5 * first["penalty"]
-        assert largest_difference(one, other) <= 1e-4
-        assert log(one)[-1] == log(other)[-1]  # the validation accuracy
+def test_two_processes_agree_with_one(together, kind):
+    """Of as many devices; tests/train/test_step.py compares these with one."""
+    one, two = together[kind, 1, 4], together[kind, 2, 2]
+    first, start = log(one)[0], log(two)[0]
+    differences = [abs(first["loss"] - start["loss"]), abs(first["penalty"] - start["penalty"])]
+    print(f"{kind}: loss {differences[0]:.1e}, penalty {differences[1]:.1e} ({first['penalty']:.1e}), ", end="")
+    print(f"parameters after step {last_step(two)} {largest_difference(one, two):.1e}")
+    assert last_step(two) == 30
+    assert max(differences) <= 1e-5
+    assert differences[1] <= 1e-5 * first["penalty"]
+    assert largest_difference(one, two) <= 1e-4
+    assert log(one)[-1] == log(two)[-1]  # the validation accuracy
 
 
 def test_pmap_and_jit_agree_over_processes(together):
     assert largest_difference(together["pmap", 2, 2], together["jit", 2, 2]) <= 1e-4
+
+
+def test_processes_wait_for_one_that_is_late(late):
+    """On CPUs, a first computation over all processes that one begins 30 seconds late fails."""
+    outputs = [process.communicate(timeout=300) for process in late]
+    assert [out.splitlines()[-2:] for out, _ in outputs] == [["8", "[0, 1] [1 0]"]] * 2, outputs
 
 
 def test_a_sharded_state_is_written_in_parts_and_continues_on_other_devices(trainer, tmp_path):
@@ -85,7 +94,7 @@ def test_a_sharded_state_is_written_in_parts_and_continues_on_other_devices(trai
     run, whole = tmp_path / "run", tmp_path / "whole"
     same = ("--parallel", "jit", "--optimizer.learning-rate", "0.01", "--schedule", "constant", "--model.width", "1.0")
     same = (*same, "--model.activation", "softplus")  # no kinks, at which rounding decides the side
-    out, _ = trainer.run(launch(trainer.options(run, *same, "--shard-state", epochs=1), 2, 2), devices=2)
+    (out, _), _ = run_two(trainer, trainer.options(run, *same, "--shard-state", epochs=1), devices=2)
     assert "by jit, each with its part of the state" in out
     written = [run / "checkpoints" / "15" / "state" / f"ocdbt.process_{index}" / "d" for index in (0, 1)]
     sizes = [sum(path.stat().st_size for path in folder.iterdir()) for folder in written]
@@ -102,7 +111,7 @@ def test_a_sharded_state_is_written_in_parts_and_continues_on_other_devices(trai
 @pytest.mark.parametrize(("victim", "kind"), [(0, "pmap"), (1, "jit")])
 def test_sigterm_to_either_process_saves_one_step_and_resumes_exactly(trainer, tmp_path, victim, kind):
     run, reference = tmp_path / "run", tmp_path / "whole"
-    trainer.run(launch(trainer.options(reference, "--parallel", kind, epochs=4)))
+    run_two(trainer, trainer.options(reference, "--parallel", kind, epochs=4))
     processes = start_two(trainer, trainer.options(run, "--parallel", kind, epochs=4))
     assert wait_for(lambda: last_step(run) >= 10, processes[victim])
     processes[victim].send_signal(signal.SIGTERM)
@@ -110,9 +119,9 @@ def test_sigterm_to_either_process_saves_one_step_and_resumes_exactly(trainer, t
     assert [process.returncode for process in processes] == [143, 143], outputs
     saved = [int(re.search(r"saved step (\d+) of 60", err)[1]) for _, err in outputs]
     assert saved == [last_step(run)] * 2
-    out, err = trainer.run(launch(trainer.options(run, "--parallel", kind, "--resume", epochs=4)))
-    assert f"continuing after step {saved[0]}" in out
-    assert "changed since" not in err
+    outputs = run_two(trainer, trainer.options(run, "--parallel", kind, "--resume", epochs=4))
+    assert f"continuing after step {saved[0]}" in outputs[0][0]
+    assert not any("changed since" in err for _, err in outputs)
     assert_same_to_the_bit(run, reference)
 
 
@@ -120,9 +129,11 @@ def test_the_launcher_passes_signals_on(trainer, tmp_path):
     run = tmp_path / "run"
     process = trainer.start(launch(trainer.options(run, epochs=4)))
     assert wait_for(lambda: last_step(run) >= 10, process)
+    children = children_of(process)
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 143, err
+    assert not any(Path(f"/proc/{child}").exists() for child in children)
     saved = last_step(run)
     assert {line[:3] for line in out.splitlines() + err.splitlines()} == {"[0]", "[1]"}
     # On one process and one device now: the same position, and it says what differs.
@@ -130,17 +141,6 @@ def test_the_launcher_passes_signals_on(trainer, tmp_path):
     assert f"continuing after step {saved}" in out
     assert "processes: 2, 1" in err
     assert [line["step"] for line in log(run) if "loss" in line] == sorted({saved, *range(5, 61, 5)})
-
-
-def test_no_process_outlives_the_session_of_its_launcher(trainer, tmp_path):
-    run = tmp_path / "run"
-    process = trainer.start(launch(trainer.options(run, epochs=4)))
-    assert wait_for(lambda: last_step(run) >= 10, process)
-    children = children_of(process)
-    process.send_signal(signal.SIGHUP)
-    process.communicate(timeout=60)
-    assert process.returncode == 128 + signal.SIGHUP
-    assert not any(Path(f"/proc/{child}").exists() for child in children)
 
 
 def test_when_one_process_dies_the_others_end(trainer, tmp_path):
@@ -163,9 +163,9 @@ def test_what_cannot_be_used_ends_every_process_with_one_line(trainer, tmp_path)
 
 def test_processes_skip_the_same_batches_and_end_together(trainer, tmp_path):
     diverging = trainer.options(tmp_path / "run", "--optimizer.learning-rate", "1e9", "--max-skipped", "3")
-    _, err = trainer.run(launch(diverging), code=3)
-    skipped = re.findall(r"\[0\] skipped batch (\d+) \((\d) of at most 3\): step (\d+): loss", err)
+    errors = [err for _, err in run_two(trainer, diverging, code=3)]
+    skipped = re.findall(r"skipped batch (\d+) \((\d) of at most 3\): step (\d+): loss", errors[0])
     assert [int(count) for _, count, _ in skipped] == [1, 2, 3]
-    ends = [re.search(rf"\[{index}\] error: (step \d+: loss .*)", err)[1] for index in (0, 1)]
+    ends = [re.search(r"error: (step \d+: loss .*)", err)[1] for err in errors]
     assert ends[0] == ends[1]
     assert ends[0].startswith(f"step {skipped[-1][2]}:")

@@ -4,7 +4,7 @@ import json
 import signal
 
 import pytest
-from training import start_two, wait_for
+from training import run_two, start_two, wait_for
 
 KEEPING = """
 import sys
@@ -42,40 +42,38 @@ def alone(trainer, command, tmp_path_factory):
 def test_four_devices_and_two_processes_find_the_same(trainer, command, alone, tmp_path):
     trainer.run([*command, str(tmp_path / "devices")], devices=4)
     assert report(tmp_path / "devices") == alone
-    trainer.run(["launch", "--processes", "2", "--devices-per-process", "2", *command, str(tmp_path / "processes")])
+    run_two(trainer, [*command, str(tmp_path / "processes")], devices=2)
     assert report(tmp_path / "processes") == alone
     assert not list((tmp_path / "processes").glob("*.partial"))
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_stopped_in_an_attack_it_continues_on_other_devices(trainer, command, alone, tmp_path, number):
+def test_stopped_in_an_attack_it_continues_on_other_devices(trainer, command, alone, tmp_path):
     folder = tmp_path / "out"
     process = trainer.start([*command, str(folder)], devices=4, program=("-c", KEEPING))
     assert wait_for(lambda: list(folder.glob("evaluation-*.0.?.partial")), process)
-    process.send_signal(number)
+    process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=900)
-    if number == signal.SIGTERM:
-        assert process.returncode == 143, err
-        assert "SIGTERM: keeping what was found" in err
-        assert "; the same command continues from there; missing: " in err
+    assert process.returncode == 143, err
+    assert "SIGTERM: keeping what was found" in err
+    assert "; the same command continues from there; missing: " in err
     _, err = trainer.run([*command, str(folder)])
     assert " of an earlier start" in err
     assert report(folder) == alone
     assert not list(folder.glob("*.partial"))
 
 
-@pytest.mark.parametrize("victim", [0, 1])
-def test_sigterm_to_one_of_two_processes_stops_both(trainer, command, alone, tmp_path, victim):
+def test_sigterm_to_one_of_two_processes_stops_both(trainer, command, alone, tmp_path):
+    """To the second: the first one gets it in the next test."""
     folder = tmp_path / "out"
     processes = start_two(trainer, [*command, str(folder)], program=("-c", KEEPING))
     # A part of the second attack is there, so there is something to keep.
-    assert wait_for(lambda: list(folder.glob(f"evaluation-*.{victim}.1.partial")), processes[victim])
-    processes[victim].send_signal(signal.SIGTERM)
+    assert wait_for(lambda: list(folder.glob("evaluation-*.1.1.partial")), processes[1])
+    processes[1].send_signal(signal.SIGTERM)
     outputs = [process.communicate(timeout=120) for process in processes]
     assert [process.returncode for process in processes] == [143, 143], outputs
-    assert [err.count("SIGTERM: keeping what was found") for _, err in outputs] == [1 - victim, victim]
+    assert [err.count("SIGTERM: keeping what was found") for _, err in outputs] == [0, 1]
     assert all("stopped: SIGTERM" in err for _, err in outputs)
-    assert "; the same command continues from there; missing: " in outputs[victim][1]
+    assert "; the same command continues from there; missing: " in outputs[1][1]
     _, err = trainer.run([*command, str(folder)])
     assert " of an earlier start" in err
     assert report(folder) == alone

@@ -20,12 +20,15 @@ def steps(count):
     return 4 if count < 1000 else 16
 
 
-def options(run, data_dir, count, steps, *more, network):
+def options(run, data_dir, count, steps, *more):
     """Steps of eight images and a sixteenth of the width, on the recipe of the preset.
 
-    Of few generated images, the smaller network learns from views of 96 pixels: most of the time goes into tracing.
+    Of few generated images, a smaller network learns from views of 96 pixels: most of the time goes into tracing.
     """
-    small = ("--model.name", network, "--model.norm", "batch", "--model.dtype", "float32", "--data.image-size", "96")
+    small = (
+        *("--model.name", "small-cnn", "--model.norm", "batch", "--model.dtype", "float32"),
+        *("--data.image-size", "96"),
+    )
     return [
         *("fit", "imagenet-resnet50-flow", "--run-dir", str(run), "--data-dir", str(data_dir)),
         *(*(small if count < 1000 else ()), "--model.width", "0.0625", "--batch-size", "8", "--epochs", "1"),
@@ -52,7 +55,7 @@ def test_a_prepared_set_in_two_processes_by_pmap_killed_and_resumed_to_the_bit(t
     standin.write_records(sets, count)
 
     def command(folder, option):
-        return launch(options(folder, sets, count, steps, option, network="small-cnn"), processes=2, devices=2)
+        return launch(options(folder, sets, count, steps, option), processes=2, devices=2)
 
     trainer.run(command(whole, "--no-evaluate"))
     process = trainer.start(command(run, "--no-evaluate"))
@@ -75,7 +78,7 @@ def test_a_folder_on_four_devices_by_jit(trainer, count, steps, tmp_path):
     run, folder = tmp_path / "run", tmp_path / "imagenet"
     standin.write_folder(folder, count)
     named = ("--data.name", f"folder:{folder}", "--parallel", "jit")
-    command = options(run, tmp_path / "data", count, steps, *named, network="resnet-18-imagenet")
+    command = options(run, tmp_path / "data", count, steps, *named)
     out, _ = trainer.run(command, devices=4)
     assert "training on 4 cpu devices by jit" in out
     assert f"split validation: {count // 8} images" in out

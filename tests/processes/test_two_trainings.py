@@ -7,6 +7,7 @@ import time
 from training import assert_same_to_the_bit, last_step, log, wait_for
 
 from train import checkpoints
+from train.commands import main
 from train.runs import load_config
 
 
@@ -27,7 +28,7 @@ def test_of_two_trainings_at_once_one_goes_on_alone(trainer, whole, tmp_path):
     trainer.run(trainer.options(run, "--resume"))
     assert_same_to_the_bit(run, whole())
     assert log(run) == log(whole())
-    trainer.run(["verify", str(run)])
+    assert main(["verify", str(run)]) == 0
 
 
 def test_a_training_whose_folder_another_one_took_ends(trainer, whole, tmp_path):
@@ -48,7 +49,7 @@ def test_a_training_whose_folder_another_one_took_ends(trainer, whole, tmp_path)
     assert second.returncode == 0, out + err
     assert_same_to_the_bit(run, whole())
     assert log(run) == log(whole())
-    trainer.run(["verify", str(run)])
+    assert main(["verify", str(run)]) == 0
 
 
 def test_verify_beside_a_training_finds_no_damage(trainer, tmp_path):

@@ -25,7 +25,7 @@ class Trainer(NamedTuple):
     folder: Path
     started: list[subprocess.Popen[str]]
 
-    def options(self, run: Path, *more: str, epochs: int = 20) -> list[str]:
+    def options(self, run: Path, *more: str, epochs: int = 8) -> list[str]:
         """A flow-gradient run of 15 steps an epoch, a checkpoint every 10, with all that is random."""
         return [
             *("fit", "digits-flow", "--run-dir", str(run), "--data-dir", str(self.folder / "data")),
@@ -84,6 +84,14 @@ def start_two(trainer: Trainer, arguments: list[str], devices: int = 1, **option
     """Starts a command in two processes without the launcher, so that each can get signals of its own."""
     joined = [*arguments, "--distributed", "--coordinator", free_address(), "--num-processes", "2", "--process-id"]
     return [trainer.start([*joined, str(index)], devices=devices, **options) for index in (0, 1)]
+
+
+def run_two(trainer: Trainer, arguments: list[str], devices: int = 1, *, code: int = 0) -> list[tuple[str, str]]:
+    """Runs a command to its end in two processes, without the launcher; returns both outputs of each."""
+    processes = start_two(trainer, arguments, devices)
+    outputs = [process.communicate(timeout=900) for process in processes]
+    assert [process.returncode for process in processes] == [code] * 2, outputs
+    return outputs
 
 
 def children_of(process: subprocess.Popen[str]) -> list[str]:

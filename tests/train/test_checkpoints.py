@@ -20,7 +20,7 @@ from train import checkpoints, manifests, parallel, processes, runs, shards
 from train import files as train_files
 from train.commands import main
 from train.config import Config, Model
-from train.errors import CheckpointError, StorageError
+from train.errors import CheckpointError, RunError, StorageError
 from train.options import from_json, to_json, to_tree
 
 CONFIG = Config(model=Model(width=0.25))
@@ -360,6 +360,9 @@ def test_other_processes_follow_what_process_0_found(run, monkeypatch):
     with pytest.raises(StorageError, match="process 0 cannot read the newest checkpoint now"):
         told(outcomes.UNREADABLE)
     assert manifests.steps(run.checkpoints) == [1, 2]
+    shutil.rmtree(run.folder)  # as where a host has lost its mount
+    with pytest.raises(RunError, match=r"process 0 does not see .*/checkpoints/2, which .* on the same file system"):
+        told(outcomes.FOUND, 2)
 
 
 @pytest.mark.parametrize(("select", "step", "expected"), [("last", 3, [3]), ("best", 1, [1, 2, 3])])

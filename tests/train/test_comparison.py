@@ -14,6 +14,7 @@ import jax
 import numpy as np
 import optax
 import pytest
+from settings import OneLayer
 
 from train import checkpoints, data, exports, files, options, pictures, reports, restored, runs, task
 from train.commands import certify, evaluate, main
@@ -23,19 +24,9 @@ from train.errors import ConfigError, RunError
 from train.optimizers import Given
 
 
-class Plain(nn.Module):
-    """Compiles in no time."""
-
-    num_classes: int
-
-    @nn.compact
-    def __call__(self, images, train=False):
-        return nn.Dense(self.num_classes)(images.reshape(len(images), -1))
-
-
 @pytest.fixture(autouse=True)
-def plain(monkeypatch):
-    monkeypatch.setattr(task, "make_model", lambda config, num_classes: Plain(num_classes))
+def one_layer(monkeypatch):
+    monkeypatch.setattr(task, "make_model", lambda config, num_classes: OneLayer(num_classes))
 
 
 @pytest.fixture
@@ -119,7 +110,7 @@ def test_some_images_may_be_unreadable_but_not_all(capsys, tmp_path, no_attack):
 def test_network_and_test_images_may_be_values_of_ones_own(tmp_path):
     folder = write_run(tmp_path / "run")
     test = data.load(str(tmp_path / "run.npz"), split="test")
-    given, known = restored.open_run(folder, model=Plain(2), test=test), restored.open_run(folder)
+    given, known = restored.open_run(folder, model=OneLayer(2), test=test), restored.open_run(folder)
     np.testing.assert_array_equal(given.logits_fn(given.images), known.logits_fn(known.images))
 
 

@@ -114,6 +114,19 @@ def test_a_report_of_more_images_than_its_curve(studied, tmp_path, monkeypatch):
     assert all((tmp_path / name).stat().st_size > 1000 for name in ("examples.png", "curve.png"))
 
 
+def test_a_protocol_may_name_the_steps_of_all_runs(studied, tmp_path):
+    _, _, run = studied
+    found = {}
+    for steps in (None, 4, 1):
+        protocol = PROTOCOL._replace(steps=steps)
+        file = evaluation.partial_of(tmp_path, run, protocol)
+        suite, _ = evaluation._suites(protocol, protocol.steps_of(run))
+        found[steps] = file.path, suite(0.5)[0].settings["num_steps"]
+    assert found[None] == found[4]  # the run's own
+    assert found[1][0] != found[4][0]
+    assert [count for _, count in found.values()] == [4, 4, 1]
+
+
 def without_times(study):
     """The report and the pictures of a study, without what every start measures anew."""
     row = {name: value for name, value in study.row.items() if name != "seconds"}
@@ -238,9 +251,11 @@ def test_radii_that_differ_little_are_attacks_of_their_own():
 
 def test_a_process_that_waits_for_another_one_stops_when_asked(studied, tmp_path):
     file = evaluation.partial_of(tmp_path, studied[2], PROTOCOL)
-    thread, ends = in_a_thread("run", studied[2], PROTOCOL, file, team=Team(1, 2, start=7), stop_requested=lambda: True)
+    options = {"team": Team(1, 2, start=7), "stop_requested": lambda: True, "again": "`fit --resume RUN`"}
+    thread, ends = in_a_thread("run", studied[2], PROTOCOL, file, **options)
     thread.join(timeout=60)
     assert isinstance(ends[0], Preempted)
+    assert str(ends[0]) == "SIGTERM; `fit --resume RUN` continues"
 
 
 def test_all_processes_hear_that_one_was_asked_to_stop(studied, tmp_path):

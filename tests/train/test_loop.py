@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from data_files import write_folder
-from settings import TINY
+from settings import TINY, OneLayer
 
 from train import Method, Splits, checkpoints, fit, loop, manifests, metrics, pace, parallel, runs
 from train.config import Data, Model
@@ -40,12 +39,12 @@ def test_resume_is_exact_to_the_bit(tmp_path, data_dir):
         data_dir, method=FlowGradient(random_start=0.1), batch_size=100,
         augmentation=Augmentation(shift=1),
     )  # fmt: skip
-    whole = loop.fit(config, tmp_path / "whole")
+    whole = fit(config, tmp_path / "whole", model=OneLayer(10))
     asked = iter([False] * 9 + [True] * 15)
     with pytest.raises(Preempted, match=r"saved step 12 of 15; --resume"):
-        loop.fit(config, tmp_path / "cut", stop_requested=lambda: next(asked))
+        fit(config, tmp_path / "cut", model=OneLayer(10), stop_requested=lambda: next(asked))
     assert manifests.steps(tmp_path / "cut" / "checkpoints") == [7, 12]
-    resumed = loop.fit(config, tmp_path / "cut", resume=True, profile=range(13, 14))
+    resumed = fit(config, tmp_path / "cut", model=OneLayer(10), resume=True, profile=range(13, 14))
     for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(resumed), strict=True):
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
     assert list((tmp_path / "cut" / "profile").rglob("*.xplane.pb"))
@@ -73,7 +72,7 @@ def test_a_stop_whose_checkpoint_cannot_be_written_is_no_success(tmp_path, data_
 
     monkeypatch.setattr(checkpoints.ocp.CheckpointManager, "wait_until_finished", wait)
     with pytest.raises(StorageError, match="No space left on device"):
-        loop.fit(small(data_dir), tmp_path / "run", stop_requested=lambda: True)
+        fit(small(data_dir), tmp_path / "run", model=OneLayer(10), stop_requested=lambda: True)
 
 
 class _Log:
@@ -235,8 +234,8 @@ def brightness(config, data_dir, number):
 @pytest.mark.slow
 def test_skipped_batches_are_named_counted_and_followed_by_others(tmp_path, data_dir, capsys):
     config = small(data_dir, batch_size=100, max_skipped=2)
-    method = poisoned([brightness(config, data_dir, number) for number in (3, 14)])
-    state = fit(config, tmp_path / "run", method=method)
+    own = {"method": poisoned([brightness(config, data_dir, number) for number in (3, 14)]), "model": OneLayer(10)}
+    state = fit(config, tmp_path / "run", **own)
     assert (int(state.step), int(state.skipped)) == (15, 2)
     err = capsys.readouterr().err
     assert "skipped batch 3 (1 of at most 2): step 4: loss nan" in err
@@ -246,27 +245,17 @@ def test_skipped_batches_are_named_counted_and_followed_by_others(tmp_path, data
     assert manifests.steps(tmp_path / "run" / "checkpoints")[-1] == 15
     asked = iter([False] * 8 + [True] * 20)
     with pytest.raises(Preempted, match="saved step 10 of 15"):
-        fit(config, tmp_path / "cut", method=method, stop_requested=lambda: next(asked))
-    resumed = fit(config, tmp_path / "cut", method=method, resume=True)
+        fit(config, tmp_path / "cut", **own, stop_requested=lambda: next(asked))
+    resumed = fit(config, tmp_path / "cut", **own, resume=True)
     jax.tree.map(np.testing.assert_array_equal, resumed, state)
     with pytest.raises(NonFiniteLoss, match=r"step 14: loss nan, gradient norm .*, parameter norm .*--max-skipped"):
-        fit(replace(config, max_skipped=1), tmp_path / "one", method=method)
-
-
-class Linear(nn.Module):
-    """A network of one's own."""
-
-    classes: int
-
-    @nn.compact
-    def __call__(self, images, train=False):
-        return nn.Dense(self.classes)(images.reshape(len(images), -1))
+        fit(replace(config, max_skipped=1), tmp_path / "one", **own)
 
 
 def test_method_network_and_data_may_be_values_of_ones_own(tmp_path, data_dir):
     train, test = (load("digits", split=split, data_dir=data_dir) for split in ("train", "test"))
     inverted = Method("inverted", Inputs(lambda forward, images, keys: 1 - images))
-    options = {"method": inverted, "model": Linear(10), "data": Splits(train, test)}
+    options = {"method": inverted, "model": OneLayer(10), "data": Splits(train, test)}
     config = small(data_dir, batch_size=100, optimizer=Sgd(learning_rate=0.1))
     state = fit(config, tmp_path / "run", **options)
     kernel = state.params["Dense_0"]["kernel"]
@@ -275,7 +264,7 @@ def test_method_network_and_data_may_be_values_of_ones_own(tmp_path, data_dir):
         fit(config, tmp_path / "run", resume=True)
     fit(config, tmp_path / "run", resume=True, **options)
     stored = runs.load_config(tmp_path / "run")
-    assert (stored.method.title, stored.model.given) == ("inverted", "Linear")
+    assert (stored.method.title, stored.model.given) == ("inverted", "OneLayer")
     with pytest.raises(ConfigError, match=r"the images .* of this run come from a script"):
         open_run(tmp_path / "run")
 

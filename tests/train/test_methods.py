@@ -123,14 +123,14 @@ def test_training_with_one_step_is_watched_under_more(method):
 @pytest.mark.slow
 def test_greedy_training_is_watched_and_sees_the_images_of_the_greedy_step():
     images = jax.random.uniform(jax.random.key(1), (3, 6, 6, 1))
-    forward = Forward(Bare(), {}, {}, labels := jnp.zeros(3, int), jax.random.split(jax.random.key(0), 3), step=1)
+    forward = Forward(Bare(), {}, {}, jnp.zeros(3, int), jax.random.split(jax.random.key(0), 3), step=1)
     method, ramped = (Greedy(radius=0.4, radius_ramp_steps=steps).make() for steps in (0, 2))
     assert method.watch.passes == 20
     for each, radius in ((method, 0.4), (ramped, 0.2)):
-        expected = deformreg.greedy_step(
-            lambda images: forward._replace(labels=labels).losses(images, "batch"), images, ball=deformreg.linf(radius)
-        )
-        np.testing.assert_allclose(each.inputs.make(forward, images, forward.keys), expected.images, atol=1e-6)
+        loss_fn, ball = partial(forward.losses, statistics="batch"), deformreg.linf(radius)
+        expected = jax.jit(partial(deformreg.greedy_step, loss_fn, ball=ball))(images).images
+        found = jax.jit(partial(each.inputs.make, forward, keys=forward.keys))(images)
+        np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
 def test_inputs_in_turn_draw_from_other_keys():
@@ -236,13 +236,13 @@ def test_all_images_count_in_the_running_statistics_when_a_share_is_penalized():
 
     def statistics(rows):
         forward = Forward(model, state.params, state.batch_stats, labels[rows], keys[rows])
-        return forward.train(images[rows])[1].batch_stats
+        return jax.jit(forward.train)(images[rows])[1].batch_stats
 
     count = len(images) // 4
     first, rest = statistics(slice(count)), statistics(slice(count, None))
     expected = jax.tree.map(lambda a, b: (a + 3 * b) / 4, first, rest)
     forward = Forward(model, state.params, state.batch_stats, labels, keys)
-    found = share.penalty.terms(forward, images, keys).aux.batch_stats
+    found = jax.jit(partial(share.penalty.terms, forward))(images, keys).aux.batch_stats
     assert jax.tree.leaves(found)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5), found, expected)
 

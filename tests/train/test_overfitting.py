@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from settings import TINY
@@ -73,3 +75,22 @@ def test_one_step_training_logs_its_accuracy_under_more_steps(tmp_path):
     values = [line["attacked_accuracy"] for line in read_metrics(Run(tmp_path / "run")) if "attacked_accuracy" in line]
     assert len(values) == 1
     assert 0 <= values[0] <= 1
+
+
+def test_every_image_has_the_same_random_numbers_in_batches_of_any_size():
+    """The attack turns a random half of the images black; another half would give another accuracy."""
+    source, found = load("digits", split="test"), {}
+    trained = build(TINY, source)
+    state = trained.init()
+    for seed in (0, 1):
+
+        def make(forward, images, keys, seed=seed):
+            drawn = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, seed)))(keys)
+            return jnp.where(drawn[:, None, None, None] < 0.5, images, 0.0)
+
+        for devices, at_once in ((1, 500), (1, 64), (8, 64)):
+            engine = parallel.make_engine("jit", devices=devices, batch_size=16)
+            measure = overfitting.detector(Inputs(make), trained, source, engine, Augmentation(), at_once=at_once)
+            found[seed, devices, at_once] = measure(state)["attacked_accuracy"]
+    assert found[0, 1, 500] == found[0, 1, 64] == found[0, 8, 64]
+    assert found[1, 1, 500] == found[1, 1, 64] != found[0, 1, 64]

@@ -51,6 +51,12 @@ def text(num_classes):
 def strict(classes):
     return Net(classes)
 
+class Deep(nn.Module):
+    widths: list
+
+def listed(num_classes):
+    return Deep([16, num_classes])
+
 number = 3
 """
 
@@ -140,6 +146,7 @@ def test_counts_and_scalars_of_ones_own_network_are_kept(place):
         ("stranger.nets:number", "stranger.nets has no function or class number"),
         ("stranger.nets:text", "the network's factory must return a Flax Linen module, got str"),
         ("stranger.nets:strict", "the network's factory fails when called with num_classes=2 (TypeError: "),
+        ("stranger.nets:listed", "of the network Deep must be hashable (unhashable type: 'list'): give it a tuple in "),
         ("stranger.nets:flat", "stranger.nets:flat must return logits [n, 2] of images [n, ...], got [2, 64]"),
         ("nets/Net.py:Net", "--model.name must be one of small-cnn, "),
     ],
@@ -176,8 +183,21 @@ class Inner(nn.Module):
         return nn.Dense(self.num_classes)(images.reshape(len(images), -1))
 
 
-def test_a_factory_may_be_passed_from_python(place):
+def test_a_factory_may_be_passed_from_python(place, capsys):
     config = replace(TINY, data=Data(name=str(place / "set.npz")), devices=1, batch_size=8)
     loop.fit(config, place / "run", model=Inner)
+    said = "config.model: width, norm without effect on the network that was passed as model=..."
+    assert said in capsys.readouterr().err.splitlines()
     assert runs.load_config(place / "run").model.given == "Inner"
     assert open_run(place / "run", model=Inner(2)).step == 4
+
+
+class Shifted(nn.Module):
+    mean: np.ndarray | tuple[float, ...]
+
+
+def test_a_module_that_cannot_be_hashed_is_refused_before_the_training():
+    """It is a static argument of what is compiled, first after an epoch."""
+    with pytest.raises(ConfigError, match=r"Shifted must be hashable \(unhashable type: 'numpy.ndarray'\)"):
+        own.make(Shifted(np.zeros(3)), 2)
+    assert own.make(Shifted((0.0, 0.0, 0.0)), 2).mean == (0.0, 0.0, 0.0)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 
-from train import certification, environment, evaluation, partial
+from train import certification, environment, evaluation, partial, parts, processes
 from train.config import Config
 from train.errors import RunError
 
@@ -162,3 +163,38 @@ def test_nothing_is_written_where_it_may_not(tmp_path):
     with pytest.raises(RunError):
         partial.of(tmp_path, "evaluation", run(), {}, refuse).write(FACTS, ARRAYS)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("changed", "options", "what"),
+    [
+        ({}, {"radius": 0.6}, "options"),
+        ({"shade": 0.3}, {"radius": 0.5}, "test images"),
+        ({"weight": 0.6}, {"radius": 0.5}, "networks"),
+        ({"step": 4}, {"radius": 0.5}, "networks"),
+        ("code", {"radius": 0.5}, "code of this program"),
+        ("version", {"radius": 0.5}, "versions of Python and packages"),
+        ("flags", {"radius": 0.5}, "settings of JAX and XLA (JAX_*, XLA_FLAGS)"),
+    ],
+)
+def test_processes_that_would_wait_for_each_other_without_end_are_named(tmp_path, monkeypatch, changed, options, what):
+    """Each looks for files whose names tell what they belong to; the other process's digests come from a first call."""
+
+    def kept(changes, given):
+        return [partial.of(tmp_path, "evaluation", run(**each), given) for each in ({}, changes)]  # of two runs
+
+    asked = []
+    monkeypatch.setattr(processes, "from_all", lambda number: asked.append(number) or [number, number])
+    parts.check_alike(kept({}, {"radius": 0.5}))
+    others = iter(asked)
+    monkeypatch.setattr(processes, "from_all", lambda number: [next(others), number])
+    parts.check_alike(kept({}, {"radius": 0.5}))
+    if changed == "code":
+        monkeypatch.setattr(partial, "_code", lambda: "other")
+    elif changed == "version":
+        monkeypatch.setattr(environment, "_version", lambda name: "0.0.1")
+    elif changed == "flags":
+        monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=true")
+    others = iter(asked)
+    with pytest.raises(RunError, match=re.escape(f"process 1 has other {what} than process 0: start all")):
+        parts.check_alike(kept(changed if isinstance(changed, dict) else {}, options))

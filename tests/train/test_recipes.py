@@ -84,6 +84,8 @@ def test_an_evaluation_has_a_command():
         "python -m train evaluate 'a b' --suite quick --radius 0.675 --examples 500 --independent --seed 3 "
         "--sample-seed 0 --quantize --radii 0.25 0.5"
     )
+    again = evaluate_command(Path("a"), {**row, "seed": 0, "independent": False}, [], network="nets:Net")
+    assert again.endswith(" --sample-seed 0 --quantize --model.name nets:Net")
 
 
 def test_configs_are_told_apart_by_their_options():

@@ -31,11 +31,17 @@ def in_thread(*arguments):
     return thread, failures
 
 
-@pytest.mark.parametrize("late", [0, 1, 2])
-def test_all_meet_whoever_comes_last(late):
+IPV6 = pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this host has no IPv6")
+
+
+@pytest.mark.parametrize(
+    ("host", "late"),
+    [("127.0.0.1", 0), ("127.0.0.1", 1), ("127.0.0.1", 2), pytest.param("::1", 1, marks=IPV6)],
+)
+def test_all_meet_whoever_comes_last(host, late):
     port = free_port()
     order = [index for index in range(3) if index != late] + [late]
-    started = [in_thread("127.0.0.1", port, 3, index, 30.0) for index in order]
+    started = [in_thread(host, port, 3, index, 30.0) for index in order]
     for thread, failures in started:
         thread.join(timeout=30)
         assert not thread.is_alive()

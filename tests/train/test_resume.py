@@ -9,9 +9,9 @@ import jax
 import numpy as np
 import pytest
 from data_files import write_images
-from settings import TINY
+from settings import TINY, OneLayer
 
-from train import files, loop, manifests, runs
+from train import files, loop, manifests, runs, task
 from train.commands import main
 from train.config import Data, Model
 from train.data import load, places
@@ -40,6 +40,23 @@ def small(path, **changes):
 
 def command(*arguments):
     return main([str(argument) for argument in arguments])
+
+
+MAKE_MODEL = task.make_model
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_layer():
+    """Networks that compile in no time: what is stored and resumed does not depend on them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(task, "make_model", lambda config, num_classes: OneLayer(num_classes))
+        yield
+
+
+@pytest.fixture
+def own_layers(monkeypatch):
+    """The networks that configs name, for tests of their layers."""
+    monkeypatch.setattr(task, "make_model", MAKE_MODEL)
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +95,7 @@ def test_a_run_continues_by_its_folder_alone_for_more_epochs(folder, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("own_layers")
 def test_a_network_with_dropout_continues_to_the_bit(trained, tmp_path):
     config = small(trained / "set.npz")
     options = Model(name="resnet-20", width=0.1, norm="group", activation="gelu", dropout=0.3, stochastic_depth=0.3)
@@ -91,6 +109,7 @@ def test_a_network_with_dropout_continues_to_the_bit(trained, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("own_layers")
 def test_an_average_and_the_state_of_muon_are_resumed_to_the_bit(tmp_path):
     optimizer = Muon(clip_norm=1.0, decay_all=False)
     config = small(write_npz(tmp_path / "set.npz"), optimizer=optimizer, average=0.9, epochs=2)

@@ -32,6 +32,9 @@ def test_a_run_folder_is_never_overwritten(tmp_path):
     runs.check_data(run, 1500)
     with pytest.raises(RunError, match="was trained on 1500 images, now there are 1499: give it the same data"):
         runs.check_data(run, 1499)
+    runs.create(run, CONFIG, 1500, "decoded")
+    with pytest.raises(RunError, match=r"was trained on other images .* \(other versions of pillow, simplejpeg or O"):
+        runs.check_data(run, 1500, "otherwise decoded")
     (run.folder / "environment.json").write_text("[" * 10**5)
     runs.check_data(run, 1499)  # who knows
     (tmp_path / "other").mkdir()

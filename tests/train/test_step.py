@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -146,6 +146,15 @@ def test_steps_before_the_first_one_with_the_penalty_are_standard_ones():
             np.testing.assert_allclose(a, b, atol=1e-6)
 
 
+@cache
+def updated_once():
+    """The running statistics after the first batch of undeformed images, from which every method starts."""
+    model, state, _ = network(replace(TINY, model=Model(width=0.25, norm="batch")))
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    images = next(batches(1))["image"].astype(np.float32) / 255
+    return jax.jit(partial(model.apply, train=True, mutable=["batch_stats"]))(variables, images)[1]["batch_stats"]
+
+
 @pytest.mark.parametrize(
     "name",
     [
@@ -157,9 +166,8 @@ def test_steps_before_the_first_one_with_the_penalty_are_standard_ones():
 def test_running_statistics_are_updated_once_and_on_the_training_images_only(name):
     method = METHODS[name]
     config = replace(TINY, method=method, model=Model(width=0.25, norm="batch"))
-    model, state, _ = network(config)
-    batch = next(batches(1))
-    after, _ = compiled(config)(state, batch)
+    _, state, _ = network(config)
+    after, _ = compiled(config)(state, next(batches(1)))
     # Attacked images are not known here; their statistics stay within one update of the clean ones.
     attacked = method.name in (
         "adversarial",
@@ -176,10 +184,7 @@ def test_running_statistics_are_updated_once_and_on_the_training_images_only(nam
         "elle",
     )
     tolerance = 0.05 if attacked else 1e-5
-    images = batch["image"].astype(np.float32) / 255
-    variables = {"params": state.params, "batch_stats": state.batch_stats}
-    _, once = jax.jit(partial(model.apply, train=True, mutable=["batch_stats"]))(variables, images)
-    for a, b in zip(jax.tree.leaves(after.batch_stats), jax.tree.leaves(once["batch_stats"]), strict=True):
+    for a, b in zip(jax.tree.leaves(after.batch_stats), jax.tree.leaves(updated_once()), strict=True):
         np.testing.assert_allclose(a, b, atol=tolerance)
 
 
@@ -243,12 +248,11 @@ def test_devices_agree(kind, norm):
         parallel=kind,
     )
     first, state = run(config, 1, kind, 20)
-    for devices in (2, 4, 8):
-        metrics, other = run(config, devices, kind, 20)
-        assert abs(metrics["loss"] - first["loss"]) < 1e-5
-        assert abs(metrics["penalty"] - first["penalty"]) < 1e-5 * max(first["penalty"], 1e-3)
-        for a, b in zip(jax.tree.leaves(other.params), jax.tree.leaves(state.params), strict=True):
-            np.testing.assert_allclose(a, b, atol=1e-4)
+    metrics, other = run(config, 8, kind, 20)
+    assert abs(metrics["loss"] - first["loss"]) < 1e-5
+    assert abs(metrics["penalty"] - first["penalty"]) < 1e-5 * max(first["penalty"], 1e-3)
+    for a, b in zip(jax.tree.leaves(other.params), jax.tree.leaves(state.params), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4)
 
 
 @pytest.mark.slow

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
 from settings import TINY
 
-from train import parallel
+from train import loop, overfitting, parallel
 from train.data import Augmentation, load, to_float
 from train.state import predict
 from train.task import build
-from train.validation import validate
+from train.validation import divided, validate
 
 
 @pytest.mark.parametrize(
@@ -30,3 +33,40 @@ def test_the_accuracy_is_that_of_a_count_also_of_averaged_weights(devices):
         found.append(validate(network.model, each, source, engine, Augmentation()))
         assert found[-1] == pytest.approx(right.mean())
     assert found[0] != found[1]
+
+
+@pytest.mark.parametrize(
+    ("devices", "at_once", "size"), [(1, 500, 297), (1, 128, 128), (1, 7, 7), (8, 500, 304), (8, 64, 64), (8, 12, 16)]
+)
+def test_no_batch_has_more_images_than_a_training_step(devices, at_once, size):
+    source = load("digits", split="test")
+    engine = parallel.make_engine("jit", devices=devices, batch_size=16)
+    batches = list(divided(source, engine, at_once))
+    assert {len(batch["label"]) for batch in batches} == {size}
+    labels = np.concatenate([np.asarray(batch["label"])[np.asarray(batch["valid"])] for batch in batches])
+    np.testing.assert_array_equal(labels, source.read(np.arange(297))[1])
+
+
+def test_the_accuracy_does_not_depend_on_the_batches():
+    source = load("digits", split="test")
+    network, engine = build(TINY, source), parallel.make_engine("jit", devices=8, batch_size=16)
+    state = network.init()
+    found = [validate(network.model, state, source, engine, Augmentation(), at_once=size) for size in (64, 500)]
+    assert found[0] == found[1]
+
+
+class Linear(nn.Module):
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        return nn.Dense(self.num_classes)(images.reshape(len(images), -1))
+
+
+def test_a_training_validates_and_attacks_as_many_images_at_once_as_a_step(tmp_path, monkeypatch):
+    found = []
+    monkeypatch.setattr(loop, "validate", lambda *_, at_once: found.append(at_once) or 0.5)
+    monkeypatch.setattr(overfitting, "detector", lambda *_, at_once, **__: found.append(at_once) or (lambda state: {}))
+    config = replace(TINY, batch_size=500, accumulate=4, devices=1)
+    loop.fit(config, tmp_path / "run", model=Linear)
+    assert found == [125, 125]

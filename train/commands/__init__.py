@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import os
+import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -31,11 +32,17 @@ Exit codes:
 """
 
 _LESS_MEMORY = {
-    "fit": "--model.remat takes less, also with --resume; so do --accumulate or a smaller --batch-size in another "
-    "--run-dir, and in the evaluation --evaluation.batch-size",
+    "fit": "take --accumulate or a smaller --batch-size, in another --run-dir; on accelerators also --model.remat "
+    "(with a gradient penalty only together with --rule forward-over-reverse; networks of your own lack it); in the "
+    "evaluation --evaluation.batch-size",
     "evaluate": "`fit --resume RUN --no-evaluate --evaluation.batch-size N` stores a smaller batch for the attacks",
     "certify": "a smaller --batch-size takes less",
 }
+
+_LOST = re.compile(
+    r"(UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|CANCELLED):|\bGloo\b|(closed|reset) by peer|remote process exited"
+)
+"""What errors say when another process is lost: of JAX's coordination service, of Gloo and of NCCL."""
 
 UNUSABLE, FAILED, INTERRUPTED = 2, 4, 130
 
@@ -93,6 +100,7 @@ def _run(name: str, arguments: list[str]) -> int:
     from train.errors import Preempted, UserError, one_line
     from train.files import is_storage_failure
 
+    resumes = name in ("fit", "launch")
     try:
         os.getcwd()
     except FileNotFoundError:
@@ -104,7 +112,7 @@ def _run(name: str, arguments: list[str]) -> int:
     except BrokenPipeError:
         return streams.drop_output()
     except KeyboardInterrupt:
-        how = "--resume continues from the last checkpoint" if name in ("fit", "launch") else "give the command again"
+        how = "--resume continues from the last checkpoint" if resumes else "give the command again"
         return _fail(f"interrupted; {how}", INTERRUPTED)
     except Preempted as stop:
         print(f"stopped: {stop}", file=sys.stderr)
@@ -118,12 +126,13 @@ def _run(name: str, arguments: list[str]) -> int:
     except OSError as error:
         streams.drop_output()  # of a standard output on a full disk
         return _fail(str(error), FAILED if is_storage_failure(error) else UNUSABLE)
-    except jax.errors.JaxRuntimeError as error:
+    except (jax.errors.JaxRuntimeError, ValueError) as error:  # the latter where processes exchange numbers
         line = one_line(error)
-        if "RESOURCE_EXHAUSTED" in line:
+        if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in line:
             return _fail(f"out of memory ({line}): {_LESS_MEMORY.get(name, _LESS_MEMORY['fit'])}")
-        if jax.process_count() > 1:
-            return _fail(f"another process is gone or cannot be reached ({line}); --resume continues", FAILED)
+        if jax.process_count() > 1 and _LOST.search(str(error)):
+            how = "--resume continues" if resumes else "give the command again"
+            return _fail(f"another process is gone or cannot be reached ({line}); {how}", FAILED)
         raise
 
 

@@ -35,8 +35,8 @@ class Evaluate:
     changes it."""
     suite: SuiteName = "released"
     """released is weak, to compare with published numbers; standard is for every accuracy that you report.
-    released: the multi-step attack of Xia and Li's code (zero start, last iterate), and then one of 15 steps of which
-    any iterate counts.
+    released: the multi-step attack of Xia and Li's code (zero start, last iterate; the first run's `evaluation.steps`),
+    and then one of 15 steps of which any iterate counts.
     quick, standard, full: more and stronger attacks, any iterate counts.
     spatial: translations by at most the radius, with rotations by at most 10 degrees per pixel of it.
     (Engstrom et al. use a radius of 3 pixels.)
@@ -93,10 +93,14 @@ def run(arguments: list[str]) -> int:
     return 0
 
 
-def compare(options: Evaluate) -> None:
+def compare(options: Evaluate, *, again: str = "the same command") -> None:
     """Evaluates runs, writes their reports and, of several, the comparison, and prints the tables.
 
     Where there are several processes, all of them call it: each attacks its share of the images, and process 0 writes.
+
+    Args:
+        options: which runs, and how.
+        again: what continues an evaluation that is stopped, for messages.
     """
     local = processes.local_devices(options.devices)
     networks = load_networks(options.networks, [*options.runs, *options.transfer_from])
@@ -109,10 +113,12 @@ def compare(options: Evaluate) -> None:
     )
     if options.examples > len(trained[0].labels):
         say(f"--examples {options.examples}: {trained[0].source} has {len(trained[0].labels)}; all are evaluated")
-    radius = trained[0].config.evaluation.radius if options.radius is None else options.radius
+    usual = trained[0].config.evaluation
+    radius = usual.radius if options.radius is None else options.radius
     sources = open_sources(options.transfer_from, trained[0], data_dir=options.data_dir, networks=networks)
     protocol = Protocol(
-        options.suite, radius, options.radii, options.independent, sources, options.seed, options.quantize
+        options.suite, radius, options.radii, options.independent, sources, options.seed, options.quantize,
+        usual.steps,
     )  # fmt: skip
     for line in without_effect(protocol):
         say(line)
@@ -124,6 +130,7 @@ def compare(options: Evaluate) -> None:
             partial_of(folder, one, protocol, reports.guard(folder, one))
             for folder, one in zip(folders, trained, strict=True)
         ]
+        parts.check_alike(kept)
         stop_requested = parts.stop_together(kept[0], team, requested)
         for name, folder, one, file in zip(runs.short_names(options.runs), folders, trained, kept, strict=True):
             studies[name] = evaluate_run(
@@ -134,6 +141,7 @@ def compare(options: Evaluate) -> None:
                 devices=local,
                 team=team,
                 stop_requested=stop_requested,
+                again=again,
             )
             if team.index == 0:
                 reports.write_run_report(folder, name, studies[name], one.class_names, file.check)

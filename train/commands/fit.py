@@ -7,13 +7,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
+import jax
 import tyro
 
 from train import own, runs
 from train.commands.owners import check_owners
 from train.commands.placement import Placement, join
 from train.config import Config, Model
-from train.data import npz
+from train.data import npz, places
 from train.errors import ConfigError, Preempted, printable
 from train.kinds import choose
 from train.methods import METHODS
@@ -103,13 +104,14 @@ def run(arguments: list[str]) -> int:
     placement = validate(options.placement)
     config, profile = check(options.config), parse_steps(options.profile) if options.profile else range(0)
     from train import compiled, processes
-    from train.loop import fit
+    from train.loop import fit, located
 
     networks = own.load([config.model.name] if own.is_own(config.model.name) else [])
     join(placement)
     compiled.keep(options.compilation_cache)
     # A run folder may be untrusted, so the data folder that it names is not written to.
     write_data = stored is None or stored.data.data_dir != config.data.data_dir
+    here = located(config, folder, options.resume)  # before the run folder is there
     with processes.stop_on_sigterm() as stop_requested:
         fit(
             config,
@@ -131,8 +133,28 @@ def run(arguments: list[str]) -> int:
         from train.commands import evaluate
 
         runs.check_still_ours(folder)  # what is there would be evaluated, and its report written
-        evaluate.compare(evaluate.Evaluate((folder,), devices=options.config.devices, networks=tuple(networks)))
+        evaluation = evaluate.Evaluate(
+            (folder,),
+            data_dir=_own_place(here, runs.load_config(folder)),
+            networks=tuple(networks),
+            # In training they are those of all processes, which then take all.
+            devices=config.devices if jax.process_count() == 1 else 0,
+        )
+        evaluate.compare(evaluation, again=f"`fit --resume {folder}`")
     return 0
+
+
+def _own_place(config: Config, stored: Config) -> str | None:
+    """Where this process has the data, if the config in the run folder, which is that of process 0, has another place.
+
+    Args:
+        config: of this process, `located`.
+        stored: in the run folder.
+    """
+    if (config.data.name, config.data.data_dir) == (stored.data.name, stored.data.data_dir):
+        return None
+    path = places.path_of(config.data.name)
+    return config.data.data_dir if path is None else str(path)
 
 
 def _check_data_dir(options: Fit) -> None:

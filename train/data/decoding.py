@@ -17,11 +17,11 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from train.data import jpeg
-from train.data.kind import Arrays, Decode, Shape, require
+from train.data.kind import Arrays, Decode, Shape, not_now, require
 from train.data.resizing import resize
 from train.data.view import Box, View
-from train.errors import DataError, one_line
-from train.files import open_regular
+from train.errors import DataError, UserError, one_line
+from train.files import may_be_intact, open_regular, patiently
 
 MAX_PIXELS = 2**25
 """Larger images are refused before they are decompressed: a few bytes can claim gigabytes."""
@@ -75,12 +75,14 @@ def decode_image(
     Raises:
         DataError: damaged, too large, of more than 8 bits, of another size, in colour where ``c`` is 1, or of one
             colour but for an alpha channel that is not kept.
+        StorageError: it cannot be read now, and may be intact.
     """
     height, width, channels = shape
-    shrunk = _shrunk_jpeg(data, shape, view, draws, upright)
+    encoded = data if isinstance(data, bytes) else _read(data, where)
+    shrunk = _shrunk_jpeg(encoded, shape, view, draws, upright)
     if shrunk is not None:
         return shrunk
-    with _opened(data, where) as (image, file):
+    with _opened(encoded, where) as (image, file):
         if channels == 1 and image.mode not in _GRAYSCALE_MODES:
             raise DataError(f"{where}: a colour image (mode {image.mode}) in a grayscale set; convert one or the other")
         turn = _turn(image) if upright else None
@@ -107,14 +109,10 @@ def decode_image(
 
 
 def _shrunk_jpeg(
-    data: bytes | Path, shape: Shape, view: View, draws: Sequence[float] | None, upright: bool
+    encoded: bytes, shape: Shape, view: View, draws: Sequence[float] | None, upright: bool
 ) -> np.ndarray | None:
     """`decode_image` for a JPEG that nothing is wrong or odd with, without PIL's parser; None for any other file."""
     if view.size is None or shape[2] == 4:
-        return None
-    try:
-        encoded = data if isinstance(data, bytes) else _read(data)
-    except (OSError, ValueError):
         return None
     header = jpeg.header(encoded) if len(encoded) <= MAX_BYTES else None
     if header is None or (upright and jpeg.may_be_turned(encoded)):
@@ -132,10 +130,18 @@ def _shrunk_jpeg(
     return np.repeat(shown[..., None], shape[2], axis=-1) if mode == "L" else shown
 
 
-def _read(path: Path) -> bytes:
-    with open_regular(path, limit=MAX_BYTES) as file:
-        # Not up to the limit, for which Python would allocate as much.
-        return file.read(os.fstat(file.fileno()).st_size)
+def _read(path: Path, where: str) -> bytes:
+    """The content of a file, read `patiently`; raises what `_failure` makes of an error."""
+
+    def read() -> bytes:
+        with open_regular(path, limit=MAX_BYTES) as file:
+            # Not up to the limit, for which Python would allocate as much.
+            return file.read(os.fstat(file.fileno()).st_size)
+
+    try:
+        return patiently(read)
+    except Exception as error:
+        raise _failure(error, where) from error
 
 
 def _least(whole: tuple[int, int], box: Box, view: View) -> tuple[int, int]:
@@ -228,7 +234,10 @@ def quiet_decoding() -> Iterator[None]:
 
 @contextmanager
 def _opened(data: bytes | Path, where: str) -> Iterator[tuple[Any, BinaryIO]]:
-    """Opens an image and its file, and turns whatever a damaged file raises into a ``DataError``."""
+    """Opens an image and its file, and turns whatever a damaged file raises into a ``DataError``.
+
+    Of a path it reads no more than is asked for.
+    """
     pil = require("PIL.Image", "pillow", "decoding images")
     try:
         if isinstance(data, bytes) and len(data) > MAX_BYTES:
@@ -257,7 +266,14 @@ def _opened(data: bytes | Path, where: str) -> Iterator[tuple[Any, BinaryIO]]:
             f"{where}: over the limit of {MAX_PIXELS} pixels ({one_line(error)}); remove the image or reduce it first"
         ) from error
     except Exception as error:  # PIL's plugins raise nearly anything on damaged bytes
-        raise DataError(f"{where}: the image cannot be decoded ({one_line(error)}); replace or remove it") from error
+        raise _failure(error, where) from error
+
+
+def _failure(error: Exception, where: str) -> UserError:
+    """What an error means for an image: damage, unless the image may be intact."""
+    if may_be_intact(error):
+        return not_now(f"{where}: the image", error)
+    return DataError(f"{where}: the image cannot be decoded ({one_line(error)}); replace or remove it")
 
 
 def _png_depth(file: BinaryIO) -> int:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from train.data.view import View
-from train.errors import DataError, NoSplit, one_line, say
+from train.errors import DataError, NoSplit, StorageError, one_line, say
 
 Arrays = tuple[np.ndarray, np.ndarray]
 """``(images uint8[n, h, w, c], labels int32[n])``."""
@@ -111,6 +111,14 @@ def no_split(where: Path, split: str, usable: Iterable[str]) -> NoSplit:
     if not found:
         return NoSplit(f"{where}: no examples in {split!r}, nor in any other split")
     return NoSplit(f"{where}: no examples in a split {split!r}; use one that has: {found}{cut}")
+
+
+def not_now(what: str, error: BaseException) -> StorageError:
+    """The error for what the system cannot read at the moment: it may be intact, and is not to be replaced."""
+    return StorageError(
+        f"{what} cannot be read now ({one_line(error)}); it may be intact: repair the disk, its permissions or the "
+        "lack of memory, and start again"
+    )
 
 
 def stored_split(where: Path, split: str, names: Collection[str]) -> str | None:

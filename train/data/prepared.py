@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from train.data.kind import (
     Shape,
     default_data_dir,
     no_split,
+    not_now,
     require,
     stored_split,
     user_path,
@@ -28,6 +30,7 @@ from train.data.metadata import check_metadata, check_shards
 from train.data.unreadable import check_labelled
 from train.data.view import View
 from train.errors import DataError, one_line
+from train.files import may_be_intact
 
 _NAME = re.compile(r"(?P<name>\w+)(/(?P<config>[\w.-]+))?(:(?P<version>\d+\.\d+\.\d+))?")
 
@@ -120,10 +123,10 @@ class _Split:
         try:
             return list(self.examples.__getitems__(indices.tolist()))
         except Exception as error:
-            raise DataError(
-                f"{self.where}: records {indices[0]}..{indices[-1]} cannot be read ({one_line(error)}); "
-                f"copy or prepare the set again"
-            ) from error
+            what = f"{self.where}: records {indices[0]}..{indices[-1]}"
+            if may_be_intact(_of_system(error)):
+                raise not_now(what, error) from error
+            raise DataError(f"{what} cannot be read ({one_line(error)}); copy or prepare the set again") from error
 
     def check_labelled(self) -> None:
         """Raises `NoSplit` if the first examples have no labels, as in ImageNet's test split."""
@@ -162,6 +165,15 @@ class _Split:
         """Reads the labels of the examples at ``indices`` without decoding their images."""
         parts = [_labels_of(self.read(indices[at : at + 256])) for at in range(0, len(indices), 256)]
         return np.concatenate([np.zeros(0, np.int32), *parts])
+
+
+_NUMBERS = {os.strerror(number): number for number in errno.errorcode}
+
+
+def _of_system(error: Exception) -> Exception:
+    """The system's error that ArrayRecord tells as ``pread() failed: Input/output error; ...``; any other as it is."""
+    found = re.match(r"\w+\(\) failed: ([^;]+)", str(error))
+    return OSError(_NUMBERS.get(found[1]), found[1]) if found else error
 
 
 def _labels_of(records: list[dict[str, Any]]) -> np.ndarray:

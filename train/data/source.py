@@ -143,6 +143,7 @@ def load(
 
     Raises:
         DataError: the set cannot be used, or an example cannot be read.
+        StorageError: an example cannot be read now, and may be intact.
 
     Example:
         >>> train = load("digits", split="train", holdout=0.1)  # doctest: +SKIP

@@ -31,6 +31,10 @@ def any_iterate(num_steps=100, radius=0.1):
     return attacks.pgd(ball=balls.linf(radius), num_steps=num_steps, start="random", keep="any", name="pgd")
 
 
+five_steps = evaluator(Suite({"pgd": lambda radius: any_iterate(5, radius)}), batch_size=32, diagnosis=False)
+"""Compiled once for tests of what it returns."""
+
+
 def test_the_calls_of_a_transferred_attack_include_those_of_the_attacked_model():
     images, labels = data()
     attack = attacks.transfer(attacks.pgd(ball=balls.linf(1e-6), num_steps=5, keep="best"), LOGITS)
@@ -230,9 +234,7 @@ def test_an_interrupted_evaluation_continues_with_the_same_result():
 def test_progress_reports_the_running_accuracy():
     images, labels = data()
     told = []
-    result = evaluate(
-        LOGITS, images, labels, [any_iterate(5)], batch_size=32, key=KEY, diagnosis=False, progress=told.append
-    )
+    result = five_steps(LOGITS, images, labels, radius=0.1, key=KEY, progress=told.append)
     assert told[-1] == ("pgd", 180, 180, result.robust_accuracy)
     assert [entry.finished for entry in told] == sorted(entry.finished for entry in told)
 
@@ -286,17 +288,16 @@ def test_an_error_names_images_that_are_not_finite(value):
 
 def test_a_curve_counts_breaks_that_are_known():
     images, labels = data()
-    run = evaluator(Suite({"pgd": lambda radius: any_iterate(5, radius)}), batch_size=32, diagnosis=False)
     radii, known = (0.02, 0.05, 0.1), np.full(COUNT, np.inf)
-    free = accuracy_curve(run, LOGITS, images, labels, radii, key=KEY)
+    free = accuracy_curve(five_steps, LOGITS, images, labels, radii, key=KEY)
     standing = np.flatnonzero(np.isinf(free.smallest_radii))[:20]
     known[standing] = 0.05
     known[free.smallest_radii == 0.02] = 0.1
-    found = accuracy_curve(run, LOGITS, images, labels, radii, key=KEY, known=known)
+    found = accuracy_curve(five_steps, LOGITS, images, labels, radii, key=KEY, known=known)
     np.testing.assert_array_equal(found.smallest_radii, np.minimum(free.smallest_radii, known))
     assert found.model_calls < free.model_calls
     with pytest.raises(ValueError, match="known must be float of shape"):
-        accuracy_curve(run, LOGITS, images, labels, radii, key=KEY, known=known[:3])
+        accuracy_curve(five_steps, LOGITS, images, labels, radii, key=KEY, known=known[:3])
 
 
 def test_a_data_set_stays_on_the_host(tmp_path):
@@ -454,10 +455,7 @@ def test_images_of_another_layout_are_named():
 def test_big_endian_arrays_are_read():
     images, labels = data()
     swapped = images.astype(">f4"), labels.astype(">i8")
-    results = [
-        evaluate(LOGITS, *pair, [any_iterate(5)], batch_size=32, key=KEY, diagnosis=False)
-        for pair in ((images, labels), swapped)
-    ]
+    results = [five_steps(LOGITS, *pair, radius=0.1, key=KEY) for pair in ((images, labels), swapped)]
     np.testing.assert_array_equal(results[0].standing_mask, results[1].standing_mask)
     assert any_iterate(5).run(LOGITS, *swapped, KEY).success.shape == (COUNT,)
 
@@ -515,7 +513,7 @@ def test_a_sample_is_attacked_unless_attacks_are_compared():
 
 def test_an_evaluation_prints_as_a_table():
     images, labels = data()
-    text = str(evaluate(LOGITS, images, labels, [any_iterate(5)], batch_size=32, key=KEY, diagnosis=False))
+    text = str(five_steps(LOGITS, images, labels, radius=0.1, key=KEY))
     lines = text.splitlines()
     assert [line.split()[0] for line in lines[:4]] == ["attack", "clean", "pgd", "worst"]
     assert "90.0%" in lines[1]
@@ -580,7 +578,7 @@ def test_a_curve_attacks_the_examples_that_still_stand_and_compiles_once():
 
 def test_reports_are_plain_data():
     images, labels = data()
-    result = evaluate(LOGITS, images, labels, [any_iterate(5)], batch_size=32, key=KEY, diagnosis=False)
+    result = five_steps(LOGITS, images, labels, radius=0.1, key=KEY)
     written = json.loads(reports.to_json(result))
     assert written["clean_accuracy"] == 0.9
     row = written["attacks"]["pgd"]

@@ -187,23 +187,18 @@ def test_iterations_that_are_stuck_are_caught():
 
 @pytest.mark.parametrize(("missed", "raised"), [(1, False), (3, True)])
 def test_examples_that_gradient_attacks_missed_are_counted(missed, raised):
-    labels = np.asarray(jnp.argmax(HEALTHY(IMAGES), axis=1))
-    gradients, free = (
-        evaluate(HEALTHY, IMAGES, labels, [attack], batch_size=64, key=KEY, diagnosis=False).attacks[0]
-        for attack in (SUITE[1]._replace(name="none"), SUITE[0])
-    )
-    nobody, some = np.zeros(64, bool), np.arange(64) < missed
-    outcomes = [free._replace(broken_mask=some), gradients._replace(broken_mask=nobody)]
-    assert [flag.name for flag in flags.raised(flags.OUTCOME_FLAGS, outcomes)] == (
+    free = outcome_of("random", 64, missed, count=64)
+    blind, seeing = (outcome_of("pgd", 64, broken, gradients=True, count=64) for broken in (0, missed))
+    assert [flag.name for flag in flags.raised(flags.OUTCOME_FLAGS, [free, blind])] == (
         ["gradient_free_beats_gradients"] if raised else []
     )
-    assert gradient_free_beats_gradients([outcomes[0], gradients._replace(broken_mask=some)]) is None
+    assert gradient_free_beats_gradients([free, seeing]) is None
 
 
 # An outcome of `count` examples: the first `attacked` are attacked, the first `broken` broken.
 def outcome_of(name, attacked, broken, *, gradients=False, count=2000):
     masks = {"attacked_mask": np.arange(count) < attacked, "broken_mask": np.arange(count) < broken}
-    known = dict.fromkeys(AttackOutcome._fields)
+    known = dict.fromkeys(AttackOutcome._fields) | {"broken": broken, "rejected": 0}
     return AttackOutcome(**known | masks | {"name": name, "uses_gradients": gradients})
 
 

@@ -14,9 +14,11 @@ KEY = jax.random.key(7)
 IMAGES = np.random.default_rng(0).random((3, *SHAPE)).astype(np.float32)
 LABELS = np.arange(3)
 SUITES = {**suites.SUITES, "released": released.suite()}
+# Attacks that `full` has, too, differ from its own in numbers only.
+MEMBERS = [(s, name) for s in SUITES for name in SUITES[s].names if s == "full" or name not in suites.full.names]
 
 
-@pytest.mark.parametrize(("suite", "name"), [(suite, name) for suite in SUITES for name in SUITES[suite].names])
+@pytest.mark.parametrize(("suite", "name"), MEMBERS)
 def test_members_take_a_traced_radius(suite, name):
     logits_fn = perceptron(30)
 

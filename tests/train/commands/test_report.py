@@ -15,6 +15,7 @@ from settings import METHODS, TINY
 from deformreg.evaluation import Frames
 from train import files, options, results
 from train.commands import main
+from train.config import Model
 
 EVIL = "<script>x</script>\udce9"
 ATTACK = {
@@ -162,6 +163,20 @@ def test_only_what_compares_stands_side_by_side(capsys, tmp_path, other):
     assert said.startswith("error: b was evaluated ")
     assert said.count("\n") == 1
     assert not (tmp_path / "report.html").exists()
+
+
+def test_runs_attacked_in_other_numbers_of_steps_do_not_compare(capsys, tmp_path):
+    rows = [{**ROW, "attacks": {"multi-step": {**ATTACK, "settings": {"num_steps": steps}}}} for steps in (50, 50, 20)]
+    first, second, other = (write(tmp_path / name, row=row) for name, row in zip("abc", rows, strict=True))
+    assert report(capsys, first, second)[0] == 0
+    assert "error: c was evaluated with other steps of multi-step than a ([20]; [50])" in refused(capsys, first, other)
+
+
+def test_the_commands_name_a_network_of_ones_own(capsys, tmp_path):
+    config = replace(TINY, model=Model(name="package.nets:Net"))
+    assert report(capsys, write(tmp_path / "run", config=config))[0] == 0
+    text = (tmp_path / "run" / "report.html").read_text()
+    assert len(re.findall(r"python -m train (?:fit|evaluate) [^\n]*--model\.name package\.nets:Net", text)) == 2
 
 
 def refused(capsys, *arguments):

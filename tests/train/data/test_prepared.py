@@ -11,6 +11,9 @@ from PIL import Image
 
 from train import data
 from train.data import DataError
+from train.data import prepared as prepared_kind
+from train.data.view import View
+from train.errors import StorageError
 
 
 def test_a_prepared_set_reads_like_tfds_does_without_tensorflow(prepared):
@@ -80,3 +83,24 @@ def test_a_flipped_bit_in_an_array_record_costs_its_examples_only(tmp_path):
     assert 0 < lost.sum() <= 5
     np.testing.assert_array_equal(found[~lost], images[~lost])
     np.testing.assert_array_equal(kept[~lost], labels[~lost])
+
+
+@pytest.mark.parametrize(
+    ("said", "damaged"),
+    [
+        ("pread() failed: Input/output error; reading a.array_record; at byte 2374", False),
+        ("open() failed: Too many open files; opening a.array_record", False),
+        ("open() failed: No such file or directory; opening a.array_record", True),
+        ("Corrupted chunk at byte 17", True),
+    ],
+)
+def test_what_array_record_cannot_read_now_is_no_damage(said, damaged):
+    """It tells the system's errors as text."""
+
+    class Records:
+        def __getitems__(self, indices):
+            raise RuntimeError(said)
+
+    split = prepared_kind._Split("set, split train", "", 9, Records(), (8, 8, 1), View())
+    with pytest.raises(DataError if damaged else StorageError, match=r"set, split train: records 3..4 cannot be read"):
+        split.read(np.array([3, 4]))

@@ -1,12 +1,17 @@
 """Unreadable examples are named, counted and replaced, up to a limit."""
 
+import errno
+import os
+import re
+
 import numpy as np
 import pytest
 from data_files import indices_of, write_images
 
 from train import data
-from train.data import DataError
+from train.data import DataError, decoding
 from train.data.unreadable import Unreadable, tolerant
+from train.errors import StorageError
 
 
 @pytest.mark.parametrize("memory_limit", [data.MEMORY_LIMIT, 1])
@@ -84,3 +89,48 @@ def test_an_unreadable_example_takes_nothing_from_those_beside_it():
     labels = tolerant(decode, Unreadable(1))(np.arange(3), images, draws)
     assert images[:, 0, 0, 0].tolist() == [25, 0, 75]
     assert labels.tolist() == [0, 0, 20]
+
+
+def failing(monkeypatch, make_error):
+    """Makes opening a file whose name ends in 3.png fail with the errors that a function makes, while it makes one."""
+
+    def open_failing(path, *, limit, opened=decoding.open_regular):
+        error = make_error() if path.name.endswith("3.png") else None
+        if error is not None:
+            raise error
+        return opened(path, limit=limit)
+
+    monkeypatch.setattr(decoding, "open_regular", open_failing)
+    monkeypatch.setattr("time.sleep", lambda _: None)
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EMFILE, None])
+@pytest.mark.parametrize("image_size", [None, 2])
+def test_what_cannot_be_read_now_is_no_unreadable_example(tmp_path, monkeypatch, number, image_size):
+    write_images(tmp_path)
+    source = data.load(
+        str(tmp_path), max_unreadable=3, image_size=image_size, data_dir=tmp_path / "cache", memory_limit=1
+    )
+    failing(monkeypatch, lambda: MemoryError() if number is None else OSError(number, os.strerror(number)))
+    why = "MemoryError" if number is None else re.escape(os.strerror(number))
+    with pytest.raises(StorageError, match=rf"003\.png: the image cannot be read now \(.*{why}\); it may be intact"):
+        source.read(np.arange(12))
+    assert not source.unreadable(np.arange(12)).any()
+    monkeypatch.undo()
+    assert indices_of(source.read(np.arange(12))[0]) == list(range(12))
+
+
+def test_reading_is_tried_again_where_that_may_help(tmp_path, monkeypatch):
+    write_images(tmp_path)
+    source = data.load(str(tmp_path), data_dir=tmp_path / "cache", memory_limit=1)
+    errors = [OSError(errno.EIO, "Input/output error"), OSError(errno.ESTALE, "Stale file handle")]
+    failing(monkeypatch, lambda: errors.pop() if errors else None)
+    assert indices_of(source.read(np.arange(12))[0]) == list(range(12))
+    assert not errors
+
+
+def test_an_image_that_has_vanished_is_an_unreadable_example(tmp_path):
+    write_images(tmp_path)
+    source = data.load(str(tmp_path), max_unreadable=1, data_dir=tmp_path / "cache", memory_limit=1)
+    (tmp_path / "train" / "cat" / "003.png").unlink()
+    assert indices_of(source.read(np.arange(12))[0]) == [0, 1, 2, 4, *range(4, 12)]
