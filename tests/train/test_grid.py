@@ -2,8 +2,8 @@
 
 Pairs are traced, in float32 or bfloat16, with or without accumulation and recomputation, by a seeded draw: what fails
 to differentiate, or mixes types or shapes, fails when it is traced. By default every method is traced with two
-networks; ``--pairs 160`` traces all pairs, which takes minutes. Four networks of different kinds run, each with a method,
-under pmap or jit: two steps on one device and on four. The others share their parts.
+networks; ``--pairs 160`` traces all pairs, which takes minutes. Four networks of different kinds run, each with one
+method, under pmap or jit: two steps on one device and on four. The others share their parts.
 """
 
 from __future__ import annotations
