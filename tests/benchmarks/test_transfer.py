@@ -25,7 +25,9 @@ def small_setting():
 
 def finished(cell):
     names = {"name": cell.name, "setting": cell.setting.name, "method": cell.method, "strength": cell.strength}
-    measures = {name: {} for name in MEASURES} | {"held_out": HELD_OUT}
+    counts = {"examples": cell.setting.examples, "clean_examples": cell.setting.held_out}
+    measures = {name: {} for name in MEASURES} | {"held_out": HELD_OUT | counts}
+    measures["seen"] = {"radii": list(cell.setting.budgets.seen)}
     return names | {"seed": cell.seed, "config": options.to_tree(cell.config)} | measures
 
 
