@@ -86,15 +86,17 @@ def _chosen_by_method(lines: Sequence[Line]) -> dict[tuple[str, str], list[float
 
 def _chosen(lines: Sequence[Line], setting: Setting, method: str) -> list[float]:
     """The strengths to train with further seeds: the best, and those before it that did not match over all seeds; none
-    before all are trained with the first."""
+    before all are trained with the first. If none matches, one stands for the method."""
     here = [line for line in lines if line["setting"] == setting.name]
     first = [line for line in here if line["seed"] == 0 and line["method"] == method]
     standard = [line for line in here if line["method"] == "standard"]
     if len(first) < len(setting.strengths[method]) or not any(line["seed"] == 0 for line in standard):
         return []
-    found = []
-    for (line,) in verdicts.ranked([(line,) for line in first], verdicts.least_clean(standard[:1])):
+    found, least = [], verdicts.least_clean(standard[:1])
+    for (line,) in verdicts.ranked([(line,) for line in first], least):
         found.append(line["strength"])
+        if line["held_out"]["clean_accuracy"] < least:
+            break
         cells = tuple(one for one in here if (one["method"], one["strength"]) == (method, line["strength"]))
         if len(cells) < setting.seeds or verdicts.held_out(cells, "clean_accuracy") >= verdicts.least_clean(standard):
             break

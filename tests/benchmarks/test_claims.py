@@ -256,6 +256,8 @@ def test_further_seeds_are_wanted_of_the_chosen_strength_only():
     assert repeated(standard + first + kept) == [(12.0, 1), (12.0, 2)]
     lost = [of(12.0, 0.95, 0.3, seed) for seed in (1, 2)]
     assert repeated(standard + first + lost) == [(4.0, 1), (12.0, 1), (4.0, 2), (12.0, 2)]
+    far = [of(strength, clean, 0.3) for strength, clean in ((4.0, 0.9), (12.0, 0.95), (36.0, 0.8), (100.0, 0.7))]
+    assert repeated(standard + far) == [(12.0, 1), (12.0, 2)]  # none matches: one stands for the method
     everything = plan.to_come([])
     assert plan.to_come(standard) == everything - 1
     assert plan.to_come(standard + first) == everything - 5
