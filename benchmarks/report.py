@@ -54,6 +54,7 @@ TITLES = {
     "cores_for_8 H100_flow-gradient": "cores for 8 H100, flow gradient",
     "clean_accuracy": "clean",
     "robust_accuracy": "robust",
+    "robust_interval": "95 % interval",
     "standard_epochs": "cost in standard epochs",
     "own": "deformed against it",
     "transferred": "deformed against any other",
