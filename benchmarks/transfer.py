@@ -66,7 +66,9 @@ def _chosen(name: str, options: Options) -> list[grid.Cell]:
     chosen = {method: one for method, one in found.items() if method in options.methods and one.matched}
     cells = [grid.Cell(setting, method, one.strength, 0) for method, one in chosen.items()]
     if not cells:
-        raise ConfigError(f"{options.lines} has no finished cells of {name}: python -m benchmarks claims computes them")
+        raise ConfigError(
+            f"{options.lines} has no finished cells of matched accuracy of {name}: see python -m benchmarks claims"
+        )
     return cells
 
 

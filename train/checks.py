@@ -43,7 +43,7 @@ def validation(config: Config, folder: Path) -> None:
         open_split(config, "validation", write=False)
     except NoSplit as error:
         raise RunError(
-            f"{folder} is validated on its test images, so that --data.test-split may not change (stored, current): "
+            f"{folder} is validated on its test images, so --data.test-split may not change (stored, current): "
             f"{before!r}, {config.data.test_split!r}"
         ) from error
 

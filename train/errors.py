@@ -44,7 +44,7 @@ class CheckpointError(UserError):
 
 
 class StorageError(UserError):
-    """The disk fails a run that is under way; `--resume` continues it."""
+    """The disk or the memory fails what is under way; a training continues by `--resume`."""
 
     exit_code = 4
 

@@ -82,7 +82,8 @@ def fit(
     folder, start = Path(folder), Start()
     checks.values(config, method, data, optimizer)
     config = check(_recorded(config, method, model, data, optimizer))
-    if not resume:
+    begins = not (resume and runs.Run(folder).config.exists())
+    if begins:
         check_recipe(config)
     config = located(config, folder, resume) if data is None else config
     runs.claim(folder, config, resume=resume)  # raises before the data are read if the folder cannot be used
@@ -99,7 +100,7 @@ def fit(
         )  # fmt: skip
         images = task.splits.train
         contents = images.fingerprint
-    if not resume and method is None:
+    if begins and method is None:
         checks.statistics(config, task.network.shapes)
     total = config.epochs * task.steps_per_epoch
     check_steps(profile, total)

@@ -237,7 +237,12 @@ def _commands(folder: Path, config: Config, result: Result) -> str:
     evaluate = recipes.evaluate_command(folder, row, _radii(result), network=network)
     sources = [o.name.removeprefix("transfer from ") for o in evaluation.attacks if o.name.startswith("transfer from ")]
     lines = [train or "# trained from Python, by train.fit with parts of a script", evaluate]
-    return "\n".join([*lines, *([f"# with --transfer-from the runs {', '.join(sources)}"] if sources else [])])
+    if sources:
+        lines.append(f"# with --transfer-from the runs {', '.join(sources)}")
+    taken = [o.settings.get("num_steps") for o in evaluation.attacks if o.name == LENIENT]
+    if any(steps != config.evaluation.steps for steps in taken):
+        lines.append(f"# after a run, named first, whose --evaluation.steps is {taken[0]}: that of the first counts")
+    return "\n".join(lines)
 
 
 def _radii(result: Result) -> list[float]:

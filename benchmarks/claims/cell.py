@@ -65,14 +65,15 @@ def compute(
 ) -> Line:
     """Trains a cell, or continues its training in `folder`, and takes the measures that its line `known` lacks.
 
-    All of them, or only those that `measures` names. Without the trained network the cell begins anew, without `known`:
-    measures of two networks never stand in one line.
+    All of them, or only those that `measures` names. If the network is another one than that of `known`, as its
+    training time tells, the line begins anew: measures of two networks never stand in one.
     """
     began = time.perf_counter()
-    if not Run(folder).config.is_file():
-        known = None
     config = replace(cell.config, data=replace(cell.config.data, data_dir=data_dir))
     fit(config, folder, resume=True)
+    train_seconds = round(metrics.train_seconds(metrics.read_metrics(Run(folder))), 1)
+    if known is not None and known["train_seconds"] != train_seconds:
+        known = None
     trained = _open(cell, config, folder)
     line = known or {
         "name": cell.name,
@@ -83,7 +84,7 @@ def compute(
         "config": options.to_tree(cell.config),
         "attacked": cell.attacked,
         "passes": round(cell.config.method.make().mean_passes(cell.setting.steps), 2),
-        "train_seconds": round(metrics.train_seconds(metrics.read_metrics(Run(folder))), 1),
+        "train_seconds": train_seconds,
         "environment": rows.setting(["claims", "--only", cell.name]),
         "seconds": 0.0,
     }

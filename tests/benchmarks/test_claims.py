@@ -408,13 +408,13 @@ def test_only_settings_have_panels():
 
 @pytest.mark.parametrize("lost", [False, True])
 def test_measures_of_a_network_that_is_lost_do_not_stay_beside_those_of_another(tmp_path, monkeypatch, lost):
-    one, run, old = grid.cells()[0], Run(tmp_path), {"held_out": "old", "seen": "old"}
-    monkeypatch.setattr(cell, "fit", lambda *_, **__: run.config.touch())
+    one, old = grid.cells()[0], {"held_out": "old", "seen": "old"}
+    monkeypatch.setattr(cell, "fit", lambda *_, **__: None)
     monkeypatch.setattr(cell, "_open", lambda *_: None)
     monkeypatch.setattr(cell, "MEASURES", dict.fromkeys((*old, "stability"), lambda _: "new"))
-    if not lost:
-        run.config.touch()
-    known = {"name": one.name, "seconds": 1.0, "measured_at": dict.fromkeys(old, "abc")} | old
+    Run(tmp_path).metrics.write_text(json.dumps({"step": 1, "seconds": 3.21}) + "\n")
+    known = {"name": one.name, "train_seconds": 4.5 if lost else 3.2, "seconds": 1.0}
+    known |= {"measured_at": dict.fromkeys(old, "abc")} | old
     found = cell.compute(one, tmp_path, measures=("seen", "stability"), known=known)
     kept = {} if lost else {"held_out": "old"}
     assert {name: found[name] for name in cell.MEASURES if name in found} == {

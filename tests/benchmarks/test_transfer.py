@@ -54,5 +54,5 @@ def test_what_cannot_be_compared_is_named(tmp_path):
         benchmark.run(benchmark.Options(setting=("digit",)))
     with pytest.raises(ConfigError, match=r"--methods 'flows'.*flow gradient"):
         benchmark.run(benchmark.Options(methods=("flows",)))
-    with pytest.raises(ConfigError, match=r"claims.jsonl has no finished cells of digits/small-cnn-relu"):
+    with pytest.raises(ConfigError, match=r"no finished cells of matched accuracy of digits/small-cnn-relu"):
         benchmark.run(benchmark.Options(setting=("digits/small-cnn-relu",), lines=tmp_path / "claims.jsonl"))

@@ -1,4 +1,4 @@
-"""An evaluation on several devices and in several processes: stopped and killed, it ends with the same report."""
+"""An evaluation on several devices and in several processes: stopped, it ends with the same report."""
 
 import json
 import signal

@@ -24,7 +24,7 @@ Exit codes:
   1    verify found a damaged checkpoint, or an unexpected error with a traceback
   2    an option, a file or a run folder cannot be used, or a device is out of memory; one line says which
   3    loss, gradient or parameters became NaN or infinite
-  4    the disk or another process failed during training; --resume continues
+  4    the disk or another process failed; --resume continues a training, the same command another work
   130  interrupted from the keyboard; --resume continues from the last checkpoint
   134  JAX ended the process after another one was lost; --resume continues
   137  killed, for example because the host is out of memory; --resume continues
@@ -40,7 +40,8 @@ _LESS_MEMORY = {
 }
 
 _LOST = re.compile(
-    r"(UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|CANCELLED):|\bGloo\b|(closed|reset) by peer|remote process exited"
+    r"(UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|CANCELLED):|\bGloo\b|(closed|reset) by peer|remote process exited|"
+    r"NCCL operation .* failed"
 )
 """What errors say when another process is lost: of JAX's coordination service, of Gloo and of NCCL."""
 

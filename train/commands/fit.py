@@ -140,7 +140,8 @@ def run(arguments: list[str]) -> int:
             # In training they are those of all processes, which then take all.
             devices=config.devices if jax.process_count() == 1 else 0,
         )
-        evaluate.compare(evaluation, again=f"`fit --resume {folder}`")
+        named = f" --model.name {config.model.name}" if networks else ""
+        evaluate.compare(evaluation, again=f"`fit --resume {folder}{named}`")
     return 0
 
 

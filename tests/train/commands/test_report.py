@@ -169,6 +169,11 @@ def test_runs_attacked_in_other_numbers_of_steps_do_not_compare(capsys, tmp_path
     rows = [{**ROW, "attacks": {"multi-step": {**ATTACK, "settings": {"num_steps": steps}}}} for steps in (50, 50, 20)]
     first, second, other = (write(tmp_path / name, row=row) for name, row in zip("abc", rows, strict=True))
     assert report(capsys, first, second)[0] == 0
+    text = (tmp_path / "report.html").read_text()
+    said = "whose --evaluation.steps is 50"  # beside the command, as the config of the run has another number
+    assert (said in text) == (TINY.evaluation.steps != 50)
+    assert report(capsys, other)[0] == 0
+    assert "whose --evaluation.steps is 20" in (other / "report.html").read_text()
     assert "error: c was evaluated with other steps of multi-step than a ([20]; [50])" in refused(capsys, first, other)
 
 
