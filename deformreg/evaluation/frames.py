@@ -91,7 +91,9 @@ def frames(
     if len(boundaries) != count:
         raise ValueError(f"boundary must be one for all {count} images or one for each, got {len(boundaries)}")
     shares = np.linspace(0, 1, _checks.count("num_steps", num_steps) + 1)
-    answers, answer = np.zeros((count, len(shares), 3)), jax.jit(partial(_answers))  # of this call's weights alone
+    answers = np.zeros((count, len(shares), 3))
+    # A function of this call: `jit` keeps programs by function, and the weights that a network holds are in them.
+    answer = jax.jit(partial(_answers))
     for name in dict.fromkeys(boundaries):
         rows = np.flatnonzero([each == name for each in boundaries])
         for start in range(0, len(rows), batch_size):

@@ -8,7 +8,7 @@ from dataclasses import replace
 import flax.linen as nn
 import numpy as np
 import pytest
-from settings import TINY
+from settings import TINY, OneLayer
 
 from train import loop, own, runs
 from train.commands import main
@@ -175,21 +175,13 @@ def test_a_config_from_a_stranger_imports_nothing(tmp_path):
     assert "antigravity" not in sys.modules
 
 
-class Inner(nn.Module):
-    num_classes: int
-
-    @nn.compact
-    def __call__(self, images, train=False):
-        return nn.Dense(self.num_classes)(images.reshape(len(images), -1))
-
-
 def test_a_factory_may_be_passed_from_python(place, capsys):
     config = replace(TINY, data=Data(name=str(place / "set.npz")), devices=1, batch_size=8)
-    loop.fit(config, place / "run", model=Inner)
+    loop.fit(config, place / "run", model=OneLayer)
     said = "config.model: width, norm without effect on the network that was passed as model=..."
     assert said in capsys.readouterr().err.splitlines()
-    assert runs.load_config(place / "run").model.given == "Inner"
-    assert open_run(place / "run", model=Inner(2)).step == 4
+    assert runs.load_config(place / "run").model.given == "OneLayer"
+    assert open_run(place / "run", model=OneLayer(2)).step == 4
 
 
 class Shifted(nn.Module):

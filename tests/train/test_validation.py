@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import flax.linen as nn
 import jax
 import numpy as np
 import pytest
-from settings import TINY
+from settings import TINY, OneLayer
 
 from train import loop, overfitting, parallel
 from train.data import Augmentation, load, to_float
@@ -55,18 +54,10 @@ def test_the_accuracy_does_not_depend_on_the_batches():
     assert found[0] == found[1]
 
 
-class Linear(nn.Module):
-    num_classes: int
-
-    @nn.compact
-    def __call__(self, images, train=False):
-        return nn.Dense(self.num_classes)(images.reshape(len(images), -1))
-
-
 def test_a_training_validates_and_attacks_as_many_images_at_once_as_a_step(tmp_path, monkeypatch):
     found = []
     monkeypatch.setattr(loop, "validate", lambda *_, at_once: found.append(at_once) or 0.5)
     monkeypatch.setattr(overfitting, "detector", lambda *_, at_once, **__: found.append(at_once) or (lambda state: {}))
     config = replace(TINY, batch_size=500, accumulate=4, devices=1)
-    loop.fit(config, tmp_path / "run", model=Linear)
+    loop.fit(config, tmp_path / "run", model=OneLayer)
     assert found == [125, 125]
