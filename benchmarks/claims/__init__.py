@@ -57,16 +57,15 @@ def run(options: Options) -> str:
         return "\n".join(f"{'missing' if one.missing else 'done   '}  {one.cell.name}" for one in cells)
     check_writable(options.lines, "--lines")
     commit()  # of the code that computes, which may be another one than the checkout's hours later
-    number, diverged = 0, set[str]()
+    number = 0
     with tqdm(desc="cells", disable=not sys.stderr.isatty()) as bar:
         while True:
             found = lines.read(options.lines)
             cells = _wanted(found, options)
             _check_wanted(cells, options)
-            missing = [one for one in cells if one.missing and one.cell.name not in diverged]
+            missing = [one for one in cells if one.missing]
             if not missing:
-                done = f"{len(cells) - len(diverged)} cells are finished: {options.lines}"
-                return "\n".join([done, *(f"not finished: {name}, whose training diverged" for name in diverged)])
+                return f"{len(cells)} cells are finished: {options.lines}"
             bar.total = number + len(missing)
             one, measures, _ = missing[0]
             known = lines.of_cell(found, one)
@@ -75,8 +74,7 @@ def run(options: Options) -> str:
                 line = cell.compute(one, folder, measures=measures, data_dir=options.data_dir, known=known)
             except NonFiniteLoss as error:
                 tqdm.write(f"{one.name}: {error}")
-                diverged.add(one.name)
-                continue
+                line = cell.diverged(one, folder)
             json_lines.append(options.lines, line)
             tqdm.write(lines.summary(line))
             bar.update()

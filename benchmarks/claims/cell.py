@@ -67,15 +67,35 @@ def compute(
 
     All of them, or only those that `measures` names. If the network is another one than that of `known`, as its
     training time tells, the line begins anew: measures of two networks never stand in one.
+
+    Raises:
+        NonFiniteLoss: the training diverged.
     """
     began = time.perf_counter()
     config = replace(cell.config, data=replace(cell.config.data, data_dir=data_dir))
     fit(config, folder, resume=True)
-    train_seconds = round(metrics.train_seconds(metrics.read_metrics(Run(folder))), 1)
+    train_seconds = _train_seconds(folder)
     if known is not None and known["train_seconds"] != train_seconds:
         known = None
     trained = _open(cell, config, folder)
-    line = known or {
+    line = known or _line(cell, train_seconds)
+    missing = [name for name in MEASURES if name not in line and (measures is None or name in measures)]
+    commits = line.get("measured_at", {}) | dict.fromkeys(missing, rows.commit())  # the training may be of an older one
+    line |= {name: MEASURES[name](trained) for name in missing} | {"measured_at": commits}
+    return line | {"seconds": round(line["seconds"] + time.perf_counter() - began, 1)}
+
+
+def diverged(cell: Cell, folder: Path) -> Line:
+    """The line of a cell whose training diverged: without a network, every answer on held-out images counts as wrong,
+    so that no one chooses its strength and the method is judged by the others."""
+    examples = {"examples": cell.setting.examples, "clean_examples": cell.setting.held_out}
+    wrong = {"clean_accuracy": 0.0, "robust_accuracy": 0.0}
+    return _line(cell, _train_seconds(folder)) | {"diverged": True, "held_out": examples | wrong}
+
+
+def _line(cell: Cell, train_seconds: float) -> Line:
+    """The line of a trained cell, without measures."""
+    return {
         "name": cell.name,
         "setting": cell.setting.name,
         "method": cell.method,
@@ -88,10 +108,10 @@ def compute(
         "environment": rows.setting(["claims", "--only", cell.name]),
         "seconds": 0.0,
     }
-    missing = [name for name in MEASURES if name not in line and (measures is None or name in measures)]
-    commits = line.get("measured_at", {}) | dict.fromkeys(missing, rows.commit())  # the training may be of an older one
-    line |= {name: MEASURES[name](trained) for name in missing} | {"measured_at": commits}
-    return line | {"seconds": round(line["seconds"] + time.perf_counter() - began, 1)}
+
+
+def _train_seconds(folder: Path) -> float:
+    return round(metrics.train_seconds(metrics.read_metrics(Run(folder))), 1)
 
 
 def _open(cell: Cell, config: Config, folder: Path) -> Trained:

@@ -67,6 +67,8 @@ def _config(line: Line) -> Config | None:
 
 def summary(line: Line) -> str:
     """A finished cell in one line for the terminal."""
+    if line.get("diverged"):
+        return f"{line['name']}: its training diverged"
     if "seen" not in line:
         found = line["held_out"]
         clean, robust = (100 * found[name] for name in ("clean_accuracy", "robust_accuracy"))

@@ -16,7 +16,7 @@ class Wanted(NamedTuple):
     Attributes:
         cell: of the grid.
         measures: names of `cell.MEASURES`, as far as the finished cells tell.
-        missing: whether the cell lacks its line, or one of these in it.
+        missing: whether the cell lacks its line, or one of these in it; none is taken if its training diverged.
     """
 
     cell: Cell
@@ -36,12 +36,13 @@ def wanted(lines: Sequence[Line]) -> list[Wanted]:
             missing.
     """
     known = {line["name"]: line.keys() for line in lines}
+    diverged = {line["name"] for line in lines if line.get("diverged")}
     chosen = _chosen_by_method([line for line in lines if "held_out" in line])
 
     def of(one: Cell) -> Wanted:
         whole = one.setting.curves or one.strength in chosen[one.setting.name, one.method]
         measures = frozenset(cell.MEASURES if whole else ("held_out",))
-        return Wanted(one, measures, not measures <= known.get(one.name, set()))
+        return Wanted(one, measures, one.name not in diverged and not measures <= known.get(one.name, set()))
 
     return [of(one) for one in grid.cells() if one.seed == 0 or one.strength in chosen[one.setting.name, one.method]]
 

@@ -47,10 +47,11 @@ SHOWN_LOSS = 12
 def curves(lines: Sequence[Line]) -> Figure:
     """Robust accuracy at the middle radius against clean accuracy: a panel for each setting, a line for each method.
 
-    Settings where only the chosen strengths are measured on test images have no curves.
+    Settings where only the chosen strengths are measured on test images have no curves. Nor has a training that
+    diverged a point.
     """
     pointwise = {setting.name for setting in grid.SETTINGS if not setting.curves}
-    lines = [line for line in lines if line["setting"] not in pointwise]
+    lines = [line for line in lines if "seen" in line and line["setting"] not in pointwise]
 
     def draw(axes: Axes, setting: str) -> None:
         here = [line for line in lines if line["setting"] == setting]

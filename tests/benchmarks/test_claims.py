@@ -207,10 +207,28 @@ def test_the_grid_goes_on_after_a_training_that_diverged(tmp_path, monkeypatch, 
     monkeypatch.setattr(cell, "compute", compute)
     file = tmp_path / "cells.jsonl"
     assert main(["claims", "--only", "digits/small-cnn-relu/standard", "--lines", str(file)]) == 0
-    assert [one["seed"] for one in lines.read(file)] == [0, 2]
+    found = lines.current(lines.read(file), grid.cells())
+    assert [one["seed"] for one in found] == [0, 1, 2]
+    assert [one["held_out"]["clean_accuracy"] for one in found] == [0.9, 0.0, 0.9]
     out = capsys.readouterr().out
-    assert "2 cells are finished" in out
-    assert "not finished: digits/small-cnn-relu/standard-0/seed1, whose training diverged" in out
+    assert "3 cells are finished" in out
+    assert "digits/small-cnn-relu/standard-0/seed1: its training diverged" in out
+
+
+def test_a_strength_that_diverged_is_not_chosen(tmp_path):
+    setting = "mnist5k/small-cnn-relu"
+    cells = [one for one in grid.cells() if one.setting.name == setting and one.seed == 0]
+    flow = [one for one in cells if one.method == "flow gradient"]
+    found = [line("standard", 0.0, 0.99, 0.1, 0.3, setting=setting) | {"name": cells[0].name}]
+    found += [line(one.method, one.strength, 0.99, 0.3, 0.3, setting=setting) | {"name": one.name} for one in flow[:-1]]
+    lost = cell.diverged(flow[-1], tmp_path)
+    assert lines.of_cell([lost], flow[-1]) == lost
+    assert verdicts.chosen([*found, lost], setting)["flow gradient"].strength == flow[0].strength
+    assert plan.judgeable([*found, lost]) == [*found, lost]
+    assert not next(one for one in plan.wanted([*found, lost]) if one.cell == flow[-1]).missing
+    assert page.matched([*found, lost]) == page.matched(found)
+    (axes,) = plots.curves([*found, lost]).axes
+    assert [len(one.get_xdata()) for one in axes.lines] == [1, len(flow) - 1]
 
 
 def test_methods_are_compared_on_the_seeds_that_they_share():
