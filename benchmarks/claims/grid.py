@@ -305,13 +305,14 @@ def _cifar(network: str, model: Model) -> Setting:
         Budgets(seen=(0.05, 0.1, 0.155), smooth=0.5, pixels=2 / 255, shift=2.0, degrees=15.0),
         {
             # Its mean squared input gradient is 39 times that of the flow: these weights penalize about as much.
+            # Radii of 0.02 px already take 1 to 8 points of the clean accuracy on held-out images.
             "standard": (0.0,),
             "flow gradient": (0.1, 0.3, 1.0),
             "input gradient": (0.003, 0.01, 0.03),
-            "flow gradient, dual norm": (0.02, 0.05),
-            "deformation": (0.02, 0.05),
+            "flow gradient, dual norm": (0.005, 0.02),
+            "deformation": (0.01, 0.02),
             "pixel adversarial": (0.5 / 255, 1 / 255),
-            "flow gradient + deformation": (0.02,),
+            "flow gradient + deformation": (0.01,),
         },
         examples=100,
         held_out=1000,
