@@ -16,50 +16,76 @@ IMAGES = np.random.default_rng(0).random((4, 16, 16, 3)).astype(np.float32)
 LABELS = np.arange(4) % 2
 
 
+# Each maker: the names that an example needs, and the logits as the framework itself computes them, without dropout.
+
+
 def linen():
     from flax import linen
 
     class Net(linen.Module):
+        rate: float = 0.5
+
         @linen.compact
         def __call__(self, images, train):
-            hidden = linen.Dropout(0.5, deterministic=not train)(linen.Conv(4, (3, 3), strides=4)(images))
+            hidden = linen.Dropout(self.rate, deterministic=not train)(linen.Conv(4, (3, 3), strides=4)(images))
             return linen.Dense(5)(hidden.reshape(len(images), -1))
 
     model = Net()
-    return {"model": model, "variables": model.init(jax.random.key(0), IMAGES, train=False)}
+    variables = model.init(jax.random.key(0), IMAGES, train=False)
+    return {"model": model, "variables": variables}, lambda images: Net(0.0).apply(variables, images, train=True)
 
 
 def nnx():
     from flax import nnx
 
     rngs = nnx.Rngs(0)
-    dropout = nnx.Dropout(0.5, rngs=rngs)
-    return {"model": nnx.Sequential(lambda x: x.mean(axis=(1, 2)), dropout, nnx.Linear(3, 5, rngs=rngs))}
+    dropout, linear = nnx.Dropout(0.5, rngs=rngs), nnx.Linear(3, 5, rngs=rngs)
+    model = nnx.Sequential(lambda x: x.mean(axis=(1, 2)), dropout, linear)
+    return {"model": model}, lambda images: linear(images.mean(axis=(1, 2)))
 
 
 def equinox():
     eqx = pytest.importorskip("equinox")
     first, second = jax.random.split(jax.random.key(0))
-    layers = [eqx.nn.Conv2d(3, 4, 3, 4, key=first), jnp.ravel, eqx.nn.Dropout(0.5), eqx.nn.Linear(64, 5, key=second)]
-    return {"eqx": eqx, "model": eqx.nn.Sequential([eqx.nn.Lambda(e) if e is jnp.ravel else e for e in layers])}
+    convolution, linear = eqx.nn.Conv2d(3, 4, 3, 4, key=first), eqx.nn.Linear(64, 5, key=second)
+    model = eqx.nn.Sequential([convolution, eqx.nn.Lambda(jnp.ravel), eqx.nn.Dropout(0.5), linear])
+
+    def reference(images):
+        return jnp.stack([linear(convolution(image.transpose(2, 0, 1)).ravel()) for image in images])
+
+    return {"eqx": eqx, "model": model}, reference
 
 
 def haiku():
     hk = pytest.importorskip("haiku")
     network = hk.without_apply_rng(hk.transform(lambda images: hk.Linear(5)(hk.Flatten()(images))))
-    return {"network": network, "params": network.init(jax.random.key(0), IMAGES)}
+    params = network.init(jax.random.key(0), IMAGES)
+    weights = params["linear"]
+    return {"network": network, "params": params}, lambda images: images.reshape(4, -1) @ weights["w"] + weights["b"]
+
+
+def in_torch(module, mean=(0.0,), std=(1.0,)):
+    import torch
+
+    def reference(images):
+        with torch.no_grad():
+            output = module.eval()(torch.from_numpy(((images - mean) / std).transpose(0, 3, 1, 2).astype(np.float32)))
+        return getattr(output, "logits", output).numpy()
+
+    return reference
 
 
 def timm():
     pytest.importorskip("torch").manual_seed(0)
-    module = pytest.importorskip("timm")
-    create = module.create_model
+    framework = pytest.importorskip("timm")
+    module = framework.create_model("resnet18", pretrained=False, num_classes=5)
 
-    def small(name, pretrained):
+    def create_model(name, pretrained):
         assert pretrained
-        return create(name, pretrained=False, num_classes=5)
+        return module
 
-    return {"timm": types.SimpleNamespace(create_model=small)}
+    scale = (module.pretrained_cfg[name] for name in ("mean", "std"))
+    return {"timm": types.SimpleNamespace(create_model=create_model)}, in_torch(module, *scale)
 
 
 def transformers():
@@ -69,8 +95,9 @@ def transformers():
         hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16, image_size=16, patch_size=8,
         num_labels=5,
     )  # fmt: skip
-    made = types.SimpleNamespace(from_pretrained=lambda name: hugging_face.ViTForImageClassification(config))
-    return {"AutoModelForImageClassification": made}
+    module = hugging_face.ViTForImageClassification(config)
+    made = types.SimpleNamespace(from_pretrained=lambda name: module)
+    return {"AutoModelForImageClassification": made}, in_torch(module, (0.5,), (0.5,))
 
 
 def robustbench():
@@ -78,7 +105,8 @@ def robustbench():
     from cifar_resnet import resnet
 
     torch.manual_seed(0)
-    return {"robustbench": types.SimpleNamespace(load_model=lambda *names, **options: resnet(width=4))}
+    module = resnet(width=4)
+    return {"robustbench": types.SimpleNamespace(load_model=lambda *names, **options: module)}, in_torch(module)
 
 
 def onnx():
@@ -90,7 +118,7 @@ def onnx():
             assert feed["images"].shape[1:] == (3, 16, 16)
             return [feed["images"].reshape(len(feed["images"]), -1) @ weights]
 
-    return {"session": Session()}
+    return {"session": Session()}, lambda images: images.transpose(0, 3, 1, 2).reshape(4, -1) @ weights
 
 
 MODELS = {make.__name__: make for make in (linen, nnx, equinox, haiku, timm, transformers, robustbench, onnx)}
@@ -120,13 +148,21 @@ def test_the_penalty_in_pytorch_is_the_librarys():
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:(torch|timm|transformers).*")
 @pytest.mark.parametrize("name", MODELS)
-def test_the_example_evaluates_a_model(name):
-    names = {**MODELS[name](), "images": IMAGES, "labels": LABELS, "jax": jax}
+def test_the_example_evaluates_the_model_as_its_framework_does(name, monkeypatch):
+    made, reference = MODELS[name]()
+    expected, evaluate, given = reference(IMAGES), deformreg.evaluate, []
+    labels = np.array(expected).argmax(axis=1)
+    labels[0] = (labels[0] + 1) % 5
+    names = {**made, "images": IMAGES, "labels": labels, "jax": jax}
     block = next(block for block in BLOCKS if block.startswith(f"# {name}\n"))
     assert len(block.strip().splitlines()) == 4
+    monkeypatch.setattr(
+        deformreg, "evaluate", lambda *all_, **options: given.append(all_[0]) or evaluate(*all_, **options)
+    )
     exec(BLOCKS[0], names)
     exec(block, names)
+    np.testing.assert_allclose(given[0](IMAGES), expected, rtol=1e-4, atol=1e-5)
     evaluation = names["evaluation"]
-    assert evaluation.examples == len(IMAGES)
-    assert evaluation.robust_accuracy <= evaluation.clean_accuracy
+    assert evaluation.correct_mask.tolist() == [False, True, True, True]
+    assert sum(outcome.model_calls for outcome in evaluation.attacks) > len(IMAGES)
     assert not {flag.name for flag in evaluation.flags} & {"outputs_change_between_calls", "logits_not_finite"}

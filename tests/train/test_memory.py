@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from dataclasses import replace
 from functools import cache
 
@@ -42,8 +44,12 @@ def batch_of(size, side=8, seed=0):
 
 
 def stepped(config, model, batch, kind=None, devices=1):
-    """Metrics, and parameters and statistics after one step of plain descent."""
+    """Metrics, and parameters and statistics after one step of plain descent.
+
+    The step is number 6: radii that grow over 4 steps have grown, and a penalty of every third step is due.
+    """
     state, step = init_state(model, DESCENT, batch["image"].shape[1:], 0), step_of(config, model)
+    state = state._replace(step=state.step + 6)
     if kind is None:
         after, metrics = jax.jit(step)(state, batch)
     else:
@@ -61,6 +67,11 @@ def assert_close(tree, expected, atol):
 
 
 # Accumulation.
+
+
+@cache
+def standard():
+    return stepped(Config(augmentation=Augmentation(shift=1)), Plain(), batch_of(128))["params"]
 
 
 @pytest.mark.slow
@@ -82,9 +93,24 @@ QUICK = ("flow-gradient",)
 def test_every_method_accumulates(name):
     config, batch = Config(method=METHODS[name], augmentation=Augmentation(shift=1)), batch_of(128)
     whole = stepped(config, Plain(), batch)
+    others = ravel_pytree(standard())[0] - ravel_pytree(whole["params"])[0]
+    assert name == "standard" or jnp.abs(others).max() > 0.01  # else nothing of the method is compared
     # The difference divides losses, rounded to 1e-7, by its step size of 0.01.
     atol = 1e-4 if name == "finite difference" else 1e-5
     assert_close(stepped(replace(config, accumulate=4), Plain(), batch), whole, atol=atol)
+
+
+def test_a_step_converts_no_more_images_than_a_part_has():
+    model, batch = Plain(), batch_of(128)
+
+    def largest(accumulate):
+        """The number of elements of the largest array of floats in the program."""
+        step = step_of(Config(method=METHODS["flow-gradient"], accumulate=accumulate), model)
+        text = jax.jit(step).lower(init_state(model, DESCENT, (8, 8, 1), 0), batch).as_text()
+        return max(math.prod(map(int, shape.split("x"))) for shape in re.findall(r"tensor<([\dx]+)xf32>", text))
+
+    whole = 2 * 128 * 8 * 8  # a flow for every image
+    assert [largest(1), largest(4)] == [whole, whole // 4]
 
 
 @pytest.mark.parametrize(
