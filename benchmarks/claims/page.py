@@ -7,9 +7,10 @@ from statistics import fmean
 from typing import Any
 
 from benchmarks.claims import grid, plan, verdicts
-from benchmarks.claims.verdicts import Chosen
+from benchmarks.claims.verdicts import Absent, Chosen, Comparison, Tightness, Verdict
 from benchmarks.json_lines import Line
 from benchmarks.rows import markdown
+from deformreg.statistics import wilson_interval
 
 LOSSES = (0.01, 0.02, 0.03, 0.05)
 """Losses of clean accuracy at which `fronts` compares."""
@@ -25,11 +26,65 @@ def state(lines: Sequence[Line]) -> str:
 
 def judged(lines: Sequence[Line]) -> str:
     """The verdicts, each with what it rests on."""
-    parts = []
-    for number, (claim, verdict, reasons, only) in verdicts.judge(lines).items():
-        where = f" (compared on {', '.join(only)})" if only else ""
-        parts.append(f"**{number}: {verdict}{where}.** {claim}\n" + "".join(f"\n- {reason}." for reason in reasons))
-    return "\n\n".join(parts)
+    return "\n\n".join(_judged(number, verdict) for number, verdict in verdicts.judge(lines).items())
+
+
+def _judged(number: str, verdict: Verdict) -> str:
+    head = f"**{number}: {verdict.verdict}.** {verdict.claim}"
+    compared = [one for one in verdict.evidence if isinstance(one, Comparison)]
+    bounds = [one for one in verdict.evidence if isinstance(one, Tightness)]
+    parts = [_compared(compared)] if compared else [_tightness(bounds)] if bounds else []
+    return "\n\n".join([head, *parts, *([_absent(verdict.absent)] if verdict.absent else [])])
+
+
+def _compared(found: Sequence[Comparison]) -> str:
+    counts = [
+        f"{outcome} in {sum(one.outcome == outcome for one in found)}"
+        for outcome in (verdicts.BETTER, verdicts.WORSE, verdicts.UNDECIDED)
+    ]
+    rows = [
+        [
+            f"`{one.setting}`",
+            one.measure,
+            one.theirs.method,
+            f"{100 * one.difference:+.1f}",
+            f"{100 * one.interval[0]:+.1f} to {100 * one.interval[1]:+.1f}",
+            one.outcome,
+        ]
+        for one in found
+    ]
+    ours = found[0].ours.method
+    titles = ["setting", "accuracy", "compared with", "difference in points", "95 % interval", ours]
+    table = markdown([titles, ["---", "---", "---", "---:", "---:", "---"], *rows])
+    return f"Of {len(found)} comparisons, {ours} is {', '.join(counts)}.\n\n{table}"
+
+
+def _absent(found: Sequence[Absent]) -> str:
+    """What could not be compared, the settings of one reason together."""
+    reasons: dict[str, list[str]] = {}
+    for one in found:
+        reasons.setdefault(f"{one.reason} ({', '.join(one.methods)})", []).append(f"`{one.setting}`")
+    return "Not compared: " + "; ".join(f"{', '.join(where)}: {reason}" for reason, where in reasons.items()) + "."
+
+
+def _tightness(found: Sequence[Tightness]) -> str:
+    titles = ["setting", "method", "tighter on", "times", "linear loss", "attack", "bound", "second order"]
+    titles += ["within it, by radius", "within the input gradient's"]
+    rows = [
+        [
+            f"`{one.setting}`",
+            one.method,
+            f"{100 * one.share:.0f} %",
+            f"{one.factor:.1f}",
+            f"{one.linear:.2f}",
+            f"{one.increase:.2f}",
+            f"{one.bound:.2f}",
+            f"{one.second_order:.2f}",
+            *(" / ".join(f"{100 * share:.0f}" for share in shares) for shares in (one.kept, one.kept_by_input)),
+        ]
+        for one in found
+    ]
+    return markdown([titles, ["---", "---", *["---:"] * (len(titles) - 2)], *rows])
 
 
 def matched(lines: Sequence[Line]) -> str:
@@ -42,12 +97,13 @@ def _matched(lines: Sequence[Line], setting: str) -> str:
     if not found:
         return f"`{setting}`: the standard network is not computed yet."
     radii = next(iter(found.values())).lines[0]["seen"]["radii"]
-    kinds = list(next(iter(found.values())).lines[0]["unseen"]["accuracies"])
+    kinds = _unseen_attacks(next(iter(found.values())).lines[0])
     titles = [
         "method",
         "strength",
         "clean",
         *(f"{radius:g} px" for radius in radii),
+        f"{radii[1]:g} px, 95 %",
         *kinds,
         "ADef px (broken)",
         "stability",
@@ -89,6 +145,11 @@ def _seeds(counts: Sequence[int]) -> str:
     return f"means over {most} seeds (lowest-highest), one seed where no range stands"
 
 
+def _unseen_attacks(line: Line) -> list[str]:
+    """The unseen attacks, the one on pixel values behind the deformations."""
+    return sorted(line["unseen"]["accuracies"], key=lambda name: name == "pixels")
+
+
 def _unseen(setting: str) -> str:
     """The budgets of the unseen attacks in a sentence; nothing for a setting that the grid no longer has."""
     for one in grid.SETTINGS:
@@ -104,7 +165,7 @@ def _unseen(setting: str) -> str:
 
 def _cells(one: Chosen) -> list[str]:
     first = one.lines[0]
-    kinds = first["unseen"]["accuracies"]
+    kinds = _unseen_attacks(first)
     smallest = [line["unseen"]["adef_displacement"] for line in one.lines]
     broken = fmean(line["unseen"]["adef_broken"] for line in one.lines)
     name = one.method if one.matched else f"{one.method} (not matched)"
@@ -114,11 +175,19 @@ def _cells(one: Chosen) -> list[str]:
         strength,
         _range([verdicts.clean(line) for line in one.lines]),
         *(_range([line["seen"]["accuracies"][place] for line in one.lines]) for place in range(3)),
+        _interval(one),
         *(_range([line["unseen"]["accuracies"][kind] for line in one.lines]) for kind in kinds),
         "" if None in smallest else f"{fmean(smallest):.2f} ({100 * broken:.0f} %)",
         f"{fmean(line['stability']['ratio'] for line in one.lines):.2f}",
         f"{first['passes']:g}",
     ]
+
+
+def _interval(one: Chosen) -> str:
+    """The Wilson interval of the accuracy under flows; seeds share the images, so it is that of one set of images."""
+    examples = one.lines[0]["seen"]["examples"]
+    low, high = wilson_interval(round(one.mean(verdicts.seen) * examples), examples)
+    return f"{100 * low:.0f}-{100 * high:.0f}"
 
 
 def gains(lines: Sequence[Line]) -> str:
@@ -168,7 +237,8 @@ def _gains(one: verdicts.Chosen, found: Mapping[str, verdicts.Chosen]) -> list[s
 
 
 def activations(lines: Sequence[Line]) -> str:
-    """Networks that differ in their activation only, side by side: accuracy clean, under flows and unseen attacks."""
+    """Networks that differ in their activation only, side by side: accuracy clean, under flows and unseen
+    deformations."""
     found = {setting: verdicts.chosen(lines, setting) for setting in verdicts.settings(lines)}
     rows = []
     for network, settings in _networks(lines).items():

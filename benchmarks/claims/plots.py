@@ -69,7 +69,7 @@ def curves(lines: Sequence[Line]) -> Figure:
 
 
 def costs(lines: Sequence[Line]) -> Figure:
-    """Accuracy under flows (filled) and unseen attacks (open) against a step's cost, at matched clean accuracy."""
+    """Accuracy under flows (filled) and unseen deformations (open) against a step's cost, at matched clean accuracy."""
 
     def draw(axes: Axes, setting: str) -> None:
         for method, one in verdicts.chosen(lines, setting).items():
@@ -79,7 +79,7 @@ def costs(lines: Sequence[Line]) -> Figure:
                 axes.plot(cost, 100 * one.mean(verdicts.unseen), "o", color=color, fillstyle="none")
         radius = next(line["seen"]["radii"][1] for line in lines if line["setting"] == setting and "seen" in line)
         axes.plot([], [], "o", color="black", label="filled: under flows")
-        axes.plot([], [], "o", color="black", fillstyle="none", label="open: unseen attacks")
+        axes.plot([], [], "o", color="black", fillstyle="none", label="open: unseen deformations")
         axes.set_xlabel("passes of a training step, in standard steps")
         axes.set_ylabel(f"accuracy under attack in % (flows: {radius:g} px)")
         axes.set_ylim(0, 100)

@@ -20,6 +20,8 @@ TOLERANCE = 0.01
 """How far clean accuracy on held-out images may fall below the standard network's."""
 
 HOLDS, LIMITED, FAILS, OPEN = "holds", "holds within limits", "does not hold", "not judged yet"
+BETTER, WORSE, UNDECIDED = "better", "worse", "undecided"
+UNTRIED, MISSING, APART, STRANGERS = "not tried", "not computed yet", "no matched strength", "no seed in common"
 
 
 class Chosen(NamedTuple):
@@ -69,12 +71,55 @@ class Comparison(NamedTuple):
     difference: float
     interval: tuple[float, float]
 
-    def __str__(self) -> str:
+    @property
+    def outcome(self) -> str:
+        """Which side of zero the whole interval lies on, in words."""
         low, high = self.interval
-        return (
-            f"{self.setting}, {self.measure}: {self.ours.method} {100 * self.difference:+.1f} points over "
-            f"{self.theirs.method} ({100 * low:+.1f} to {100 * high:+.1f})"
-        )
+        return BETTER if low > 0 else WORSE if high < 0 else UNDECIDED
+
+
+class Tightness(NamedTuple):
+    """The bounds on the loss's increase of one method in one setting: means over the seeds.
+
+    Attributes:
+        setting: data and network.
+        method: what trained the networks.
+        radii: at which `kept` and `kept_by_input` are measured; the other figures are those of the middle one.
+        share: of the images on which the flow gradient's bound is the tighter one.
+        interval: its 95 % Wilson interval.
+        factor: how many times the other bound is larger (median).
+        linear: the increase that a linear loss could reach, as a multiple of the flow gradient's bound.
+        increase, bound, second_order: what an attack reaches, the flow gradient's bound, and the second-order estimate
+            along that attack, in nats.
+        kept, kept_by_input: shares of the images on which the attack stays within either bound.
+    """
+
+    setting: str
+    method: str
+    radii: tuple[float, ...]
+    share: float
+    interval: tuple[float, float]
+    factor: float
+    linear: float
+    increase: float
+    bound: float
+    second_order: float
+    kept: tuple[float, ...]
+    kept_by_input: tuple[float, ...]
+
+
+class Absent(NamedTuple):
+    """Methods that cannot be compared in a setting.
+
+    Attributes:
+        setting: data and network.
+        reason: `UNTRIED`, `MISSING`, `APART` or `STRANGERS`.
+        methods: their names.
+    """
+
+    setting: str
+    reason: str
+    methods: tuple[str, ...]
 
 
 class Verdict(NamedTuple):
@@ -83,14 +128,14 @@ class Verdict(NamedTuple):
     Attributes:
         claim: in words.
         verdict: `HOLDS`, `LIMITED`, `FAILS` or `OPEN`.
-        reasons: what it rests on, and which settings are not compared and why; a sentence for each.
-        only: the settings that were compared, if others were not.
+        evidence: what it rests on.
+        absent: what could not be compared.
     """
 
     claim: str
     verdict: str
-    reasons: tuple[str, ...]
-    only: tuple[str, ...] = ()
+    evidence: tuple[Comparison, ...] | tuple[Tightness, ...] = ()
+    absent: tuple[Absent, ...] = ()
 
 
 Measure = Callable[[Line], float]
@@ -107,11 +152,12 @@ def seen(line: Line) -> float:
 
 
 def unseen(line: Line) -> float:
-    """Mean accuracy under the attacks of other kinds."""
-    return fmean(line["unseen"]["accuracies"].values())
+    """Mean accuracy under the deformations of other kinds: all unseen attacks but those that change pixel values."""
+    accuracies: dict[str, float] = line["unseen"]["accuracies"]
+    return fmean(accuracy for name, accuracy in accuracies.items() if name != "pixels")
 
 
-MEASURES: dict[str, Measure] = {"under flows": seen, "under unseen attacks": unseen}
+MEASURES: dict[str, Measure] = {"under flows": seen, "under unseen deformations": unseen}
 
 
 def settings(lines: Sequence[Line]) -> list[str]:
@@ -168,22 +214,24 @@ def held_out(cells: Sequence[Line], name: str) -> float:
     return fmean(line["held_out"][name] for line in cells)
 
 
-def compare(lines: Sequence[Line], ours: str, theirs: Sequence[str], measures: Sequence[str]) -> list[Comparison | str]:
+def compare(
+    lines: Sequence[Line], ours: str, theirs: Sequence[str], measures: Sequence[str]
+) -> list[Comparison | Absent]:
     """Compares a method with the best of others, by measure, in every setting; or says why it cannot be compared."""
-    found: list[Comparison | str] = []
+    found: list[Comparison | Absent] = []
     for setting in settings(lines):
         methods = chosen(lines, setting)
         if missing := [name for name in (ours, *theirs) if name not in methods]:
             found.append(_absent(setting, missing))
             continue
         if apart := [name for name in (ours, *theirs) if not methods[name].matched]:
-            found.append(f"{setting}: no strength of matched clean accuracy: {', '.join(apart)}")
+            found.append(Absent(setting, APART, tuple(apart)))
             continue
         for name in measures:
             measure = MEASURES[name]
             seeds = methods[ours].seeds.intersection(*(methods[other].seeds for other in theirs))
             if not seeds:
-                found.append(f"{setting}: no seed in common: {', '.join((ours, *theirs))}")
+                found.append(Absent(setting, STRANGERS, (ours, *theirs)))
                 continue
             best = max((methods[other] for other in theirs), key=lambda one: one.mean(measure, seeds))
             first, second = methods[ours].mean(measure, seeds), best.mean(measure, seeds)
@@ -193,12 +241,10 @@ def compare(lines: Sequence[Line], ours: str, theirs: Sequence[str], measures: S
     return found
 
 
-def _absent(setting: str, methods: Sequence[str]) -> str:
+def _absent(setting: str, methods: Sequence[str]) -> Absent:
     """Why methods of a setting cannot be compared."""
-    untried = [name for name in methods if not grid.tries(setting, name)]
-    if untried:
-        return f"{setting}: not tried: {', '.join(untried)}"
-    return f"{setting}: not computed yet: {', '.join(methods)}"
+    untried = tuple(name for name in methods if not grid.tries(setting, name))
+    return Absent(setting, UNTRIED, untried) if untried else Absent(setting, MISSING, tuple(methods))
 
 
 def difference_interval(first: float, second: float, examples: int) -> tuple[float, float]:
@@ -218,13 +264,16 @@ def difference_interval(first: float, second: float, examples: int) -> tuple[flo
     return first - second - below, first - second + above
 
 
-def _verdict(claim: str, comparisons: Sequence[Comparison | str], margin: float = 0.0) -> Verdict:
+def _verdict(claim: str, comparisons: Sequence[Comparison | Absent], margin: float = 0.0) -> Verdict:
     """Judges by the comparisons: in every one above zero with the whole interval, and by `margin` on the mean."""
-    made = [one for one in comparisons if isinstance(one, Comparison)]
-    above = [one.interval[0] > 0 and one.difference >= margin for one in made]
-    verdict = OPEN if not made else HOLDS if all(above) else LIMITED if any(above) else FAILS
-    only = dict.fromkeys(one.setting for one in made) if len(made) < len(comparisons) else ()
-    return Verdict(claim, verdict, tuple(map(str, comparisons)), tuple(only))
+    made = tuple(one for one in comparisons if isinstance(one, Comparison))
+    above = [one.outcome == BETTER and one.difference >= margin for one in made]
+    absent = tuple(one for one in comparisons if isinstance(one, Absent))
+    return Verdict(claim, _judgement(above), made, absent)
+
+
+def _judgement(above: Sequence[bool]) -> str:
+    return OPEN if not above else HOLDS if all(above) else LIMITED if any(above) else FAILS
 
 
 def judge(lines: Sequence[Line]) -> dict[str, Verdict]:
@@ -242,8 +291,8 @@ def judge(lines: Sequence[Line]) -> dict[str, Verdict]:
             compare(lines, flow, ["pixel adversarial"], ["under flows"]),
         ),
         "C3": _verdict(
-            "Against attacks that were not seen in training it is better than training on deformations.",
-            compare(lines, flow, ["deformation"], ["under unseen attacks"]),
+            "Against deformations that were not seen in training it is better than training on deformations.",
+            compare(lines, flow, ["deformation"], ["under unseen deformations"]),
         ),
         "C4": _verdict(
             "Combined with training on deformations it is better than either.",
@@ -256,30 +305,35 @@ def judge(lines: Sequence[Line]) -> dict[str, Verdict]:
 def _tighter(lines: Sequence[Line]) -> Verdict:
     """C5: on how many images the flow gradient's bound lies below every one by the input gradient."""
     claim = "Its bound on the loss's increase is tighter than the input gradient's."
-    reasons, above, exceeded = [], [], []
-    for setting in settings(lines):
-        for method, one in chosen(lines, setting).items():
-            if method not in ("standard", "input gradient", "flow gradient"):
-                continue
-            examples = one.lines[0]["seen"]["examples"]
-            share, factor, kept, other = (
-                fmean(line["bounds"][name][1] for line in one.lines)
-                for name in ("flow_is_tighter", "median_factor", "flow_holds", "input_holds")
-            )
-            above.append(wilson_interval(round(share * examples), examples)[0] > 0.5)
-            exceeded += [100 * (1 - kept), 100 * (1 - other)]
-            linear = fmean(line["bounds"]["displacement"][1] / line["bounds"]["flow"][1] for line in one.lines)
-            reasons.append(
-                f"{setting}, {method}, {one.lines[0]['bounds']['radii'][1]:g} px: tighter on {100 * share:.1f} % of "
-                f"the images, by a factor of {factor:.2g} (median); a linear loss could rise by {linear:.2f} times it "
-                f"(means); an attack exceeds it on {100 * (1 - kept):.1f} %, the input gradient's on "
-                f"{100 * (1 - other):.1f} %"
-            )
-    if not above:
-        return Verdict(claim, OPEN, ())
-    reasons.append(
-        "Tighter does not mean kept: the flow gradient is the slope on one side of each pixel, so even a linear loss "
-        "can rise by more; and both bounds are of first order: attacks exceed them on "
-        f"{min(exceeded):.0f} to {max(exceeded):.0f} % of the images"
+    found = tuple(
+        _tightness(one, setting)
+        for setting in settings(lines)
+        for method, one in chosen(lines, setting).items()
+        if method in _PENALTIES
     )
-    return Verdict(claim, HOLDS if all(above) else LIMITED if any(above) else FAILS, tuple(reasons))
+    return Verdict(claim, _judgement([one.interval[0] > 0.5 for one in found]), found)
+
+
+_PENALTIES = ("standard", "input gradient", "flow gradient", "flow gradient, dual norm")
+
+
+def _tightness(one: Chosen, setting: str) -> Tightness:
+    def means(name: str) -> tuple[float, ...]:
+        return tuple(map(fmean, zip(*(line["bounds"][name] for line in one.lines), strict=True)))
+
+    examples, middle = one.lines[0]["seen"]["examples"], 1
+    share = means("flow_is_tighter")[middle]
+    return Tightness(
+        setting,
+        one.method,
+        radii=tuple(one.lines[0]["bounds"]["radii"]),
+        share=share,
+        interval=wilson_interval(round(share * examples), examples),
+        factor=means("median_factor")[middle],
+        linear=fmean(line["bounds"]["displacement"][middle] / line["bounds"]["flow"][middle] for line in one.lines),
+        increase=means("increase")[middle],
+        bound=means("flow")[middle],
+        second_order=means("second_order")[middle],
+        kept=means("flow_holds"),
+        kept_by_input=means("input_holds"),
+    )

@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks import json_lines
 from benchmarks.claims import cell, grid, lines, page, plan, plots, verdicts
-from benchmarks.claims.verdicts import FAILS, HOLDS, LIMITED, OPEN
+from benchmarks.claims.verdicts import BETTER, FAILS, HOLDS, LIMITED, OPEN, WORSE, Absent
 from benchmarks.cli import main
 from deformreg.evaluation import suites
 from train import options
@@ -31,6 +31,7 @@ ACCURACIES = {  # of each method's two strengths: clean, under flows, unseen
 def line(method, strength, clean, robust, unseen, *, setting="digits", seed=0):
     bounds = {"radii": [0.1, 0.2, 0.3], "flow_is_tighter": [0.9] * 3, "median_factor": [2.0] * 3}
     bounds |= {"flow_holds": [0.5] * 3, "input_holds": [0.6] * 3, "flow": [1.0] * 3, "displacement": [1.25] * 3}
+    bounds |= {"increase": [2.0] * 3, "second_order": [1.5] * 3}
     return {
         "name": f"{setting}/{method}-{strength:g}/seed{seed}",
         "setting": setting,
@@ -48,7 +49,7 @@ def line(method, strength, clean, robust, unseen, *, setting="digits", seed=0):
             "flags": [],
         },
         "unseen": {
-            "accuracies": {"stadv": unseen, "pixels": unseen},
+            "accuracies": {"stadv": unseen, "pixels": unseen / 2},  # no deformation
             "adef_broken": 1.0,
             "adef_displacement": 0.5,
         },
@@ -84,12 +85,13 @@ def test_a_method_that_never_matches_is_not_compared():
     assert not verdicts.chosen(cells, "digits")["input gradient"].matched
     found = verdicts.judge(cells)["C1"]
     assert found.verdict == OPEN
-    assert found.reasons == ("digits: no strength of matched clean accuracy: input gradient",)
+    assert found.absent == (Absent("digits", verdicts.APART, ("input gradient",)),)
     without = [one for one in made() if one["method"] != "deformation"]
-    assert verdicts.judge(without)["C3"].reasons == ("digits: not computed yet: deformation",)
+    assert verdicts.judge(without)["C3"].absent == (Absent("digits", verdicts.MISSING, ("deformation",)),)
     setting = "mnist5k/preact-resnet-18-gelu"
     elsewhere = [one | {"setting": setting} for one in made() if one["method"] != "pixel adversarial"]
-    assert verdicts.judge(elsewhere)["C2"].reasons == (f"{setting}: not tried: pixel adversarial",)
+    assert verdicts.judge(elsewhere)["C2"].absent == (Absent(setting, verdicts.UNTRIED, ("pixel adversarial",)),)
+    assert f"Not compared: `{setting}`: not tried (pixel adversarial)." in page.judged(elsewhere)
     assert "input gradient (not matched)" in page.matched(cells)
 
 
@@ -102,8 +104,13 @@ def test_verdicts_follow_the_lines():
         "C4": HOLDS,
         "C5": HOLDS,
     }
-    assert "flow gradient +30.0 points over input gradient" in found["C1"].reasons[0]
-    assert found["C5"].reasons[-1].endswith("attacks exceed them on 40 to 50 % of the images")
+    (first,) = found["C1"].evidence
+    assert (first.ours.method, first.theirs.method, first.outcome) == ("flow gradient", "input gradient", BETTER)
+    assert first.difference == pytest.approx(0.3)
+    assert {one.kept for one in found["C5"].evidence} == {(0.5, 0.5, 0.5)}
+    low, high = (f"{100 * end:+.1f}" for end in verdicts.difference_interval(0.5, 0.2, 200))
+    row = f"| `digits` | under flows | input gradient | +30.0 | {low} to {high} | better |"
+    assert row in page.judged(made())
     assert verdicts.judge([])["C1"].verdict == OPEN
 
 
@@ -124,7 +131,7 @@ def test_a_wrong_figure_changes_the_verdict(number, method, entry, value):
             if entry == "seen":
                 one["seen"]["accuracies"][1] = value
             elif entry == "unseen":
-                one["unseen"]["accuracies"] = dict.fromkeys(one["unseen"]["accuracies"], value)
+                one["unseen"]["accuracies"]["stadv"] = value
             else:
                 one["bounds"]["flow_is_tighter"][1] = value
     before, after = verdicts.judge(made()), verdicts.judge(cells)
@@ -139,7 +146,7 @@ def test_a_claim_that_holds_in_one_setting_only_is_limited():
             one["seen"]["accuracies"][1] = 0.1
     found = verdicts.judge(made() + other)["C1"]
     assert found.verdict == LIMITED
-    assert len(found.reasons) == 2
+    assert [one.outcome for one in found.evidence] == [BETTER, WORSE]
 
 
 def test_the_interval_of_a_difference_is_newcombes():
@@ -392,14 +399,14 @@ def test_the_page_is_written_from_the_lines(tmp_path, capsys, monkeypatch):
     text = (tmp_path / "results.md").read_text()
     assert "**C1: holds.**" in text
     assert f"**20 cells of the grid are computed, {plan.to_come([])} are not.**" in text
-    assert "| flow gradient | 1 | 98.5 | 60.0 | 50.0 | 25.0 | 60.0 | 60.0 | 0.50 (100 %) | 0.80 | 3 |" in text
+    assert "| flow gradient | 1 | 98.5 | 60.0 | 50.0 | 25.0 | 43-57 | 60.0 | 30.0 | 0.50 (100 %) | 0.80 | 3 |" in text
     assert "![Curves](claims-curves.png)" in text
     assert "stale" not in text
     assert "`digits`: 200 test images, one seed; accuracies" in text
-    assert "`deformation` keeps 40.0 % (`pixel adversarial` 60.0, standard 20.0); under" in text
+    assert "`deformation` keeps 20.0 % (`pixel adversarial` 30.0, standard 10.0); under" in text
     assert "`pixel adversarial` keeps 35.0 % (`deformation` 70.0, standard 5.0)." in text
     partly = page.judged(made() + [one for one in made(setting="mnist") if one["method"] != "input gradient"])
-    assert "**C1: holds (compared on digits).**" in partly
+    assert "Not compared: `mnist`: not computed yet (input gradient)." in partly
     assert "**C2: holds.**" in partly
     capsys.readouterr()
     again = [one for one in made() if one["method"] != "deformation"]
