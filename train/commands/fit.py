@@ -148,14 +148,17 @@ def run(arguments: list[str]) -> int:
 def _own_place(config: Config, stored: Config) -> str | None:
     """Where this process has the data, if the config in the run folder, which is that of process 0, has another place.
 
+    It is named also where this process was given none: without a name the evaluation would look where process 0 does.
+
     Args:
         config: of this process, `located`.
         stored: in the run folder.
     """
     if (config.data.name, config.data.data_dir) == (stored.data.name, stored.data.data_dir):
         return None
-    path = places.path_of(config.data.name)
-    return config.data.data_dir if path is None else str(path)
+    if config.data.data_dir is not None and places.path_of(config.data.name) is None:
+        return config.data.data_dir
+    return str(places.usual(config.data.name))
 
 
 def _check_data_dir(options: Fit) -> None:

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from train.data import embedded, folder, listing, npz, prepared
-from train.data.kind import user_path
+from train.data.kind import default_data_dir, user_path
 from train.errors import DataError
 
 _FOLDER = "folder:"
@@ -25,6 +25,14 @@ def path_of(name: str) -> Path | None:
     """The path in the `absolute` name of a data set; None for a set that is known by name."""
     path = name.removeprefix(_FOLDER)
     return Path(path) if path != name or path.endswith(".npz") or os.path.isabs(path) else None
+
+
+def usual(name: str) -> Path:
+    """Where a set is if no folder of sets is named: its path, or the first of the usual folders that has it."""
+    path = path_of(name)
+    if path is not None:
+        return path
+    return default_data_dir() if embedded.accepts(name, None) else prepared.usual(name)
 
 
 def moved(name: str, data_dir: str | Path) -> str | None:

@@ -40,6 +40,11 @@ def accepts(name: str, data_dir: Path | None) -> bool:
     return _NAME.fullmatch(name) is not None and any(_versions(root, name) for root in _roots(data_dir))
 
 
+def usual(name: str) -> Path:
+    """The first of the usual folders in which a set of that name is prepared, or of all if it is in none."""
+    return next((root for root in _roots(None) if _versions(root, name)), default_data_dir())
+
+
 def open_split(request: Request) -> Records:
     """Opens one split of the newest, or named, version of a prepared set.
 

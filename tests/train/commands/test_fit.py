@@ -63,6 +63,19 @@ def test_each_process_evaluates_on_its_own_host_s_data(tmp_path, handed):
         assert handed["options"].data_dir == str(tmp_path / "photos")
 
 
+def test_a_process_that_is_given_no_folder_of_sets_evaluates_on_the_usual_ones(tmp_path, monkeypatch, handed):
+    """Where process 0 has its data, there may be nothing here, or something else."""
+    monkeypatch.setenv("DEFORMREG_DATA", str(tmp_path / "usual"))
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
+    prepared = tmp_path / "tfds" / "cifar10" / "3.0.2" / "dataset_info.json"
+    prepared.parent.mkdir(parents=True)
+    prepared.write_text("{}")
+    handed["elsewhere"] = lambda name, data_dir: (name, "/of/process/0")
+    for name, folder in (("digits", "usual"), ("cifar10", "tfds")):
+        assert command("--run-dir", tmp_path / f"run-{name}", "--data.name", name) == 0
+        assert handed["options"].data_dir == str(tmp_path / folder)
+
+
 @pytest.mark.parametrize("statistics", ["held", "running"])
 def test_statistics_that_a_network_does_not_have_are_refused(tmp_path, capsys, statistics):
     chosen = ("--method", "flow-gradient", "--method.statistics", statistics, "--model.norm", "group")
