@@ -11,6 +11,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -96,6 +97,12 @@ def option(path):
     return "--" + path.replace("_", "-")
 
 
+def out_of_range(path, value):
+    """The start of the message about a number that its option does not take."""
+    limits = "divide --batch-size" if (path, value) == ("accumulate", 3) else "be "
+    return f"{option(path)} must {limits}"
+
+
 def leaves(tree, prefix=""):
     for name, value in tree.items():
         yield from leaves(value, f"{prefix}{name}.") if isinstance(value, dict) else [f"{prefix}{name}"]
@@ -117,40 +124,47 @@ BAD_NUMBERS = st.sampled_from([(path, value) for path, values in OUT_OF_RANGE.it
 )
 
 
-# Recipes: a folder to write into -> the command's arguments and what its message must name.
+# Recipes: a folder to write into -> the command's arguments and phrases, one of which its message must have.
 
 
 @st.composite
 def configs(draw):
     """A run folder whose config is broken: wrong type, unknown field, number out of range, no JSON, no text."""
     kind = draw(st.sampled_from(["type", "field", "number", "cut", "bytes", "deep"]))
-    culprit = "config.json"
     if kind == "type":
         # No field is a table or a list of lists, and none takes a text that is not one of its choices.
         value = draw(st.dictionaries(st.text(max_size=5), JSON, max_size=3) | st.lists(st.lists(JSON), min_size=1))
         path = draw(st.sampled_from(LEAVES))
         # A kind is chosen by its name: the message is about the option that chooses it.
         kinds = ("method.name", "method.rule.name", "optimizer.name", "schedule.name")
-        culprit, content = option(path.removesuffix(".name") if path in kinds else path), changed(path, value)
+        named = option(path.removesuffix(".name") if path in kinds else path)
+        content, said = (
+            changed(path, value),
+            [f"config.json: {named}: input should be", f"config.json: {named} must be"],
+        )
     elif kind == "field":
-        culprit = draw(WORDS)
-        parent = draw(st.sampled_from(["", "data.", "model.", "method.", "optimizer.", "evaluation."]))
-        content = changed(parent + culprit, draw(JSON))
+        path = draw(st.sampled_from(["", "data.", "model.", "method.", "optimizer.", "evaluation."])) + draw(WORDS)
+        content, said = changed(path, draw(JSON)), [f"the config has no field '{path}'"]
     elif kind == "number":
         path, value = draw(BAD_NUMBERS)
-        culprit, content = option(path), changed(path, value)
+        content, said = changed(path, value), [f"config.json: {out_of_range(path, value)}"]
     elif kind == "cut":
-        content = to_json(RICH)[: draw(st.integers(0, 1000))]
+        content, said = to_json(RICH)[: draw(st.integers(0, 1000))], ["config.json: the config is not JSON: EOF"]
     elif kind == "bytes":
-        content = draw(st.binary(max_size=100)) + b"\xff"
+        content, said = draw(st.binary(max_size=100)) + b"\xff", ["config.json: 'utf-8' codec can't decode"]
     else:
+        said = [
+            "the config is not JSON: EOF",
+            "the config is not JSON: recursion limit",
+            "is larger than 1048576 bytes",
+        ]
         content = draw(st.sampled_from(["[", '{"a":', '{"data":'])) * draw(st.sampled_from([100, 10_000, 200_000]))
 
     def write(folder):
         path = folder / "run" / "config.json"
         path.parent.mkdir()
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
-        return ["evaluate", str(path.parent)], [culprit]
+        return ["evaluate", str(path.parent)], said
 
     return write
 
@@ -161,27 +175,39 @@ def arrays(draw):
     count = draw(st.integers(16, 24))
     images, labels = np.zeros((count, 8, 8, 1), np.uint8), np.arange(count) % 3
     members = {"images": images, "labels": labels}
-    culprit = "a.npz"
+    said = "a.npz: not a readable .npz file"  # cut, a bit, bytes
     kind = draw(
         st.sampled_from(["dtype", "shape", "keys", "count", "label", "names", "cut", "bit", "objects", "bytes"])
     )
     if kind == "dtype":
-        name = draw(st.sampled_from(sorted(members)))
-        members[name] = members[name].astype(draw(st.sampled_from(["f4", "f8", "U3", "c8", "m8", "?"])))
+        name, dtype = draw(st.sampled_from(sorted(members))), draw(st.sampled_from(["f4", "f8", "U3", "c8", "m8", "?"]))
+        members[name] = members[name].astype(dtype)
+        said = f"a.npz, {name}: {members[name].dtype} "
     elif kind == "shape":
         members["images"] = np.zeros(
             draw(st.sampled_from([(0, 8, 8), (count, 64), (count,), (), (count, 8, 8, 2)])), "u1"
         )
+        shape = members["images"].shape
+        said = f"a.npz, images: shape {shape} {'is empty' if shape == (0, 8, 8) else ''}".rstrip()
     elif kind == "keys":
-        members[draw(WORDS)] = members.pop(draw(st.sampled_from(sorted(members))))
+        word = draw(WORDS)
+        members[word] = members.pop(draw(st.sampled_from(sorted(members))))
+        said = f"a.npz: no split 'train' in the keys {', '.join(sorted(members))}; expected images and labels"
     elif kind == "count":
         members["labels"] = np.zeros(draw(st.integers(0, 40).filter(lambda number: number != count)), int)
+        said = f"a.npz, labels: shape {members['labels'].shape}, expected ({count},)"
     elif kind == "label":
-        labels[draw(st.integers(0, count - 1))] = draw(st.integers(-(2**63), -1) | st.integers(2**16, 2**63 - 1))
+        number, label = draw(st.integers(0, count - 1)), draw(st.integers(-(2**63), -1) | st.integers(2**16, 2**63 - 1))
+        labels[number] = label
+        said = f"of example {number} is not in 0..2" if label < 0 else f"labels: {label + 1} classes are over"
     elif kind == "names":
         members["class_names"] = draw(st.sampled_from([np.array(["a"]), np.array([1, 2, 3]), np.array(["a", "b"])]))
+        few = len(members["class_names"])
+        said = "a.npz: class_names" if few == 3 else f"label {few} of example {few} is not in 0..{few - 1}"
     elif kind == "objects":
-        members[draw(st.sampled_from(sorted(members)))] = np.array([None] * count)
+        name = draw(st.sampled_from(sorted(members)))
+        members[name] = np.array([None] * count)
+        said = f"a.npz: {name} is an array of Python objects"
     position = draw(st.floats(0, 0.999))
 
     def write(folder):
@@ -195,7 +221,7 @@ def arrays(draw):
         elif kind == "bytes":
             content = bytearray(np.random.default_rng(count).bytes(int(position * 1000)))
         path.write_bytes(content)
-        return fit(folder, "--data.name", str(path)), [culprit]
+        return fit(folder, "--data.name", str(path)), [said]
 
     return write
 
@@ -208,12 +234,19 @@ def bomb():
     return content.getvalue()
 
 
+DECODED = ("noise", "empty", "cut", "format")
+SAID = dict.fromkeys(DECODED, "the image cannot be decoded (") | {
+    "size": "16 x 17 pixels (height x width), the first image has 16 x 16", "deep": "16 bits, not 8 bits a channel",
+    "folder": "not a regular file", "pipe": "not a regular file", "link": "a symbolic link", "bomb": "over the limit",
+}  # fmt: skip
+"""What a message says after the path of the image, by what is wrong with it."""
+
+
 @st.composite
 def images(draw):
     """A folder with one file in it that is no image of its kind."""
     suffix = draw(st.sampled_from(["png", "jpg", "bmp", "webp"]))
-    kinds = ["noise", "cut", "size", "deep", "format", "folder", "pipe", "link", "bomb", "empty"]
-    kind = draw(st.sampled_from(kinds))
+    kind = draw(st.sampled_from(list(SAID)))
     split, index = draw(st.sampled_from(["train", "test"])), draw(st.integers(0, 7))
     noise, share = draw(st.binary(min_size=1, max_size=200)), draw(st.floats(0.05, 0.5))
     format_ = draw(st.sampled_from(["EPS", "TIFF", "GIF", "PPM", "ICO", "PDF", "TGA"]))
@@ -246,7 +279,9 @@ def images(draw):
         else:
             path.write_bytes(bomb())
         # The test images are decoded after the training images: both before the first step.
-        return fit(folder, "--data.name", f"folder:{folder / 'set'}"), [str(path), "has 16 x 17"]
+        # Where the first image has another size than the others, they have another than it.
+        said = [f"{path}: {SAID[kind]}", *(["the first image has 16 x 17"] if kind == "size" else [])]
+        return fit(folder, "--data.name", f"folder:{folder / 'set'}"), said
 
     return write
 
@@ -262,20 +297,32 @@ def argument_lists(draw):
             ["model.name", "model.norm", "model.dtype", "method", "rule", "schedule", "optimizer", "parallel"]
         )
     )
-    name = draw(st.sampled_from([text, f"{word}.npz", f"folder:{word}", f"~{word}/x", "/" * 300 + word, word * 100]))
+    unknown = "is not a data set's name, an existing folder or an .npz file"
+    name, said = draw(
+        st.sampled_from(
+            [
+                (text, [f"{text!r} {unknown}", f"data set {text!r} is not prepared"]),
+                (f"{word}.npz", [f"/{word}.npz: no such file"]),
+                (f"folder:{word}", [f"/{word}: no such folder"]),
+                (f"~{word}/x", [f"'~{word}/x': there is no such user"]),
+                ("/" * 300 + word, [f"/{word}' {unknown}"]),
+                (word * 100, [f"File name too long: '{word}"]),
+            ]
+        )
+    )
     where = draw(st.sampled_from([f"{word}/x", text + "/" + word, f"~{word}/x", "\0" + word, word * 100]))
 
     def write(folder):
         recipes = {
-            "number": (fit(folder, option(path), str(value)), [option(path)]),
-            "text": (fit(folder, option(path), word), [word]),
-            "choice": (fit(folder, option(choice), word), [word]),
-            "option": (fit(folder, "--" + word, "1"), [word]),
+            "number": (fit(folder, option(path), str(value)), [f"error: {out_of_range(path, value)}"]),
+            "text": (fit(folder, option(path), word), [f"Error parsing {option(path)}: "]),
+            "choice": (fit(folder, option(choice), word), [f"'{word}'"]),
+            "option": (fit(folder, "--" + word, "1"), [f"Unrecognized options: --{word}"]),
             "value": (fit(folder, option(path)), [option(path)]),
-            "preset": (["fit", word], [word]),
-            "command": ([word, "x"], [word]),
-            "data": (fit(folder, "--data.name", name), [word] if word in name else ["set", "folder", "file", "name"]),
-            "run": (["evaluate", where], ["holds no run", "name", "path"]),
+            "preset": (["fit", word], [f"there is no preset '{word}'"]),
+            "command": ([word, "x"], [f"there is no command '{word}'"]),
+            "data": (fit(folder, "--data.name", name), said),
+            "run": (["evaluate", where], ["holds no run: there is no config.json in it", "File name too long"]),
         }
         return recipes[kind]
 
@@ -328,9 +375,9 @@ def as_command(arguments):
 
 
 def judge(run, write):
-    """Runs a recipe; raises if the outcome is not one line that names a culprit, with exit code 2."""
+    """Runs a recipe; raises if the outcome is not one line with one of its phrases, with exit code 2."""
     with tempfile.TemporaryDirectory() as folder:
-        arguments, culprits = write(Path(folder))
+        arguments, phrases = write(Path(folder))
         code, errors = run(arguments)
         trained = list(Path(folder, "run").glob("checkpoints"))
     # tyro boxes its own messages and breaks their lines.
@@ -339,7 +386,7 @@ def judge(run, write):
     assert code == 2, shown
     assert "Traceback" not in errors, shown
     assert "Warning" not in errors, shown
-    assert any(culprit in message for culprit in culprits), f"{culprits}\n{shown}"
+    assert any(phrase in message for phrase in phrases), f"{phrases}\n{shown}"
     assert errors.startswith("error: ") <= (errors.count("\n") == 1), shown
     assert not trained, shown
 
@@ -382,7 +429,7 @@ def test_more_bad_input_is_named(kind, request):
 def test_every_number_out_of_range_is_named(path):
     more = (float("nan"), float("inf"), float("-inf")) if path in FLOATS else ()
     for value in (*OUT_OF_RANGE[path], *more):
-        with pytest.raises(ConfigError, match=option(path)):
+        with pytest.raises(ConfigError, match=rf"^{out_of_range(path, value)}.*, got {re.escape(str(value))}$"):
             from_json(changed(path, value))
 
 

@@ -47,6 +47,14 @@ def test_a_fall_below_half_of_the_best_is_said(measured, capsys):
     assert "--method.steps" not in line  # fast and n-fgsm have none
 
 
+def test_what_counts_is_the_best_accuracy_before_not_the_last(measured, capsys):
+    accuracy = measured([], visible=True)
+    measured([1.9 * accuracy, 1.9 * accuracy], visible=True)
+    assert capsys.readouterr().err == ""
+    measured([2.1 * accuracy, accuracy], visible=True)
+    assert "catastrophic overfitting" in capsys.readouterr().err
+
+
 def test_every_class_is_measured_where_the_images_are_stored_by_class():
     labels = np.repeat(np.arange(2), 600)
     images = np.zeros((1200, 8, 8, 1), np.uint8)
@@ -71,10 +79,9 @@ def test_without_a_stronger_attack_nothing_is_measured():
 
 @pytest.mark.slow
 def test_one_step_training_logs_its_accuracy_under_more_steps(tmp_path):
-    fit(replace(TINY, method=Fast(radius=0.1), epochs=1, batch_size=128), tmp_path / "run")
-    values = [line["attacked_accuracy"] for line in read_metrics(Run(tmp_path / "run")) if "attacked_accuracy" in line]
-    assert len(values) == 1
-    assert 0 <= values[0] <= 1
+    fit(replace(TINY, method=Fast(radius=0.3), devices=1), tmp_path / "run")
+    (line,) = [line for line in read_metrics(Run(tmp_path / "run")) if "attacked_accuracy" in line]
+    assert 0 < line["attacked_accuracy"] < line["validation_accuracy"] - 0.1
 
 
 def test_every_image_has_the_same_random_numbers_in_batches_of_any_size():

@@ -54,6 +54,22 @@ def test_the_number_of_devices_changes_no_outcome(alone):
 
 
 @pytest.mark.slow
+def test_the_number_of_devices_changes_no_flag():
+    """An attack that breaks nothing lets the diagnosis spend its share of the calls."""
+    weak = [attacks.pgd(ball=balls.linf(1e-3), num_steps=30, keep="any", perturbation=additive())]
+    found = [
+        evaluate(
+            lambda images: jax.nn.softmax(10 * LOGITS(images)), IMAGES, LABELS, weak, key=KEY,
+            image_range=(0.0, 1.0), devices=jax.devices()[:count],
+        )
+        for count in (1, 8)
+    ]  # fmt: skip
+    assert "probabilities_not_logits" in {flag.name for flag in found[0].flags}
+    assert found[0].flags == found[1].flags
+    assert found[0].diagnosis.model_calls == found[1].diagnosis.model_calls > 0
+
+
+@pytest.mark.slow
 def test_devices_without_an_unfinished_example_compute_nothing():
     """Eight of 61 images still stand: the rows of the first of four devices hold them all."""
     fallen = np.arange(COUNT) >= 8

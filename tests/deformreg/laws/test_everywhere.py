@@ -255,12 +255,11 @@ def test_types_fit_under_strict_promotion_and_on_explicit_axes(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_compiled_operations_neither_transfer_nor_make_nans(name):
+def test_compiled_operations_neither_call_the_host_nor_make_nans(name):
     run = jax.jit(OPERATIONS[name])
+    assert "callback" not in run.lower(*examples()).as_text()
     with jax.debug_nans(True):
-        expected = run(*examples())
-        with jax.transfer_guard("disallow"):
-            same(run(*examples()), expected)
+        run(*examples())
 
 
 @pytest.mark.slow
