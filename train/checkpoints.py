@@ -272,12 +272,12 @@ def _check_fits(stored: Stored, state: Tree, config: Config) -> None:
         raise CheckpointError(f"{stored.path}: {error}; use the version of this program that wrote it") from error
     if differing:
         raise CheckpointError(f"{stored.path} is of another config (stored, current): {'; '.join(differing)}")
-    current = {name: shards.describe(leaf) for name, leaf in manifests.flat(state).items()}
-    kinds = {name: leaf.kind for name, leaf in stored.leaves.items()}
+    current = manifests.kinds(state)
+    before = {name: leaf.kind for name, leaf in stored.leaves.items()}
     differing = [
-        f"{name}: {kinds.get(name, 'missing')}, {current.get(name, 'missing')}"
-        for name in sorted({*current, *kinds})
-        if current.get(name) != kinds.get(name)
+        f"{name}: {before.get(name, 'missing')}, {current.get(name, 'missing')}"
+        for name in sorted({*current, *before})
+        if current.get(name) != before.get(name)
     ]
     if differing:
         more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""

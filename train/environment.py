@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
+import json
 import os
 import platform
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any
 
 import jax
 
+import deformreg
 from train import files
 
 Environment = dict[str, Any]
@@ -18,6 +21,9 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tens
 
 _COMPARED = ("python", "packages", "platform", "devices", "processes", "processor", "cores", "settings")
 """Entries that may change the last bits of a result."""
+
+MUST_AGREE = ("python", "packages", "platform", "settings")
+"""Entries that must be the same in all processes, and where an unfinished work is continued; other hardware may do."""
 
 _OPTIONS = (
     "jax_allow_f16_reductions",
@@ -53,6 +59,29 @@ def describe() -> Environment:
         "processor": _processor(),
         "cores": _cores(),
         "settings": _settings(),
+    }
+
+
+def code() -> str:
+    """A hash of the source of `deformreg` and `train`: in a checkout it changes without the version."""
+    found = hashlib.sha256()
+    for package in (Path(deformreg.__file__).parent, Path(__file__).parent):
+        for path in sorted(package.rglob("*.py")):
+            found.update(path.read_bytes())
+    return found.hexdigest()
+
+
+def shared() -> dict[str, str]:
+    """What must be the same in all processes, for `train.processes.agree`."""
+    here = describe()
+
+    def text(*names: str) -> str:
+        return json.dumps([here[name] for name in names], sort_keys=True)
+
+    return {
+        "code of this program": code(),
+        "versions of Python and packages": text("python", "packages"),
+        "settings of JAX and XLA (JAX_*, XLA_FLAGS)": text("platform", "settings"),
     }
 
 

@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from train import checkpoints, checks, optimizers, overfitting, own, parallel, processes, runs
+from train import checkpoints, checks, manifests, optimizers, overfitting, own, parallel, processes, runs
 from train.config import Config
 from train.data import Source, device_prefetch, output_shape, places, train_batches
 from train.data.kind import user_path
@@ -98,13 +98,16 @@ def fit(
             config, evaluated=evaluated, method=method, model=model, data=data, optimizer=optimizer,
             write_data=write_data,
         )  # fmt: skip
-        images = task.splits.train
+        images, validation = task.splits
         contents = images.fingerprint
     if begins and method is None:
         checks.statistics(config, task.network.shapes)
     total = config.epochs * task.steps_per_epoch
     check_steps(profile, total)
-    runs.check_alike(config, len(images), contents)
+    if jax.process_count() > 1:
+        splits = {"training": contents, "validation": validation.fingerprint}
+        asked = {"resume": resume, "evaluate": evaluated, "profile": profile}
+        runs.check_alike(config, splits, manifests.kinds(task.network.shapes), asked)
     restored = None
     if not resume:  # before the folder is made: weights that cannot be used leave nothing behind
         with start.waiting_for("first weights"):

@@ -88,7 +88,7 @@ class Stored(NamedTuple):
             return self._read()
 
     def _read(self) -> Leaves:
-        kinds = {path: leaf.kind for path, leaf in self.leaves.items()}
+        expected = {path: leaf.kind for path, leaf in self.leaves.items()}
         me = jax.process_index()
         alone = ocp.options.MultiprocessingOptions(
             primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process_{me}"
@@ -96,9 +96,9 @@ class Stored(NamedTuple):
         with _reading(self.path), quiet(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             size = check_files(self.path)
-            if size > 2 * sum(map(_bytes, kinds.values())) + _LARGEST:
+            if size > 2 * sum(map(_bytes, expected.values())) + _LARGEST:
                 raise Damaged(f"its files take {size} bytes, far more than its arrays")
-            arrays = files.patiently(lambda: _read_state(self.path / "state", kinds, alone))
+            arrays = files.patiently(lambda: _read_state(self.path / "state", expected, alone))
         for path, leaf in self.leaves.items():
             if path not in arrays:
                 raise Damaged(f"{path} is missing")
@@ -194,6 +194,11 @@ def flat(tree: Tree) -> dict[str, Any]:
     }
 
 
+def kinds(tree: Tree) -> dict[str, str]:
+    """Types and shapes by path, as manifests have them."""
+    return {path: describe(leaf) for path, leaf in flat(tree).items()}
+
+
 def nested(leaves: Leaves) -> dict[str, Any]:
     """Plain dictionaries, so that a checkpoint can be read without this program's types."""
     tree: dict[str, Any] = {}
@@ -246,7 +251,7 @@ def _reading(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _read_state(folder: Path, kinds: Mapping[str, str], alone: ocp.options.MultiprocessingOptions) -> Leaves:
+def _read_state(folder: Path, expected: Mapping[str, str], alone: ocp.options.MultiprocessingOptions) -> Leaves:
     """The arrays by path, if they have the given types and shapes.
 
     Raises:
@@ -254,7 +259,7 @@ def _read_state(folder: Path, kinds: Mapping[str, str], alone: ocp.options.Multi
         OSError, MemoryError: the system failed; whether they are damaged is not known.
     """
     try:
-        return _restore(folder, kinds, alone)
+        return _restore(folder, expected, alone)
     except Exception as error:
         failure = _interpret(error)
     # Raised outside the handler: Orbax's frames, kept alive by the error, would report their failures later.
@@ -264,15 +269,15 @@ def _read_state(folder: Path, kinds: Mapping[str, str], alone: ocp.options.Multi
     raise failure
 
 
-def _restore(folder: Path, kinds: Mapping[str, str], alone: ocp.options.MultiprocessingOptions) -> Leaves:
+def _restore(folder: Path, expected: Mapping[str, str], alone: ocp.options.MultiprocessingOptions) -> Leaves:
     handler = ocp.StandardCheckpointHandler(multiprocessing_options=alone)
     with ocp.Checkpointer(handler, multiprocessing_options=alone) as reader:
         metadata = handler.metadata(folder.resolve()).tree
         # Compared before they are read: arrays that claim more than the manifest would take that memory.
-        found = {path: describe(leaf) for path, leaf in flat(metadata).items()}
-        for path in sorted({*kinds, *found}):
-            if found.get(path) != kinds.get(path):
-                raise Damaged(f"{path} is {found.get(path, 'missing')}, its manifest has {kinds.get(path, 'none')}")
+        found = kinds(metadata)
+        for path in sorted({*expected, *found}):
+            if found.get(path) != expected.get(path):
+                raise Damaged(f"{path} is {found.get(path, 'missing')}, its manifest has {expected.get(path, 'none')}")
         # NumPy arrays are asked for: otherwise Orbax restores split arrays to the devices that they were saved from.
         wanted = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), metadata)
         tree = reader.restore(folder.resolve(), args=ocp.args.StandardRestore(wanted))

@@ -18,7 +18,6 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import numpy as np
 
-import deformreg
 from train import environment, files
 from train.environment import Environment
 from train.errors import one_line, say
@@ -31,14 +30,14 @@ T = TypeVar("T")
 STOP = ".stop"
 """Suffix, in place of ``.partial``, of the file by which one process of several tells the others to stop."""
 
+START = ".start"
+"""Suffix of the file by which process 0 of several makes sure that the others see its folder."""
+
 _LARGEST = 4 << 30
 """Bytes of a file: flows and deformed images of 200 images of 512 pixels take 1 GiB."""
 
 _MALFORMED = (OSError, ValueError, LookupError, TypeError, ArithmeticError, AttributeError, SyntaxError, RecursionError)
 """What reading raises for content that no command has written, such as counts of 10^30 or types that do not parse."""
-
-_MUST_AGREE = ("python", "packages", "platform", "settings")
-"""Entries of the environment that must be the same to continue; another machine is only said."""
 
 
 class Kept(NamedTuple):
@@ -91,7 +90,7 @@ class Partial(NamedTuple):
     def remove(self) -> None:
         """Removes the file, and those of the same kind that belong to another network or to other versions."""
         kind, network, _ = self.path.stem.rsplit("-", 2)
-        suffixes = (self.path.suffix, STOP)
+        suffixes = (self.path.suffix, STOP, START)
         found = [path for suffix in suffixes for path in self.path.parent.glob(f"{kind}-*-*{suffix}")]
         for path in [self.path, *found]:
             ours = path.name.startswith(f"{self.path.stem}.")  # the parts of its processes, too
@@ -115,8 +114,8 @@ def of(
         "model": to_tree(trained.config)["model"],
         "step": trained.step,
         **network_digests(trained.logits_fn, trained.images.shape[1:]),
-        "code": _code(),
-        "environment": {name: environment.describe()[name] for name in _MUST_AGREE},
+        "code": environment.code(),
+        "environment": {name: environment.describe()[name] for name in environment.MUST_AGREE},
     }
     examples = {"examples": trained.contents, "options": dict(options)}
     identity = json.loads(json.dumps({**network, **examples}))
@@ -143,15 +142,6 @@ def network_digests(logits_fn: LogitsFn, image_shape: tuple[int, ...]) -> dict[s
     shapes = [jax.ShapeDtypeStruct(leaf.shape, jax.dtypes.canonicalize_dtype(leaf.dtype)) for leaf in leaves]
     text = jax.jit(program).lower(shapes, images).as_text()
     return {"weights": digest(leaves), "program": hashlib.sha256(text.encode()).hexdigest()}
-
-
-def _code() -> str:
-    """A hash of the source of `deformreg` and `train`: in a checkout it changes without the version."""
-    found = hashlib.sha256()
-    for package in (Path(deformreg.__file__).parent, Path(__file__).parent):
-        for path in sorted(package.rglob("*.py")):
-            found.update(path.read_bytes())
-    return found.hexdigest()
 
 
 def _short(value: Any) -> str:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,8 +20,8 @@ import jax
 import numpy as np
 
 from deformreg.evaluation import Found, together
-from train import files, processes
-from train.partial import STOP, Kept, Partial
+from train import environment, files, processes, runs
+from train.partial import START, STOP, Kept, Partial
 
 WAIT = 0.2
 """Seconds between two looks for a file of another process."""
@@ -61,21 +62,47 @@ def check_alike(kept: Sequence[Partial]) -> None:
     Raises:
         RunError: another process has other code, versions, settings, options, images or networks.
     """
-    identities = [{**file.identity, **file.identity["environment"]} for file in kept]
 
     def of_all(*names: str) -> str:
-        return json.dumps([[each[name] for name in names] for each in identities], sort_keys=True)
+        return json.dumps([[file.identity[name] for name in names] for file in kept], sort_keys=True)
 
     processes.agree(
         {
-            "code of this program": of_all("code"),
-            "versions of Python and packages": of_all("python", "packages"),
-            "settings of JAX and XLA (JAX_*, XLA_FLAGS)": of_all("platform", "settings"),
+            **environment.shared(),
             "options": of_all("options"),
             "test images": of_all("examples"),
             "networks": of_all("model", "step", "weights", "program"),
         }
     )
+
+
+def check_shared(kept: Sequence[Partial], team: Team) -> None:
+    """Makes sure that all processes see the same folders: else each would wait for files that it never sees.
+
+    Args:
+        kept: the files of the finished attacks of all runs.
+        team: the processes.
+
+    Raises:
+        RunError: in every process, if one does not see a folder.
+    """
+    for file in kept if team.count > 1 else ():
+        place, start = file.path.with_suffix(START), str(team.start).encode()
+        if team.index == 0:
+            file.check()
+            files.write_bytes(place, start)
+        try:
+            runs.check_seen(place, partial(_holds, place, start), "an --output (by default the run folder)")
+        finally:
+            if team.index == 0:
+                place.unlink(missing_ok=True)
+
+
+def _holds(path: Path, text: bytes) -> bool:
+    """Whether a file is there with this text; what an earlier start has left holds another one."""
+    with suppress(OSError, ValueError):
+        return files.read_bytes(path, limit=64) == text
+    return False
 
 
 def stop_together(file: Partial, team: Team, requested: Callable[[], bool]) -> Callable[[], bool]:
@@ -92,13 +119,8 @@ def stop_together(file: Partial, team: Team, requested: Callable[[], bool]) -> C
         return requested
     place, start = file.path.with_suffix(STOP), str(team.start).encode()
 
-    def is_told() -> bool:
-        with suppress(OSError, ValueError):
-            return files.read_bytes(place, limit=64) == start  # what an earlier start has left says another number
-        return False
-
     def stopping() -> bool:
-        told = is_told()
+        told = _holds(place, start)
         if requested() and not told:
             file.check()
             files.write_bytes(place, start)

@@ -9,11 +9,12 @@ training images), ``metrics.jsonl`` (one line per logged step), ``events*`` (the
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import stat
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from itertools import chain
@@ -267,13 +268,23 @@ def check_data(run: Run, training_images: int, data: str | None = None) -> None:
         )
 
 
-def check_alike(config: Config, training_images: int, data: str | None = None) -> None:
-    """Makes sure that all processes train the same; the arguments are those of `create`.
+def check_alike(
+    config: Config, images: Mapping[str, str], network: Mapping[str, str], asked: Mapping[str, object]
+) -> None:
+    """Makes sure that all processes train the same: else they would wait for each other, or train several networks.
+
+    Args:
+        config: what to train.
+        images: the fingerprint of each split, by its name.
+        network: types and shapes of the state, by path.
+        asked: what is asked for beside the config, by name.
 
     Raises:
-        RunError: another process has other options or training images.
+        RunError: another process has other code, versions, settings, options, images or networks.
     """
-    processes.agree({"options": _shared(config), "training images": f"{training_images} {data}"})
+    splits = {f"{split} images": fingerprint for split, fingerprint in images.items()}
+    options_text, arrays = f"{_shared(config)} {dict(asked)}", json.dumps(network, sort_keys=True)
+    processes.agree({**environment.shared(), "options": options_text, **splits, "arrays in its network": arrays})
 
 
 def create(run: Run, config: Config, training_images: int, data: str | None = None) -> None:
@@ -293,15 +304,7 @@ def create(run: Run, config: Config, training_images: int, data: str | None = No
         facts = {"training_images": training_images, "data": data or environment.read(run.environment).get("data")}
         files.write_json(run.environment, {**environment.describe(), **facts})
     processes.barrier("the folder is there")
-    seen: list[int] = []
-    for _ in _every_second(PATIENCE):
-        seen = processes.from_all(_sees(run.config))
-        if all(seen):
-            return
-    raise RunError(
-        f"process {seen.index(0)} does not see {run.config}, which process 0 has written: all processes need a "
-        "--run-dir on the same file system"
-    )
+    check_seen(run.config, run.config.exists, "a --run-dir")
 
 
 def _shared(config: Config) -> str:
@@ -310,12 +313,29 @@ def _shared(config: Config) -> str:
     return options.to_json(replace(config, data=data, init=None if config.init is None else "given"))
 
 
-def _sees(path: Path) -> bool:
-    """Whether a new file is there. NFS caches that it was not, until its folders are listed."""
-    for folder in (path.parent.parent, path.parent):
-        with suppress(OSError):
-            os.listdir(folder)
-    return path.exists()
+def check_seen(path: Path, is_there: Callable[[], bool], needed: str) -> None:
+    """Waits up to `PATIENCE` seconds until all processes, which call this together, see what process 0 has written.
+
+    Args:
+        path: the file.
+        is_there: whether it is there.
+        needed: what puts it on a file system that all share, for the error.
+
+    Raises:
+        RunError: in every process, if one does not see it.
+    """
+    seen: list[int] = []
+    for _ in _every_second(PATIENCE):
+        for folder in (path.parent.parent, path.parent):
+            with suppress(OSError):
+                os.listdir(folder)  # NFS remembers that a file was not there, until its folders are listed
+        seen = processes.from_all(is_there())
+        if all(seen):
+            return
+    raise RunError(
+        f"process {seen.index(0)} does not see {path}, which process 0 has written: all processes need {needed} on the "
+        "same file system"
+    )
 
 
 def check_ours(run: Run) -> None:

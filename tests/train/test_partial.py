@@ -190,7 +190,7 @@ def test_processes_that_would_wait_for_each_other_without_end_are_named(tmp_path
     monkeypatch.setattr(processes, "from_all", lambda number: [next(others), number])
     parts.check_alike(kept({}, {"radius": 0.5}))
     if changed == "code":
-        monkeypatch.setattr(partial, "_code", lambda: "other")
+        monkeypatch.setattr(environment, "code", lambda: "other")
     elif changed == "version":
         monkeypatch.setattr(environment, "_version", lambda name: "0.0.1")
     elif changed == "flags":

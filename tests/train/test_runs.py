@@ -6,6 +6,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import shutil
 from dataclasses import replace
 
@@ -13,7 +14,7 @@ import jax
 import numpy as np
 import pytest
 
-from train import checkpoints, files, metrics, processes, runs
+from train import checkpoints, environment, files, metrics, processes, runs
 from train.config import Config
 from train.errors import RunError, StorageError
 
@@ -251,19 +252,32 @@ def test_a_lock_that_is_no_file_is_named(tmp_path):
     ("changed", "said"),
     [
         ({"seed": 1}, "process 1 has other options than process 0: start all processes with the same options"),
-        ({"images": 1499}, "process 1 has other training images than process 0"),
+        ({"asked": {"resume": True}}, "process 1 has other options than process 0"),
+        ({"images": {"training": "abd", "validation": "def"}}, "process 1 has other training images than process 0"),
+        ({"images": {"training": "abc", "validation": "deg"}}, "process 1 has other validation images than process 0"),
+        ({"network": {"params/kernel": "float32[3]"}}, "process 1 has other arrays in its network than process 0"),
+        ({"code": "other"}, "process 1 has other code of this program than process 0"),
+        ({"_version": "0.0.1"}, "process 1 has other versions of Python and packages than process 0"),
+        ({"_settings": {}}, "process 1 has other settings of JAX and XLA (JAX_*, XLA_FLAGS) than process 0"),
     ],
 )
 def test_processes_that_would_train_something_else_are_named(monkeypatch, changed, said):
     """Each fact is a digest; the other process's comes from a call of its own."""
-    images, asked = changed.pop("images", 1500), []
+    asked = []
+    images, network = {"training": "abc", "validation": "def"}, {"params/kernel": "float32[2]"}
+    asked_for = {"resume": False}
     elsewhere = replace(CONFIG, data=replace(CONFIG.data, data_dir="/other/host", name="/other/host/set.npz"))
     here = replace(CONFIG, data=replace(CONFIG.data, data_dir="/here", name="/here/set.npz"))
     monkeypatch.setattr(processes, "from_all", lambda number: asked.append(number) or [number, number])
-    runs.check_alike(elsewhere, 1500, "abc")
+    runs.check_alike(elsewhere, images, network, asked_for)
     others = iter(asked)
     monkeypatch.setattr(processes, "from_all", lambda number: [next(others), number])
-    runs.check_alike(here, 1500, "abc")  # paths may differ
+    runs.check_alike(here, images, network, asked_for)  # paths may differ
     others = iter(asked)
-    with pytest.raises(RunError, match=said):
-        runs.check_alike(replace(here, **changed), images, "abc")
+    images, network = changed.pop("images", images), changed.pop("network", network)
+    asked_for = changed.pop("asked", asked_for)
+    for name in {"code", "_version", "_settings"} & set(changed):
+        found = changed.pop(name)
+        monkeypatch.setattr(environment, name, lambda *_, found=found: found)
+    with pytest.raises(RunError, match=re.escape(said)):
+        runs.check_alike(replace(here, **changed), images, network, asked_for)

@@ -131,6 +131,7 @@ def compare(options: Evaluate, *, again: str = "the same command") -> None:
             for folder, one in zip(folders, trained, strict=True)
         ]
         parts.check_alike(kept)
+        parts.check_shared(kept, team)
         stop_requested = parts.stop_together(kept[0], team, requested)
         for name, folder, one, file in zip(runs.short_names(options.runs), folders, trained, kept, strict=True):
             studies[name] = evaluate_run(
