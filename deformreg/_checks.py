@@ -301,6 +301,15 @@ def in_range(name: str, value: Any, image_range: tuple[float, float]) -> None:
         )
 
 
+def alpha(value: Any) -> None:
+    """Raises unless `value` is a probability of error for which SciPy's quantiles are right."""
+    if not 0 < value < 1:
+        raise ValueError(f"alpha must be in (0, 1), got {value}")
+    # From about 1e-285 down, `scipy.special.betaincinv` is wrong or NaN.
+    if value < 1e-250:
+        raise ValueError(f"alpha must be at least 1e-250, got {value}: SciPy has no exact quantiles below")
+
+
 def non_negative(name: str, value: Any) -> None:
     """Raises if a concrete number is negative, infinite or NaN; traced values pass."""
     _number(name, value, "at least 0", lambda number: number >= 0)

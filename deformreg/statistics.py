@@ -51,10 +51,11 @@ def clopper_pearson_bound(successes: int, trials: int, *, alpha: float = 0.001) 
     Args:
         successes: in [0, trials].
         trials: at least 1.
-        alpha: in (0, 1).
+        alpha: in [1e-250, 1).
 
     Returns:
-        The bound in [0, 1): 0 without a success, ``alpha ** (1 / trials)`` without a failure.
+        The bound in [0, 1): 0 without a success, ``alpha ** (1 / trials)`` without a failure. One that rounds to 1 is
+        the largest number below.
 
     Raises:
         TypeError: counts that are not integers.
@@ -70,14 +71,14 @@ def clopper_pearson_bound(successes: int, trials: int, *, alpha: float = 0.001) 
         a Binomial Proportion", Statistical Science 16, 2001.
     """
     successes, trials = _counts(successes, trials)
-    if not 0 < alpha < 1:
-        raise ValueError(f"alpha must be in (0, 1), got {alpha}")
+    _checks.alpha(alpha)
     if successes == 0:
         return 0.0
     # `binomtest` has this bound, too, but takes a millisecond where this takes microseconds: `certify` asks per image.
     from scipy.special import betaincinv
 
-    return float(betaincinv(successes, trials - successes + 1, alpha))
+    # Where `alpha` is nearly 1 the quantile rounds to 1, which no bound is and no smoothing law takes.
+    return min(float(betaincinv(successes, trials - successes + 1, alpha)), math.nextafter(1.0, 0.0))
 
 
 def _counts(successes: int, trials: int) -> tuple[int, int]:

@@ -50,7 +50,7 @@ class Smoothing:
     """Number of draws per image that bound the probability of its class."""
     num_selection: Count = 100
     """Number of separate draws per image, before those, that choose its class."""
-    alpha: Annotated[float, Interval(gt=0, lt=1)] = 0.001
+    alpha: Annotated[float, Interval(ge=1e-250, lt=1)] = 0.001
     """Largest probability, for each image, that its certificate is wrong."""
     radii: tuple[NonNegative, ...] = ()
     """Radii of the table, increasing; by default multiples of sigma."""

@@ -144,7 +144,7 @@ def certify(
         perturbation: the family; None is ``deformreg.flow()``.
         num_selection: draws that choose the class.
         num_samples: further draws that bound its probability.
-        alpha: in (0, 1), the largest probability of an error, for each image.
+        alpha: in [1e-250, 1), the largest probability of an error, for each image.
         batch_size: perturbed copies of one image per model call; the result does not depend on it.
         key: a JAX random key. Draw j of image i comes from ``fold_in(fold_in(key, i), j)``.
         progress: called with a `Progress` after every image.
@@ -268,8 +268,6 @@ def _checked(votes: Votes, num_samples: int) -> Votes:
 def _highest_bound(num_samples: int, alpha: float) -> float:
     """The lower bound that a unanimous vote gives, the highest possible."""
     num_samples = _checks.count("num_samples", num_samples)
-    if not 0 < alpha < 1:
-        raise ValueError(f"alpha must be in (0, 1), got {alpha}")
     highest = clopper_pearson_bound(num_samples, num_samples, alpha=alpha)
     if highest <= 0.5:
         needed = math.floor(math.log(alpha) / math.log(0.5)) + 1

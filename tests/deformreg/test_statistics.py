@@ -47,6 +47,20 @@ def test_the_bound_is_zero_without_a_success():
     assert clopper_pearson_bound(0, 50) == 0
 
 
+@pytest.mark.parametrize("successes", [1, 5_000, 9_990, 10_000])
+@pytest.mark.parametrize("alpha", [1e-250, 1e-100, 0.5, 1 - 1e-13, float(np.nextafter(1, 0))])
+def test_the_bound_stays_below_one_and_holds_for_every_alpha(successes, alpha):
+    bound = clopper_pearson_bound(successes, 10_000, alpha=alpha)
+    assert 0 < bound < 1
+    assert stats.beta.cdf(bound, successes, 10_001 - successes) <= alpha * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("alpha", [1e-251, 1e-300, 5e-324])
+def test_an_alpha_for_which_scipy_has_no_quantile_is_refused(alpha):
+    with pytest.raises(ValueError, match=r"^alpha must be at least 1e-250, got .*$"):
+        clopper_pearson_bound(9_990, 10_000, alpha=alpha)
+
+
 def test_summaries_of_accuracies():
     assert mean_minimal_displacement([0, 0.5, 1.5], [0.9, 0.5, 0.1]) == pytest.approx(0.35 + 0.3)
     for radii, accuracies, words in [
