@@ -1,4 +1,4 @@
-"""Certified robustness by randomized smoothing over a family's parameters: laws, votes, certificates."""
+"""Certified robustness by randomized smoothing over a family's parameters: laws, votes, predictions, certificates."""
 
 from deformreg.certification import laws
 from deformreg.certification.certify import (
@@ -12,6 +12,7 @@ from deformreg.certification.certify import (
     certify,
 )
 from deformreg.certification.laws import SmoothingLaw, gaussian, uniform
+from deformreg.certification.predictions import smoothed_predictions
 from deformreg.certification.votes import smoothed_votes
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "certify",
     "gaussian",
     "laws",
+    "smoothed_predictions",
     "smoothed_votes",
     "uniform",
 ]

@@ -27,7 +27,10 @@ def smoothed_votes(
     batch_size: int = 512,
     key: Array,
 ) -> Int[Array, "n classes"]:
-    """Counts how often a model answers each class under noise; the argmax is the smoothed classifier's answer.
+    """Counts how often a model answers each class under noise: an estimate of the smoothed classifier.
+
+    The class with the most votes estimates the smoothed classifier's answer. How probably it is another one, these
+    counts alone do not bound: `deformreg.certification.smoothed_predictions` does, and abstains where it must.
 
     Works inside `jit`.
 

@@ -9,7 +9,7 @@ from flax import nnx
 
 import deformreg
 from deformreg import attacks, balls, noise, perturbations
-from deformreg.certification import Certificates, gaussian, smoothed_votes
+from deformreg.certification import Certificates, gaussian, smoothed_predictions, smoothed_votes
 
 KEY = jax.random.key(0)
 IMAGES = np.random.default_rng(0).random((4, 5, 6, 1)).astype(np.float32)
@@ -107,6 +107,7 @@ FAMILIES = {
     "random_start": lambda family: deformreg.random_start(KEY, IMAGES, family),
     "certify": lambda family: deformreg.certify(LOGITS, IMAGES, law=gaussian(0.1), perturbation=family, key=KEY),
     "votes": lambda family: smoothed_votes(LOGITS, IMAGES, law=gaussian(0.1), perturbation=family, key=KEY),
+    "answers": lambda family: smoothed_predictions(LOGITS, IMAGES, law=gaussian(0.1), perturbation=family, key=KEY),
 }
 
 
@@ -122,6 +123,7 @@ KEYS = {
     "random_start": lambda key: deformreg.random_start(key, IMAGES),
     "certify": lambda key: deformreg.certify(LOGITS, IMAGES, law=gaussian(0.1), num_samples=20, key=key),
     "votes": lambda key: smoothed_votes(LOGITS, IMAGES, law=gaussian(0.1), num_samples=20, key=key),
+    "answers": lambda key: smoothed_predictions(LOGITS, IMAGES, law=gaussian(0.1), num_samples=20, key=key),
 }
 
 
@@ -143,6 +145,7 @@ LAYOUTS = {
     "forward over reverse": lambda images: deformreg.forward_over_reverse_penalty(losses, images),
     "certify": lambda images: deformreg.certify(lambda x: x.mean((2, 3)), images, law=gaussian(0.1), key=KEY),
     "votes": lambda images: smoothed_votes(lambda x: x.mean((2, 3)), images, law=gaussian(0.1), key=KEY),
+    "answers": lambda images: smoothed_predictions(lambda x: x.mean((2, 3)), images, law=gaussian(0.1), key=KEY),
 }
 
 

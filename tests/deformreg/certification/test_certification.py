@@ -13,7 +13,16 @@ from scipy import stats
 
 from deformreg import Perturbation, additive, affine, certified_accuracy, certify, flow, l2
 from deformreg.attacks import projected_ascent
-from deformreg.certification import Certificates, Progress, SmoothingLaw, Votes, gaussian, smoothed_votes, uniform
+from deformreg.certification import (
+    Certificates,
+    Progress,
+    SmoothingLaw,
+    Votes,
+    gaussian,
+    smoothed_predictions,
+    smoothed_votes,
+    uniform,
+)
 from deformreg.certification.votes import tally
 from deformreg.losses import margin
 from deformreg.statistics import clopper_pearson_bound, wilson_interval
@@ -217,6 +226,78 @@ def test_no_attack_inside_the_warp_beats_a_certificate(family, law):
     np.testing.assert_array_equal(np.argmax(votes, axis=1), answers)
 
 
+# Answers from draws.
+
+
+def stepped(shares):
+    """A model that answers its classes with these probabilities under noise that is uniform in [-0.5, 0.5]."""
+    ends = np.cumsum(shares)[:-1] - 0.5
+
+    def logits_fn(images):
+        answers = jnp.sum(images[:, 0, 0, 0, None] > ends.astype(np.float32)[None], axis=1)
+        return jax.nn.one_hot(answers, len(shares))
+
+    return logits_fn
+
+
+@pytest.mark.parametrize("alpha", [0.2, 0.02])
+@pytest.mark.parametrize("shares", [(0.501, 0.499), (0.1, 0.44, 0.46), (0.34, 0.33, 0.33), (0.2, 0.7, 0.1)])
+def test_predictions_abstain_or_are_wrong_with_probability_alpha_at_most(shares, alpha):
+    """3000 independent predictions; the majority of the same draws has no such bound."""
+    images, options = np.zeros((3000, 1, 1, 1), np.float32), {"law": uniform(0.5), "perturbation": additive()}
+    found = smoothed_predictions(stepped(shares), images, num_samples=60, alpha=alpha, key=KEY, **options)
+    wrong = int(np.sum((found >= 0) & (found != np.argmax(shares))))
+    assert stats.binomtest(wrong, len(found), alpha, alternative="greater").pvalue > 1e-3
+    if max(shares) == 0.7:
+        assert np.mean(found == 1) > 0.9
+    else:
+        votes = smoothed_votes(stepped(shares), images, num_samples=60, key=KEY, **options)
+        assert np.mean(np.argmax(votes, axis=1) != np.argmax(shares)) > 0.3
+
+
+def test_a_prediction_is_the_binomial_test_of_the_two_largest_counts():
+    """Votes, params and keys are those of `smoothed_votes`; a draw without an answer counts for neither class."""
+    images = np.random.default_rng(0).uniform(-0.5, 0.5, (40, 1, 1, 1)).astype(np.float32)
+    params = np.random.default_rng(1).uniform(-0.3, 0.3, (40, 1, 1, 1)).astype(np.float32)
+
+    def logits_fn(images):
+        return jnp.where(images[:, 0, 0] > 0.9, jnp.nan, stepped((0.3, 0.4, 0.3))(images))
+
+    options = {"law": gaussian(0.4), "perturbation": additive(), "params": params, "num_samples": 90, "key": KEY}
+    votes = np.asarray(smoothed_votes(logits_fn, images, **options))
+    assert votes.sum(axis=1).min() < 90
+    for alpha in (0.5, 0.05, 0.001):
+        expected = []
+        for row in votes:
+            second, first = np.sort(row)[-2:].tolist()
+            rejected = stats.binomtest(first, first + second, 0.5).pvalue <= alpha
+            expected.append(np.argmax(row) if rejected else -1)
+        found = smoothed_predictions(logits_fn, images, alpha=alpha, batch_size=7, **options)
+        np.testing.assert_array_equal(found, expected)
+        assert 0 < np.mean(found >= 0) < 1
+
+
+def test_a_model_that_never_answers_has_no_prediction():
+    images = sample_images(2)
+    found = smoothed_predictions(lambda images: images[:, 0, :, 0] * jnp.nan, images, law=GAUSSIAN, key=KEY)
+    assert found.tolist() == [-1, -1]
+
+
+def test_ten_unanimous_draws_do_not_reject_at_a_thousandth_and_eleven_do():
+    with pytest.raises(ValueError, match=r"num_samples must be at least 11 to answer anything at alpha=0\.001: 10"):
+        smoothed_predictions(perceptron(12), sample_images(1), law=GAUSSIAN, num_samples=10, key=KEY)
+    sure = lambda images: jnp.stack([0 * images[:, 0, 0, 0], 1 + 0 * images[:, 0, 0, 0]], axis=1)  # noqa: E731
+    found = smoothed_predictions(sure, sample_images(1), law=GAUSSIAN, num_samples=11, key=KEY)
+    assert found.tolist() == [1]
+
+
+def test_certificates_exist_for_an_alpha_close_to_one():
+    sure = lambda images: jnp.stack([0 * images[:, 0, 0, 0], 1 + 0 * images[:, 0, 0, 0]], axis=1)  # noqa: E731
+    found = certify(sure, sample_images(1), law=GAUSSIAN, alpha=1 - 1e-13, key=KEY)
+    assert found.predictions.tolist() == [1]
+    assert 0 < found.radii[0] == found.ceiling < 0.5 * 9
+
+
 # Random numbers, batches, compiling.
 
 
@@ -368,6 +449,12 @@ def certify_with(logits_fn=None, images=None, **options):
     return certify(logits_fn, images, **{"law": GAUSSIAN, "num_samples": 20, "key": KEY, **options})
 
 
+def predict_with(**options):
+    return smoothed_predictions(
+        perceptron(12), sample_images(1), **{"law": GAUSSIAN, "num_samples": 20, "key": KEY, **options}
+    )
+
+
 PARAMS, WIDTHS = np.zeros((1, 2), np.float32), np.ones((9, 2))
 NOT_BY_EXAMPLE = Perturbation(lambda images: jnp.zeros(2), lambda params, images: images)
 
@@ -386,6 +473,11 @@ NOT_BY_EXAMPLE = Perturbation(lambda images: jnp.zeros(2), lambda params, images
         (lambda: certify_with(batch_size=0), ValueError, ["batch_size", "at least 1"]),
         (lambda: certify_with(alpha=1.0), ValueError, ["alpha", "(0, 1)", "1.0"]),
         (lambda: certify_with(alpha=math.nan), ValueError, ["alpha", "nan"]),
+        (lambda: certify_with(alpha=1e-251), ValueError, ["alpha", "at least 1e-250", "1e-251"]),
+        (lambda: predict_with(alpha=1.0), ValueError, ["alpha", "(0, 1)", "1.0"]),
+        (lambda: predict_with(alpha=1e-251), ValueError, ["alpha", "at least 1e-250", "1e-251"]),
+        (lambda: predict_with(num_samples=2.5), TypeError, ["num_samples", "integer", "2.5"]),
+        (lambda: predict_with(params=PARAMS), ValueError, ["params", "(1, 3, 4, 2)", "(1, 2)"]),
         (
             lambda: certify_with(lambda images: images[:, 0, 0, 0]),
             ValueError,
