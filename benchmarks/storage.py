@@ -14,7 +14,7 @@ from benchmarks import harness
 from benchmarks.cost import TrainingStep
 from benchmarks.options import Case, Networks, Timed
 from benchmarks.rows import Rows
-from train import checkpoints, runs
+from train import runs, saving
 from train.config import Config
 from train.methods.standard import Standard
 
@@ -51,7 +51,7 @@ def _measure(case: Case, options: Options) -> Rows:
     with tempfile.TemporaryDirectory() as folder:
         run = runs.Run(Path(folder) / "run")
         runs.create(run, config, training_images=case.batch_size)
-        with checkpoints.open_writer(run, config) as writer:
+        with saving.open_writer(run, config) as writer:
 
             def with_checkpoint() -> None:
                 start = time.perf_counter()

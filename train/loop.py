@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from train import checkpoints, checks, manifests, optimizers, overfitting, own, parallel, processes, runs
+from train import checkpoints, checks, manifests, optimizers, overfitting, own, parallel, processes, runs, saving
 from train.config import Config
 from train.data import Source, device_prefetch, output_shape, places, train_batches
 from train.data.kind import user_path
@@ -125,7 +125,7 @@ def fit(
         announce(config, engine, task, restored, changes)
     log = MetricLog(run, after_step=int(state.step))
     try:
-        with checkpoints.open_writer(run, config) as writer, traced(run.profile, profile) as trace:
+        with saving.open_writer(run, config) as writer, traced(run.profile, profile) as trace:
             return _train(config, task, engine, writer, log, engine.put_state(state), stop_requested, start, trace)
     finally:
         log.close()
@@ -236,7 +236,7 @@ def _train(
     config: Config,
     task: Task,
     engine: parallel.Engine,
-    writer: checkpoints.Writer,
+    writer: saving.Writer,
     log: MetricLog,
     state: State,
     stop_requested: Callable[[], bool],

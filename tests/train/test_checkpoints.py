@@ -16,7 +16,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from train import checkpoints, manifests, parallel, processes, runs, shards
+from train import checkpoints, manifests, parallel, processes, runs, saving, shards
 from train import files as train_files
 from train.commands import main
 from train.config import Config, Model
@@ -43,7 +43,7 @@ def write(folder, accuracies, config=CONFIG, **changes):
     """A run with a checkpoint for every accuracy, after steps 1, 2, ..."""
     run = runs.Run(folder)
     runs.create(run, config, 1500)
-    with checkpoints.open_writer(run, config) as writer:
+    with saving.open_writer(run, config) as writer:
         for step, accuracy in enumerate(accuracies, 1):
             writer.save(step, state(step, **changes), accuracy)
     return run
@@ -128,7 +128,7 @@ def write_one(folder, saved):
     """A run with a checkpoint of this state, after step 1."""
     run = runs.Run(folder)
     runs.create(run, CONFIG, 1500)
-    with checkpoints.open_writer(run, CONFIG) as writer:
+    with saving.open_writer(run, CONFIG) as writer:
         writer.save(1, saved, 0.5)
     return run
 
@@ -213,7 +213,7 @@ def test_damage_falls_back_and_is_set_aside(run, part):
     assert_is(restored, 1)
     assert list(restored.skipped) == [2]
     # The run comes to step 2 again, and its checkpoint takes the damaged one's place.
-    with checkpoints.open_writer(run, CONFIG) as writer:
+    with saving.open_writer(run, CONFIG) as writer:
         writer.save(2, state(2))
     assert_is(restore(run), 2)
     assert (run.checkpoints / "damaged-2").is_dir()
@@ -310,7 +310,7 @@ def test_manifests_of_any_form_are_damage(run, changes):
     restored = checkpoints.restore(run.checkpoints, state(0), config=CONFIG)
     assert_is(restored, 1)
     assert restored.skipped == {2: "not a deformreg checkpoint manifest"}
-    with checkpoints.open_writer(run, CONFIG):
+    with saving.open_writer(run, CONFIG):
         pass  # the accuracies say what to keep
     assert [bool(damage) for _, damage in checkpoints.verify(run.checkpoints, CONFIG)] == [False, True]
 
@@ -405,7 +405,7 @@ def test_verify_notices_a_changed_config(run, capsys):
 
 
 def test_a_vanished_folder_is_named(run):
-    with checkpoints.open_writer(run, CONFIG) as writer:
+    with saving.open_writer(run, CONFIG) as writer:
         shutil.rmtree(run.folder)
         with pytest.raises(StorageError, match="has vanished"):
             writer.save(3, state(3))
@@ -433,7 +433,7 @@ def files_limited_to(size):
 
 
 def write_more(run):
-    with checkpoints.open_writer(run, CONFIG) as writer:
+    with saving.open_writer(run, CONFIG) as writer:
         writer.save(3, state(3))
         writer.save(4, state(4))
 
@@ -537,11 +537,11 @@ def test_a_newer_step_is_read_in_place_of_one_removed_meanwhile(run, removing, s
 def test_steps_vanish_whole_and_leave_nothing(run, monkeypatch):
     """Removed file by file, they would look damaged to a reader; killed meanwhile, a training would leave a part."""
     with monkeypatch.context() as patched:
-        patched.setattr(checkpoints, "_purge", lambda _: None)
+        patched.setattr(saving, "_purge", lambda _: None)
         write_more(run)
         assert_is(checkpoints.restore(run.checkpoints / ".removed", state(0), config=CONFIG), 1)
     (run.checkpoints / "9.orbax-checkpoint-tmp-1").mkdir()
-    with checkpoints.open_writer(run, CONFIG) as writer:
+    with saving.open_writer(run, CONFIG) as writer:
         for step in (5, 6):
             writer.save(step, state(step))
     assert sorted(path.name for path in run.checkpoints.iterdir()) == ["2", "5", "6"]

@@ -16,7 +16,7 @@ import optax
 import pytest
 from settings import OneLayer
 
-from train import checkpoints, data, exports, files, options, pictures, reports, restored, runs, task
+from train import data, exports, files, options, pictures, reports, restored, runs, saving, task
 from train.commands import certify, evaluate, main
 from train.config import Config, Data, Evaluation, Model
 from train.data.sample import balanced
@@ -56,7 +56,7 @@ def write_run(
     run = runs.Run(folder)
     runs.create(run, config, 1500)
     shapes = task.build(config, data.load(str(path)), optimizer=optimizer).shapes
-    with checkpoints.open_writer(run, config) as writer:
+    with saving.open_writer(run, config) as writer:
         for step, accuracy in enumerate(accuracies, 1):
             state = jax.tree.map(lambda leaf: np.asarray(rng.random(leaf.shape), leaf.dtype), shapes)
             writer.save(step, state._replace(step=np.int32(step)), accuracy)

@@ -11,7 +11,7 @@ import pytest
 from data_files import write_folder
 from settings import TINY, OneLayer
 
-from train import Method, Splits, checkpoints, fit, loop, manifests, metrics, pace, parallel, runs
+from train import Method, Splits, fit, loop, manifests, metrics, pace, parallel, runs, saving
 from train.config import Data, Model
 from train.data import Augmentation, load
 from train.errors import ConfigError, DataError, NonFiniteLoss, Preempted, RunError, StorageError
@@ -63,14 +63,14 @@ def test_resume_is_exact_to_the_bit(tmp_path, data_dir):
 
 def test_a_stop_whose_checkpoint_cannot_be_written_is_no_success(tmp_path, data_dir, monkeypatch):
     """Writing goes on in the background when the loop is told to stop, and fails there."""
-    waits = checkpoints.ocp.CheckpointManager.wait_until_finished
+    waits = saving.ocp.CheckpointManager.wait_until_finished
 
     def wait(manager):
         waits(manager)
         if manifests.steps(tmp_path / "run" / "checkpoints"):
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoints.ocp.CheckpointManager, "wait_until_finished", wait)
+    monkeypatch.setattr(saving.ocp.CheckpointManager, "wait_until_finished", wait)
     with pytest.raises(StorageError, match="No space left on device"):
         fit(small(data_dir), tmp_path / "run", model=OneLayer(10), stop_requested=lambda: True)
 

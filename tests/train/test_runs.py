@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import pytest
 
-from train import checkpoints, environment, files, metrics, processes, runs
+from train import environment, files, metrics, processes, runs, saving
 from train.config import Config
 from train.errors import RunError, StorageError
 
@@ -186,7 +186,7 @@ def test_a_training_whose_folder_was_replaced_writes_nothing_more(tmp_path):
     runs.create(first, CONFIG, 1500)
     log = metrics.MetricLog(first)
     log.write(1, {"loss": 1.0})
-    with checkpoints.open_writer(first, CONFIG) as writer:
+    with saving.open_writer(first, CONFIG) as writer:
         shutil.rmtree(first.folder)
         second, _ = runs.hold(tmp_path / "run", replace(CONFIG, seed=1), resume=False)
         runs.create(second, replace(CONFIG, seed=1), 1500)
@@ -197,7 +197,7 @@ def test_a_training_whose_folder_was_replaced_writes_nothing_more(tmp_path):
             lambda: log.write(2, {"loss": 0.5}),
             lambda: runs.create(first, CONFIG, 1500),
             lambda: metrics.MetricLog(first),
-            lambda: checkpoints.open_writer(first, CONFIG).__enter__(),
+            lambda: saving.open_writer(first, CONFIG).__enter__(),
         ):
             with pytest.raises(StorageError, match="is no longer the folder of this training"):
                 write()
