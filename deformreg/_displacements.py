@@ -1,8 +1,9 @@
 """Which displacement of a pixel does most: found exactly, for what is linear in the pixel's value.
 
 Bilinear interpolation attains its extremes over a box at the corners of the cells that it cuts out of the grid. So only
-displacements by whole pixels and by the radius are tried, 3 along each axis for a radius of at most one pixel. In the
-disc of `deformreg.pixelwise_l2` they are shortened to the radius, which need not be exact.
+displacements by whole pixels and by the radius are tried, 3 along each axis for a radius of at most one pixel. Those
+longer than the image are left out: they read nothing else. In the disc of `deformreg.pixelwise_l2` they are shortened
+to the radius, which need not be exact.
 """
 
 from __future__ import annotations
@@ -75,12 +76,12 @@ def over_displacements(
     Returns:
         What the last visit returns.
     """
-    rank, dtype = images.ndim - 2, jnp.promote_types(images.dtype, jnp.float32)
-    count = _per_axis(ball) ** rank
+    sizes, dtype = images.shape[1:-1], jnp.promote_types(images.dtype, jnp.float32)
+    rank, count = len(sizes), math.prod(_per_axis(ball, size) for size in sizes)
 
     def fold(displaced: Callable[[Array], list[Array]]) -> T:
         def step(number: Array, so_far: T) -> T:
-            (offset,) = offset_of(number[None], ball, rank, dtype)
+            (offset,) = offset_of(number[None], ball, sizes, dtype)
             return visit(so_far, displaced(offset), number.astype(jnp.int32))
 
         folded: T = jax.lax.fori_loop(0, count, step, aligned(start, images))
@@ -94,6 +95,8 @@ def over_displacements(
         wholes = planes(padded.astype(dtype))
         return fold(lambda offset: [_sliced(each, images.shape[1:-1], offset).astype(images.dtype) for each in wholes])
 
+    if max(sizes) <= LONGEST_SLICED:
+        return by_slices()
     if isinstance(ball.radius, (int, float)):
         return by_slices() if ball.radius <= LONGEST_SLICED else by_warps()
     found: T = jax.lax.cond(ball.radius <= LONGEST_SLICED, by_slices, by_warps)
@@ -101,21 +104,27 @@ def over_displacements(
 
 
 def offset_of(
-    number: Int[Array, " n *space"], ball: Ball, rank: int, dtype: DTypeLike
+    number: Int[Array, " n *space"], ball: Ball, sizes: Sequence[int], dtype: DTypeLike
 ) -> Float[Array, "n *space rank"]:
-    """The extreme displacements with these numbers; number 0 is none."""
-    count, limit = _per_axis(ball), jnp.asarray(ball.radius, dtype)
-    digits = jnp.stack([number // count**axis % count for axis in range(rank)], axis=-1)
-    pixels = (digits + 1) // 2 * jnp.where(digits % 2, -1, 1)  # 0, -1, 1, -2, ...
+    """The extreme displacements with these numbers, in images of these sizes; number 0 is none."""
+    digits = []
+    for size in sizes:
+        count = _per_axis(ball, size)
+        digits.append(number % count)
+        number = number // count
+    digit = jnp.stack(digits, axis=-1)
+    pixels = (digit + 1) // 2 * jnp.where(digit % 2, -1, 1)  # 0, -1, 1, -2, ...
+    limit = jnp.asarray(ball.radius, dtype)
     offsets: Array = ball.project(jnp.clip(pixels.astype(dtype), -limit, limit))
     return offsets
 
 
-def _per_axis(ball: Ball) -> int | Array:
-    """How many extremes there are along an axis."""
+def _per_axis(ball: Ball, size: int) -> int | Array:
+    """How many extremes there are along an axis of this size."""
     radius = ball.radius
-    reach = math.ceil(radius) if isinstance(radius, (int, float)) else jnp.ceil(radius).astype(jnp.int32)
-    return 2 * reach + 1
+    if isinstance(radius, (int, float)):
+        return 2 * math.ceil(min(radius, size)) + 1
+    return 2 * jnp.ceil(jnp.minimum(radius, size)).astype(jnp.int32) + 1
 
 
 def _warped(images: Array, offset: Array, boundary: Boundary) -> Array:
@@ -168,7 +177,7 @@ def best_displacements(
         return jnp.where(better, gains, best[0]), jnp.where(better, number, best[1])
 
     gains, numbers = over_displacements(images, ball, boundary, visit, (nothing, jnp.zeros(nothing.shape, jnp.int32)))
-    return gains, offset_of(numbers, ball, images.ndim - 2, gains.dtype)
+    return gains, offset_of(numbers, ball, images.shape[1:-1], gains.dtype)
 
 
 def sum_channels(values: Sequence[Array]) -> Array:

@@ -11,7 +11,7 @@ An input gradient gives other bounds. A displacement within the radius changes a
     displacement = sum_pixels max_d <g(pixel), image(pixel + d) - image(pixel)>  <=  sum |g| c
 
 For a loss that is linear in the pixels, `displacement` is attained. All hold to first order in the network only: where
-its loss is curved, an attack can exceed them, and `second_order_increase` and `largest_curvature` say by how much.
+its loss is curved, an attack can exceed them, and `second_order_increase` and `largest_curvature` estimate by how much.
 
 References:
     Xia and Li, "Improving Resistance to Adversarial Deformations by Regularizing Gradients", Neurocomputing 455, 2021
@@ -200,7 +200,9 @@ def largest_curvature(
     """The eigenvalue of largest size of each example's Hessian with respect to a family's parameters.
 
     The family is taken to first order, so this is the network's curvature along its tangent: ``dT^T H dT``. Together
-    with the gradient it bounds the increase in an l2 ball to second order: ``radius |g| + radius^2 |eigenvalue| / 2``.
+    with the gradient, the eigenvalue bounds the increase in an l2 ball to second order: ``radius |g| + radius^2
+    |eigenvalue| / 2``. What is returned is an estimate from below: power iteration comes near the eigenvalue slowly
+    where others are nearly as large.
 
     Args:
         loss_fn: ``images -> losses[n]``, unreduced and twice differentiable; examples must not interact.
@@ -210,7 +212,7 @@ def largest_curvature(
         key: a JAX random key, for the start.
 
     Returns:
-        The eigenvalues, with their sign, in loss per squared unit of the parameters. Where a positive and a negative
+        The estimates, with their sign, in loss per squared unit of the parameters. Where a positive and a negative
         eigenvalue are nearly as large, the sign is of the one that has more weight in the last step's direction.
 
     Raises:

@@ -53,8 +53,8 @@ def warp(
 
     ``order=3`` is cubic convolution: smooth, without kinks; at a grid point the derivative is the central difference,
     half of ``image[p + 1] - image[p - 1]``. It reads four pixels per axis instead of two, and it overshoots: next to an
-    edge, values leave the range of the images by up to an eighth of the step per axis, and `deformreg.evaluate` counts
-    an image outside its `image_range` as no success.
+    edge, values leave the range of the images by up to 0.125 of it in signals, 0.282 in images, 0.477 in volumes, and
+    `deformreg.evaluate` counts an image outside its `image_range` as no success.
 
     All first and second derivatives, in forward and reverse mode, are finite for finite images and any flow without
     NaN, also far outside the image. The reverse pass to the flow needs neither gather nor scatter.

@@ -17,7 +17,8 @@ def perspective(*, boundary: Boundary = "edge", order: Order = 1) -> Perturbatio
 
     It does not take signals or volumes. The map exists while the four positions form a convex quadrilateral, which they
     do if no corner moves by a quarter of the shorter side or more along either axis. Pixels between the corners can
-    move further than these, up to about twice as far on a square image, so a ball does not bound displacements.
+    move further than these: on a square image up to about twice as far for corners that move by less than a tenth of
+    the side, without a limit towards a quarter. So a ball does not bound displacements.
 
     Args:
         boundary: what lies outside the image, see `deformreg.warp`.

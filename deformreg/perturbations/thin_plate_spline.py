@@ -18,8 +18,8 @@ from deformreg.warping import Boundary, Order, interpolation_of, warp
 def thin_plate_spline(points: int = 3, *, boundary: Boundary = "edge", order: Order = 1) -> Perturbation:
     """Moves control points on a grid, and the pixels between them along the smoothest field, that of least bending.
 
-    The field is linear in the parameters. Its components can exceed those of the control points, though little, so a
-    ball does not bound displacements.
+    The field is linear in the parameters. Its components can exceed those of the control points, by up to half for
+    three points per axis and to twice as much for more, so a ball does not bound displacements.
 
     Args:
         points: control points along each axis, at least 2; they are evenly spaced from border to border.

@@ -209,6 +209,25 @@ def test_curvatures_of_both_signs_do_not_cancel(eigenvalues):
     assert (jnp.abs(found) <= 3.0001).all()
 
 
+def test_the_curvature_is_estimated_from_below():
+    scales = jnp.full((1, 12, 12, 1), 0.9).at[0, 3, 3, 0].set(1.0)
+
+    def bowl(images):
+        return (scales * images**2).sum((1, 2, 3)) / 2
+
+    found = [
+        float(
+            bounds.largest_curvature(
+                bowl, jnp.ones((1, 12, 12, 1)), additive(), num_steps=steps, key=jax.random.key(0)
+            )[0]
+        )
+        for steps in (5, 20, 200)
+    ]
+    assert found == sorted(found)
+    assert found[1] < 0.99
+    np.testing.assert_allclose(found[2], 1.0, rtol=1e-5)
+
+
 def test_a_linear_loss_has_no_curvature():
     np.testing.assert_array_equal(bounds.largest_curvature(linear, IMAGES, num_steps=2, key=KEY), np.zeros(3))
 

@@ -47,8 +47,26 @@ def test_slices_are_rounded_to_16_bits_as_warps_are(monkeypatch):
 
 @pytest.mark.parametrize("radius", [0.3, 8.0, 8.5])
 def test_a_traced_radius_gives_the_same(radius):
-    images, values, gradients = drawn((2, 3, 4, 1), jnp.float32)
+    images, values, gradients = drawn((2, 3, 10, 1), jnp.float32)
     known = best_displacements(images, values, gradients, linf(radius), "edge")
     traced = jax.jit(lambda size: best_displacements(images, values, gradients, linf(size), "edge"))(radius)
     np.testing.assert_array_equal(known[1], traced[1])
     np.testing.assert_allclose(known[0], traced[0], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("boundary", ["edge", "zeros", "reflect"])
+@pytest.mark.parametrize("traced", [False, True])
+def test_displacements_beyond_the_image_are_left_out(boundary, traced):
+    """All that a long displacement reads, a shorter one reads, too; so a large radius needs no more tries."""
+    images = drawn((2, 5, 10, 2), jnp.float32)[0]
+    radius = jnp.asarray(1000.0) if traced else 1000.0
+
+    def count(so_far, displaced, number):
+        return so_far + 1
+
+    tried = _displacements.over_displacements(images, linf(radius), boundary, count, jnp.zeros(2, jnp.int32))
+    assert tried.tolist() == [11 * 21] * 2
+    values = images if boundary != "zeros" else jnp.pad(images, [(0, 0), (0, 1), (0, 1), (0, 0)])
+    low, high = (find(values, axis=(1, 2), keepdims=True) for find in (jnp.min, jnp.max))
+    farthest = jnp.maximum(high - images, images - low)
+    np.testing.assert_allclose(reachable_change(images, radius, boundary=boundary), farthest, rtol=1e-6)

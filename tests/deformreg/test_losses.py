@@ -65,6 +65,16 @@ def test_the_cross_entropy_of_soft_labels_is_the_mean_over_the_classes():
     assert impossible.tolist() == [0.0]
 
 
+def test_soft_labels_that_are_rounded_keep_the_laws_of_the_cross_entropy():
+    """Smoothed labels of 16 bits do not sum to 1; the loss still ignores a shift of all logits."""
+    shares = jax.nn.one_hot(jnp.array([3]), 10, dtype=jnp.bfloat16) * 0.95 + jnp.bfloat16(0.005)
+    assert float(shares.astype(jnp.float32).sum()) != 1
+    logits = jax.random.normal(jax.random.key(0), (1, 10))
+    gradient = jax.grad(lambda z: cross_entropy(z, shares).sum())(logits)
+    np.testing.assert_allclose(gradient.sum(), 0, atol=1e-6)
+    np.testing.assert_allclose(cross_entropy(logits + 1000, shares), cross_entropy(logits, shares), rtol=1e-3)
+
+
 @pytest.mark.parametrize(
     ("labels", "words"),
     [

@@ -97,6 +97,14 @@ def test_a_thin_plate_spline_is_that_of_scipy(shape, kernel):
     np.testing.assert_allclose(family.field(params, images), expected, atol=1e-4)
 
 
+@pytest.mark.parametrize(("points", "least", "most"), [(2, 1.0, 1.1), (3, 1.3, 1.5), (4, 1.5, 2.0), (5, 1.5, 2.0)])
+def test_a_thin_plate_spline_exceeds_its_control_points_by_a_known_factor(points, least, most):
+    images = np.zeros((points**2, 28, 28, 1), np.float32)
+    alone = np.eye(points**2, dtype=np.float32).reshape(-1, points, points, 1) * np.ones(2, np.float32)
+    responses = np.abs(thin_plate_spline(points).field(alone, images)[..., 0])
+    assert least - 1e-3 <= responses.sum(axis=0).max() <= most
+
+
 def test_a_diffeomorphic_flow_is_undone_by_the_opposite_velocity():
     images = np.zeros((1, 24, 20, 1), np.float32)
     y, x = np.mgrid[:24, :20]

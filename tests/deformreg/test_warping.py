@@ -1,5 +1,6 @@
 """The warp against independent implementations, and its derivatives at and between the grid points."""
 
+import functools
 import itertools
 from functools import partial
 
@@ -131,6 +132,14 @@ def test_the_cubic_warp_matches_a_loop_in_float64(boundary, shape):
     np.testing.assert_allclose(warped, loop_cubic_warp(images, flow, boundary), atol=1e-5)
     zero = compiled_warp(images * 100, 0 * flow, boundary=boundary, order=3)
     np.testing.assert_array_equal(zero, images * 100)
+
+
+@pytest.mark.parametrize(("rank", "overshoot"), [(1, 0.125), (2, 0.28125), (3, 0.4765625)])
+def test_the_cubic_warp_leaves_the_range_by_a_known_share(rank, overshoot):
+    signs = functools.reduce(np.multiply.outer, [np.array([-1, 1, 1, -1])] * rank)
+    image = np.pad((signs > 0).astype(np.float32), 2, mode="edge")[None, ..., None]
+    warped = compiled_warp(image, np.full((*image.shape[:-1], rank), 0.5, np.float32), order=3)
+    np.testing.assert_allclose(warped.max() - 1, overshoot, rtol=1e-5)
 
 
 def test_the_cubic_warp_is_exact_on_quadratic_images(float64):
