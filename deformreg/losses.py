@@ -49,7 +49,7 @@ def cross_entropy(
 ) -> Float[Array, " n"]:
     """The negative log-likelihood of the labels, or its mean over soft labels.
 
-    Soft labels may miss the sum 1 by rounding (a hundredth); each row counts as divided by its sum.
+    Soft labels may miss the sum 1 by rounding, by up to a hundredth.
 
     Args:
         logits: unnormalized log-probabilities.
@@ -73,9 +73,9 @@ def cross_entropy(
         logits = _checks.floating("logits", logits, rank=2, axes="[n, classes]")
         logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
         shares = _checks.probabilities("labels", labels, logits.shape).astype(logits.dtype)
-        shares = shares / jnp.sum(shares, axis=1, keepdims=True)  # else the loss depends on a shift of all logits
+        total = jnp.sum(shares, axis=1)  # without it, the loss of rounded labels depends on a shift of all logits
         # A class of probability zero may have a logit of minus infinity.
-        return jax.nn.logsumexp(logits, axis=1) - jnp.sum(jnp.where(shares > 0, shares * logits, 0), axis=1)
+        return total * jax.nn.logsumexp(logits, axis=1) - jnp.sum(jnp.where(shares > 0, shares * logits, 0), axis=1)
     logits, labels = _arguments(logits, labels, classes=1)
     return jax.nn.logsumexp(logits, axis=1) - _picked(logits, labels)
 
