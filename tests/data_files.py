@@ -68,6 +68,15 @@ def array_bytes(array):
     return stream.getvalue()
 
 
+def write_arrays(path, splits=SPLITS, *, count=32, classes=2, seed=0):
+    """An ``.npz`` file of random 8x8 images, the same in every split; a seed tells files apart."""
+    images = np.random.default_rng(seed).integers(0, 256, (count, 8, 8), np.uint8)
+    labels = np.arange(count) % classes
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(path, **{f"{split}_images": images for split in splits}, **{f"{split}_labels": labels for split in splits})
+    return path
+
+
 def write_npz(path, members, compression=zipfile.ZIP_DEFLATED):
     with zipfile.ZipFile(path, "w", compression) as archive:
         for name, content in members.items():

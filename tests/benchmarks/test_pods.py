@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import pytest
+from running import python
 
 from benchmarks import pods
 from benchmarks.collectives import COLLECTIVES, collectives
@@ -44,16 +42,8 @@ METRICS = 3 * 4
 
 def compiled(*rows):
     """What the program prints of each of the rows, by their names."""
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM.replace("ROWS", repr(rows))],
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        timeout=540,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    return {row["name"]: row for row in map(json.loads, done.stdout.splitlines())}
+    lines = python(PROGRAM.replace("ROWS", repr(rows)), timeout=540).splitlines()
+    return {row["name"]: row for row in map(json.loads, lines)}
 
 
 @pytest.mark.slow

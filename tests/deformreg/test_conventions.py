@@ -4,16 +4,14 @@ import ast
 import doctest
 import graphlib
 import inspect
-import subprocess
+import re
 import sys
-from pathlib import Path
 from types import ModuleType
 
 import pytest
+from running import ROOT, python
 
 import deformreg
-
-ROOT = Path(__file__).parents[2]
 
 
 def exported(module):
@@ -51,17 +49,19 @@ def test_the_public_functions_are_found():
     assert {"deformreg.balls.Ball", "deformreg.perturbations.perturbation.Perturbation"} <= set(CLASSES)
 
 
+def described(text, section):
+    """The names that a section of a docstring describes, such as ``a`` and ``b`` of ``a, b: this.``"""
+    lines = text.partition(f"\n{section}:\n")[2].partition("\n\n")[0]
+    return [name for names in re.findall(r"^ {4}(\w+(?:, \w+)*):", lines, re.MULTILINE) for name in names.split(", ")]
+
+
 @functions
 def test_functions_document_arguments_and_results(name):
     function = FUNCTIONS[name]
     text = inspect.getdoc(function) or ""
-    parameters = inspect.signature(function).parameters
     assert text.split("\n")[0].endswith("."), "the first line is a sentence"
-    if parameters:
-        assert "Args:" in text
-        arguments = text.split("Args:")[1].split("\n\n")[0]
-        assert all(f"{parameter}:" in arguments for parameter in parameters)
-    assert "Returns:" in text
+    assert sorted(described(text, "Args")) == sorted(inspect.signature(function).parameters)
+    assert "\nReturns:\n" in text
 
 
 def sections_missing(function):
@@ -71,8 +71,7 @@ def sections_missing(function):
     parameters = [each.arg for group in listed for each in group if each.arg not in ("self", "cls")]
     if "Args:" not in text and "Returns:" not in text:
         return []
-    described = (text.split("Args:")[1] if "Args:" in text else "").split("\n\n")[0]
-    missing = [name for name in parameters if f"{name}:" not in described]
+    missing = [name for name in parameters if name not in described(text, "Args")]
     gives = function.returns is None or ast.unparse(function.returns) != "None"
     return missing + ["Returns"] * (gives and "Returns:" not in text)
 
@@ -135,11 +134,10 @@ def test_signatures_are_annotated_with_whole_words(name):
         assert parameter.name not in ("x", "eps")
 
 
-@pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.parametrize("name", [name for name in CLASSES if not name.endswith(".DifferenceNorms")])  # of two norms
 def test_classes_document_their_attributes(name):
-    text = inspect.getdoc(CLASSES[name])
     fields = getattr(CLASSES[name], "_fields", ())
-    assert all(field in text for field in fields) or len(fields) <= 3
+    assert set(fields) <= set(described(inspect.getdoc(CLASSES[name]), "Attributes"))
 
 
 # Imports.
@@ -267,12 +265,6 @@ def test_imports_are_found(text, expected, tmp_path):
     assert expected or not found
 
 
-def run_python(code):
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert result.returncode == 0, result.stderr
-    return result.stdout
-
-
 def test_importing_the_library_after_jax_loads_nothing_heavy():
     code = """
 import sys
@@ -281,7 +273,7 @@ before = set(sys.modules)
 import deformreg
 print(*sorted({name.partition(".")[0] for name in set(sys.modules) - before}))
 """
-    loaded = set(run_python(code).split()) - set(sys.stdlib_module_names)
+    loaded = set(python(code).split()) - set(sys.stdlib_module_names)
     assert loaded <= {"deformreg", "jax", "jaxlib", "jaxtyping", "numpy"}
 
 
@@ -338,4 +330,4 @@ try:
 except Exception as error:
     print("enforced", type(error).__name__)
 """
-    assert "enforced TypeCheckError" in run_python(code)
+    assert "enforced TypeCheckError" in python(code)

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 import optax
 import pytest
+from running import refused
 from settings import OneLayer
 
 from train import data, exports, files, options, pictures, reports, restored, runs, saving, task
@@ -61,15 +62,6 @@ def write_run(
             state = jax.tree.map(lambda leaf: np.asarray(rng.random(leaf.shape), leaf.dtype), shapes)
             writer.save(step, state._replace(step=np.int32(step)), accuracy)
     return folder
-
-
-def refused(capsys, *arguments):
-    """The one line with which a command is refused."""
-    code = main([str(argument) for argument in arguments])
-    captured = capsys.readouterr()
-    errors = [line for line in captured.err.splitlines() if not line.startswith("skipped an unreadable example")]
-    assert (code, len(errors), captured.out) == (2, 1, ""), captured
-    return errors[0]
 
 
 @pytest.mark.parametrize(

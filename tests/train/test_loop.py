@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from data_files import write_folder
+from data_files import write_arrays, write_folder
 from settings import TINY, OneLayer
 
 from train import Method, Splits, fit, loop, manifests, metrics, pace, parallel, runs, saving
@@ -205,8 +205,7 @@ def test_images_called_val_choose_the_checkpoint_and_the_first_lines_name_them(c
     if kind == "folder":
         write_folder(path, sizes=[(8, 8)] * 8, splits=splits)
     else:
-        images, labels = np.zeros((16, 8, 8), np.uint8), np.arange(16) % 2
-        np.savez(path, **{f"{s}_images": images for s in splits}, **{f"{s}_labels": labels for s in splits})
+        write_arrays(path, splits, count=16)
     config = replace(TINY, data=Data(name=str(path), data_dir=str(tmp_path / "cache")), devices=1)
     task = prepare(config, evaluated=True)
     loop.announce(config, parallel.make_engine("jit", devices=1, batch_size=16), task, None, [])

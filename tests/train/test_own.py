@@ -8,10 +8,11 @@ from dataclasses import replace
 import flax.linen as nn
 import numpy as np
 import pytest
+from data_files import write_arrays
+from running import command
 from settings import TINY, OneLayer
 
 from train import loop, own, runs
-from train.commands import main
 from train.config import Data, Model
 from train.errors import ConfigError
 from train.options import check, to_json
@@ -67,16 +68,11 @@ def place(tmp_path, monkeypatch):
     (tmp_path / "stranger").mkdir()
     (tmp_path / "stranger" / "__init__.py").write_text("")
     (tmp_path / "stranger" / "nets.py").write_text(MODULE)
-    images, labels = np.random.default_rng(0).integers(0, 256, (32, 8, 8), np.uint8), np.arange(32) % 2
-    np.savez(tmp_path / "set.npz", images=images, labels=labels, test_images=images, test_labels=labels)
+    write_arrays(tmp_path / "set.npz")
     monkeypatch.syspath_prepend(tmp_path)
     yield tmp_path
     for name in ("stranger", "stranger.nets"):
         sys.modules.pop(name, None)
-
-
-def command(*arguments):
-    return main([str(argument) for argument in arguments])
 
 
 def fit(place, name, *arguments):

@@ -8,11 +8,11 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
-from data_files import write_images
+from data_files import write_arrays, write_images
+from running import command
 from settings import TINY, OneLayer
 
 from train import files, loop, manifests, runs, task
-from train.commands import main
 from train.config import Data, Model
 from train.data import load, places
 from train.errors import DataError, RunError
@@ -25,21 +25,8 @@ from train.state import predict
 from train.task import build, open_split
 
 
-def write_npz(path, count=32, seed=0):
-    """Random images, as many to train on as to test on, that a seed tells apart."""
-    rng = np.random.default_rng(seed)
-    images, labels = rng.integers(0, 256, (count, 8, 8), np.uint8), np.arange(count) % 2
-    path.parent.mkdir(parents=True, exist_ok=True)
-    np.savez(path, images=images, labels=labels, test_images=images, test_labels=labels)
-    return path
-
-
 def small(path, **changes):
     return replace(TINY, data=Data(name=str(path)), model=Model(width=0.1, norm="group"), devices=1, **changes)
-
-
-def command(*arguments):
-    return main([str(argument) for argument in arguments])
 
 
 MAKE_MODEL = task.make_model
@@ -63,7 +50,7 @@ def own_layers(monkeypatch):
 def trained(tmp_path_factory):
     """A run of one epoch on an ``.npz`` file beside it."""
     folder = tmp_path_factory.mktemp("trained")
-    loop.fit(small(write_npz(folder / "set.npz")), folder / "run")
+    loop.fit(small(write_arrays(folder / "set.npz")), folder / "run")
     return folder
 
 
@@ -94,6 +81,12 @@ def test_a_run_continues_by_its_folder_alone_for_more_epochs(folder, capsys):
     assert command("verify", folder / "run") == 0
 
 
+def test_steps_that_were_taken_before_are_not_traced_and_it_says_so(folder, capsys):
+    loop.fit(runs.load_config(folder / "run"), folder / "run", resume=True, profile=range(0, 2))
+    assert "--profile 0:2: these steps have been taken; nothing is traced\n" in capsys.readouterr().err
+    assert not (folder / "run" / "profile").exists()
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("own_layers")
 def test_a_network_with_dropout_continues_to_the_bit(trained, tmp_path):
@@ -112,7 +105,7 @@ def test_a_network_with_dropout_continues_to_the_bit(trained, tmp_path):
 @pytest.mark.usefixtures("own_layers")
 def test_an_average_and_the_state_of_muon_are_resumed_to_the_bit(tmp_path):
     optimizer = Muon(clip_norm=1.0, decay_all=False)
-    config = small(write_npz(tmp_path / "set.npz"), optimizer=optimizer, average=0.9, epochs=2)
+    config = small(write_arrays(tmp_path / "set.npz"), optimizer=optimizer, average=0.9, epochs=2)
     loop.fit(config, tmp_path / "whole")
     loop.fit(replace(config, epochs=1), tmp_path / "run")
     state = loop.fit(config, tmp_path / "run", resume=True)
@@ -183,12 +176,12 @@ def test_a_run_of_a_script_is_continued_there(tmp_path, capsys):
 
 def test_paths_are_stored_absolute(tmp_path, monkeypatch):
     """Else another file of that name would be taken, wherever a later command starts."""
-    monkeypatch.chdir(write_npz(tmp_path / "set.npz").parent)
+    monkeypatch.chdir(write_arrays(tmp_path / "set.npz").parent)
     config = small("set.npz")
     loop.fit(replace(config, data=replace(config.data, data_dir="cache")), "run")
     stored = runs.load_config(tmp_path / "run")
     assert (stored.data.name, stored.data.data_dir) == (str(tmp_path / "set.npz"), str(tmp_path / "cache"))
-    monkeypatch.chdir(write_npz(tmp_path / "elsewhere" / "set.npz", seed=1).parent)
+    monkeypatch.chdir(write_arrays(tmp_path / "elsewhere" / "set.npz", seed=1).parent)
     first = load(str(tmp_path / "set.npz"), split="test").read(np.arange(32))[0]
     np.testing.assert_array_equal(open_split(stored, "test").read(np.arange(32))[0], first)
 
@@ -213,7 +206,7 @@ def test_data_that_have_moved_are_found(tmp_path, kind):
     """By the place itself, or the folder that it was moved into; nowhere else, and never silently."""
     old, new = tmp_path / "old" / "set", tmp_path / "new" / "set"
     if kind == "npz":
-        old, new = (write_npz(path.with_suffix(".npz")) for path in (old, new))
+        old, new = (write_arrays(path.with_suffix(".npz")) for path in (old, new))
         name = str(old)
     else:
         for path in (old, new):
@@ -265,11 +258,11 @@ def test_other_contents_are_refused(tmp_path):
 
 def test_a_file_of_other_images_in_the_place_of_the_first_is_refused(folder, capsys):
     """As many, of the same shape and classes."""
-    write_npz(folder / "set.npz", seed=1)
+    write_arrays(folder / "set.npz", seed=1)
     arguments = ("fit", "--resume", folder / "run", "--data-dir", folder, "--epochs", "2", "--no-evaluate")
     assert command(*arguments) == 2
     assert "was trained on other images than there are now" in capsys.readouterr().err
-    write_npz(folder / "set.npz")
+    write_arrays(folder / "set.npz")
     assert command(*arguments) == 0
 
 

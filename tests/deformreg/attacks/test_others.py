@@ -1,13 +1,11 @@
 """The other attacks against closed forms, exhaustive search and NumPy or SciPy twins."""
 
-import subprocess
-import sys
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from closed_forms import linear_model, perceptron, ramp_model, ramps
+from running import python
 from scipy import ndimage, optimize
 
 from deformreg import balls, fields
@@ -245,8 +243,7 @@ def test_stadv_respects_a_hard_bound_and_names_what_it_needs():
         "try: deformreg.attacks.stadv()\n"
         "except ImportError as error: print(error)"
     )
-    shown = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert shown.stdout == "stadv needs Optax's L-BFGS: pip install optax\n"
+    assert python(script) == "stadv needs Optax's L-BFGS: pip install optax\n"
 
 
 @pytest.mark.parametrize("make", [spsa, nes])

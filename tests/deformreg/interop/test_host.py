@@ -1,8 +1,6 @@
 """A model on the host behaves like the same model in JAX; its failures are one line."""
 
 import os
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +9,7 @@ import pytest
 from closed_forms import perceptron
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
+from running import python
 
 from deformreg import attacks, cross_entropy, gradient_penalty, linf
 from deformreg.certification import certify, gaussian
@@ -129,10 +128,7 @@ print(float(model(LARGE).sum()))
 @pytest.mark.slow
 def test_a_model_may_be_called_where_jax_has_one_thread():
     environment = {**os.environ, "PJRT_NPROC": "1", "JAX_NUM_CPU_DEVICES": "1", "XLA_FLAGS": ""}
-    run = subprocess.run(
-        [sys.executable, "-c", WITH_ONE_THREAD], env=environment, capture_output=True, text=True, timeout=120
-    )
-    assert run.stdout == "16.0\n", run.stderr
+    assert python(WITH_ONE_THREAD, environment=environment) == "16.0\n"
 
 
 @pytest.mark.slow

@@ -7,11 +7,12 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
-from data_files import write_images
+from data_files import write_arrays, write_images
+from running import command
 from settings import TINY
 
 from train import checks, files, loop, options, processes, runs
-from train.commands import evaluate, main
+from train.commands import evaluate
 from train.config import Data, Model
 from train.errors import ConfigError, RunError
 from train.methods.adversarial import Deformation
@@ -35,8 +36,8 @@ def handed(monkeypatch):
     return found
 
 
-def command(*arguments):
-    return main(["fit", "digits-standard", *map(str, arguments)])
+def train(*arguments):
+    return command("fit", "digits-standard", *arguments)
 
 
 @pytest.mark.parametrize(("count", "devices"), [(1, 8), (2, 0)])
@@ -45,7 +46,7 @@ def test_devices_are_those_of_all_processes_in_training_and_of_each_in_the_evalu
 ):
     monkeypatch.setattr(jax, "process_count", lambda: count)
     monkeypatch.setattr(processes, "from_all", lambda number: [number] * count)
-    assert command("--run-dir", tmp_path / "run", "--data-dir", tmp_path / "data", "--devices", "8") == 0
+    assert train("--run-dir", tmp_path / "run", "--data-dir", tmp_path / "data", "--devices", "8") == 0
     assert handed["options"] == evaluate.Evaluate((tmp_path / "run",), devices=devices)
     assert handed["again"] == f"`fit --resume {tmp_path / 'run'}`"
 
@@ -53,13 +54,13 @@ def test_devices_are_those_of_all_processes_in_training_and_of_each_in_the_evalu
 def test_each_process_evaluates_on_its_own_host_s_data(tmp_path, handed):
     """The config in the run folder is that of process 0."""
     handed["elsewhere"] = lambda name, data_dir: (name, "/of/process/0")
-    assert command("--run-dir", tmp_path / "a", "--data-dir", tmp_path / "data") == 0
+    assert train("--run-dir", tmp_path / "a", "--data-dir", tmp_path / "data") == 0
     assert handed["options"].data_dir == str(tmp_path / "data")
     write_images(tmp_path / "photos")
     handed["elsewhere"] = lambda name, data_dir: ("folder:/of/process/0/photos", data_dir)
     for name in (f"folder:{tmp_path / 'photos'}", str(tmp_path / "photos")):
         folder = tmp_path / f"run-{len(name)}"
-        assert command("--run-dir", folder, "--data.name", name, "--data-dir", tmp_path / "cache") == 0
+        assert train("--run-dir", folder, "--data.name", name, "--data-dir", tmp_path / "cache") == 0
         assert handed["options"].data_dir == str(tmp_path / "photos")
 
 
@@ -72,14 +73,14 @@ def test_a_process_that_is_given_no_folder_of_sets_evaluates_on_the_usual_ones(t
     prepared.write_text("{}")
     handed["elsewhere"] = lambda name, data_dir: (name, "/of/process/0")
     for name, folder in (("digits", "usual"), ("cifar10", "tfds")):
-        assert command("--run-dir", tmp_path / f"run-{name}", "--data.name", name) == 0
+        assert train("--run-dir", tmp_path / f"run-{name}", "--data.name", name) == 0
         assert handed["options"].data_dir == str(tmp_path / folder)
 
 
 @pytest.mark.parametrize("statistics", ["held", "running"])
 def test_statistics_that_a_network_does_not_have_are_refused(tmp_path, capsys, statistics):
     chosen = ("--method", "flow-gradient", "--method.statistics", statistics, "--model.norm", "group")
-    assert command("--run-dir", tmp_path / "run", *chosen) == 2
+    assert train("--run-dir", tmp_path / "run", *chosen) == 2
     said = f"--method.statistics {statistics} has no effect on a network without batch normalization: leave it out"
     assert said in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
@@ -105,12 +106,6 @@ def test_statistics_that_have_an_effect_are_taken():
             checks.statistics(config, shapes)
 
 
-def write_npz(path, splits):
-    images, labels = np.zeros((8, 8, 8), np.uint8), np.arange(8) % 2
-    np.savez(path, **{f"{s}_images": images for s in splits}, **{f"{s}_labels": labels for s in splits})
-    return str(path)
-
-
 @pytest.mark.parametrize(
     ("splits", "chosen", "refused"),
     [
@@ -121,7 +116,7 @@ def write_npz(path, splits):
     ],
 )
 def test_the_test_split_may_change_unless_it_is_validated_on(tmp_path, splits, chosen, refused):
-    name = write_npz(tmp_path / "set.npz", splits)
+    name = str(write_arrays(tmp_path / "set.npz", splits, count=8))
     config = replace(TINY, data=Data(name=name, **chosen), batch_size=8)
     runs.create(runs.Run(tmp_path / "run"), config, 8)
     other = replace(config, data=replace(config.data, test_split="test[:4]"))

@@ -10,11 +10,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from running import refused, run
 from settings import METHODS, TINY
 
 from deformreg.evaluation import Frames
 from train import files, options, results
-from train.commands import main
 from train.config import Model
 
 EVIL = "<script>x</script>\udce9"
@@ -61,9 +61,8 @@ def write(folder, *, config=TINY, row=ROW, frames=True):
 
 
 def report(capsys, *arguments):
-    code = main(["report", *map(str, arguments)])
-    captured = capsys.readouterr()
-    return code, captured.out + captured.err
+    code, out, err = run(capsys, "report", *arguments)
+    return code, out + err
 
 
 def test_a_report_of_two_runs_is_one_page(capsys, tmp_path):
@@ -140,7 +139,7 @@ def test_certificates_of_other_norms_have_charts_of_their_own_and_those_of_other
 def test_a_damaged_certification_is_one_line(capsys, tmp_path, changed, said):
     run = write(tmp_path / "run")
     files.write_json(run / "certified.json", {**CERTIFIED, **changed})
-    assert said in refused(capsys, run)
+    assert said in refused(capsys, "report", run)
 
 
 OTHERS = [{field: 2 * ROW[field]} for field in ("suite", "radius_pixels", "images", "examples")]
@@ -174,7 +173,8 @@ def test_runs_attacked_in_other_numbers_of_steps_do_not_compare(capsys, tmp_path
     assert (said in text) == (TINY.evaluation.steps != 50)
     assert report(capsys, other)[0] == 0
     assert "whose --evaluation.steps is 20" in (other / "report.html").read_text()
-    assert "error: c was evaluated with other steps of multi-step than a ([20]; [50])" in refused(capsys, first, other)
+    said = "error: c was evaluated with other steps of multi-step than a ([20]; [50])"
+    assert said in refused(capsys, "report", first, other)
 
 
 def test_the_commands_name_a_network_of_ones_own(capsys, tmp_path):
@@ -184,25 +184,19 @@ def test_the_commands_name_a_network_of_ones_own(capsys, tmp_path):
     assert len(re.findall(r"python -m train (?:fit|evaluate) [^\n]*--model\.name package\.nets:Net", text)) == 2
 
 
-def refused(capsys, *arguments):
-    code, said = report(capsys, *arguments)
-    assert (code, said.count("\n")) == (2, 1), said
-    return said
-
-
 def test_what_cannot_be_read_is_one_line(capsys, tmp_path):
-    assert "at least one run folder" in refused(capsys)
+    assert "at least one run folder" in refused(capsys, "report")
     run = write(tmp_path / "run")
-    assert "takes each run once" in refused(capsys, run, run)
-    assert "a folder: --output names a file" in refused(capsys, run, "--output", tmp_path)
-    assert "choose another --output" in refused(capsys, run, "--output", run / "config.json" / "x.html")
+    assert "takes each run once" in refused(capsys, "report", run, run)
+    assert "a folder: --output names a file" in refused(capsys, "report", run, "--output", tmp_path)
+    assert "choose another --output" in refused(capsys, "report", run, "--output", run / "config.json" / "x.html")
     for row in ({**ROW, "clean_accuracy": 1.5}, {**ROW, "curve": []}, {**ROW, "flags": 3}, [], {}):
         files.write_json(run / "evaluation.json", row)
-        assert "is no evaluation of this version" in refused(capsys, run)
+        assert "is no evaluation of this version" in refused(capsys, "report", run)
     (run / "evaluation.json").write_text("{")
-    assert "cannot be read" in refused(capsys, run)
+    assert "cannot be read" in refused(capsys, "report", run)
     (run / "evaluation.json").unlink()
-    assert "holds no evaluation: `python -m train evaluate` writes one" in refused(capsys, run)
+    assert "holds no evaluation: `python -m train evaluate` writes one" in refused(capsys, "report", run)
 
 
 def test_examples_come_back_as_they_were(tmp_path):
@@ -230,11 +224,11 @@ def test_damaged_examples_are_refused(capsys, tmp_path, damage):
     with np.load(run / "examples.npz") as stored:
         arrays = dict(stored)
     np.savez(run / "examples.npz", **{**arrays, **damage})
-    assert "examples.npz cannot be read" in refused(capsys, run)
+    assert "examples.npz cannot be read" in refused(capsys, "report", run)
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": (10**14, 4)})
     with zipfile.ZipFile(run / "examples.npz", "w") as archive:
         archive.writestr("class_names.npy", header.getvalue())
-    assert "examples.npz cannot be read" in refused(capsys, run)
+    assert "examples.npz cannot be read" in refused(capsys, "report", run)
     (run / "examples.npz").write_bytes(b"PK nothing")
-    assert "examples.npz cannot be read" in refused(capsys, run)
+    assert "examples.npz cannot be read" in refused(capsys, "report", run)

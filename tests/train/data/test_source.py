@@ -2,13 +2,13 @@
 
 import json
 import shutil
-import subprocess
-import sys
+import tracemalloc
 
 import numpy as np
 import pytest
 from data_files import refused, whole, write_folder
 from PIL import Image
+from running import python
 
 from train import data
 from train.data import DataError, source
@@ -18,8 +18,7 @@ from train.data.kind import InMemory, Kind
 def test_the_import_is_light():
     heavy = ["tensorflow", "tensorflow_datasets", "grain", "PIL", "mlxtend", "sklearn", "tqdm"]
     code = f"import train.data, sys; print([m for m in {heavy} if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    assert python(code) == "[]\n"
 
 
 def test_the_default_folder_follows_the_environment(prepared, tmp_path, monkeypatch):
@@ -74,6 +73,20 @@ def test_labels_outside_the_classes_are_named_or_replaced(copied, memory_limit):
     labels = whole(opened)[1]
     assert labels.max() == 8
     assert opened.unreadable(np.arange(297)).sum() > 10
+
+
+@pytest.mark.parametrize(
+    ("options", "copied"),
+    [({"train_split": "train[:2]"}, True), ({"split": "validation", "holdout": 0.2}, True), ({"holdout": 0.2}, False)],
+)
+def test_a_small_part_does_not_keep_the_rest_in_memory(tmp_path, options, copied):
+    image = 256 * 256 * 3
+    np.savez(tmp_path / "set.npz", images=np.zeros((12, 256, 256, 3), np.uint8), labels=np.arange(12) % 2)
+    tracemalloc.start()
+    part = data.load(str(tmp_path / "set.npz"), **options)
+    kept, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert kept - (len(part) if copied else 12) * image in range(image)
 
 
 def test_holdout_cuts_the_same_disjoint_part_every_time(numbered, tmp_path):

@@ -11,10 +11,11 @@ from pathlib import Path
 import jax.export
 import numpy as np
 import pytest
+from data_files import write_arrays
+from running import command, refused
 from settings import TINY
 
 from train import exports, loop, manifests, options
-from train.commands import main
 from train.config import Data, Model
 from train.errors import ConfigError
 from train.restored import open_network, open_run
@@ -24,27 +25,16 @@ pytestmark = pytest.mark.slow
 safetensors = pytest.importorskip("safetensors.numpy")
 
 
-def write_npz(path, classes=2, count=32):
-    images = np.random.default_rng(0).integers(0, 256, (count, 8, 8), np.uint8)
-    labels = np.arange(count) % classes
-    np.savez(path, images=images, labels=labels, test_images=images, test_labels=labels)
-    return str(path)
-
-
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A run of one epoch, exported."""
     folder = tmp_path_factory.mktemp("trained")
     config = replace(
-        TINY, data=Data(name=write_npz(folder / "set.npz")), model=Model(width=0.1, dropout=0.2), devices=1
+        TINY, data=Data(name=str(write_arrays(folder / "set.npz"))), model=Model(width=0.1, dropout=0.2), devices=1
     )
     loop.fit(config, folder / "run")
-    assert main(["export", str(folder / "run")]) == 0
+    assert command("export", folder / "run") == 0
     return folder, config
-
-
-def command(*arguments):
-    return main([str(argument) for argument in arguments])
 
 
 def leaves_of(state):
@@ -91,7 +81,8 @@ def prepared(config):
 
 def test_a_head_for_other_classes_is_new(trained, tmp_path, capsys):
     folder, config = trained
-    other = replace(config, data=Data(name=write_npz(tmp_path / "three.npz", classes=3)), init=str(folder / "run"))
+    data = Data(name=str(write_arrays(tmp_path / "three.npz", classes=3)))
+    other = replace(config, data=data, init=str(folder / "run"))
     loop.fit(other, tmp_path / "run")
     captured = capsys.readouterr()
     assert "  of another shape, so newly initialized: params/head/bias [3], stored [2]\n" in captured.err
@@ -129,10 +120,7 @@ def test_weights_that_cannot_be_used_are_named(trained, tmp_path, capsys):
         (tmp_path / "folder", "holds no run"),
     ):
         arguments = ("fit", "digits-standard", "--data.name", folder / "set.npz", "--batch-size", "8", "--init", place)
-        assert command(*arguments, "--run-dir", tmp_path / "run", "--no-evaluate") == 2
-        err = capsys.readouterr().err
-        assert said in err
-        assert err.count("\n") == 1
+        assert said in refused(capsys, *arguments, "--run-dir", tmp_path / "run", "--no-evaluate")
         assert not (tmp_path / "run").exists()
     assert command("export") == 2
     assert command("export", tmp_path / "folder") == 2
