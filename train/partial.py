@@ -81,6 +81,13 @@ class Partial(NamedTuple):
             )
         return kept
 
+    def fingerprint(self) -> str:
+        """A hash of the file's bytes; of one that cannot be read, the kind of error."""
+        try:
+            return hashlib.sha256(files.read_bytes(self.path, limit=_LARGEST)).hexdigest()
+        except (OSError, ValueError) as error:
+            return type(error).__name__
+
     def write(self, facts: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
         """Replaces the file's content."""
         self.check()

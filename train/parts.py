@@ -77,16 +77,20 @@ def check_alike(kept: Sequence[Partial]) -> None:
 
 
 def check_shared(kept: Sequence[Partial], team: Team) -> None:
-    """Makes sure that all processes see the same folders: else each would wait for files that it never sees.
+    """Makes sure that all processes see the same folders, and in them the same results of earlier starts.
+
+    Else each would wait for files that it never sees, or that another one, which is at another attack, never writes.
 
     Args:
         kept: the files of the finished attacks of all runs.
         team: the processes.
 
     Raises:
-        RunError: in every process, if one does not see a folder.
+        RunError: in every process, if one does not see a folder, or does not read what process 0 reads there.
     """
-    for file in kept if team.count > 1 else ():
+    if team.count == 1:
+        return
+    for file in kept:
         place, start = file.path.with_suffix(START), str(team.start).encode()
         if team.index == 0:
             file.check()
@@ -96,6 +100,11 @@ def check_shared(kept: Sequence[Partial], team: Team) -> None:
         finally:
             if team.index == 0:
                 place.unlink(missing_ok=True)
+    places = [(file, path) for file in kept for path in (file.path, *_paths(file))]
+    read = [[path.name, file._replace(path=path).fingerprint()] for file, path in places]
+    folders = " and ".join(dict.fromkeys(str(file.path.parent) for file in kept))
+    remedy = f"give the command again, once all can read {folders} and no process of an earlier start is left"
+    processes.agree({"results of an earlier start": json.dumps(read)}, remedy)
 
 
 def _holds(path: Path, text: bytes) -> bool:

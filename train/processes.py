@@ -154,8 +154,15 @@ def from_all(number: int) -> list[int]:
     return [int(value) for value in np.atleast_1d(multihost_utils.process_allgather(np.int32(number)))]
 
 
-def agree(facts: Mapping[str, str]) -> None:
-    """Checks that every process knows the same, given as ``{what: text}``.
+_ALIKE = "start all processes with the same options, data, weights, code, versions and settings"
+
+
+def agree(facts: Mapping[str, str], remedy: str = _ALIKE) -> None:
+    """Checks that every process knows the same.
+
+    Args:
+        facts: as ``{what: text}``.
+        remedy: what to do otherwise, for the error.
 
     Raises:
         RunError: in every process, if one knows something else.
@@ -164,10 +171,7 @@ def agree(facts: Mapping[str, str]) -> None:
         digests = from_all(zlib.crc32(text.encode()) & 0x7FFFFFFF)
         other = next((index for index, digest in enumerate(digests) if digest != digests[0]), None)
         if other is not None:
-            raise RunError(
-                f"process {other} has other {what} than process 0: start all processes with the same options, data, "
-                "weights, code, versions and settings"
-            )
+            raise RunError(f"process {other} has other {what} than process 0: {remedy}")
 
 
 def largest_of_all(numbers: np.ndarray) -> np.ndarray:

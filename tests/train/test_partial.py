@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 from types import SimpleNamespace
@@ -10,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from train import certification, environment, evaluation, partial, parts, processes
+from train import certification, environment, evaluation, files, partial, parts, processes
 from train.config import Config
 from train.errors import RunError
 
@@ -163,6 +164,28 @@ def test_nothing_is_written_where_it_may_not(tmp_path):
     with pytest.raises(RunError):
         partial.of(tmp_path, "evaluation", run(), {}, refuse).write(FACTS, ARRAYS)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("unreadable", ["", ".0.0"])
+def test_processes_that_read_other_results_of_an_earlier_start_are_named(tmp_path, monkeypatch, unreadable):
+    """As where the disk fails one of them: at another attack, or on other images, it would wait without end."""
+    file, team, asked = partial.of(tmp_path, "evaluation", run(), {}), parts.Team(0, 2, start=7), []
+    file.write(FACTS, ARRAYS)
+    file._replace(path=file.path.with_suffix(".0.0.partial")).write(FACTS, ARRAYS)
+    monkeypatch.setattr(processes, "from_all", lambda number: asked.append(number) or [number, number])
+    parts.check_shared([file], team)
+    others, read = iter(asked), files.read_bytes
+
+    def failing(path, **options):
+        if path.name == f"{file.path.stem}{unreadable}.partial":
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return read(path, **options)
+
+    monkeypatch.setattr(files, "read_bytes", failing)
+    monkeypatch.setattr(processes, "from_all", lambda number: [next(others), number])
+    with pytest.raises(RunError, match="process 1 has other results of an earlier start than process 0: give the com"):
+        parts.check_shared([file], team)
+    assert not list(tmp_path.glob("*.start"))
 
 
 @pytest.mark.parametrize(
