@@ -155,7 +155,8 @@ def not_probabilities(name: str, value: jax.Array) -> None:
     if isinstance(value, jax.core.Tracer) or not value.is_fully_addressable or len(value) < 2:
         return
     given = np.asarray(value, np.float64)
-    if (given >= 0).all() and (given % 1 != 0).any() and np.abs(given.sum(axis=1) - 1).max() < 1e-5:
+    # The remainder comes last: that of an infinity would be a warning of NumPy's.
+    if (given >= 0).all() and np.abs(given.sum(axis=1) - 1).max() < 1e-5 and (given % 1 != 0).any():
         warnings.warn(
             f"{name} look like probabilities, which are not negative and sum to one: leave out the softmax",
             stacklevel=4,

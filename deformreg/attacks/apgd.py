@@ -104,7 +104,8 @@ def apgd(
         loss: ``"cross_entropy"``, ``"margin"``, ``"dlr"`` (the margin with fewer than four classes) or a function.
         num_targets: 0 ascends the loss at the label (or descends it at the targets of the run). k > 0 ascends the
             targeted loss towards each of the k runner-up classes of the clean image in turn (or k times towards the
-            target of the run), or of all other classes where there are fewer; 9 for ten classes.
+            target of the run), or of all other classes where there are fewer; 9 for ten classes. A class whose logit is
+            -inf there is no runner-up.
         initial_step: the first step size, in radii. The paper uses 2 for pixel values. The loss along a flow curves
             within a fraction of a pixel, where the shorter default breaks more examples.
         keep: ``"any"`` stops at the first iterate that breaks the model, ``"best"`` goes on to the end, ``"last"``
@@ -200,7 +201,8 @@ def _step(plan: _Plan, logits_fn: LogitsFn, examples: Examples, search: Search) 
     over = iterate == plan.num_steps
     eligible = (run >= 0) & (over | (plan.keep != "last"))
     search = record(search, tried.losses, tried.broken, keep=plan.keep, eligible=eligible)
-    runs = max(min(plan.num_targets, tried.logits.shape[1] - 1), 1) * plan.restarts
+    most = max(min(plan.num_targets, tried.logits.shape[1] - 1), 1)
+    runs = (_number_of_classes(memory.ranking) if examples.targets is None else most) * plan.restarts
     moved, memory = _next(plan, examples, memory, params, tried, iterate)
     if ranked:
         ranking = rank(tried.logits, examples, plan.loss, plan.num_targets)
@@ -243,6 +245,11 @@ def rank(logits: Array, examples: Examples, loss: Loss, num_targets: int) -> Arr
         raise ValueError(f"num_targets needs a named loss and two classes or more, got loss={loss}, {classes} classes")
     found = runners_up(logits, examples.labels, min(num_targets, classes - 1))
     return pad_examples(found, [(0, num_targets - found.shape[1])], "edge")
+
+
+def _number_of_classes(ranking: Array) -> Array:
+    """int32[n]: how many different classes each example's ranking has; repetitions follow each other."""
+    return 1 + jnp.sum(ranking[:, 1:] != ranking[:, :-1], axis=1)
 
 
 def aim(ranking: Array, number: Array) -> Array:

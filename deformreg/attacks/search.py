@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array
 
 from deformreg import _checks, fields
-from deformreg._arrays import aligned, choose, finite_or_zero, scaled
+from deformreg._arrays import aligned, choose, entries, finite_or_zero, scaled
 from deformreg.attacks.attack import Budget, Examples, LogitsFn, Search, labels_along
 from deformreg.balls import Ball, l2
 from deformreg.criteria.classification import predicted_classes
@@ -57,33 +57,47 @@ def check_choices(loss: Loss, keep: Keep, keeps: tuple[str, ...] = get_args(Keep
 def objective(loss: Loss, logits: Array, examples: Examples) -> Array:
     """The value an attack ascends, one per example.
 
-    With fewer than four classes the margin replaces the ratio ``"dlr"``, whose targeted form needs four.
+    With fewer than four classes the margin replaces the ratio ``"dlr"``, whose targeted form needs four. So it does in
+    rows where fewer than four logits are finite.
     """
     if loss == "dlr" and logits.shape[1] < 4:
         loss = "margin"
+    if loss == "dlr":
+        few = jnp.sum(logits > -jnp.inf, axis=1) < 4
+        # The ratio would be over infinity in these rows. It sees other logits there, or its gradient would be NaN.
+        ratio = _ratio(jnp.where(few[:, None], jnp.arange(logits.shape[1], dtype=logits.dtype)[None], logits), examples)
+        return jnp.where(few, objective("margin", logits, examples), ratio)
     if examples.targets is not None:
-        if loss == "dlr":
-            return targeted_difference_of_logits_ratio(logits, examples.labels, examples.targets)
         return -objective(loss, logits, examples._replace(labels=examples.targets, targets=None))
     if callable(loss):
         return _checks.per_example(loss(logits, examples.labels), examples.images.shape[0], "loss")
     criterion = examples.criterion
-    by_name = {"cross_entropy": criterion.loss, "margin": criterion.margin, "dlr": difference_of_logits_ratio}
-    return by_name[loss](logits, examples.labels)
+    return (criterion.loss if loss == "cross_entropy" else criterion.margin)(logits, examples.labels)
+
+
+def _ratio(logits: Array, examples: Examples) -> Array:
+    if examples.targets is None:
+        return difference_of_logits_ratio(logits, examples.labels)
+    return targeted_difference_of_logits_ratio(logits, examples.labels, examples.targets)
 
 
 def is_broken(logits: Array, examples: Examples) -> Array:
-    """Whether outputs are broken, or predictions reached the target; logits that are not finite predict nothing."""
+    """Whether outputs are broken, or predictions reached the target; NaN and +inf among logits predict nothing."""
     if examples.targets is None:
         return examples.criterion.broken(logits, examples.labels)
     return predicted_classes(logits) == examples.targets
 
 
 def runners_up(logits: Array, labels: Array, count: int) -> Array:
-    """int32[n, count]: the wrong classes with the largest logits, largest first."""
+    """int32[n, count]: the wrong classes with the largest logits, largest first.
+
+    A class with a logit of -inf is none of them: the last of the others is repeated in its place.
+    """
     right = jnp.arange(logits.shape[1])[None, :] == labels[:, None]
-    order = jnp.argsort(jnp.where(right, -jnp.inf, logits), axis=1, descending=True)
-    return order[:, :count].astype(jnp.int32)
+    others = jnp.where(right, -jnp.inf, logits)
+    order = jnp.argsort(others, axis=1, descending=True)
+    last = jnp.maximum(jnp.sum(others > -jnp.inf, axis=1) - 1, 0)
+    return entries(order, jnp.minimum(jnp.arange(count)[None, :], last[:, None])).astype(jnp.int32)
 
 
 def fresh(examples: Examples, params: Params, memory: Any = ()) -> Search:

@@ -12,6 +12,7 @@ from deformreg._arrays import aligned, num_shards
 from deformreg._families import check_layout, family_or_flow, identity
 from deformreg.attacks.attack import LogitsFn
 from deformreg.certification.laws import SmoothingLaw
+from deformreg.criteria.classification import predicted_classes
 from deformreg.noise import Noise
 from deformreg.perturbations import Params, Perturbation
 
@@ -46,7 +47,8 @@ def smoothed_votes(
         key: a JAX random key; draw j of image i comes from ``fold_in(fold_in(key, i), j)``.
 
     Returns:
-        int32[n, classes]; a draw whose logits are not finite votes for no class.
+        int32[n, classes]. A draw votes for no class if one of its logits is NaN or +inf, or none is finite; a logit of
+        -inf says "never this class".
 
     Raises:
         TypeError: integer images, counts that are not integers, or a `law` that is no `SmoothingLaw`.
@@ -129,10 +131,9 @@ def tally(
         moved = jax.tree.map(jnp.add, jax.vmap(draw)(indices), params)
         outputs = _checks.called("logits_fn", logits_fn, perturbation.apply(moved, copies))
         logits = _checks.logits(outputs, batch_size)
-        # Logits that are not finite vote for no class, which can only lower a certificate.
-        valid = jnp.all(jnp.isfinite(logits), axis=1)
-        in_set = [valid & (indices >= end - size) & (indices < end) for size, end in zip(sizes, ends, strict=True)]
-        answers = jax.nn.one_hot(jnp.argmax(logits, axis=1), logits.shape[1], dtype=jnp.int32)
+        in_set = [(indices >= end - size) & (indices < end) for size, end in zip(sizes, ends, strict=True)]
+        # Logits without a prediction (-1) vote for no class, which can only lower a certificate.
+        answers = jax.nn.one_hot(predicted_classes(logits), logits.shape[1], dtype=jnp.int32)
         return jnp.sum(jnp.where(jnp.stack(in_set)[:, :, None], answers[None], 0), axis=1, dtype=jnp.int32)
 
     kind = jax.eval_shape(votes_of, 0)

@@ -11,6 +11,15 @@ import numpy as np
 from deformreg import _checks
 
 
+def usable(logits: Any) -> Any:
+    """bool[n, ...]: whether logits along the last axis predict: none is NaN or +inf, and one is finite.
+
+    A logit of -inf says "never this class", as models write that mask classes out. The logits may be of NumPy or JAX.
+    """
+    # Comparisons, because both are false for NaN.
+    return (logits < jnp.inf).all(axis=-1) & (logits > -jnp.inf).any(axis=-1)
+
+
 def outputs(value: Any, count: int, name: str, shape: str, *, rank: int, last: int = 1) -> jax.Array:
     """Returns what a model returned for `count` images, or raises unless it is a floating array of at least a rank.
 

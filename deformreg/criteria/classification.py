@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from deformreg import _checks
+from deformreg.criteria.checks import usable
 from deformreg.criteria.criterion import Criterion
 from deformreg.losses import cross_entropy, margin
 
@@ -16,6 +17,9 @@ from deformreg.losses import cross_entropy, margin
 @cache
 def classification() -> Criterion:
     """One class per image: broken where the largest logit is not the label's. The default everywhere.
+
+    A logit of -inf says "never this class". Logits predict nothing, and are broken, where one is NaN or +inf, or none
+    is finite.
 
     Returns:
         The criterion: outputs float[n, classes], labels int[n]. Its loss is `deformreg.losses.cross_entropy`, its
@@ -60,9 +64,8 @@ def criterion_or_classification(criterion: Criterion | None) -> Criterion:
 
 
 def predicted_classes(outputs: Float[Array, "n *rest classes"]) -> Array:
-    """The class of the largest logit along the last axis; -1 where the logits are not finite."""
-    finite = jnp.isfinite(outputs).all(axis=-1)
-    return jnp.where(finite, jnp.argmax(outputs, axis=-1), -1)
+    """The class of the largest logit along the last axis; -1 where one is NaN or +inf, or none is finite."""
+    return jnp.where(usable(outputs), jnp.argmax(outputs, axis=-1), -1)
 
 
 def sum_to_one(outputs: Any) -> bool:

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
 from deformreg import _checks
@@ -22,9 +21,9 @@ class Criterion(NamedTuple):
 
     Attributes:
         name: for reports and messages, with its bound.
-        broken: ``(outputs, labels) -> bool[n]``: whether the output is wrong; outputs that are not finite are.
-        margin: ``(outputs, labels) -> float[n]``: positive where broken, negative where not, but for
-            outputs that are not finite.
+        broken: ``(outputs, labels) -> bool[n]``: whether the output is wrong. It is where a number is NaN or +inf, or
+            none is finite.
+        margin: ``(outputs, labels) -> float[n]``: positive where broken, negative where not, but for such outputs.
         loss: ``(outputs, labels) -> float[n]``: what models are trained on, for penalties, and for attacks that ascend
             ``"cross_entropy"``.
         check_outputs: ``(outputs, n, name of the model) -> outputs``; raises if the model cannot have meant these.
@@ -88,8 +87,8 @@ def from_margin(
 
     def broken(outputs: Array, labels: Array) -> Bool[Array, " n"]:
         values = checked("margin", margin)(outputs, labels)
-        finite = jnp.isfinite(outputs).all(axis=tuple(range(1, outputs.ndim)))
-        return ~(finite & (values <= 0))
+        right: Array = checks.usable(outputs.reshape(outputs.shape[0], -1)) & (values <= 0)
+        return ~right
 
     def check_outputs(outputs: Any, count: int, name: str = "logits_fn") -> Array:
         return checks.outputs(outputs, count, name, "[n, ...]", rank=1)

@@ -47,8 +47,8 @@ def _multilabel(least: float) -> Criterion:
         return jnp.where(labels.astype(bool), outputs, -outputs)
 
     def broken(outputs: Array, labels: Array) -> Array:
-        right = ((outputs > 0) == labels.astype(bool)) & jnp.isfinite(outputs)
-        return jnp.sum(right, axis=1) < needed(least, outputs.shape[1])
+        right = ((outputs > 0) == labels.astype(bool)) & (outputs < jnp.inf)  # false for NaN; -inf is a sure no
+        return (jnp.sum(right, axis=1) < needed(least, outputs.shape[1])) | ~(outputs > -jnp.inf).any(axis=1)
 
     def of_needed_label(outputs: Array, labels: Array) -> Array:
         return needed_margin(least, on_right_side(outputs, labels), jnp.ones(outputs.shape, bool))

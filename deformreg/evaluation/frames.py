@@ -111,8 +111,8 @@ def _moved(images: Array, flows: Array, boundary: Boundary) -> Array:
 
 
 def _answers(logits_fn: Any, images: Array, labels: Array) -> Array:
-    """float[n, 3]: the predicted class, its probability, and that of the label; -1 and zeros for logits that are
-    not finite."""
+    """float[n, 3]: the predicted class, its probability, and that of the label; -1 and zeros for logits that predict
+    nothing."""
     logits = _checks.logits(logits_fn(images), len(images)).astype(np.float32)
     predicted = predicted_classes(logits)
     probabilities = jnp.where(predicted[:, None] < 0, 0, jax.nn.softmax(logits))

@@ -12,6 +12,7 @@ from jax.tree_util import Partial
 
 from deformreg import _checks
 from deformreg.criteria import Criterion
+from deformreg.criteria.checks import usable
 from deformreg.criteria.classification import predicted_classes
 from deformreg.evaluation.data import Data, HostArray
 from deformreg.evaluation.devices import ROWS, WHOLE, Devices
@@ -89,7 +90,7 @@ class Clean(NamedTuple):
         broken: bool[n], which outputs are broken.
         losses: float[n], the criterion's loss.
         margins: float[n], its margin.
-        finite: bool[n], which outputs are finite.
+        finite: bool[n], which outputs hold neither NaN nor +inf, and a finite number for every decision.
         largest: the largest absolute value of a finite output, above zero.
         watched: the outputs of some examples.
     """
@@ -110,7 +111,9 @@ def clean_pass(setting: Setting, watched: HostArray) -> Clean:
         outputs = np.asarray(judged.outputs)
         finite = np.isfinite(outputs)
         seen.broken[place], seen.losses[place], seen.margins[place] = judged.broken, judged.losses, judged.margins
-        seen.finite[place] = finite.all(axis=tuple(range(1, outputs.ndim)))
+        seen.finite[place] = _all_usable(outputs)
+        if setting.data.criterion.probabilities is None:  # not logits: whether -inf is an answer, the margin says
+            seen.finite[place] &= seen.margins[place] < np.inf
         if place.start == 0:
             seen = seen._replace(watched=np.zeros((len(watched), *outputs.shape[1:]), outputs.dtype))
         here = (watched >= place.start) & (watched < place.stop)
@@ -119,6 +122,13 @@ def clean_pass(setting: Setting, watched: HostArray) -> Clean:
             largest=max(seen.largest, float(np.abs(outputs, where=finite, out=np.zeros_like(outputs)).max()))
         )
     return seen
+
+
+def _all_usable(outputs: HostArray) -> HostArray:
+    """bool[n]: whether outputs are usable for every decision along the axes between the first and the last."""
+    rows = outputs.reshape(len(outputs), -1, outputs.shape[-1] if outputs.ndim > 1 else 1)
+    found: HostArray = np.all(usable(rows), axis=1)
+    return found
 
 
 def find_broken(setting: Setting, data: Data) -> HostArray:

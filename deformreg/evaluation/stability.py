@@ -96,7 +96,7 @@ def relative_stability(
     Raises:
         TypeError: integer images.
         ValueError: images not of rank 4, a size that is not positive, a deformation that changes no image, or logits
-            that are not finite.
+            that are not finite, other than -inf for the same classes throughout.
 
     Example:
         >>> import jax
@@ -120,8 +120,7 @@ def relative_stability(
             noise = jax.random.normal(noise_key, images.shape, images.dtype)
             lengths, wanted = (lengths_along(one, (1, 2, 3)) for one in (noise, deformed - images))
             noisy = images + (noise * (wanted / lengths)).astype(images.dtype)
-            changes = (wide(logits_fn(one)) - wide(clean) for one in (deformed, noisy))
-            reactions = [jnp.mean(jnp.sum(change**2, axis=1)) for change in changes]
+            reactions = [jnp.mean(jnp.sum(_change(logits_fn(one), clean) ** 2, axis=1)) for one in (deformed, noisy)]
             return reactions[0], reactions[1]
 
         reactions: tuple[Array, Array] = jax.lax.map(drawn, jax.random.split(key, num_draws))
@@ -133,3 +132,8 @@ def relative_stability(
     if noisy == 0:
         raise ValueError("the images do not change under deformations, or the logits under noise: take other images")
     return Stability(deformed / noisy, deformed, noisy)
+
+
+def _change(logits: Array, clean: Array) -> Array:
+    # A class that is masked out has the logit -inf before and after.
+    return jnp.where(jnp.isneginf(logits) & jnp.isneginf(clean), 0, wide(logits) - wide(clean))

@@ -266,11 +266,13 @@ def _responses(nothing: Responses, setting: Setting, chosen: HostArray, clean: C
         for values in (felt.gradients, felt.losses, felt.broken)
     )
     one_class = setting.data.criterion.one_class
+    losses_there = clean.losses[chosen]
+    largest_loss = float(np.abs(losses_there[np.isfinite(losses_there)]).max(initial=0.0))
     return nothing._replace(
         gradients=gradients[0],
         margins=-clean.margins[chosen] if one_class else np.zeros(len(chosen)),
         # A regression's losses have another unit than its outputs.
-        largest_logit=clean.largest if one_class else max(clean.largest, float(np.abs(clean.losses[chosen]).max())),
+        largest_logit=clean.largest if one_class else max(clean.largest, largest_loss),
         change_of_outputs=float(np.max(felt.changes)),
         standing=~broken[1:],
         losses=losses[1:],

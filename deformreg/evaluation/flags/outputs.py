@@ -20,7 +20,7 @@ class Outputs(NamedTuple):
             from the clean pass.
         mixed: [rows, ...], from one batch of these images: their neighbours and places are others.
         again: [rows, ...], from the same batch once more; `mixed` itself if that equals `expected`.
-        finite: bool[n], which of all outputs are finite.
+        finite: bool[n], which of all outputs are usable: see `Clean`.
         largest: the largest absolute value of all outputs, above zero.
         probabilities: ``outputs -> bool``, the criterion's; None: do not look.
         model_calls: rows computed besides the clean pass.
@@ -37,7 +37,7 @@ class Outputs(NamedTuple):
     @property
     def change_between_calls(self) -> float:
         """The largest difference between two calls on the same batch."""
-        return _largest(self.again - self.mixed)
+        return float(changes(self.again, self.mixed).max())
 
     @property
     def random(self) -> bool:
@@ -48,9 +48,11 @@ class Outputs(NamedTuple):
 ROUNDING = 1e-5  # of the largest output: calls on the same batch differ by less
 
 
-def _largest(values: HostArray) -> float:
-    """The largest absolute value of the finite entries."""
-    return float(np.abs(values[np.isfinite(values)]).max(initial=0.0))
+def changes(outputs: HostArray, others: HostArray) -> HostArray:
+    """How far outputs differ: not at all where both are NaN or the same infinity, infinitely where only one is."""
+    same = (outputs == others) | (np.isnan(outputs) & np.isnan(others))
+    difference = np.subtract(outputs, others, where=~same, out=np.zeros(same.shape))
+    return np.abs(np.where(np.isnan(difference), np.inf, difference))
 
 
 def watched_rows(count: int, rows: int) -> HostArray:
@@ -67,7 +69,7 @@ def observe_outputs(setting: Setting, clean: Clean, watched: HostArray) -> Outpu
         return np.asarray(judged.outputs, np.float64)
 
     expected, mixed = clean.watched.astype(np.float64), call()
-    differs = _largest(mixed - expected) > ROUNDING * clean.largest
+    differs = bool(changes(mixed, expected).max() > ROUNDING * clean.largest)
     return Outputs(
         expected,
         mixed,
@@ -92,7 +94,7 @@ def outputs_change_between_calls(outputs: Outputs) -> Flag | None:
 
 def outputs_depend_on_the_batch(outputs: Outputs) -> Flag | None:
     """Flags a model whose output for an image changes with the rest of the batch."""
-    change = _largest(outputs.mixed - outputs.expected)
+    change = float(changes(outputs.mixed, outputs.expected).max())
     if outputs.random or change <= 1e-3 * outputs.largest:
         return None
     return Flag(
@@ -103,7 +105,7 @@ def outputs_depend_on_the_batch(outputs: Outputs) -> Flag | None:
 
 
 def logits_not_finite(outputs: Outputs) -> Flag | None:
-    """Flags NaN and infinity."""
+    """Flags NaN and infinity, but for the logits of -inf with which a model masks classes out."""
     count = int((~outputs.finite).sum())
     if count == 0:
         return None

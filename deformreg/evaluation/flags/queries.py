@@ -15,6 +15,7 @@ from deformreg.attacks.attack import Examples
 from deformreg.attacks.search import sample_rows, step_keys
 from deformreg.evaluation.data import HostArray
 from deformreg.evaluation.flags.flag import Flag
+from deformreg.evaluation.flags.outputs import changes
 from deformreg.evaluation.flags.responses import identity_changes_the_loss
 from deformreg.noise import uniform
 from deformreg.perturbations import Perturbation
@@ -74,16 +75,16 @@ def compile_queries(make: Callable[[Any], Perturbation]) -> ObserveQueries:
             return np.concatenate(logits)[:count].astype(np.float64), np.concatenate(moved)[:count]
 
         logits, moved = zip(*(with_draw(number) for number in range(1 + DRAWS)), strict=True)
-        return Queries(np.stack(logits), float(moved[0].max()), float(_changes(logits[0], clean_logits).max()), radius)
+        return Queries(np.stack(logits), float(moved[0].max()), float(changes(logits[0], clean_logits).max()), radius)
 
     return observe
 
 
 def outputs_do_not_respond(queries: Queries) -> Flag | None:
     """Flags outputs that stay the same under every random perturbation, on more than 5 % of the examples."""
-    changes = _changes(queries.logits, queries.logits[0])
-    changes = changes.max(axis=(0, *range(2, changes.ndim)))
-    share = float((changes <= 1e-6 * queries.largest_logit).mean())
+    moved = changes(queries.logits, queries.logits[0])
+    moved = moved.max(axis=(0, *range(2, moved.ndim)))
+    share = float((moved <= 1e-6 * queries.largest_logit).mean())
     if share <= 0.05:
         return None
     return Flag(
@@ -92,13 +93,6 @@ def outputs_do_not_respond(queries: Queries) -> Flag | None:
         "without gradients see no progress.",
         {"share_of_examples": share, "draws": DRAWS, "radius": queries.radius},
     )
-
-
-def _changes(logits: HostArray, others: HostArray) -> HostArray:
-    """How far logits differ: not at all where both are NaN or the same infinity, infinitely where only one is."""
-    same = (logits == others) | (np.isnan(logits) & np.isnan(others))
-    difference = np.subtract(logits, others, where=~same, out=np.zeros(same.shape))
-    return np.abs(np.where(np.isnan(difference), np.inf, difference))
 
 
 QUERY_FLAGS = (identity_changes_the_loss, outputs_do_not_respond)

@@ -120,7 +120,9 @@ def compile_probe(make: Callable[[Any], Perturbation]) -> Probe:
             losses, gradient, _, broken = differentiate(logits_fn, family, "cross_entropy", examples, params)
             sizes = [jnp.max(jnp.abs(leaf), axis=tuple(range(1, leaf.ndim))) for leaf in jax.tree.leaves(gradient)]
             losses = losses.astype(zeros.dtype)
-            changes = jnp.abs(losses - rows.losses.astype(zeros.dtype))
+            clean = rows.losses.astype(zeros.dtype)
+            # Both are infinite where an image of a segmentation has pixels whose class is masked out.
+            changes = jnp.where(losses == clean, 0, jnp.abs(losses - clean))
             now = Felt(
                 jnp.where(number == 0, jnp.max(jnp.stack(sizes), axis=0).astype(zeros.dtype), felt.gradients),
                 jnp.where(number == 0, changes, felt.changes),

@@ -11,7 +11,7 @@ from closed_forms import perceptron
 
 from deformreg import attacks, balls, losses, released
 from deformreg.attacks import DifferenceNorms, Examples, FlowNorms
-from deformreg.attacks.search import fresh, record
+from deformreg.attacks.search import fresh, objective, record, runners_up
 from deformreg.evaluation import suites
 from deformreg.perturbations import additive
 from deformreg.testing import check_attack
@@ -108,6 +108,81 @@ def test_apgd_aims_at_no_more_classes_than_there_are():
     some, more = (attack.run(LOGITS, images, labels, jax.random.key(0)) for attack in makers)
     np.testing.assert_array_equal(some.params, more.params)
     np.testing.assert_array_equal(some.model_calls, more.model_calls)
+
+
+def masked(logits_fn, count=2):
+    """The model with more classes, each masked out by a logit of -inf, as a switch between tasks leaves them."""
+    return lambda images: jnp.pad(logits_fn(images), [(0, 0), (0, count)], constant_values=-jnp.inf)
+
+
+AIMED = {
+    "apgd-all-targets": attacks.apgd(ball=BALL, num_steps=3, loss="dlr", num_targets=9),
+    "apgd-margin-targets": attacks.apgd(ball=BALL, num_steps=3, loss="margin", num_targets=9, restarts=2, keep="best"),
+    "pgd-dlr": attacks.pgd(ball=BALL, num_steps=4, loss="dlr"),
+    "pgd-margin": attacks.pgd(ball=BALL, num_steps=4, loss="margin"),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "classes"),
+    [*((name, 5) for name in (*ATTACKS, *AIMED)), *((name, 3) for name in ("apgd-targets", *AIMED))],
+)
+def test_classes_that_are_masked_out_change_no_attack(name, classes):
+    """Neither what is found nor what it costs. With three classes the margin replaces the ratio of logits."""
+    attack, logits_fn, images = {**ATTACKS, **AIMED}[name], perceptron(30, classes=classes), examples()[0]
+    labels = jnp.argmax(logits_fn(images), axis=1)
+    plain = attack.run(logits_fn, images, labels, jax.random.key(0))
+    result = attack.run(masked(logits_fn), images, labels, jax.random.key(0))
+    np.testing.assert_array_equal(result.success, plain.success)
+    np.testing.assert_array_equal(result.model_calls, plain.model_calls)
+    np.testing.assert_allclose(result.params, plain.params, atol=1e-5)
+    np.testing.assert_allclose(result.losses, plain.losses, atol=1e-4)
+
+
+def test_adef_aims_at_no_class_that_is_masked_out():
+    """Of six candidates two are masked out: the last of the others takes their place."""
+    images, labels = examples()
+    four, six = (attacks.adef(max_norm=RADIUS, num_steps=6, candidates=count) for count in (4, 6))
+    plain = four.run(LOGITS, images, labels, jax.random.key(0))
+    result = six.run(masked(LOGITS), images, labels, jax.random.key(0))
+    assert plain.success.any()
+    np.testing.assert_array_equal(result.success, plain.success)
+    np.testing.assert_allclose(result.params, plain.params, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["released", "greedy", "square", "adef", "stadv", "nes", *AIMED])
+def test_an_image_with_a_single_class_left_is_not_broken(name):
+    images, labels = examples()
+    only = lambda images: jnp.where(labels[:, None] == jnp.arange(5)[None], LOGITS(images), -jnp.inf)  # noqa: E731
+    result = {**ATTACKS, **AIMED}[name].run(only, images, labels, jax.random.key(0))
+    assert not result.success.any()
+    assert np.isfinite(result.params).all()
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "margin", "dlr"])
+@pytest.mark.parametrize("targeted", [False, True])
+def test_gradients_are_finite_where_classes_are_masked_out(loss, targeted):
+    """The masked class may be any but the label or the target; in the last rows fewer than four are left."""
+    images, labels = examples()
+    targets = (labels + 1) % 5 if targeted else None
+    away = (jnp.arange(5)[None] - labels[:, None]) % 5  # 0 is the label, 1 the target
+    left = jnp.array([5, 5, 4, 3, 2, 2])[:, None]
+    given = Examples(images, labels, jax.random.split(jax.random.key(0), 6), targets)
+
+    def total(images):
+        return objective(loss, jnp.where(away < left, LOGITS(images), -jnp.inf), given).sum()
+
+    value, gradient = jax.value_and_grad(total)(images)
+    assert np.isfinite(value)
+    assert np.isfinite(gradient).all()
+    assert (np.abs(gradient).max(axis=(1, 2, 3)) > 0).all()
+
+
+def test_runners_up_are_classes_that_the_logits_allow():
+    logits = jnp.array([[5.0, 1.0, 3.0, -jnp.inf], [-jnp.inf, 2.0, -jnp.inf, 7.0], [-jnp.inf, -jnp.inf, 1.0, -jnp.inf]])
+    found = runners_up(logits, jnp.array([0, 3, 2]), 3)
+    assert found[:2].tolist() == [[2, 1, 1], [1, 1, 1]]
+    assert len(set(found[2].tolist())) == 1  # no class to aim at
 
 
 def test_arguments_are_checked_by_name():

@@ -159,6 +159,25 @@ def test_logits_that_are_not_finite_answer_nothing():
     assert found.lower_bounds[1] == found.radii[1] == 0
 
 
+def test_a_class_that_is_masked_out_takes_no_votes_from_the_others():
+    logits_fn, images, *_ = linear(4)
+    options = {"law": gaussian(3.0), "perturbation": additive(), "num_samples": 500, "key": KEY}
+
+    def masked(images):
+        return jnp.pad(logits_fn(images), [(0, 0), (1, 0)], constant_values=-jnp.inf)
+
+    plain, found = (np.asarray(smoothed_votes(each, images, **options)) for each in (logits_fn, masked))
+    np.testing.assert_array_equal(found, np.pad(plain, [(0, 0), (1, 0)]))
+    plain, found = (certify(each, images, **options) for each in (logits_fn, masked))
+    np.testing.assert_array_equal(found.radii, plain.radii)
+    np.testing.assert_array_equal(found.predictions, np.where(plain.predictions < 0, -1, plain.predictions + 1))
+    assert found.radii.any()
+    nothing = smoothed_votes(
+        lambda images: masked(images) * jnp.array([1.0, -jnp.inf, jnp.inf])[None], images, **options
+    )
+    assert not np.any(nothing)
+
+
 def test_wrong_answers_and_abstentions_count_nowhere():
     radii = np.array([1.0, 0.5, 0.8, 0.0])
     found = Certificates(np.array([0, 1, 1, -1]), np.full(4, 0.9), radii, "l2 norm", 2.0, 100, 1000, 0.001, 4400, 1.0)

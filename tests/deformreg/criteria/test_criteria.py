@@ -74,6 +74,34 @@ def test_outputs_that_are_not_finite_are_broken(name):
     assert compiled(name)(outputs, labels)[0][:3].all()
 
 
+def test_a_logit_of_minus_infinity_is_a_class_that_is_never_answered():
+    nan, inf = np.nan, np.inf
+    logits = jnp.array(
+        [[2, -inf, 1], [-inf, 2, 1], [-inf, -inf, 0], [-inf] * 3, [2, nan, 1], [inf, 0, 1], [2, 3, -inf]]
+    )
+    labels = jnp.array([0, 1, 2, 0, 0, 0, 0])
+    expected = [False, False, False, True, True, True, True]
+    assert classification().broken(logits, labels).tolist() == expected
+    maps, pixels = labels[:, None, None], logits[:, None, None]
+    assert segmentation(1.0).broken(pixels, maps).tolist() == expected
+
+    def second_best(logits, labels):
+        others = jnp.where(jnp.arange(3)[None] == labels[:, None], -jnp.inf, logits)
+        return jnp.sort(others, axis=1)[:, -2] - jnp.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
+
+    right = logits.at[6].set(jnp.array([1, 2, -inf]))
+    assert from_margin(second_best).broken(right, labels).tolist() == [*expected[:6], False]
+
+
+def test_several_labels_may_be_a_sure_no():
+    outputs = jnp.array([[-np.inf, 1.0], [-np.inf, 1.0], [-np.inf, -np.inf], [1.0, np.inf], [np.nan, 1.0]])
+    labels = jnp.array([[0, 1], [1, 1], [0, 0], [1, 1], [0, 1]])
+    assert multilabel().broken(outputs, labels).tolist() == [False, True, True, True, True]
+    assert multilabel(0.5).broken(outputs, labels).tolist() == [False, False, True, False, False]
+    for function in (multilabel().margin, multilabel().loss):
+        assert np.isfinite(jax.grad(lambda x, f=function: f(x, labels[:1]).sum())(outputs[:1])).all()
+
+
 @cases
 def test_margins_and_losses_have_finite_gradients(name):
     criterion, outputs, labels = drawn(name)

@@ -9,8 +9,9 @@ import pytest
 from closed_forms import perceptron
 
 from deformreg import attacks, balls
+from deformreg.criteria import regression
 from deformreg.evaluation import evaluate, flags
-from deformreg.evaluation.flags import queries
+from deformreg.evaluation.flags import outputs, queries
 from deformreg.evaluation.flags.diagnosis import diagnosis_failed
 from deformreg.evaluation.flags.outcomes import gradient_free_beats_gradients
 from deformreg.evaluation.outcomes import AttackOutcome
@@ -156,6 +157,46 @@ def test_a_fault_in_any_batch_is_caught():
 
     raised = evaluate(faulty, IMAGES, labels, SUITE, batch_size=5, key=KEY).flags
     assert [(flag.name, flag.evidence) for flag in raised] == [("logits_not_finite", {"examples": 1})]
+
+
+@pytest.mark.parametrize("batch_size", [16, 64])
+def test_a_model_that_masks_classes_out_is_healthy(batch_size):
+    """Its evaluation is that of the model without these classes; NumPy warns of nothing, or this would fail."""
+    labels = np.asarray(jnp.argmax(HEALTHY(IMAGES), axis=1))
+
+    def masked(images):
+        return jnp.pad(HEALTHY(images), [(0, 0), (0, 2)], constant_values=-jnp.inf)
+
+    plain, found = (evaluate(each, IMAGES, labels, SUITE, batch_size=batch_size, key=KEY) for each in (HEALTHY, masked))
+    assert found.flags == plain.flags == ()
+    assert (found.clean_accuracy, found.robust_accuracy) == (1.0, plain.robust_accuracy)
+    assert plain.robust_accuracy < 1
+
+
+def test_infinite_outputs_that_come_and_go_are_changes():
+    """A class that is masked out in one call and not in the other, beside one that always is."""
+    rows, inf = np.array([[1.0, 2.0, -np.inf]]), np.inf
+    same = outputs.Outputs(rows, rows, rows, np.ones(1, bool), 2.0, None, 1)
+    assert flags.raised(flags.OUTPUT_FLAGS, same) == ()
+    other = np.array([[1.0, -np.inf, -np.inf]])
+    for changed, name in (
+        (same._replace(mixed=other, again=other), "outputs_depend_on_the_batch"),
+        (same._replace(again=other), "outputs_change_between_calls"),
+    ):
+        (flag,) = flags.raised(flags.OUTPUT_FLAGS, changed)
+        assert (flag.name, flag.evidence["largest_change"]) == (name, inf)
+
+
+def test_a_regression_without_a_finite_output_is_caught():
+    right = regression(1.0)
+
+    def infinite(images):
+        levels = images.mean(axis=(1, 2))
+        return jnp.concatenate([levels, jnp.where(images[:, :1, 0, 0] == IMAGES[3, 0, 0, 0], -jnp.inf, levels)], axis=1)
+
+    suite, labels = [attacks.pgd(ball=balls.linf(0.1), num_steps=2)], np.full((64, 2), 0.5, np.float32)
+    found = evaluate(infinite, IMAGES, labels, suite, batch_size=64, key=KEY, criterion=right)
+    assert ("logits_not_finite", {"examples": 1}) in [(flag.name, flag.evidence) for flag in found.flags]
 
 
 def test_logits_that_are_not_finite_are_caught():

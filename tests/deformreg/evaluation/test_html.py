@@ -197,6 +197,14 @@ def test_differences_are_multiplied_by_what_the_page_says():
     assert said * np.abs(moved - found.images).max() == pytest.approx(0.5, rel=5e-3)  # from grey to black or white
 
 
+def test_frames_of_a_network_that_masks_a_class_out_have_its_answers():
+    images, flows = np.ones((1, 2, 2, 1), np.float32), np.zeros((1, 2, 2, 2), np.float32)
+    found = frames(lambda images: images[:, 0, 0] * jnp.array([[1, -jnp.inf, 2]]), images, [0], flows, num_steps=1)
+    assert found.predicted.tolist() == [[2, 2]]
+    np.testing.assert_allclose(found.confidences, jax.nn.sigmoid(1.0), rtol=1e-5)
+    np.testing.assert_allclose(found.label_confidences, jax.nn.sigmoid(-1.0), rtol=1e-5)
+
+
 @pytest.mark.slow
 def test_frames_ask_the_network_about_the_warped_images():
     rng = np.random.default_rng(0)

@@ -56,6 +56,14 @@ def test_half_precision_compares_images_whose_squares_overflow():
     assert found.ratio == pytest.approx(1, rel=0.01)
 
 
+def test_classes_that_are_masked_out_do_not_react():
+    def masked(images):
+        return jnp.pad(pixels(images), [(0, 0), (0, 3)], constant_values=-jnp.inf)
+
+    found, plain = (relative_stability(each, IMAGES, key=KEY, num_draws=2) for each in (masked, pixels))
+    assert found == pytest.approx(plain, rel=1e-6)
+
+
 def test_logits_that_are_not_finite_are_named():
     with pytest.raises(ValueError, match="logits that are not finite"):
         relative_stability(lambda images: jnp.log(pixels(images) - 0.5), IMAGES, key=KEY)
