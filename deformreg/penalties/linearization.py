@@ -8,7 +8,7 @@ import jax
 from jaxtyping import Array, Float
 
 from deformreg import _checks
-from deformreg._arrays import absolute, inner
+from deformreg._arrays import absolute, inner, wide
 from deformreg._families import check_layout, family_or_flow, identity
 from deformreg.attacks.ascent import projected_ascent
 from deformreg.attacks.search import check_ball, sample_rows
@@ -54,7 +54,8 @@ def linearization_penalty(
         has_aux: whether `loss_fn` returns ``(losses, aux)``; `aux` belongs to the unperturbed images.
 
     Returns:
-        ``(penalties[n], losses[n])``, or with `has_aux` ``(penalties, (losses, aux))``.
+        ``(penalties[n], losses[n])``, or with `has_aux` ``(penalties, (losses, aux))``. The penalties are float32 or
+        wider, the losses those of `loss_fn`.
 
     Raises:
         TypeError: as `gradient_penalty`, or a `ball`, `key` or `num_steps` that is none.
@@ -83,11 +84,11 @@ def linearization_penalty(
     hold = jax.lax.stop_gradient
     function, constants, images = closed(checked_loss(loss_fn, has_aux), images)
     gradients, result = image_gradients(lambda inputs: function(inputs, constants), images, has_aux=has_aux)
-    known = (result[0] if has_aux else result), pull_back(perturbation, gradients, images), constants
+    known = wide(result[0] if has_aux else result), pull_back(perturbation, gradients, images), constants
 
     def error(params: Params, losses: Array, slopes: Params, constants: Any) -> Array:
         found = function(perturbation.apply(params, images).astype(images.dtype), constants)
-        return absolute((found[0] if has_aux else found) - losses - inner(params, slopes).astype(losses.dtype))
+        return absolute(wide(found[0] if has_aux else found) - losses - inner(params, slopes).astype(losses.dtype))
 
     def constrain(params: Params) -> Params:
         return perturbation.constrain(params, images)

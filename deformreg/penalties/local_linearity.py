@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from deformreg import _checks
-from deformreg._arrays import scaled
+from deformreg._arrays import scaled, wide
 from deformreg._families import check_layout, family_or_flow, identity
 from deformreg.attacks.search import check_ball, sample_rows
 from deformreg.balls import Ball
@@ -44,7 +44,8 @@ def local_linearity_penalty(
         has_aux: whether `loss_fn` returns ``(losses, aux)``; `aux` belongs to the unperturbed images.
 
     Returns:
-        ``(penalties[n], losses[n])``, or with `has_aux` ``(penalties, (losses, aux))``.
+        ``(penalties[n], losses[n])``, or with `has_aux` ``(penalties, (losses, aux))``. The penalties are float32 or
+        wider, the losses those of `loss_fn`.
 
     Raises:
         TypeError: as `gradient_penalty`, or a `ball` or `key` that is none.
@@ -77,12 +78,11 @@ def local_linearity_penalty(
 
     def losses_at(params: Any) -> Array:
         result = checked(perturbation.apply(params, images))
-        losses: Array = result[0] if has_aux else result
-        return losses
+        return wide(result[0] if has_aux else result)
 
     first, second = draw(first_keys), draw(second_keys)
     result = checked(images)
-    shares = jax.vmap(jax.random.uniform)(share_keys).astype((result[0] if has_aux else result).dtype)
+    shares = jax.vmap(jax.random.uniform)(share_keys).astype(wide(result[0] if has_aux else result).dtype)
     between = jax.tree.map(jnp.add, scaled(first, 1 - shares), scaled(second, shares))
     interpolated = (1 - shares) * losses_at(first) + shares * losses_at(second)
     return (losses_at(between) - interpolated) ** 2, result

@@ -41,6 +41,30 @@ def quadratic(images, scale=1.0):
 
 
 @penalties
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+@pytest.mark.parametrize("has_aux", [False, True])
+def test_penalties_of_a_loss_of_sixteen_bits_are_single_precision(penalty, dtype, has_aux):
+    """As the other penalties; the losses stay what the function returned, and the same numbers in float32."""
+    images = random_images().astype(np.float32)
+
+    def halves(images):  # multiples of 1/2 below 128, which 16 bits hold, with the slopes of the quadratic loss
+        losses = quadratic(images, 3.0).astype(jnp.float32)
+        return losses + jax.lax.stop_gradient(jnp.round(2 * losses) / 2 - losses)
+
+    def rounded(kind):
+        loss_fn = lambda images: halves(images).astype(kind)  # noqa: E731
+        return (lambda images: (loss_fn(images), None)) if has_aux else loss_fn
+
+    (found, losses), (expected, same) = (
+        penalty(rounded(kind), images, additive(), ball=linf(0.3), has_aux=has_aux) for kind in (dtype, np.float32)
+    )
+    losses, same = (value[0] if has_aux else value for value in (losses, same))
+    assert (found.dtype, losses.dtype) == (jnp.float32, dtype)
+    np.testing.assert_allclose(losses.astype(jnp.float32), same, rtol=1e-6)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@penalties
 @pytest.mark.parametrize("ball", [linf(0.3), pixelwise_l2(0.3)], ids=lambda ball: ball.name)
 def test_a_linear_loss_is_not_penalized(penalty, ball, float64):
     options = {"slope_weight": 0.0} if penalty is PENALTIES["linearization"] else {}
