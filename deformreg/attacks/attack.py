@@ -252,23 +252,47 @@ def row_keys(key: Array, indices: Array) -> Array:
 def as_argument(logits_fn: LogitsFn) -> Partial:
     """A function as a pytree that `jit` takes as an argument; the arrays of a `Partial` are traced, not constants.
 
-    Its flags, for example ``train=False``, stay what they are.
+    Its keywords without arrays, for example ``train=False`` or ``strides=(2, 2)``, stay what they are.
     """
     _checks.function("logits_fn", logits_fn)
     if not isinstance(logits_fn, Partial):
         return Partial(logits_fn)
-    flags = {name: value for name, value in logits_fn.keywords.items() if isinstance(value, (bool, str))}
+    flags = {name: value for name, value in logits_fn.keywords.items() if _is_flag(value)}
+    others = {name: value for name, value in logits_fn.keywords.items() if name not in flags}
+    for path, leaf in jax.tree_util.tree_leaves_with_path((logits_fn.args, others)):
+        if not _is_array(leaf):
+            place = ("args", "keywords")[path[0].idx] + jax.tree_util.keystr(path[1:])
+            raise TypeError(
+                f"logits_fn must be a Partial of arrays, got {_checks.described(leaf)} at {place}: close over it, or "
+                "split it off, as equinox.partition does"
+            )
     if not flags:
         return logits_fn
-    others = {name: value for name, value in logits_fn.keywords.items() if name not in flags}
-    return Partial(_Flagged(logits_fn.func, tuple(sorted(flags.items()))), *logits_fn.args, **others)
+    named = tuple(sorted(flags.items()))
+    return Partial(_Flagged(logits_fn.func, named, repr(named)), *logits_fn.args, **others)
+
+
+def _is_flag(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return all(map(_is_flag, value))
+    return value is None or isinstance(value, (bool, str, int, float))
+
+
+def _is_array(leaf: Any) -> bool:
+    if hasattr(leaf, "shape") and hasattr(leaf, "dtype"):
+        return getattr(leaf.dtype, "kind", "V") not in "OSU"
+    return isinstance(leaf, (bool, int, float, complex))
 
 
 class _Flagged(NamedTuple):
-    """A function with flags. Equal for equal flags, so that it is compiled once."""
+    """A function with flags. Equal for equal flags, so that it is compiled once.
+
+    `written` tells flags apart that Python calls equal, such as 1, 1.0 and True.
+    """
 
     function: Callable[..., Array]
-    flags: tuple[tuple[str, bool | str], ...]
+    flags: tuple[tuple[str, Any], ...]
+    written: str
 
     def __call__(self, *arguments: Any, **keywords: Any) -> Array:
         return self.function(*arguments, **keywords, **dict(self.flags))

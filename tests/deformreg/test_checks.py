@@ -1,5 +1,6 @@
 """Arguments that do not fit are refused by every function that takes them, in one line that says what to give."""
 
+import equinox
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +10,7 @@ from flax import nnx
 
 import deformreg
 from deformreg import attacks, balls, noise, perturbations
+from deformreg.attacks.attack import as_argument
 from deformreg.certification import Certificates, gaussian, smoothed_predictions, smoothed_votes
 
 KEY = jax.random.key(0)
@@ -249,6 +251,59 @@ def test_keys_whose_draws_depend_on_other_examples_are_replaced(implementation):
     alone = attack.run(LOGITS, IMAGES[2:], LABELS[2:], jax.random.split(key, 4)[2:])
     together = attack.run(LOGITS, IMAGES, LABELS, jax.random.split(key, 4))
     np.testing.assert_allclose(alone.params, together.params[2:], rtol=1e-6)
+
+
+def test_numbers_of_a_partial_are_known_when_it_is_compiled():
+    """Shapes and branches may depend on them; another value, or another type of it, compiles anew."""
+    seen = []
+
+    def network(weights, images, *, groups, scale, strides=None, padding=(0, (1,))):
+        seen.append((groups, scale, strides, padding))
+        logits = LOGITS(images).reshape(len(images), groups, -1).reshape(len(images), -1)
+        return logits * weights * (1.0 if scale > 0.5 else jnp.nan)
+
+    def certified(**keywords):
+        seen.clear()
+        logits_fn = jax.tree_util.Partial(network, jnp.float32(2.0), **keywords)
+        found = deformreg.certify(logits_fn, IMAGES[:1], law=gaussian(0.1), num_samples=20, key=KEY)
+        assert found.predictions[0] >= 0
+        return set(seen)
+
+    assert certified(groups=5, scale=1.5) == {(5, 1.5, None, (0, (1,)))}
+    assert certified(groups=1, scale=1.0, strides=(2, 2), padding=None) == {(1, 1.0, (2, 2), None)}
+    one, true = (as_argument(jax.tree_util.Partial(network, groups=value)) for value in (1, True))
+    same = as_argument(jax.tree_util.Partial(network, groups=1))
+    assert jax.tree.structure(one) == jax.tree.structure(same) != jax.tree.structure(true)
+
+
+@pytest.mark.parametrize(
+    ("logits_fn", "place"),
+    [
+        (
+            jax.tree_util.Partial(lambda p, x: LOGITS(x), {"w": IMAGES, "f": [jnp.tanh]}),
+            "the function tanh at args[0]['f'][0]",
+        ),
+        (jax.tree_util.Partial(lambda x, p: LOGITS(x), p={"name": "cnn"}), "'cnn' at keywords['p']['name']"),
+        (jax.tree_util.Partial(lambda p, x: LOGITS(x), "cnn"), "'cnn' at args[0]"),
+        (jax.tree_util.Partial(lambda p, x: LOGITS(x), np.array([None])), "object of shape (1,) at args[0]"),
+        (
+            jax.tree_util.Partial(lambda p, x: LOGITS(x), equinox.nn.MLP(2, 2, 2, 1, key=KEY)),
+            "at args[0].activation",
+        ),
+    ],
+    ids=["dict", "keyword", "string", "objects", "equinox"],
+)
+def test_what_is_no_array_in_a_partial_is_named(logits_fn, place):
+    attack = attacks.pgd(ball=BALL, num_steps=1)
+    for use in (
+        lambda: deformreg.evaluate(logits_fn, IMAGES, LABELS, [attack], key=KEY),
+        lambda: deformreg.certify(logits_fn, IMAGES, law=gaussian(0.1), num_samples=20, key=KEY),
+        lambda: deformreg.evaluation.frames(logits_fn, IMAGES, LABELS, np.zeros((4, 5, 6, 2))),
+    ):
+        with pytest.raises(TypeError, match=r"logits_fn must be a Partial of arrays, got .*: close over it") as caught:
+            use()
+        assert place in one_line(caught)
+        assert "equinox.partition" in one_line(caught)
 
 
 def test_flags_of_a_partial_stay_flags():
