@@ -1,5 +1,7 @@
 """Arguments that do not fit are refused by every function that takes them, in one line that says what to give."""
 
+import warnings
+
 import equinox
 import jax
 import jax.numpy as jnp
@@ -152,16 +154,65 @@ LAYOUTS = {
 
 
 @pytest.mark.parametrize("use", LAYOUTS.values(), ids=LAYOUTS)
-@pytest.mark.parametrize("shape", [(2, 3, 32, 32), (2, 3, 24, 32), (2, 1, 28, 28)])
+@pytest.mark.parametrize("shape", [(2, 3, 32, 32), (2, 3, 24, 32), (2, 4, 48, 64), (2, 1, 28, 28)])
 def test_channels_in_front_are_named(use, shape):
     with pytest.raises(ValueError, match=r"\[n, h, w, c\].*looks like \[n, c, h, w\]: transpose"):
         use(np.zeros(shape, np.float32))
 
 
-@pytest.mark.parametrize("shape", [(2, 1, 28, 1), (2, 1, 128, 9), (2, 3, 7, 7), (2, 8, 8, 64), (2, 3, 28, 4)])
+LIKELY = [
+    *((2, 1, 28, 1), (2, 1, 128, 9), (2, 3, 7, 7), (2, 8, 8, 64), (2, 3, 28, 4), (2, 3, 64, 8), (2, 4, 16, 8)),
+    *((2, 32, 32, 32), (2, 3, 64, 16), (2, 64, 3, 32), (2, 4, 16, 16, 8), (2, 8, 16, 16, 4), (2, 64, 8), (2, 9, 7)),
+]
+
+
+@pytest.mark.parametrize("shape", LIKELY)
 def test_small_images_and_many_channels_are_no_mistake(shape):
-    penalties, _ = deformreg.gradient_penalty(losses, np.zeros(shape, np.float32))
+    penalties, _ = deformreg.gradient_penalty(total, np.zeros(shape, np.float32))
     assert penalties.shape == (2,)
+
+
+DOUBTFUL = [
+    *((2, 1, 8, 8), (2, 3, 16, 16), (2, 64, 32, 32), (2, 2, 48, 48), (2, 1, 80, 100)),
+    *((2, 3, 16, 16, 16), (2, 1, 9, 9, 9), (2, 28, 28), (2, 8, 64), (2, 20, 40)),
+]
+
+
+@pytest.mark.parametrize("shape", DOUBTFUL)
+def test_what_may_be_either_layout_is_computed_with_a_warning(shape):
+    """Once for all calls of a place, which is the caller's; families that move no pixels do not ask."""
+    images = np.zeros(shape, np.float32)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        for _ in range(3):
+            penalties, _ = deformreg.gradient_penalty(total, images)
+    assert penalties.shape == (2,)
+    (one,) = caught
+    assert (one.category, one.filename) == (UserWarning, __file__)
+    kind = "signals" if len(shape) == 3 else "images"
+    assert str(one.message).startswith(f"{kind} of shape {shape} are read as [n, ")
+    assert "but may be" in str(one.message)
+    assert "transpose" in str(one.message)
+    deformreg.gradient_penalty(total, images, deformreg.additive())
+
+
+def test_exchanged_axes_go_around_the_check_of_the_layout():
+    images = np.random.default_rng(0).random((2, 3, 30, 40)).astype(np.float32)
+    with pytest.raises(ValueError, match="looks like"):
+        deformreg.gradient_penalty(squares, images)
+    there, _ = deformreg.gradient_penalty(lambda x: squares(x.swapaxes(1, 2)), images.swapaxes(1, 2))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("deformreg.penalties.exact.check_layout", lambda *_: None)
+        here, _ = deformreg.gradient_penalty(squares, images)
+    np.testing.assert_allclose(there, here, rtol=1e-5)
+
+
+def total(images):
+    return images.reshape(len(images), -1).sum(axis=1)
+
+
+def squares(images):
+    return total(images**2 * np.arange(3, dtype=np.float32)[:, None, None])
 
 
 @pytest.mark.parametrize("result", [lambda x: (x, x), lambda x: None, lambda x: {"loss": x}, lambda x: x[:1]])
