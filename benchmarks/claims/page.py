@@ -24,6 +24,19 @@ def state(lines: Sequence[Line]) -> str:
     return f"**{len(lines)} cells of the grid are computed, {left} are not.** Verdicts may change with the others."
 
 
+def summary(lines: Sequence[Line]) -> str:
+    """The claims with their verdicts in a table, and in how many comparisons each was better and worse."""
+    rows = []
+    for number, (claim, verdict, evidence, _) in verdicts.judge(lines).items():
+        outcomes = [one.outcome for one in evidence if isinstance(one, Comparison)]
+        counts = [f"{name} in {outcomes.count(name)}" for name in _OUTCOMES] if outcomes else []
+        rows.append([number, claim, f"**{verdict}**", ", ".join(counts)])
+    return markdown([["", "claim", "verdict", "comparisons"], ["---"] * 4, *rows])
+
+
+_OUTCOMES = (verdicts.BETTER, verdicts.WORSE, verdicts.UNDECIDED)
+
+
 def judged(lines: Sequence[Line]) -> str:
     """The verdicts, each with what it rests on."""
     return "\n\n".join(_judged(number, verdict) for number, verdict in verdicts.judge(lines).items())
@@ -38,10 +51,7 @@ def _judged(number: str, verdict: Verdict) -> str:
 
 
 def _compared(found: Sequence[Comparison]) -> str:
-    counts = [
-        f"{outcome} in {sum(one.outcome == outcome for one in found)}"
-        for outcome in (verdicts.BETTER, verdicts.WORSE, verdicts.UNDECIDED)
-    ]
+    counts = [f"{name} in {sum(one.outcome == name for one in found)}" for name in _OUTCOMES]
     rows = [
         [
             f"`{one.setting}`",
@@ -358,6 +368,7 @@ def _on_test(line: Line) -> list[str]:
 
 PARTS: dict[str, Callable[[Sequence[Line]], str]] = {
     "state": state,
+    "summary": lambda lines: summary(plan.judgeable(lines)),
     "verdicts": lambda lines: judged(plan.judgeable(lines)),
     "matched": lambda lines: matched(plan.judgeable(lines)),
     "gains": lambda lines: gains(plan.judgeable(lines)),

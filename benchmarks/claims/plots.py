@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from statistics import fmean
 
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
@@ -43,6 +44,9 @@ COLORS = {
 SHOWN_LOSS = 12
 """Points of clean accuracy: a training that loses more lies outside the plot."""
 
+SHOWN = ("digits/small-cnn-relu", "mnist5k/small-cnn-relu")
+"""Settings that repeat the cheaper methods, too."""
+
 
 def curves(lines: Sequence[Line]) -> Figure:
     """Robust accuracy at the middle radius against clean accuracy: a panel for each setting, a line for each method.
@@ -78,8 +82,7 @@ def costs(lines: Sequence[Line]) -> Figure:
                 axes.plot(cost, 100 * one.mean(verdicts.seen), "o", color=color, label=method)
                 axes.plot(cost, 100 * one.mean(verdicts.unseen), "o", color=color, fillstyle="none")
         radius = next(line["seen"]["radii"][1] for line in lines if line["setting"] == setting and "seen" in line)
-        axes.plot([], [], "o", color="black", label="filled: under flows")
-        axes.plot([], [], "o", color="black", fillstyle="none", label="open: unseen deformations")
+        _mark(axes)
         axes.set_xlabel("passes of a training step, in standard steps")
         axes.set_ylabel(f"accuracy under attack in % (flows: {radius:g} px)")
         axes.set_ylim(0, 100)
@@ -89,6 +92,47 @@ def costs(lines: Sequence[Line]) -> Figure:
 
     several = [setting for setting in verdicts.settings(lines) if len(verdicts.chosen(lines, setting)) > 1]
     return _panels([line for line in lines if line["setting"] in several] or lines, draw)
+
+
+def methods(lines: Sequence[Line]) -> Figure:
+    """Methods that were trained with several seeds, the cheapest step on top: accuracy under flows (filled) and unseen
+    deformations (open) at matched clean accuracy, means and ranges."""
+    found = {setting: here for setting in SHOWN if (here := _repeated(lines, setting))}
+    if not found:
+        return Figure()
+    costs = {name: one.lines[0]["passes"] / 3 for here in found.values() for name, one in here.items()}
+    names = sorted(costs, key=lambda name: (costs[name], name))
+    figure = Figure(figsize=(10, 1.2 + 0.34 * len(names)), layout="constrained")
+    places = figure.subplots(1, len(found), sharey=True, squeeze=False).flat
+    for axes, (setting, here) in zip(places, found.items(), strict=True):
+        for row, name in enumerate(names):
+            if name in here:
+                for measure, fill in ((verdicts.unseen, "none"), (verdicts.seen, "full")):
+                    values = [100 * measure(line) for line in here[name].lines]
+                    axes.plot([min(values), max(values)], [row, row], color=COLORS[name], linewidth=2, alpha=0.5)
+                    axes.plot(fmean(values), row, "o", color=COLORS[name], fillstyle=fill)
+        axes.set_title(setting, fontsize=10)
+        axes.set_xlabel("accuracy in %")
+        axes.set_xlim(-3, 100)
+        axes.set_yticks(range(len(names)), [f"{name} ({costs[name]:.3g})" for name in names])
+        axes.set_ylim(len(names) - 0.5, -0.5)
+        axes.spines[["top", "right", "left"]].set_visible(False)
+        axes.tick_params(axis="y", length=0)
+        axes.grid(alpha=0.25)
+    _mark(axes)
+    axes.legend(loc="lower right", fontsize=8)
+    return figure
+
+
+def _mark(axes: Axes) -> None:
+    """Explains filled and open circles in the legend."""
+    axes.plot([], [], "o", color="black", label="filled: under flows")
+    axes.plot([], [], "o", color="black", fillstyle="none", label="open: unseen deformations")
+
+
+def _repeated(lines: Sequence[Line], setting: str) -> dict[str, verdicts.Chosen]:
+    found = verdicts.chosen(lines, setting)
+    return {name: one for name, one in found.items() if one.matched and len(one.lines) > 1}
 
 
 def _panels(lines: Sequence[Line], draw: Callable[[Axes, str], None]) -> Figure:
@@ -118,5 +162,6 @@ def _panels(lines: Sequence[Line], draw: Callable[[Axes, str], None]) -> Figure:
 PLOTS: dict[str, Callable[[Sequence[Line]], Figure]] = {
     "claims-curves.png": curves,
     "claims-cost.png": lambda lines: costs(plan.judgeable(lines)),
+    "claims-methods.png": lambda lines: methods(plan.judgeable(lines)),
 }
 """The plots, by file name."""

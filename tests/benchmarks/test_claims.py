@@ -111,6 +111,7 @@ def test_verdicts_follow_the_lines():
     low, high = (f"{100 * end:+.1f}" for end in verdicts.difference_interval(0.5, 0.2, 200))
     row = f"| `digits` | under flows | input gradient | +30.0 | {low} to {high} | better |"
     assert row in page.judged(made())
+    assert "| **holds** | better in 1, worse in 0, undecided in 0 |" in page.summary(made()).splitlines()[2]
     assert verdicts.judge([])["C1"].verdict == OPEN
 
 
@@ -426,9 +427,21 @@ def test_fronts_show_what_a_larger_loss_of_clean_accuracy_buys():
 
 def test_only_settings_have_panels():
     cells = [one for number in range(4) for one in made(setting=f"setting {number}")]
-    for plot in plots.PLOTS.values():
+    for plot in (plots.curves, plots.costs):
         shown = [axes.get_title() for axes in plot(cells).axes if axes.get_visible()]
         assert shown == [f"setting {number}" for number in range(4)]
+
+
+def test_methods_with_several_seeds_stand_in_the_order_of_their_cost(monkeypatch):
+    monkeypatch.setattr(plots, "SHOWN", ("digits", "mnist"))
+    cells = [one | {"passes": 3.0 + number} for number, one in enumerate(made())]
+    several = cells + [one | {"seed": 1} for one in cells if one["method"] != "deformation"]
+    (axes,) = plots.methods(several).axes
+    rows = [label.get_text() for label in axes.get_yticklabels()]
+    assert rows[0] == "standard (1)"
+    assert "flow gradient (2.33)" in rows
+    assert not any(row.startswith("deformation") for row in rows)  # one seed
+    assert plots.methods(cells).axes == []
 
 
 @pytest.mark.parametrize("lost", [False, True])
