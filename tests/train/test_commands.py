@@ -170,6 +170,7 @@ def test_a_coordinator_that_does_not_answer_is_named(capsys, tmp_path, monkeypat
         (["certify", "no/such/run", "--num-samples", "9"], "certify nothing at --alpha 0.001"),
         (["certify", "no/such/run", "--num-selection", "0"], "--num-selection must be at least 1, got 0"),
         (["certify", "no/such/run", "--alpha", "1"], "--alpha must be below 1, got 1.0"),
+        (["certify", "no/such/run", "--alpha", "1e-300"], "--alpha must be at least 1e-250, got 1e-300"),
         (["certify", "no/such/run", "--examples", "-1"], "--examples must be at least 0"),
         (["certify", "no/such/run", "--radii", "0.5", "0.2"], "--radii must be increasing"),
         (["certify", "no/such/run", "--stride", "0"], "--stride must be at least 1"),

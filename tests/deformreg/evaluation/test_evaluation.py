@@ -437,7 +437,7 @@ def test_a_radius_that_is_none_ends_before_the_first_attack(radius):
 
 def test_images_of_another_layout_are_named():
     labels = data()[1]
-    wide = np.random.default_rng(0).random((COUNT, 3, 8, 9)).astype(np.float32)
+    wide = np.random.default_rng(0).random((COUNT, 3, 24, 25)).astype(np.float32)
 
     def channels_first(images):
         return LOGITS(images[:, :1, :5, :6].transpose(0, 2, 3, 1))
