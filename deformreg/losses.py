@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from deformreg import _checks
@@ -69,6 +70,7 @@ def cross_entropy(
         >>> round(cross_entropy(jnp.array([[0.0, 2.0]]), jnp.array([[0.5, 0.5]])).item(), 4)
         1.1269
     """
+    labels = np.asarray(labels) if isinstance(labels, (list, tuple)) else labels
     if getattr(labels, "ndim", 0) == 2 and jnp.issubdtype(labels.dtype, jnp.floating):
         logits = _checks.floating("logits", logits, rank=2, axes="[n, classes]")
         logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))

@@ -65,6 +65,12 @@ def test_the_cross_entropy_of_soft_labels_is_the_mean_over_the_classes():
     assert impossible.tolist() == [0.0]
 
 
+def test_soft_labels_may_be_lists():
+    logits, shares = jnp.array([[1.0, 2.0, 3.0], [0.0, -1.0, 2.0]]), [[0.5, 0.5, 0], [0, 1.0, 0]]
+    np.testing.assert_array_equal(cross_entropy(logits, shares), cross_entropy(logits, jnp.array(shares)))
+    np.testing.assert_array_equal(cross_entropy(logits, [2, 0]), cross_entropy(logits, jnp.array([2, 0])))
+
+
 def test_soft_labels_that_are_rounded_keep_the_laws_of_the_cross_entropy():
     """Smoothed labels of 16 bits do not sum to 1; the loss still ignores a shift of all logits."""
     shares = jax.nn.one_hot(jnp.array([3]), 10, dtype=jnp.bfloat16) * 0.95 + jnp.bfloat16(0.005)

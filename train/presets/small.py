@@ -7,6 +7,7 @@ from dataclasses import replace
 from train.config import Config, Data, Evaluation, Model
 from train.data import Augmentation
 from train.methods.gradient import FlowGradient
+from train.methods.greedy import Greedy
 from train.methods.spatial import Spatial
 from train.optimizers import Sgd
 from train.presets.preset import Group, Preset, family
@@ -58,10 +59,11 @@ MNIST5K = Group(
         **family(
             "mnist5k",
             _MNIST,
-            {"standard": Config().method, "flow": _FLOW},
+            {"standard": Config().method, "flow": _FLOW, "greedy": Greedy(radius=0.125)},
             {
                 "standard": "97 % clean, at 0.675 px 8 % multi-step, 0 % under `standard`",
                 "flow": "97 % clean, at 0.675 px 32 % multi-step, 1 % under `standard`",
+                "greedy": "97 % clean, at 0.675 px 34 % multi-step, 0 % under `standard`; at 0.3 px 73 %",
             },
         ),
         **family(
@@ -85,10 +87,11 @@ DIGITS = Group(
         "digits",
         _DIGITS,
         # Coarser images have steeper losses per pixel, so the weight is smaller.
-        {"standard": Config().method, "flow": FlowGradient(weight=1.0)},
+        {"standard": Config().method, "flow": FlowGradient(weight=1.0), "greedy": Greedy(radius=0.2)},
         {
             "standard": "99.7 % clean, at 0.175 px 57 to 58 % multi-step, 28 % under `standard`",
             "flow": "99.7 % clean, at 0.175 px 73 to 78 % multi-step, 54 % under `standard`",
+            "greedy": "99.3 % clean, at 0.175 px 89 % multi-step, 80 % under `standard`",
         },
     ),
 )
