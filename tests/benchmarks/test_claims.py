@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from benchmarks import json_lines
-from benchmarks.claims import cell, grid, lines, page, plan, plots, verdicts
+from benchmarks.claims import cell, grid, judged, lines, page, plan, plots, verdicts
 from benchmarks.claims.verdicts import BETTER, FAILS, HOLDS, LIMITED, OPEN, WORSE, Absent
 from benchmarks.cli import main
 from deformreg.evaluation import suites
@@ -91,7 +91,7 @@ def test_a_method_that_never_matches_is_not_compared():
     setting = "mnist5k/preact-resnet-18-gelu"
     elsewhere = [one | {"setting": setting} for one in made() if one["method"] != "pixel adversarial"]
     assert verdicts.judge(elsewhere)["C2"].absent == (Absent(setting, verdicts.UNTRIED, ("pixel adversarial",)),)
-    assert f"Not compared: `{setting}`: not tried (pixel adversarial)." in page.judged(elsewhere)
+    assert f"Not compared: `{setting}`: not tried (pixel adversarial)." in judged.in_full(elsewhere)
     assert "input gradient (not matched)" in page.matched(cells)
 
 
@@ -110,8 +110,8 @@ def test_verdicts_follow_the_lines():
     assert {one.kept for one in found["C5"].evidence} == {(0.5, 0.5, 0.5)}
     low, high = (f"{100 * end:+.1f}" for end in verdicts.difference_interval(0.5, 0.2, 200))
     row = f"| `digits` | under flows | input gradient | +30.0 | {low} to {high} | better |"
-    assert row in page.judged(made())
-    assert "| **holds** | better in 1, worse in 0, undecided in 0 |" in page.summary(made()).splitlines()[2]
+    assert row in judged.in_full(made())
+    assert "| **holds** | better in 1, worse in 0, undecided in 0 |" in judged.summary(made()).splitlines()[2]
     assert verdicts.judge([])["C1"].verdict == OPEN
 
 
@@ -406,7 +406,7 @@ def test_the_page_is_written_from_the_lines(tmp_path, capsys, monkeypatch):
     assert "`digits`: 200 test images, one seed; accuracies" in text
     assert "`deformation` keeps 20.0 % (`pixel adversarial` 30.0, standard 10.0); under" in text
     assert "`pixel adversarial` keeps 35.0 % (`deformation` 70.0, standard 5.0)." in text
-    partly = page.judged(made() + [one for one in made(setting="mnist") if one["method"] != "input gradient"])
+    partly = judged.in_full(made() + [one for one in made(setting="mnist") if one["method"] != "input gradient"])
     assert "Not compared: `mnist`: not computed yet (input gradient)." in partly
     assert "**C2: holds.**" in partly
     capsys.readouterr()
